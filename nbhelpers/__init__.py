@@ -1,0 +1,38 @@
+"""Analyse what the attention of a transformer does across positions and scales.
+
+The names below are all that the notebooks need; each is imported when it is first used, so that the command line
+starts without torch.
+"""
+
+import importlib
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "load_model": "hooks.models",
+    "available_models": "hooks.models",
+    "describe": "hooks.models",
+    "load_text": "corpora",
+    "scaled_variant": "corpora",
+    "capture": "hooks.capture",
+    "plan": "hooks.capture",
+    "Profiles": "profiles",
+    "Protocol": "protocol",
+    "PAPER": "protocol",
+    "analyze": "analysis",
+    "HeadTable": "tables",
+    "kernels": "kernels",
+}
+
+__all__ = ["__version__", *_HOME]  # noqa: PLE0604 (the names of _HOME are strings)
+
+
+def __getattr__(name):
+    if name not in _HOME:
+        raise AttributeError(f"module 'nbhelpers' has no attribute {name!r}; it has {', '.join(_HOME)}")
+    module = importlib.import_module(f"nbhelpers.{_HOME[name]}")
+    return module if name == "kernels" else getattr(module, name)
+
+
+def __dir__():
+    return __all__

@@ -1,0 +1,139 @@
+"""Command line: ``python -m nbhelpers {run, models, report, site}``."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+# What the library raises for wrong input: told in one line. Anything else is a bug and shows its traceback.
+USER_ERRORS = (LookupError, ValueError, FileNotFoundError)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return the exit status: 0 done, 1 a notebook failed, 2 wrong input, 130 Ctrl-C."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.command(options)
+    except KeyboardInterrupt:
+        if options.traceback:
+            raise
+        return 130
+    except USER_ERRORS as error:
+        if options.traceback:
+            raise
+        text = error.args[0] if isinstance(error, KeyError) and error.args else error
+        print(f"nbhelpers: {' '.join(str(text).split())} (--traceback shows where)", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m nbhelpers", description="Run the notebook collection.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    run = commands.add_parser(
+        "run", help="run notebooks with papermill; resumes what an earlier run finished"
+    )
+    run.set_defaults(command=_run)
+    run.add_argument(
+        "notebooks", nargs="*", metavar="NOTEBOOK", help="05, 05_frequency_bands or a path; default all"
+    )
+    run.add_argument("--size", default="reader", help="smoke, reader (default) or full")
+    run.add_argument("--model", help="passed to the notebooks that take a model")
+    run.add_argument("--out", default="build/run", help="output folder (default: %(default)s)")
+    run.add_argument(
+        "-p",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("KEY", "VALUE"),
+        help="a parameter, as papermill's; repeatable; paths are seen from the notebook's folder",
+    )
+    run.add_argument("--fresh", action="store_true", help="run again what already passed")
+    run.add_argument(
+        "--cell-timeout", type=float, default=600, help="seconds per cell (default: %(default)s)"
+    )
+    run.add_argument("--total-timeout", type=float, help="seconds for all (default: no limit)")
+    run.add_argument("--folder", help="folder of the notebooks, if not found by itself")
+
+    models = commands.add_parser("models", help="list the models that need no network")
+    models.set_defaults(command=_models)
+
+    report = commands.add_parser("report", help="print the numbers a run recorded")
+    report.set_defaults(command=_report)
+    report.add_argument(
+        "folder", nargs="?", default="build/run", help="a run's output (default: %(default)s)"
+    )
+
+    site = commands.add_parser("site", help="turn executed notebooks into pages, offline")
+    site.set_defaults(command=_site)
+    site.add_argument("folder", nargs="?", default="build/run", help="a run's output (default: %(default)s)")
+    site.add_argument("--out", help="folder of the pages (default: the same folder)")
+
+    for command in (run, models, report, site):
+        command.add_argument("--traceback", action="store_true", help="show where an error was raised")
+    return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    from nbhelpers.lab.notebooks import run_notebooks
+
+    runs = run_notebooks(
+        options.notebooks or None,
+        size=options.size,
+        model=options.model,
+        out=options.out,
+        parameters={key: parse_value(value) for key, value in options.p},
+        cell_timeout=options.cell_timeout,
+        total_timeout=options.total_timeout,
+        folder=options.folder,
+        resume=not options.fresh,
+    )
+    return 1 if any(run.status == "failed" for run in runs) else 0
+
+
+def _models(options: argparse.Namespace) -> int:
+    from nbhelpers.hooks.models import available_models
+
+    models = available_models()
+    for name in models:
+        print(f"{name:20} {models[name]}" if isinstance(models, dict) else name)
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from nbhelpers.lab.results import load_results
+
+    numbers = load_results(options.folder)
+    for notebook, rows in numbers.groupby("notebook"):
+        print(f"{notebook}")
+        shown = rows.drop(columns=["notebook", "note"]).astype(object)
+        shown = shown.where(shown.notna(), "")
+        print(shown.to_string(index=False, float_format=lambda number: f"{number:.4g}"), end="\n\n")
+    print(f"{len(numbers)} numbers of {numbers['notebook'].nunique()} notebooks in {options.folder}")
+    return 0
+
+
+def _site(options: argparse.Namespace) -> int:
+    from nbhelpers.lab.site import build_site
+
+    index = build_site(Path(options.folder) / "executed", options.out or options.folder)
+    print(f"pages: {index}")
+    return 0
+
+
+def parse_value(text: str) -> Any:
+    """Return a parameter's value from text, by papermill's rules (True, False, None, numbers, text)."""
+    named = {"True": True, "False": False, "None": None}
+    if text in named:
+        return named[text]
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,219 @@
+"""From a model and sequences to a table of head metrics, under a stated protocol: the pipeline, in one page.
+
+text → sequences → capture → profiles → signals (protocol) → metrics (kernels) → HeadTable. To add a metric, write a
+function of a :class:`Signals` and put it into :data:`METRICS`.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+import torch
+
+from nbhelpers import corpora
+from nbhelpers.hooks.capture import capture
+from nbhelpers.hooks.reductions import KeyProfile, LagProfile, LastQuery, LocalMass, MatrixMetrics, RowMetrics
+from nbhelpers.kernels import entropy, rows, spectra, wavelets
+from nbhelpers.protocol import PAPER
+from nbhelpers.tables import AVERAGED, COLUMNS, HeadTable
+
+SIGNALS = {"key_profile": KeyProfile, "last_query": LastQuery, "lag_profile": LagProfile}
+
+
+@dataclass(frozen=True)
+class Signals:
+    """One signal per head and what the protocol says about it; what the metrics are computed from.
+
+    Attributes
+    ----------
+    signal : torch.Tensor, shape (sequence, layer, head, position)
+        Non-negative, sums to 1; float64.
+    scaled : dict of float to torch.Tensor
+        The signals of the scaled variants x_α (eq. 10), by α.
+    protocol : Protocol
+    """
+
+    signal: torch.Tensor
+    scaled: dict
+    protocol: object
+
+    @cached_property
+    def psd(self):
+        """Power spectrum (eq. 1), (sequence, layer, head, freq)."""
+        return spectra.psd(self.signal, **self.protocol.spectrum_options)
+
+    @cached_property
+    def frequency(self):
+        """Frequency of each bin, cycles/token."""
+        options = self.protocol.spectrum_options
+        return spectra.frequencies(self.signal.shape[-1], pad=options["pad"], sided=options["sided"])
+
+    def level(self, signal):
+        """Wavelet level of a signal: what the shortest variant allows, or the signal itself."""
+        shortest = min([self.signal, *self.scaled.values()], key=lambda s: s.shape[-1])
+        chosen = shortest if self.protocol.level == "shortest" else signal
+        level = wavelets.max_level(chosen.shape[-1], self.protocol.wavelet)
+        if level < 1:
+            raise ValueError(
+                f"The shortest variant has {chosen.shape[-1]} tokens, too few for one level of {self.protocol.wavelet}; "
+                f"use longer sequences (these have {self.signal.shape[-1]}) or other factors than {self.protocol.factors}."
+            )
+        return level
+
+    def coefficients(self, signal):
+        """Wavelet coefficients of a signal (eq. 4), from coarse to fine."""
+        return wavelets.dwt(signal, wavelet=self.protocol.wavelet, mode=self.protocol.mode, level=self.level(signal))
+
+
+def spectral_metrics(signals):
+    """Spectral entropy, selectivity and band shares (eqs. 7, 3, 2)."""
+    protocol = signals.protocol
+    shares = spectra.band_shares(signals.psd, edges=protocol.edges, frequency=signals.frequency)
+    return {
+        "spectral_entropy": spectra.spectral_entropy(signals.psd, base=protocol.log_base),
+        "frequency_selectivity": spectra.frequency_selectivity(signals.psd),
+        **dict(zip(protocol.band_names, shares.unbind(-1), strict=True)),
+    }
+
+
+def position_metrics(signals):
+    """Positional entropy (eq. 6), effective support, mass of key 0 (or lag 0) and window entropies (Table 2)."""
+    signal, protocol = signals.signal, signals.protocol
+    windows = [w for w in protocol.entropy_windows if w <= signal.shape[-1]]
+    first = "self_mass" if protocol.signal == "lag_profile" else "sink_mass"
+    return {
+        "positional_entropy": entropy.positional_entropy(signal, base=protocol.log_base),
+        "effective_support": entropy.effective_support(signal),
+        **({first: signal[..., 0]} if protocol.sink == "keep" else {}),
+        **{f"window_entropy_{w}": entropy.window_entropy(signal, w) for w in windows},
+    }
+
+
+def wavelet_metrics(signals):
+    """Wavelet entropy per level (eq. 5), scale sensitivity (eq. 10) and reconstruction error (eq. 11)."""
+    protocol = signals.protocol
+    coefficients = signals.coefficients(signals.signal)
+    entropies = wavelets.wavelet_entropy(coefficients, base=protocol.log_base)
+    names = wavelets.level_names(len(coefficients) - 1)
+    metrics = {f"wavelet_entropy_{name}": entropies[..., k] for k, name in enumerate(names)}
+    for factor, scaled in signals.scaled.items():
+        metrics[f"scale_sensitivity_{factor:g}"] = wavelets.scale_sensitivity(
+            coefficients, signals.coefficients(scaled), alignment=protocol.alignment
+        )
+    metrics["reconstruction_error"] = wavelets.reconstruction_error(
+        signals.signal.float(), wavelet=protocol.wavelet, mode=protocol.mode, level=signals.level(signals.signal)
+    )
+    return metrics
+
+
+METRICS = [spectral_metrics, position_metrics, wavelet_metrics]
+
+
+def analyze(model, token_ids, protocol=PAPER, *, corpus=None, seed=0, **options):
+    """Measure every head of a model on some sequences under a protocol.
+
+    Parameters
+    ----------
+    model : LoadedModel or transformers.PreTrainedModel
+    token_ids : torch.LongTensor, shape (sequence, position)
+        Sequences of one length, without padding.
+    protocol : Protocol
+        :data:`nbhelpers.PAPER` is the literal reading of the paper.
+    corpus : str, optional
+        What the sequences are, for the provenance.
+    seed : int
+        Draws the random scaled variants.
+    **options
+        `batch_size`, `chunk`, `cache`, `stream`, `progress` of :func:`nbhelpers.capture`.
+
+    Returns
+    -------
+    HeadTable
+
+    Raises
+    ------
+    ValueError
+        For sequences too short for the protocol, and all that :func:`nbhelpers.capture` refuses.
+    """
+    if options.get("attention_mask") is not None:
+        raise ValueError("analyze takes sequences of one length without padding; call it once per length.")
+    if protocol.signal in ("rows", "flattened") and protocol.order == "mean then metric":
+        raise ValueError(
+            f"signal={protocol.signal!r} is measured while attention streams by, so order='mean then metric' cannot be had; "
+            f"use order='metric then mean', or one of the signals {', '.join(SIGNALS)}."
+        )
+    token_ids = torch.as_tensor(token_ids)
+    local = LocalMass((protocol.local_distance,))
+    measure = _measure_streamed if protocol.signal in ("rows", "flattened") else _measure_signals
+    profiles, measured = measure(model, token_ids, protocol, local, seed, options)
+    at = profiles.coordinates["local_mass"].index(protocol.local_distance)
+    local_mass = profiles.local_mass[..., at].double()
+    averaged = protocol.order == "mean then metric"
+    measured[f"local_mass_{protocol.local_distance}"] = _averages(local_mass) if averaged else local_mass
+    provenance = profiles.provenance | {
+        "protocol": protocol.to_dict(),
+        "protocol_hash": protocol.hash,
+        "corpus": corpus,
+        "seed": seed,
+    }
+    return HeadTable(_frame(measured, profiles.kv_groups, AVERAGED if averaged else 0), provenance)
+
+
+def _measure_signals(model, token_ids, protocol, local, seed, options):
+    """Capture one signal per head, and those of the scaled variants, and measure them."""
+    reduction = SIGNALS[protocol.signal]()
+    profiles = capture(model, token_ids, [reduction, local], **options)
+    prepare = _averages if protocol.order == "mean then metric" else torch.Tensor.double
+    signal = prepare(_signal(profiles[reduction.name], protocol))
+    scaled = {}
+    for factor in protocol.factors:
+        variant = corpora.scaled_variant(token_ids, factor, how=protocol.scaled_variant, seed=seed)
+        captured = capture(model, variant, [reduction], **options)
+        scaled[factor] = prepare(_signal(captured[reduction.name], protocol))
+    return profiles, measure_signals(Signals(signal, scaled, protocol))
+
+
+def _measure_streamed(model, token_ids, protocol, local, seed, options):
+    """Measure every row, or the flattened matrix, while attention streams by."""
+    if protocol.signal == "rows":
+        reduction = RowMetrics(protocol)
+    else:
+        reduction = MatrixMetrics(protocol, lambda attn: _measure_flattened(attn, protocol))
+    profiles = capture(model, token_ids, [reduction, local], **options)
+    metrics = profiles[reduction.name].double().unbind(-1)
+    return profiles, dict(zip(profiles.coordinates[reduction.name], metrics, strict=True))
+
+
+def _measure_flattened(attn, protocol):
+    """Metrics of (batch, head, query, key) read row by row as one signal that sums to 1."""
+    attn = rows.drop_sink(attn) if protocol.sink != "keep" else attn
+    flat = attn.flatten(-2).double()
+    return measure_signals(Signals(flat / flat.sum(-1, keepdim=True), {}, protocol))
+
+
+def measure_signals(signals):
+    """Return all :data:`METRICS` of some signals, name → (sequence, layer, head)."""
+    return {name: values for metric in METRICS for name, values in metric(signals).items()}
+
+
+def _signal(profile, protocol):
+    """Return a captured profile as the protocol's signal, in float64."""
+    return rows.drop_sink(profile.double()) if protocol.sink != "keep" else profile.double()
+
+
+def _averages(per_sequence):
+    """Return the mean over sequences and, after it, the means with one sequence left out each."""
+    n, total = len(per_sequence), per_sequence.double().sum(0, keepdim=True)
+    left_out = [(total - per_sequence) / (n - 1)] if n > 1 else []
+    return torch.cat([total / n, *left_out])
+
+
+def _frame(measured, kv_groups, first_sequence):
+    """Return the tidy frame of name → (sequence, layer, head)."""
+    shape = next(iter(measured.values())).shape
+    sequence, layer, head = (index.ravel() for index in np.indices(shape))
+    outer = {"sequence": sequence + first_sequence, "layer": layer, "head": head}
+    outer["kv_group"] = np.asarray(kv_groups)[head]
+    parts = [pd.DataFrame({**outer, "metric": name, "value": v.double().numpy().ravel()}) for name, v in measured.items()]
+    return pd.concat(parts, ignore_index=True)[COLUMNS]

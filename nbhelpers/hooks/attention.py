@@ -1,0 +1,288 @@
+"""Where attention is met inside a transformers model: one recorder, two routes.
+
+*interface*: the attention function registered with transformers returns what the model's own function returns, so
+nothing changes for the model, and gives query, key and mask to the recorder, which forms the probabilities itself.
+*module*: families that compute attention without the interface are asked for their probabilities, which a forward
+hook takes out of each attention module's output.
+"""
+
+import contextlib
+import sys
+from contextvars import ContextVar
+
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from nbhelpers.profiles import Profiles
+
+from .families import n_kv_heads_of
+from .reductions import Block, Layout
+
+OUTER_AXES = ("sequence", "layer", "head")
+RECORDER = ContextVar("nbhelpers_recorder")
+MASKED = -1e30  # finite, so that 0 times a masked score is 0 and not NaN; exp of it is exactly 0
+CPU_BLOCK_BYTES = 2 * 2**20  # stays in the cache between softmax and reductions
+CUDA_BLOCK_BYTES = 256 * 2**20  # enough work for each kernel launch
+
+
+def default_chunk(batch, n_heads, n_keys, device):
+    """Return how many query rows to hold at once: a multiple of 8 whose block fits the cache of the device."""
+    budget = CUDA_BLOCK_BYTES if torch.device(device).type == "cuda" else CPU_BLOCK_BYTES
+    rows = budget // (4 * batch * n_heads * n_keys)
+    return max(8, rows // 8 * 8)
+
+
+def stream_of(name, is_encoder_decoder):
+    """Return the stream of an attention module from its qualified name: self, encoder, decoder or cross."""
+    lowered = name.lower()
+    if any(word in lowered for word in ("encdecattention", "encoder_attn", "crossattention", "cross_attn")):
+        return "cross"
+    if not is_encoder_decoder:
+        return "self"
+    return "decoder" if "decoder." in lowered else "encoder"
+
+
+class Recorder:
+    """Reduces the attention of each layer as the model computes it, for one batch.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+    reductions : list of Reduction
+    stream : str
+        self, encoder, decoder or cross; attention of other streams passes by.
+    causal : bool
+        Whether a query of this stream sees only keys up to itself.
+    attention_mask : torch.Tensor or None, shape (batch, query)
+        1 for real queries.
+    chunk : int or None
+        Query rows held at once.
+    """
+
+    def __init__(self, model, reductions, *, stream, causal, attention_mask=None, chunk=None):
+        self.reductions = reductions
+        self.stream = stream
+        self.causal = causal
+        self.attention_mask = attention_mask
+        self.chunk = chunk
+        self.arrays = {reduction.name: [] for reduction in reductions}
+        self.layout = None
+        self.n_calls = 0
+        self.n_kv_heads = n_kv_heads_of(model.config.get_text_config())
+        self.errors = []  # per layer, by how much rows miss a sum of 1; NaN where something is not finite
+        self.tolerance = 1e-2 if model.dtype in (torch.float16, torch.bfloat16) else 1e-3
+        self._names = {module: name for name, module in model.named_modules()}
+        self._is_encoder_decoder = bool(getattr(model.config, "is_encoder_decoder", False))
+        self._implementation = model.config._attn_implementation
+
+    def original(self, module):
+        """Return the attention function the model would have called."""
+        if self._implementation == "eager":
+            return sys.modules[type(module).__module__].eager_attention_forward
+        return ALL_ATTENTION_FUNCTIONS[self._implementation]
+
+    def wants(self, module):
+        """Count the call and say whether this module belongs to the stream."""
+        self.n_calls += 1
+        return stream_of(self._names.get(module, ""), self._is_encoder_decoder) == self.stream
+
+    def observe(self, module, query, key, mask, **options):
+        """Form the probabilities of a layer from query and key, block by block, and reduce them."""
+        batch, n_heads, n_queries, _ = query.shape
+        layout = self._layout(batch, n_heads, n_queries, key.shape[2], query.device)
+        self.n_kv_heads = key.shape[1]
+        # A softmax sums to 1 unless a score is not finite: 0 times the sums is 0, or NaN if anything is not finite.
+        self.errors.append(0 * (query.sum(dtype=torch.float32) + key.sum(dtype=torch.float32)))
+        with torch.autocast(query.device.type, enabled=False):
+            blocks = score_blocks(module, query, key, mask, self._rows(layout), **options)
+            self._reduce(layout, blocks)
+
+    def observe_probabilities(self, attn):
+        """Reduce the probabilities (batch, head, query, key) that a module gave."""
+        layout = self._layout(*attn.shape, attn.device)
+        off = (attn.sum(-1, dtype=torch.float32) - 1).abs()  # (batch, head, query)
+        real = True if self.attention_mask is None else self.attention_mask[:, None].bool()
+        self.errors.append(torch.where(torch.as_tensor(real, device=off.device), off, 0.0).max())
+        rows = self._rows(layout)
+        parts = ((start, attn[:, :, start : start + rows].float()) for start in range(0, layout.n_queries, rows))
+        self._reduce(layout, ((start, None, part) for start, part in parts))
+
+    def profiles(self, family):
+        """Return the Profiles of the forward pass, or say why there are none."""
+        if self.layout is None:
+            raise RuntimeError(
+                f"{family.model_type}: no attention was seen in the {self.stream!r} stream through the {family.route!r} "
+                f"route ({self.n_calls} calls). If the family computes attention outside transformers' "
+                "AttentionInterface, register it: register_family(Family(..., route='module'), replace=True)."
+            )
+        self._check()
+        axes, coordinates = {}, {}
+        for reduction in self.reductions:
+            axes[reduction.name] = (*OUTER_AXES, *([reduction.axis] if reduction.axis else []))
+            coordinates[reduction.name] = reduction.coordinates(self.layout)
+        groups = [head * self.n_kv_heads // self.layout.n_heads for head in range(self.layout.n_heads)]
+        arrays = {name: torch.stack(layers, 1).to("cpu", torch.float32) for name, layers in self.arrays.items()}
+        return Profiles(arrays, axes, coordinates, self.layout.n_real.long().cpu(), groups)
+
+    def _check(self):
+        """Raise if the attention of a layer was not finite or did not sum to 1 over keys."""
+        errors = torch.stack(self.errors).cpu()
+        bad = [layer for layer, error in enumerate(errors.tolist()) if not error <= self.tolerance]
+        if bad:
+            raise ValueError(
+                f"The attention of layers {bad} is not a distribution: its row sums miss 1 by up to "
+                f"{errors[bad].max().item():.3g} (allowed {self.tolerance:g}). NaN or infinity in the weights, or overflow in "
+                "half precision, are the usual causes; try dtype='float32' or 'bfloat16'."
+            )
+
+    def _rows(self, layout):
+        return self.chunk or default_chunk(layout.batch, layout.n_heads, layout.n_keys, layout.device)
+
+    def _layout(self, batch, n_heads, n_queries, n_keys, device):
+        if self.layout is not None and self.layout.n_heads != n_heads:
+            raise NotImplementedError(
+                f"Layers with {self.layout.n_heads} and {n_heads} heads in one model; profiles need equal layers."
+            )
+        if self.layout is None:
+            mask = self.attention_mask if self.stream != "cross" else None
+            n_real = torch.full((batch,), n_queries) if mask is None else mask.sum(1).cpu()
+            last = [n_queries - 1] * batch if mask is None else (n_queries - 1 - mask.flip(1).argmax(1)).tolist()
+            real = n_real.to(device=device, dtype=torch.float32)
+            self.layout = Layout(batch, n_heads, n_queries, n_keys, self.causal, device, tuple(last), real)
+        return self.layout
+
+    def _reduce(self, layout, blocks):
+        states = [reduction.start(layout) for reduction in self.reductions]
+        weight = None
+        if self.attention_mask is not None and self.stream != "cross":
+            weight = self.attention_mask.to(layout.device, torch.float32)
+        for start, scores, attn in blocks:
+            rows = None if weight is None else weight[:, start : start + attn.shape[-2]]
+            block = Block(attn, scores, start, rows)
+            for reduction, state in zip(self.reductions, states, strict=True):
+                reduction.update(state, block, layout)
+        for reduction, state in zip(self.reductions, states, strict=True):
+            self.arrays[reduction.name].append(reduction.finish(state, layout))
+
+
+def score_blocks(module, query, key, mask, rows, *, is_causal=None, scaling=None, softcap=None, **options):
+    """Yield (first row, scores, probabilities) in float32 for blocks of query rows.
+
+    Parameters
+    ----------
+    query : torch.Tensor, shape (batch, head, query, head_dim)
+        As the model gives it, after RoPE.
+    key : torch.Tensor, shape (batch, kv_head, key, head_dim)
+        Not repeated over the heads of a group.
+    mask : torch.Tensor or None
+        Boolean (True is visible) or additive, broadcastable to (batch, head, query, key). None means causal if
+        `is_causal` and there is more than one query, else everything visible.
+    rows : int
+        Query rows per block.
+    """
+    batch, n_heads, n_queries, head_dim = query.shape
+    n_kv, n_keys = key.shape[1], key.shape[2]
+    is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    triangular = mask is None and is_causal and n_queries > 1
+    keys = key.float().reshape(batch * n_kv, n_keys, head_dim).transpose(1, 2)  # (batch·kv, head_dim, key)
+    scaling = head_dim**-0.5 if scaling is None else scaling
+    for start in range(0, n_queries, rows):
+        stop = min(start + rows, n_queries)
+        visible = stop if triangular else n_keys
+        # The heads of a KV group are extra rows of one product, so keys are never repeated.
+        queries = query[:, :, start:stop].float() * scaling  # (batch, head, row, head_dim)
+        scores = torch.bmm(queries.reshape(batch * n_kv, -1, head_dim), keys[:, :, :visible])
+        scores = scores.view(batch, n_heads, stop - start, visible)
+        scores = _adjust(scores, mask, start, stop, triangular, softcap, options)
+        yield start, scores, _softmax(scores, options.get("s_aux"))
+
+
+def _adjust(scores, mask, start, stop, triangular, softcap, options):
+    """Apply soft cap, position bias and mask to the scores of rows start…stop, in this order, in place."""
+    if softcap is not None:
+        scores.div_(softcap).tanh_().mul_(softcap)
+    bias = options.get("position_bias")
+    if bias is not None:
+        scores += bias[:, :, start:stop, : scores.shape[-1]]
+    if triangular:
+        size = stop - start
+        hidden = torch.ones(size, size, dtype=torch.bool, device=scores.device).triu_(1)
+        scores[..., start:stop].masked_fill_(hidden, MASKED)
+    elif mask is not None:
+        rows = mask if mask.shape[-2] == 1 else mask[..., start:stop, :]
+        rows = rows[..., : scores.shape[-1]]
+        if mask.dtype == torch.bool:
+            scores.masked_fill_(~rows, MASKED)
+        else:
+            scores.add_(rows).clamp_(min=MASKED)
+    return scores
+
+
+def _softmax(scores, sinks):
+    if sinks is None:
+        return torch.softmax(scores, -1)
+    # Attention sinks (GPT-OSS): one learned score per head joins the softmax and takes its share away.
+    batch, _, rows, _ = scores.shape
+    column = sinks.float().reshape(1, -1, 1, 1).expand(batch, -1, rows, 1)
+    return torch.softmax(torch.cat([scores, column], -1), -1)[..., :-1]
+
+
+def attention_and_record(module, query, key, value, attention_mask, **options):
+    """The function registered with transformers: the model's own output, recorded on the way."""
+    recorder = RECORDER.get()
+    output, _ = recorder.original(module)(module, query, key, value, attention_mask, **options)
+    if recorder.wants(module):
+        recorder.observe(module, query, key, attention_mask, **options)
+    return output, None
+
+
+@contextlib.contextmanager
+def interface_route(model, recorder):
+    """Route the model's attention through :func:`attention_and_record`, and undo it in any case."""
+    implementation = model.config._attn_implementation
+    if implementation not in ("sdpa", "eager"):
+        raise ValueError(
+            f"The model runs {implementation!r} attention, which hides its mask. Load it with "
+            "attn_implementation='sdpa' (load_model does), or call model.set_attn_implementation('sdpa') first."
+        )
+    name = f"nbhelpers_{implementation}"
+    AttentionInterface.register(name, attention_and_record)
+    # Without a mask function of the same name transformers drops padding and sliding windows silently.
+    AttentionMaskInterface.register(name, AttentionMaskInterface()[implementation])
+    token = RECORDER.set(recorder)
+    model.set_attn_implementation(name)
+    try:
+        yield {}
+    finally:
+        model.set_attn_implementation(implementation)
+        RECORDER.reset(token)
+
+
+@contextlib.contextmanager
+def module_route(model, recorder):
+    """Take probabilities out of the output of each attention module with forward hooks, and remove them after."""
+
+    def hook(module, args, output):
+        found = [k for k, part in enumerate(output) if torch.is_tensor(part) and part.ndim == 4]
+        if not isinstance(output, tuple) or not found:
+            return output
+        if recorder.wants(module):
+            recorder.observe_probabilities(output[found[-1]])
+        return tuple(None if k in found[-1:] else part for k, part in enumerate(output))
+
+    handles = [module.register_forward_hook(hook) for module in innermost_attention(model)]
+    try:
+        yield {"output_attentions": True}
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def innermost_attention(model):
+    """Return the modules whose class name says attention and that hold no other such module."""
+
+    def is_attention(module):
+        return "Attention" in type(module).__name__
+
+    return [m for m in model.modules() if is_attention(m) and not any(is_attention(c) for c in list(m.modules())[1:])]

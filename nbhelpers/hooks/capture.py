@@ -1,0 +1,295 @@
+"""Stream the attention of a model through reductions while it runs.
+
+Nothing of size layers × heads × T × T is ever held: each layer's attention is formed in float32 by blocks of query
+rows, reduced, and dropped. The model's own output is not changed.
+"""
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from tqdm.auto import tqdm
+
+from nbhelpers.profiles import Profiles
+
+from .attention import Recorder, default_chunk, interface_route, module_route
+from .families import family_of, kind_of
+from .models import describe, unwrap
+from .reductions import resolve
+
+CPU_BATCH_TOKENS = 1024  # more tokens per forward pass gain nothing on a CPU
+CUDA_BATCH_TOKENS = 32768
+STREAMS = {"encoder-decoder": ("encoder", "decoder", "cross")}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a capture will do and roughly need, printed by ``str``; made by :func:`plan`."""
+
+    n_sequences: int
+    length: int
+    batch_size: int
+    chunk: int
+    block_bytes: int
+    working_bytes: int
+
+    def __str__(self):
+        return (
+            f"{self.n_sequences} sequences of {self.length} tokens, {self.batch_size} at a time, blocks of "
+            f"{self.chunk} query rows ({self.block_bytes / 2**20:.1f} MB); about {self.working_bytes / 2**20:.0f} MB "
+            "beyond the model's weights"
+        )
+
+
+def plan(model, n_sequences, length, *, batch_size=None, chunk=None):
+    """Estimate how :func:`capture` would run: batch, chunk and memory.
+
+    Parameters
+    ----------
+    model : LoadedModel or transformers.PreTrainedModel
+    n_sequences, length : int
+        Number of sequences and tokens in each.
+    batch_size, chunk : int, optional
+        As in :func:`capture`.
+
+    Returns
+    -------
+    Plan
+        `working_bytes` counts a few blocks, the activations of one layer and the residual stream; measured peaks lie
+        within a factor of two.
+    """
+    model = unwrap(model)
+    description, device = describe(model), model.device
+    tokens = CUDA_BATCH_TOKENS if device.type == "cuda" else CPU_BATCH_TOKENS
+    batch_size = batch_size or max(1, min(n_sequences, tokens // length))
+    chunk = min(length, chunk or default_chunk(batch_size, description.n_heads, length, device))
+    block = 4 * batch_size * description.n_heads * chunk * length
+    config = model.config.get_text_config()
+    width = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    activations = batch_size * length * (3 * width + 8 * config.hidden_size) * model.dtype.itemsize
+    return Plan(n_sequences, length, batch_size, chunk, block, 6 * block + activations)
+
+
+def capture(
+    model,
+    token_ids,
+    reductions=None,
+    *,
+    attention_mask=None,
+    batch_size=None,
+    chunk=None,
+    stream=None,
+    decoder_ids=None,
+    cache=None,
+    progress=True,
+):
+    """Run the model over sequences and keep reductions of its attention.
+
+    Parameters
+    ----------
+    model : LoadedModel or transformers.PreTrainedModel
+        In eval mode. Its weights, output and attention implementation are left as they were.
+    token_ids : torch.LongTensor, shape (sequence, position)
+    reductions : str, Reduction, or list of them, optional
+        Names of :data:`nbhelpers.hooks.reductions.REDUCTIONS` or instances; ``key_profile`` if None.
+    attention_mask : torch.Tensor, shape (sequence, position), optional
+        1 for tokens, 0 for padding, on either side. Padded queries count for nothing.
+    batch_size, chunk : int, optional
+        Sequences per forward pass and query rows held at once; chosen for the device if None (see :func:`plan`).
+    stream : {"encoder", "decoder", "cross"}, optional
+        Which attention of an encoder-decoder; the encoder's if None.
+    decoder_ids : torch.LongTensor, shape (sequence, position), optional
+        What the decoder of an encoder-decoder reads; the sequences themselves, shifted right, if None.
+    cache : path, optional
+        A folder in which each finished batch is kept. The same call finds them again, so an interrupted run resumes.
+    progress : bool
+        Show a bar (not when TQDM_DISABLE is set).
+
+    Returns
+    -------
+    Profiles
+
+    Raises
+    ------
+    ValueError
+        For sequences longer than the model's positions, ids outside its vocabulary, a fully padded sequence, an
+        unknown reduction or stream, a model in train mode, attention that is not finite or does not sum to 1.
+    MemoryError
+        When memory does not suffice; the message holds the estimate and smaller settings.
+    RuntimeError
+        When no attention was seen: the family computes it in a way that neither route meets.
+    """
+    network = unwrap(model)
+    made = resolve(reductions)
+    stream = _checked_stream(network, stream)
+    ids, mask = _checked_input(network, token_ids, attention_mask)
+    todo = plan(network, *ids.shape, batch_size=batch_size, chunk=chunk)
+    facts = _provenance(model, network, made, stream, todo)
+    store = _BatchStore(cache, network, facts, ids, mask, decoder_ids)
+    starts = range(0, len(ids), todo.batch_size)
+    parts = []
+    with tqdm(total=len(ids), desc="capture", unit="seq", disable=None if progress else True) as bar:
+        for start in starts:
+            rows = slice(start, start + todo.batch_size)
+            part = store.load(start)
+            if part is None:
+                with _explained_memory(todo):
+                    part = _run_batch(network, ids[rows], _rows(mask, rows), _rows(decoder_ids, rows), made, stream, todo)
+                part.provenance.update(facts)
+                store.save(start, part)
+            parts.append(part)
+            bar.update(part.n_sequences)
+    return Profiles.concatenate(parts)
+
+
+@torch.inference_mode()
+def _run_batch(network, ids, mask, decoder_ids, reductions, stream, todo):
+    """Return the Profiles of one forward pass."""
+    causal = stream == "decoder" or (stream == "self" and kind_of(network.config.get_text_config()) == "decoder")
+    device_mask = None if mask is None else mask.to(network.device)
+    recorded_mask = device_mask if stream in ("self", "encoder") else None
+    recorder = Recorder(
+        network, reductions, stream=stream, causal=causal, attention_mask=recorded_mask, chunk=todo.chunk
+    )
+    family = family_of(network.config.get_text_config())
+    route = module_route if family.route == "module" else interface_route
+    inputs = {"input_ids": ids.to(network.device), "attention_mask": device_mask, "use_cache": False}
+    if network.config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = _decoder_input(network, ids, decoder_ids)
+    if kind_of(network.config.get_text_config()) == "encoder":
+        del inputs["use_cache"]
+    backbone = network.base_model  # without the language-model head: its logits are most of the memory
+    with route(network, recorder) as extra:
+        backbone(**inputs, **extra)
+    return recorder.profiles(family)
+
+
+def _decoder_input(network, ids, decoder_ids):
+    if decoder_ids is not None:
+        return decoder_ids.to(network.device)
+    start = network.config.decoder_start_token_id
+    start = start if start is not None else (network.config.pad_token_id or 0)
+    return torch.cat([torch.full_like(ids[:, :1], start), ids[:, :-1]], 1).to(network.device)
+
+
+def _checked_stream(network, stream):
+    options = STREAMS.get(kind_of(network.config.get_text_config()), ("self",))
+    if network.config.is_encoder_decoder:
+        options = STREAMS["encoder-decoder"]
+    stream = options[0] if stream is None else stream
+    if stream not in options:
+        raise ValueError(f"This model has the attention streams {', '.join(options)}; {stream!r} was asked for.")
+    return stream
+
+
+def _checked_input(network, token_ids, attention_mask):
+    if network.training:
+        raise ValueError("The model is in train mode, where dropout changes attention; call model.eval() first.")
+    ids = torch.as_tensor(token_ids)
+    if ids.ndim != 2 or ids.numel() == 0 or ids.is_floating_point():
+        raise ValueError(f"token_ids must be integers (sequence, position), not empty; got {ids.dtype} {tuple(ids.shape)}.")
+    description = describe(network)
+    if description.max_positions is not None and ids.shape[1] > description.max_positions:
+        raise ValueError(
+            f"The sequences have {ids.shape[1]} tokens but {description.name} has {description.max_positions} "
+            f"positions; ask for sequences of at most {description.max_positions} tokens."
+        )
+    n_words = network.get_input_embeddings().num_embeddings
+    if ids.min() < 0 or ids.max() >= n_words:
+        raise ValueError(
+            f"token_ids run from {int(ids.min())} to {int(ids.max())} but the model knows 0 to {n_words - 1}; were they "
+            "made with another model's tokenizer?"
+        )
+    if attention_mask is None:
+        return ids.cpu(), None
+    mask = torch.as_tensor(attention_mask).cpu()
+    if mask.shape != ids.shape:
+        raise ValueError(f"attention_mask has shape {tuple(mask.shape)}, token_ids {tuple(ids.shape)}.")
+    empty = (mask.sum(1) == 0).nonzero().flatten().tolist()
+    if empty:
+        raise ValueError(f"Sequences {empty} are padding from end to end; leave them out.")
+    return ids.cpu(), (None if bool((mask == 1).all()) else mask)
+
+
+def _rows(tensor, rows):
+    return None if tensor is None else tensor[rows]
+
+
+@contextlib.contextmanager
+def _explained_memory(todo):
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
+        spoken = str(error)
+        exhausted = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in spoken
+        if not exhausted:
+            raise
+        smaller = f"batch_size={max(1, todo.batch_size // 2)}, chunk={max(1, todo.chunk // 2)}"
+        raise MemoryError(f"Not enough memory for {todo}. Try capture(..., {smaller}). ({spoken.splitlines()[0]})") from error
+
+
+def _provenance(model, network, reductions, stream, todo):
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "numpy", "pywavelets")}
+    return {
+        "model": asdict(describe(model)),
+        "dtype": str(network.dtype).removeprefix("torch."),
+        "device": str(network.device),
+        "attention": network.config._attn_implementation,
+        "stream": stream,
+        "reductions": [_identity(reduction) for reduction in reductions],
+        "length": todo.length,
+        "n_sequences": todo.n_sequences,
+        "versions": versions,
+    }
+
+
+def _identity(reduction):
+    """Return what distinguishes one reduction's result from another's."""
+    stated = {key: value for key, value in sorted(vars(reduction).items()) if not key.startswith("_")}
+    choices = {key: value.hash if hasattr(value, "hash") else value for key, value in stated.items()}
+    return {"name": reduction.name, **choices}
+
+
+class _BatchStore:
+    """Finished batches of one capture in a folder named by all that could change them."""
+
+    def __init__(self, folder, network, facts, ids, mask, decoder_ids):
+        self.folder = None
+        if folder is None:
+            return
+        if any(module._forward_hooks or module._forward_pre_hooks for module in network.modules()):
+            raise ValueError("The model carries forward hooks, which a cache cannot tell apart; capture without cache=.")
+        digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
+        digest.update(fingerprint(network))
+        for tensor in (ids, mask, decoder_ids):
+            digest.update(b"-" if tensor is None else tensor.contiguous().numpy().tobytes())
+        self.folder = Path(folder) / f"profiles-{digest.hexdigest()[:16]}"
+
+    def path(self, start):
+        return self.folder / f"from-{start:06d}.safetensors"
+
+    def load(self, start):
+        if self.folder is None or not self.path(start).exists():
+            return None
+        try:
+            return Profiles.load(self.path(start))
+        except ValueError as error:
+            warnings.warn(f"{error} It is captured again.", stacklevel=3)
+            return None
+
+    def save(self, start, part):
+        if self.folder is not None:
+            part.save(self.path(start))
+
+
+@torch.inference_mode()
+def fingerprint(network):
+    """Return bytes that change with the weights: the sum and absolute sum of every parameter and buffer."""
+    tensors = [tensor for _, tensor in sorted(network.state_dict().items()) if tensor.is_floating_point()]
+    sums = torch.stack([torch.stack([t.double().sum(), t.double().abs().sum()]) for t in tensors])
+    return sums.cpu().numpy().tobytes()

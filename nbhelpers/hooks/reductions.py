@@ -1,0 +1,390 @@
+"""What is kept of attention while it streams by: one small array per head instead of the matrix.
+
+A reduction sees a layer's attention as :class:`Block` after block of query rows, adds each to its state, and at the
+end of the layer gives an array (batch, head, *own axis*). New ones are a subclass and :func:`register_reduction`.
+"""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+
+from nbhelpers.kernels import entropy, rows, spectra, wavelets
+from nbhelpers.kernels.inputs import log_base
+from nbhelpers.protocol import PAPER
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The shape of the attention of one layer for one batch.
+
+    `last_query` holds, per batch entry, the index of its last query that is not padding; `n_real` how many there are.
+    """
+
+    batch: int
+    n_heads: int
+    n_queries: int
+    n_keys: int
+    causal: bool
+    device: torch.device
+    last_query: tuple
+    n_real: torch.Tensor
+
+    def zeros(self, *shape):
+        """Return float32 zeros of shape (batch, head, *shape)."""
+        return torch.zeros(self.batch, self.n_heads, *shape, device=self.device)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Consecutive query rows of a layer's attention.
+
+    Attributes
+    ----------
+    attn : torch.Tensor, shape (batch, head, row, key)
+        float32 probabilities for the first keys; keys beyond the last column are exactly zero.
+    scores : torch.Tensor or None
+        What the softmax was taken of, same shape; None where the model only gives probabilities.
+    start : int
+        Index of the first row among the queries.
+    weight : torch.Tensor or None, shape (batch, row)
+        1 for real queries, 0 for padding; None if every query is real.
+    shared : dict
+        What one reduction computed of this block and another may use.
+    """
+
+    attn: torch.Tensor
+    scores: torch.Tensor | None
+    start: int
+    weight: torch.Tensor | None
+    shared: dict = field(default_factory=dict)
+
+    @property
+    def n_rows(self):
+        """Number of query rows in the block."""
+        return self.attn.shape[-2]
+
+    def extended(self, n_keys):
+        """Return `attn` followed by zeros up to `n_keys` columns."""
+        return torch.nn.functional.pad(self.attn, (0, n_keys - self.attn.shape[-1]))
+
+    def row_sum(self, values):
+        """Sum (batch, head, row, ...) over the real rows."""
+        if self.weight is None:
+            return values.sum(2)
+        weight = self.weight[:, None, :].reshape(len(self.weight), 1, -1, *[1] * (values.ndim - 3))
+        return (values * weight).sum(2)
+
+    @cached_property
+    def entropies(self):
+        """Positional entropy of each row in nats, (batch, head, row) (eq. 6)."""
+        if self.scores is None:
+            return -torch.xlogy(self.attn, self.attn).sum(-1)
+        # log p = s - log Z, so H = log Z - sum(p s): no logarithm per entry. log Z is read off the largest entry.
+        log_z = self.scores.amax(-1) - self.attn.amax(-1).log()  # (batch, head, row)
+        return log_z - torch.linalg.vecdot(self.attn, self.scores)
+
+
+class Reduction:
+    """Base class. A subclass sets `name` and `axis` and defines the methods below."""
+
+    name: str
+    axis: str | None = None
+
+    def coordinates(self, layout):
+        """What the positions of the own axis mean."""
+        return []
+
+    def start(self, layout):
+        """Return the state for a layer: a tensor (batch, head, ...), or any object."""
+        raise NotImplementedError
+
+    def update(self, state, block, layout):
+        """Add a block to the state, in place."""
+        raise NotImplementedError
+
+    def finish(self, state, layout):
+        """Return the array (batch, head, *own axis*)."""
+        return state / layout.n_real[:, None, None]
+
+
+REDUCTIONS = {}
+
+
+def register_reduction(cls):
+    """Make a :class:`Reduction` subclass available to ``capture`` by its name (a class decorator)."""
+    REDUCTIONS[cls.name] = cls
+    return cls
+
+
+def resolve(reductions):
+    """Return reduction objects for names, classes' instances or None (the key profile)."""
+    reductions = ["key_profile"] if reductions is None else reductions
+    reductions = [reductions] if isinstance(reductions, (str, Reduction)) else list(reductions)
+    unknown = [r for r in reductions if isinstance(r, str) and r not in REDUCTIONS]
+    if unknown or not reductions:
+        raise ValueError(f"No reduction is called {unknown}; there are {', '.join(sorted(REDUCTIONS))}.")
+    made = [REDUCTIONS[r]() if isinstance(r, str) else r for r in reductions]
+    if len({reduction.name for reduction in made}) < len(made):
+        raise ValueError(f"A reduction was asked for twice: {[reduction.name for reduction in made]}.")
+    return made
+
+
+@register_reduction
+class KeyProfile(Reduction):
+    """Mean attention that each key receives, over the real queries: sums to 1 over keys."""
+
+    name, axis = "key_profile", "key"
+
+    def coordinates(self, layout):
+        return list(range(layout.n_keys))
+
+    def start(self, layout):
+        return layout.zeros(layout.n_keys)
+
+    def update(self, state, block, layout):
+        state[..., : block.attn.shape[-1]] += block.row_sum(block.attn)
+
+
+@register_reduction
+class LastQuery(Reduction):
+    """The attention of the last real query."""
+
+    name, axis = "last_query", "key"
+
+    def coordinates(self, layout):
+        return list(range(layout.n_keys))
+
+    def start(self, layout):
+        return layout.zeros(layout.n_keys)
+
+    def update(self, state, block, layout):
+        for entry, last in enumerate(layout.last_query):
+            if block.start <= last < block.start + block.n_rows:
+                state[entry, :, : block.attn.shape[-1]] = block.attn[entry, :, last - block.start]
+
+    def finish(self, state, layout):
+        return state
+
+
+@register_reduction
+class LagProfile(Reduction):
+    """Mean attention at each distance query − key, over the real queries: sums to 1 over lags.
+
+    Lags run from 0 to n − 1 in causal attention and from −(n − 1) to n − 1 otherwise.
+    """
+
+    name, axis = "lag_profile", "lag"
+
+    def coordinates(self, layout):
+        if layout.n_queries != layout.n_keys:
+            raise ValueError(
+                f"{self.name} needs queries and keys of one sequence; this attention has {layout.n_queries} queries "
+                f"and {layout.n_keys} keys (cross-attention). Ask for key_profile or last_query."
+            )
+        return list(range(0 if layout.causal else 1 - layout.n_keys, layout.n_keys))
+
+    def start(self, layout):
+        # Index m of the state holds key − query = m − (n − 1): the skewed view below has keys rising.
+        return layout.zeros(layout.n_keys if layout.causal else 2 * layout.n_keys - 1)
+
+    def update(self, state, block, layout):
+        batch, heads, rows, keys = block.attn.shape
+        attn = block.attn if block.weight is None else block.attn * block.weight[:, None, :, None]
+        # Row a has its diagonal at key start + a. In memory with a row stride of width + 1 all diagonals line up:
+        # column c of the view is key − query = c − (start + rows − 1), zeros standing where no such key exists.
+        width = keys + 2 * (rows - 1) if not layout.causal else keys + rows - 1
+        buffer = attn.new_zeros(batch, heads, rows, width)  # (batch, head, row, pad + key [+ pad])
+        buffer[..., rows - 1 : rows - 1 + keys] = attn
+        span = width - rows + 1  # columns that stay inside a row for every a
+        view = buffer.as_strided((batch, heads, rows, span), (heads * rows * width, rows * width, width + 1, 1))
+        first = layout.n_keys - 1 - (block.start + rows - 1)  # state index of column 0
+        if layout.causal:
+            span = min(span, state.shape[-1] - first)
+        state[..., first : first + span] += view[..., :span].sum(2)
+
+    def finish(self, state, layout):
+        return super().finish(state, layout).flip(-1)
+
+
+@register_reduction
+class LocalMass(LagProfile):
+    """Mean attention to keys at most `distance` tokens from the query, over the real queries (Fig. 1).
+
+    The distances are 0, the powers of two below n, and those asked for.
+    """
+
+    name, axis = "local_mass", "distance"
+
+    def __init__(self, distances=(16,)):
+        self.distances = tuple(distances)
+
+    def coordinates(self, layout):
+        super().coordinates(layout)
+        powers = [2**k for k in range(layout.n_keys.bit_length()) if 2**k < layout.n_keys]
+        return sorted({0, *powers, *self.distances})
+
+    def finish(self, state, layout):
+        lags = super().finish(state, layout)  # (batch, head, lag)
+        centre = 0 if layout.causal else layout.n_keys - 1
+        reach = [
+            lags[..., max(0, centre - distance) : centre + distance + 1].sum(-1) for distance in self.coordinates(layout)
+        ]
+        return torch.stack(reach, -1)
+
+
+@register_reduction
+class RowEntropy(Reduction):
+    """Mean positional entropy of the real rows, in nats (eq. 6)."""
+
+    name = "row_entropy"
+
+    def start(self, layout):
+        return layout.zeros(1)
+
+    def update(self, state, block, layout):
+        state[..., 0] += block.row_sum(block.entropies)
+
+    def finish(self, state, layout):
+        return super().finish(state, layout)[..., 0]
+
+
+class RowReduction(Reduction):
+    """Base of reductions that take a spectrum or wavelets of every row under a :class:`nbhelpers.Protocol`.
+
+    A row is a signal of n_keys samples: the keys that a causal row cannot see are zeros in it.
+    """
+
+    def __init__(self, protocol=PAPER):
+        self.protocol = protocol
+
+    def length(self, layout):
+        """Return the samples of a row: the keys, without key 0 if the protocol drops the sink."""
+        return layout.n_keys - (self.protocol.sink != "keep")
+
+    def frequency(self, layout):
+        """Return the frequency of each bin in cycles/token."""
+        return spectra.frequencies(self.length(layout), pad=self.protocol.pad, sided=self.protocol.sided)
+
+    def signal(self, block):
+        """Return the rows as signals without their trailing zeros, (batch, head, row, key)."""
+        return block.attn if self.protocol.sink == "keep" else rows.drop_sink(block.attn)
+
+    def spectrum(self, block, layout):
+        """Return the power spectrum of each row, (batch, head, row, freq), computed once per block."""
+        options = self.protocol.spectrum_options
+        key = (self.protocol.sink, *options.values())
+        if key not in block.shared:
+            block.shared[key] = rows.row_psd(self.signal(block), self.length(layout), **options)
+        return block.shared[key]
+
+
+@register_reduction
+class RowPsd(RowReduction):
+    """Mean power spectrum of the real rows (eq. 1)."""
+
+    name, axis = "row_psd", "freq"
+
+    def coordinates(self, layout):
+        return self.frequency(layout).tolist()
+
+    def start(self, layout):
+        return layout.zeros(len(self.frequency(layout)))
+
+    def update(self, state, block, layout):
+        state += block.row_sum(self.spectrum(block, layout))
+
+
+@register_reduction
+class RowMetrics(RowReduction):
+    """Means over the real rows of the metrics of each row: eqs. 2, 3, 5, 6, 7 and the correlation of eqs. 8 and 9.
+
+    Spectral metrics leave out rows without any power (under a Hann window, a row that sees only key 0).
+    """
+
+    name, axis = "row_metrics", "metric"
+
+    def level(self, layout):
+        """Return the wavelet level: what the shortest scaled variant, or the row itself, allows."""
+        return wavelets.max_level(self.protocol.shortest(self.length(layout)), self.protocol.wavelet)
+
+    def coordinates(self, layout):
+        spectral = ["spectral_entropy", "frequency_selectivity", *self.protocol.band_names]
+        levels = [f"wavelet_entropy_{name}" for name in wavelets.level_names(self.level(layout))]
+        return [*spectral, "positional_entropy", *levels, "position_spectrum_correlation"]
+
+    def start(self, layout):
+        return {
+            "bands": rows.band_counts(self.frequency(layout), self.protocol.edges),
+            "spectral": layout.zeros(3 + len(self.protocol.edges)),
+            "entropy": layout.zeros(),
+            "wavelet": layout.zeros(self.level(layout) + 1),
+            "moments": layout.zeros(6).double(),  # count, x, y, xx, yy, xy over the rows with power
+        }
+
+    def update(self, state, block, layout):
+        base = self.protocol.log_base
+        counts, order = state["bands"]
+        metrics, valid = rows.row_spectral_metrics(self.spectrum(block, layout), counts, order, base=base)
+        x = self.positional_entropy(block)  # (batch, head, row)
+        coefficients = rows.row_wavelet_entropies(
+            self.signal(block),
+            self.length(layout),
+            wavelet=self.protocol.wavelet,
+            mode=self.protocol.mode,
+            level=self.level(layout),
+            base=base,
+        )  # (batch, head, row, level)
+        xd, y = x.double(), metrics[..., 0].double()
+        moments = torch.stack([torch.ones_like(y), xd, y, xd * xd, y * y, xd * y], -1) * valid[..., None]
+        state["spectral"] += block.row_sum(metrics)
+        state["entropy"] += block.row_sum(x)
+        state["wavelet"] += block.row_sum(coefficients)
+        state["moments"] += block.row_sum(moments)
+
+    def positional_entropy(self, block):
+        """Return the positional entropy of each row under the protocol, (batch, head, row)."""
+        if self.protocol.sink == "keep":
+            return block.entropies / log_base(self.protocol.log_base)
+        return entropy.positional_entropy(self.signal(block), base=self.protocol.log_base, check=False)
+
+    def finish(self, state, layout):
+        count, x, y, xx, yy, xy = state["moments"].unbind(-1)  # (batch, head) each
+        correlation = (count * xy - x * y) / ((count * xx - x * x) * (count * yy - y * y)).sqrt()
+        n_real = layout.n_real[:, None, None]
+        means = [state["spectral"] / count[..., None], state["entropy"][..., None] / n_real, state["wavelet"] / n_real]
+        return torch.cat([*means, correlation[..., None]], -1).float()
+
+
+@register_reduction
+class MatrixMetrics(Reduction):
+    """Metrics of a whole attention matrix, of which one layer at a time is held.
+
+    Parameters
+    ----------
+    protocol : Protocol
+        Identifies the function in caches and provenance.
+    function : callable
+        Takes (batch, head, query, key), returns a dict of name to (batch, head).
+    """
+
+    name, axis = "matrix_metrics", "metric"
+
+    def __init__(self, protocol, function):
+        self.protocol = protocol
+        self._function = function
+        self._names = []
+
+    def coordinates(self, layout):
+        return list(self._names)
+
+    def start(self, layout):
+        return layout.zeros(layout.n_queries, layout.n_keys)
+
+    def update(self, state, block, layout):
+        state[:, :, block.start : block.start + block.n_rows, : block.attn.shape[-1]] = block.attn
+
+    def finish(self, state, layout):
+        metrics = self._function(state)
+        self._names = list(metrics)
+        return torch.stack(list(metrics.values()), -1).float()

@@ -1,0 +1,68 @@
+"""Ask the Hugging Face Hub, quickly and before any download, whether something can be had from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+PROBE_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class HubAnswer:
+    """What the Hub holds under a name: commit hash and file names; `reachable` false if it did not answer."""
+
+    reachable: bool
+    commit: str | None = None
+    files: tuple[str, ...] = ()
+    reason: str = ""
+
+
+def ask_hub(name, *, kind="model", revision=None):
+    """Look a model or data set up on the Hub with one request that gives up after ten seconds.
+
+    Loading through transformers or datasets retries for 23 seconds per file when there is no network; this
+    asks once, so an offline machine learns it in a moment.
+
+    Parameters
+    ----------
+    name : str
+        "owner/name".
+    kind : str
+        "model" or "dataset".
+    revision : str, optional
+        Branch, tag or commit; the main branch if None.
+
+    Returns
+    -------
+    HubAnswer
+        With `reachable=False` and the reason when there is no connection or the Hub is down.
+
+    Raises
+    ------
+    LookupError
+        The Hub answered that there is no such repository or revision.
+    PermissionError
+        The repository is gated and this machine is not logged in to an account that may read it.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub import errors as hub
+
+    look_up = HfApi().model_info if kind == "model" else HfApi().dataset_info
+    try:
+        info = look_up(name, revision=revision, timeout=PROBE_SECONDS)
+    except hub.HFValidationError as error:
+        raise LookupError(f"{name!r} is not a possible Hub name ({error})") from error
+    except hub.RevisionNotFoundError as error:
+        raise LookupError(
+            f"{name!r} is on the Hub but has no revision {revision!r}; "
+            f"its branches and tags are listed at https://huggingface.co/{name}/tree/main"
+        ) from error
+    except hub.GatedRepoError as error:
+        raise PermissionError(
+            f"{name!r} is gated: accept its terms at https://huggingface.co/{name} and run `hf auth login`"
+        ) from error
+    except hub.RepositoryNotFoundError as error:
+        raise LookupError(f"the Hub has no {kind} {name!r} (or it is private and needs `hf auth login`)") from error
+    except (hub.HTTPError, OSError) as error:  # OSError covers refused sockets and HF_HUB_OFFLINE
+        return HubAnswer(reachable=False, reason=f"{type(error).__name__}: {error}")
+    return HubAnswer(True, info.sha, tuple(entry.rfilename for entry in info.siblings or ()))

@@ -1,0 +1,348 @@
+"""Position encodings: rotary (eq. 12), ALiBi, T5 and sinusoidal, and the kernels over the lag they imply.
+
+Angular frequencies θ_k are in radians/token, wavelengths and lags in tokens. Equation numbers refer to Ruscio
+et al., arXiv:2410.18067.
+"""
+
+import math
+
+import torch
+
+from .inputs import as_real
+
+__all__ = [
+    "alibi_bias",
+    "alibi_slopes",
+    "inverse_frequencies",
+    "lag_kernel",
+    "rotate",
+    "sinusoidal_embedding",
+    "t5_bias",
+    "t5_bucket",
+    "wavelengths",
+]
+
+
+def inverse_frequencies(head_dim, *, theta=10000.0, fraction=1.0):
+    """Return the angular frequencies of the rotary pairs, θ^(−2k/d) (eq. 12).
+
+    Parameters
+    ----------
+    head_dim : int
+        Dimensions of a head.
+    theta : float
+        Base of the geometric series, `rope_theta` in model configurations.
+    fraction : float
+        Share of the dimensions that is rotated, in (0, 1]; GPT-NeoX and Pythia rotate 0.25. The number
+        rotated is ``d = int(head_dim * fraction)``.
+
+    Returns
+    -------
+    torch.Tensor, shape (pair,)
+        float64 on the CPU, in radians/token, from 1 downwards.
+
+    Raises
+    ------
+    ValueError
+        If theta is not positive, the fraction not in (0, 1], or the number of rotated dimensions not even and
+        positive.
+
+    References
+    ----------
+    .. [1] Su et al., arXiv:2104.09864.
+    """
+    if not theta > 0:
+        raise ValueError(f"theta must be positive, got {theta}")
+    if not 0 < fraction <= 1:
+        raise ValueError(f"fraction must be in (0, 1], got {fraction}")
+    n_rotated = int(head_dim * fraction)
+    if n_rotated < 2 or n_rotated % 2:
+        raise ValueError(
+            f"head_dim {head_dim} with fraction {fraction} rotates {n_rotated} dimensions; rotation pairs "
+            "them, so the number must be even and at least 2"
+        )
+    exponents = torch.arange(0, n_rotated, 2, dtype=torch.float64) / n_rotated  # (pair,)
+    return theta**-exponents
+
+
+def wavelengths(inverse_frequencies):
+    """Return the wavelength of each rotary pair, 2π/θ_k tokens.
+
+    Parameters
+    ----------
+    inverse_frequencies : torch.Tensor or array_like, shape (pair,)
+        Angular frequencies in radians/token.
+
+    Returns
+    -------
+    torch.Tensor, shape (pair,)
+        In tokens. A wavelength beyond the length of the text completes no turn in it.
+    """
+    return 2 * math.pi / as_real(inverse_frequencies, "inverse_frequencies")
+
+
+def rotate(x, positions, inverse_frequencies, *, interleaved=False):
+    """Return `x` with each pair of dimensions rotated by position times frequency (eq. 12).
+
+    Parameters
+    ----------
+    x : torch.Tensor or array_like, shape (..., position, head_dim)
+        Queries or keys. Not modified.
+    positions : torch.Tensor or array_like, shape (position,) or any that broadcasts to (..., position)
+        Positions in tokens; fractions are allowed (position interpolation).
+    inverse_frequencies : torch.Tensor or array_like, shape (pair,)
+        Angular frequencies in radians/token. The first ``2 * pair`` dimensions are rotated, the others pass
+        through.
+    interleaved : bool
+        False pairs dimension k with k + pair, the layout of Llama and GPT-NeoX in transformers. True pairs 2k
+        with 2k + 1, the layout of GPT-J.
+
+    Returns
+    -------
+    torch.Tensor, shape (..., position, head_dim)
+        float32, or float64 for float64 input. Angles are computed in float64, so distant positions keep their
+        phase.
+
+    Raises
+    ------
+    ValueError
+        If there are more pairs than the dimensions allow, or the positions do not fit `x`.
+
+    References
+    ----------
+    .. [1] Ruscio et al., arXiv:2410.18067, eq. 12.
+    """
+    x = as_real(x, "x")  # (..., position, head_dim)
+    frequency = torch.as_tensor(inverse_frequencies, dtype=torch.float64, device=x.device)  # (pair,)
+    positions = torch.as_tensor(positions, dtype=torch.float64, device=x.device)  # (..., position)
+    n_pairs = frequency.shape[-1]
+    if x.ndim < 2 or 2 * n_pairs > x.shape[-1]:
+        raise ValueError(
+            f"{n_pairs} pairs need x of shape (..., position, head_dim) with head_dim of {2 * n_pairs} or "
+            f"more, got {tuple(x.shape)}"
+        )
+    if positions.ndim < 1 or positions.shape[-1] not in (1, x.shape[-2]):
+        raise ValueError(f"x has {x.shape[-2]} positions, but positions have shape {tuple(positions.shape)}")
+    angle = positions[..., None] * frequency  # (..., position, pair)
+    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)  # (..., position, pair) each
+    rotated, rest = x[..., : 2 * n_pairs], x[..., 2 * n_pairs :]
+    if interleaved:
+        first, second = rotated[..., 0::2], rotated[..., 1::2]  # (..., position, pair) each
+        turned = torch.stack([first * cos - second * sin, second * cos + first * sin], -1).flatten(-2)
+    else:
+        first, second = rotated[..., :n_pairs], rotated[..., n_pairs:]  # (..., position, pair) each
+        turned = torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
+    return torch.cat([turned, rest], -1)  # (..., position, head_dim)
+
+
+def lag_kernel(inverse_frequencies, lags):
+    """Return the score that rotation alone gives to a lag, the mean of cos(θ_k · lag) over the pairs.
+
+    This is the scaled dot product of a rotated query and key that are equal before rotation and have the same
+    energy in each pair.
+
+    Parameters
+    ----------
+    inverse_frequencies : torch.Tensor or array_like, shape (pair,)
+        Angular frequencies in radians/token.
+    lags : torch.Tensor or array_like, shape (...)
+        Query position minus key position, in tokens.
+
+    Returns
+    -------
+    torch.Tensor, shape (...)
+        float64, in [−1, 1]; 1 at lag 0.
+    """
+    frequency = torch.as_tensor(inverse_frequencies, dtype=torch.float64)  # (pair,)
+    lags = torch.as_tensor(lags, dtype=torch.float64, device=frequency.device)  # (...)
+    return torch.cos(lags[..., None] * frequency).mean(-1)  # (...)
+
+
+def alibi_slopes(n_heads):
+    """Return the slope of each head in ALiBi.
+
+    For a power of two the slopes are 2^(−8h/n), h = 1 … n. For any other number, those of the power of two
+    below, then every other slope of the power of two above.
+
+    Parameters
+    ----------
+    n_heads : int
+        Number of heads, at least 1.
+
+    Returns
+    -------
+    torch.Tensor, shape (head,)
+        float64 on the CPU, in score units per token.
+
+    Raises
+    ------
+    ValueError
+        If there are no heads.
+
+    References
+    ----------
+    .. [1] Press et al., arXiv:2108.12409.
+    """
+    if n_heads < 1:
+        raise ValueError(f"ALiBi needs at least 1 head, got {n_heads}")
+    power = 1 << (n_heads.bit_length() - 1)
+    exponents = [8 * head / power for head in range(1, power + 1)]
+    exponents += [4 * head / power for head in range(1, 2 * (n_heads - power), 2)]
+    return 2.0 ** -torch.tensor(exponents, dtype=torch.float64)  # (head,)
+
+
+def alibi_bias(n_heads, length, *, dtype=torch.float32, device=None):
+    """Return what causal ALiBi adds to the scores: −slope · (query − key), and −∞ for keys after the query.
+
+    Parameters
+    ----------
+    n_heads : int
+        Number of heads.
+    length : int
+        Number of tokens.
+    dtype : torch.dtype, optional
+        Default float32.
+    device : torch.device or str, optional
+        Default CPU.
+
+    Returns
+    -------
+    torch.Tensor, shape (head, query, key)
+
+    Raises
+    ------
+    ValueError
+        If there are no heads.
+
+    References
+    ----------
+    .. [1] Press et al., arXiv:2108.12409.
+    """
+    lag = -_relative_position(length, device)  # (query, key)
+    slopes = alibi_slopes(n_heads).to(device)  # (head,)
+    bias = (-slopes[:, None, None] * lag).to(dtype)  # (head, query, key)
+    return bias.masked_fill_(lag < 0, -math.inf)
+
+
+def t5_bucket(relative_position, *, bidirectional=True, n_buckets=32, max_distance=128):
+    """Return the bucket of T5 that a relative position falls into.
+
+    Parameters
+    ----------
+    relative_position : torch.Tensor or array_like of int, shape (...)
+        Key position minus query position, in tokens.
+    bidirectional : bool
+        True, the encoder: half of the buckets for keys after the query. False, the decoder: all buckets for
+        keys at or before the query, and every later key in bucket 0.
+    n_buckets : int
+        Number of buckets: half of those of a side hold one distance each, the others grow logarithmically.
+    max_distance : int
+        Distance in tokens from which on all share the last bucket.
+
+    Returns
+    -------
+    torch.Tensor of int64, shape (...)
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than 2 buckets a side, or `max_distance` is not above the distances held singly.
+
+    References
+    ----------
+    .. [1] Raffel et al., arXiv:1910.10683.
+    """
+    relative_position = torch.as_tensor(relative_position)  # (...)
+    n_side = n_buckets // 2 if bidirectional else n_buckets
+    n_exact = n_side // 2
+    if n_exact < 1 or max_distance <= n_exact:
+        raise ValueError(
+            f"n_buckets {n_buckets} gives {n_side} a side, {n_exact} of them for single distances; that "
+            f"needs to be 1 or more and below max_distance, {max_distance}"
+        )
+    if bidirectional:
+        offset, distance = (relative_position > 0).long() * n_side, relative_position.abs()  # (...) each
+    else:
+        offset, distance = 0, (-relative_position).clamp_min(0)  # (...)
+    # float32 and this order of operations are T5's, so that a distance at a bucket's border falls as there.
+    log_ratio = torch.log(distance.clamp_min(1).float() / n_exact) / math.log(max_distance / n_exact)  # (...)
+    coarse = (n_exact + (log_ratio * (n_side - n_exact)).long()).clamp_max(n_side - 1)  # (...)
+    return offset + torch.where(distance < n_exact, distance, coarse).long()
+
+
+def t5_bias(table, length, *, bidirectional=True, n_buckets=32, max_distance=128):
+    """Return what T5 adds to the scores, a learned bias for each bucket of relative positions.
+
+    Parameters
+    ----------
+    table : torch.Tensor or array_like, shape (bucket, head)
+        The model's `relative_attention_bias.weight`.
+    length : int
+        Number of tokens.
+    bidirectional, n_buckets, max_distance
+        As in `t5_bucket`.
+
+    Returns
+    -------
+    torch.Tensor, shape (head, query, key)
+        Differentiable in the table. As in T5 no causal mask is applied: with ``bidirectional=False`` keys
+        after the query get the bias of bucket 0, and the mask is the caller's.
+
+    Raises
+    ------
+    ValueError
+        If the table does not have `n_buckets` rows, or as `t5_bucket`.
+
+    References
+    ----------
+    .. [1] Raffel et al., arXiv:1910.10683.
+    """
+    table = as_real(table, "table")  # (bucket, head)
+    if table.ndim != 2 or table.shape[0] != n_buckets:
+        raise ValueError(f"expected a table of shape ({n_buckets}, head), got {tuple(table.shape)}")
+    relative_position = _relative_position(length, table.device)  # (query, key)
+    bucket = t5_bucket(
+        relative_position, bidirectional=bidirectional, n_buckets=n_buckets, max_distance=max_distance
+    )  # (query, key)
+    return table[bucket].permute(2, 0, 1)  # (head, query, key)
+
+
+def sinusoidal_embedding(length, dim, *, theta=10000.0):
+    """Return the fixed sinusoidal position embedding, whose dot products depend on the lag alone.
+
+    Parameters
+    ----------
+    length : int
+        Number of positions.
+    dim : int
+        Dimensions, even.
+    theta : float
+        Base of the geometric series of frequencies.
+
+    Returns
+    -------
+    torch.Tensor, shape (position, dim)
+        float64 on the CPU. Sines in the even dimensions, cosines in the odd; the dot product of two positions
+        is ``dim / 2`` times `lag_kernel` at their distance.
+
+    Raises
+    ------
+    ValueError
+        If `dim` is not even and positive.
+
+    References
+    ----------
+    .. [1] Vaswani et al., arXiv:1706.03762.
+    """
+    if dim < 2 or dim % 2:
+        raise ValueError(f"dim must be even and at least 2, sines and cosines come in pairs; got {dim}")
+    angle = torch.arange(length, dtype=torch.float64)[:, None] * inverse_frequencies(dim, theta=theta)
+    return torch.stack([angle.sin(), angle.cos()], -1).flatten(-2)  # (position, dim)
+
+
+def _relative_position(length, device):
+    """Return key minus query, shape (query, key)."""
+    if length < 1:
+        raise ValueError(f"length must be at least 1 token, got {length}")
+    position = torch.arange(length, device=device)  # (position,)
+    return position - position[:, None]

@@ -1,0 +1,278 @@
+"""Power spectra of attention signals, and the numbers read from them (eqs. 1, 2, 3 and 7).
+
+Frequencies are in cycles/token, so the Nyquist frequency is 0.5. Equation numbers refer to Ruscio et al.,
+arXiv:2410.18067.
+"""
+
+import math
+
+import torch
+
+from .inputs import (
+    as_real,
+    log_base,
+    negative_p_log_p,
+    require_finite,
+    require_last_axis,
+    require_option,
+)
+
+__all__ = [
+    "band_shares",
+    "frequencies",
+    "frequency_selectivity",
+    "psd",
+    "spectral_entropy",
+    "window",
+]
+
+WINDOWS = ("hann", "boxcar")
+DETRENDS = ("none", "mean")
+SIDES = ("one", "two")
+PADS = (1, 2, "next_pow2")
+
+
+def window(name, length, *, dtype=None, device=None):
+    """Return a symmetric window, to be multiplied into a signal before its Fourier transform.
+
+    Parameters
+    ----------
+    name : {"hann", "boxcar"}
+        "hann" is `numpy.hanning`: symmetric, zero at both ends, so the first and the last token do not
+        contribute (an attention sink at key 0 is removed). "boxcar" is all ones.
+    length : int
+        Number of samples, at least 1. A Hann window of length 1 is ``[1.]``, of length 2 ``[0., 0.]``.
+    dtype : torch.dtype, optional
+        Default float64.
+    device : torch.device or str, optional
+        Default CPU.
+
+    Returns
+    -------
+    torch.Tensor, shape (position,)
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown or the length is below 1.
+    """
+    require_option("window", name, WINDOWS)
+    if length < 1:
+        raise ValueError(f"a window needs at least 1 sample, got length {length}")
+    dtype = torch.float64 if dtype is None else dtype
+    if name == "boxcar" or length == 1:
+        return torch.ones(length, dtype=dtype, device=device)
+    steps = torch.arange(1 - length, length, 2, dtype=torch.float64)  # (position,)
+    weights = 0.5 + 0.5 * torch.cos(math.pi * steps / (length - 1))  # (position,)
+    return weights.to(dtype=dtype, device=device)
+
+
+def frequencies(length, *, pad=1, sided="one"):
+    """Return the frequencies of the bins of `psd`, in cycles/token.
+
+    Parameters
+    ----------
+    length : int
+        Number of tokens of the signal, before padding.
+    pad, sided
+        As in `psd`.
+
+    Returns
+    -------
+    torch.Tensor, shape (freq,)
+        float64, on the CPU. One-sided: k/N for k = 0 … N//2, the last one 0.5 where N is even. Two-sided: in
+        the order of the DFT, 0 first, the negative frequencies in the second half (−0.5 where N is even).
+
+    Raises
+    ------
+    ValueError
+        If the length is below 1 or an option is unknown.
+    """
+    require_option("sided", sided, SIDES)
+    n = _padded_length(length, pad)
+    if sided == "one":
+        return torch.arange(n // 2 + 1, dtype=torch.float64) / n  # (freq,)
+    bins = torch.arange(n, dtype=torch.float64)  # (freq,)
+    return torch.where(bins < (n + 1) // 2, bins, bins - n) / n
+
+
+def psd(signal, *, window="hann", pad=1, detrend="none", sided="one", check=True):
+    """Return the power spectrum of a signal, the squared modulus of its windowed DFT (eq. 1).
+
+    Parameters
+    ----------
+    signal : torch.Tensor or array_like, shape (..., position)
+        Real signal. Not modified.
+    window : {"hann", "boxcar"}
+        See `window`. The window spans the signal, not the padding.
+    pad : {1, 2, "next_pow2"}
+        Zero padding: to `pad` times the length, or to the next power of two not below the length.
+    detrend : {"none", "mean"}
+        "mean" subtracts the mean of each signal before the window. A Hann window then lets a little power
+        back into the zero-frequency bin; with "boxcar" that bin is zero up to rounding.
+    sided : {"one", "two"}
+        "one": the bins 0 … N//2 of the real DFT, where N is the padded length. Interior bins are *not*
+        doubled: this is the literal reading of eq. 1, which squares the transform and says no more, and it
+        weighs the zero-frequency bin twice as much as a doubled spectrum would. "two": all N bins, whose
+        sum is N times the energy of the windowed signal (Parseval).
+    check : bool
+        Look for NaN and infinity first. On CUDA this waits for the device; False skips it.
+
+    Returns
+    -------
+    torch.Tensor, shape (..., freq)
+        Non-negative, in units of the signal squared; no normalisation by length or window. float32, or
+        float64 for a float64 signal, on the device of the signal. `frequencies` gives the axis.
+
+    Raises
+    ------
+    ValueError
+        If the signal is empty, complex or not finite, or an option is unknown.
+
+    Notes
+    -----
+    Costs O(N log N) per signal. Differentiable everywhere.
+
+    References
+    ----------
+    .. [1] Ruscio et al., arXiv:2410.18067, eq. 1.
+    """
+    require_option("detrend", detrend, DETRENDS)
+    require_option("sided", sided, SIDES)
+    x = as_real(signal, "signal")  # (..., position)
+    length = require_last_axis(x, "signal")
+    n = _padded_length(length, pad)
+    if check:
+        require_finite(x, "signal")
+    if detrend == "mean":
+        x = x - x.mean(-1, keepdim=True)  # (..., position)
+    x = _apply_window(x, window)  # (..., position)
+    transform = torch.fft.rfft(x, n=n) if sided == "one" else torch.fft.fft(x, n=n)  # (..., freq)
+    return transform.real.square() + transform.imag.square()  # (..., freq)
+
+
+def band_shares(psd, *, edges=(0.25, 0.75), frequency=None):
+    """Return the share of the power that lies in each frequency band (eq. 2).
+
+    Parameters
+    ----------
+    psd : torch.Tensor or array_like, shape (..., freq)
+        Non-negative power, as from `psd`.
+    edges : sequence of float
+        Band edges as fractions of the Nyquist frequency, increasing, strictly between 0 and 1. The default
+        gives the three bands of the paper: low, mid, high. A bin at an edge belongs to the band above it;
+        the zero-frequency bin belongs to the lowest band.
+    frequency : torch.Tensor or array_like, shape (freq,), optional
+        Frequency of each bin in cycles/token; the sign is ignored. By default the bins are taken to be evenly
+        spaced from 0 to 0.5, as in a one-sided spectrum of even length. For an odd length or a two-sided
+        spectrum pass what `frequencies` returns.
+
+    Returns
+    -------
+    torch.Tensor, shape (..., band)
+        From low to high, ``len(edges) + 1`` shares that sum to 1. NaN where a spectrum has no power.
+
+    Raises
+    ------
+    ValueError
+        If the spectrum is empty, the edges are not increasing within (0, 1), or `frequency` has another
+        length than the spectrum.
+
+    References
+    ----------
+    .. [1] Ruscio et al., arXiv:2410.18067, eq. 2.
+    """
+    power = as_real(psd, "psd")  # (..., freq)
+    n_freq = require_last_axis(power, "psd")
+    edges = torch.as_tensor(edges, dtype=torch.float64).reshape(-1)  # (edge,)
+    inside = torch.cat([edges.new_zeros(1), edges, edges.new_ones(1)])
+    if not bool((inside.diff() > 0).all()):
+        raise ValueError(f"edges must increase strictly within (0, 1) (Nyquist is 1), got {edges.tolist()}")
+    if frequency is None:
+        # Dividing integers puts a bin that lies at an edge exactly there; adding up a step may not.
+        frequency = torch.arange(n_freq, dtype=torch.float64) / max(2 * (n_freq - 1), 1)  # (freq,)
+    frequency = torch.as_tensor(frequency, dtype=torch.float64, device="cpu")  # (freq,)
+    if frequency.shape != (n_freq,):
+        raise ValueError(f"psd has {n_freq} bins but frequency has shape {tuple(frequency.shape)}")
+    band = torch.bucketize(frequency.abs(), 0.5 * edges, right=True)  # (freq,)
+    if bool((band.diff() < 0).any()):
+        order = band.argsort(stable=True)  # (freq,)
+        power, band = power[..., order.to(power.device)], band[order]
+    n_bins = torch.bincount(band, minlength=len(edges) + 1).tolist()
+    per_band = torch.stack([part.sum(-1) for part in power.split(n_bins, -1)], -1)  # (..., band)
+    return per_band / per_band.sum(-1, keepdim=True)
+
+
+def frequency_selectivity(psd):
+    """Return the largest power over the sum of all other power (eq. 3).
+
+    Parameters
+    ----------
+    psd : torch.Tensor or array_like, shape (..., freq)
+        Non-negative power. Whether the zero-frequency bin counts is decided by whether it is passed.
+
+    Returns
+    -------
+    torch.Tensor, shape (...)
+        At least ``1 / (freq − 1)``, the value of a flat spectrum. Infinite if all power is in one bin, NaN
+        where a spectrum has no power.
+
+    Raises
+    ------
+    ValueError
+        If the spectrum is empty.
+
+    References
+    ----------
+    .. [1] Ruscio et al., arXiv:2410.18067, eq. 3.
+    """
+    power = as_real(psd, "psd")  # (..., freq)
+    require_last_axis(power, "psd")
+    at = power.argmax(-1, keepdim=True)  # (..., 1)
+    peak = power.gather(-1, at).squeeze(-1)  # (...)
+    # The peak is cleared before the sum, not subtracted after it: a sharp spectrum would lose its digits.
+    rest = power.scatter(-1, at, 0.0).sum(-1)  # (...)
+    return peak / rest
+
+
+def spectral_entropy(psd, *, base=None):
+    """Return the Shannon entropy of a normalised power spectrum (eq. 7).
+
+    Parameters
+    ----------
+    psd : torch.Tensor or array_like, shape (..., freq)
+        Non-negative power. Computed in float32 or wider; not modified.
+    base : float, optional
+        Logarithm base; natural (nats) if None.
+
+    Returns
+    -------
+    torch.Tensor, shape (...)
+        In [0, log(freq)], on the device of `psd`. NaN where a spectrum has no power.
+
+    Raises
+    ------
+    ValueError
+        If the spectrum is empty, or the base is not positive or is 1.
+
+    References
+    ----------
+    .. [1] Ruscio et al., arXiv:2410.18067, eq. 7.
+    """
+    power = as_real(psd, "psd")  # (..., freq)
+    require_last_axis(power, "psd")
+    share = power / power.sum(-1, keepdim=True)  # (..., freq)
+    return negative_p_log_p(share).sum(-1) / log_base(base)
+
+
+def _apply_window(x, name):
+    if name == "boxcar":
+        return x
+    return x * window(name, x.shape[-1], dtype=x.dtype, device=x.device)
+
+
+def _padded_length(length, pad):
+    require_option("pad", pad, PADS)
+    if length < 1:
+        raise ValueError(f"a signal needs at least 1 token, got length {length}")
+    return 1 << (length - 1).bit_length() if pad == "next_pow2" else pad * length

@@ -1,0 +1,1 @@
+"""What a person touches: figures, the head inspector, strict runs of the notebooks, results and pages."""

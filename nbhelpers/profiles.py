@@ -1,0 +1,141 @@
+"""What is captured: small per-head arrays with named axes, kept in safetensors."""
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+FORMAT = "nbhelpers-profiles-1"
+
+
+@dataclass(frozen=True)
+class Profiles:
+    """Per-head reductions of the attention of some sequences.
+
+    Attributes
+    ----------
+    arrays : dict of str to torch.Tensor
+        float32 on the CPU. Each has the axes (sequence, layer, head, *own axis*); a scalar profile has no own axis.
+        Reach them as ``profiles["key_profile"]`` or ``profiles.key_profile``.
+    axes : dict of str to tuple of str
+        The names of the axes of each array.
+    coordinates : dict of str to list
+        Per array, what the positions of its own axis mean (keys and lags in tokens, freq in cycles/token, names).
+    n_real : torch.Tensor, shape (sequence,)
+        Tokens of each sequence that are not padding.
+    kv_groups : list of int
+        The key-value group of each head: heads of one group share keys and are not independent.
+    provenance : dict
+        Model, revision, lengths, dtype, device, versions and what was asked for.
+    """
+
+    arrays: dict
+    axes: dict
+    coordinates: dict
+    n_real: torch.Tensor
+    kv_groups: list
+    provenance: dict = field(default_factory=dict)
+
+    def __post_init__(self):
+        for name, array in self.arrays.items():
+            if array.ndim != len(self.axes[name]):
+                raise ValueError(f"{name} has shape {tuple(array.shape)} but axes {self.axes[name]}.")
+
+    def __getitem__(self, name):
+        if name not in self.arrays:
+            raise KeyError(f"{name!r} was not captured; there is {', '.join(self.arrays)}. Ask capture for it.")
+        return self.arrays[name]
+
+    def __getattr__(self, name):
+        if name.startswith("_") or name == "arrays" or name not in self.arrays:
+            known = "" if name.startswith("_") or name == "arrays" else f" (captured: {', '.join(self.arrays)})"
+            raise AttributeError(f"Profiles has no {name!r}{known}.")
+        return self.arrays[name]
+
+    def __contains__(self, name):
+        return name in self.arrays
+
+    def __repr__(self):
+        shapes = ", ".join(f"{name} {tuple(a.shape)}" for name, a in self.arrays.items())
+        return f"Profiles({shapes}; {self.nbytes / 1e6:.1f} MB)"
+
+    @property
+    def nbytes(self):
+        """Bytes of all arrays."""
+        return sum(array.nbytes for array in self.arrays.values())
+
+    @property
+    def n_sequences(self):
+        """Number of sequences."""
+        return len(self.n_real)
+
+    def save(self, path):
+        """Write to one safetensors file, whole or not at all (a temporary file is renamed)."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        header = {
+            "format": FORMAT,
+            "axes": self.axes,
+            "coordinates": self.coordinates,
+            "kv_groups": self.kv_groups,
+            "provenance": self.provenance,
+        }
+        tensors = {name: array.contiguous() for name, array in self.arrays.items()} | {"n_real": self.n_real}
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        try:
+            save_file(tensors, partial, metadata={"nbhelpers": json.dumps(header)})
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+        return path
+
+    @classmethod
+    def load(cls, path):
+        """Read what :meth:`save` wrote.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no such file.
+        ValueError
+            If the file is damaged or was not written by :meth:`save`.
+        """
+        path = Path(path)
+        if not path.exists():
+            raise FileNotFoundError(f"There are no profiles at {path}.")
+        try:
+            with safe_open(path, framework="pt") as file:
+                header = json.loads((file.metadata() or {}).get("nbhelpers", "{}"))
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        except (SafetensorError, json.JSONDecodeError, OSError) as error:
+            raise ValueError(f"{path} is damaged ({error}); delete it and capture again.") from error
+        if header.get("format") != FORMAT:
+            raise ValueError(f"{path} is not a {FORMAT} file (its format is {header.get('format')!r}).")
+        return cls(
+            n_real=tensors.pop("n_real"),
+            arrays=tensors,
+            axes={name: tuple(axes) for name, axes in header["axes"].items()},
+            coordinates=header["coordinates"],
+            kv_groups=header["kv_groups"],
+            provenance=header["provenance"],
+        )
+
+    @classmethod
+    def concatenate(cls, parts):
+        """Join profiles of other sequences of the same model, reductions and length along ``sequence``."""
+        first = parts[0]
+        for part in parts[1:]:
+            if part.axes != first.axes or part.coordinates != first.coordinates:
+                raise ValueError(f"These profiles do not belong together: {first!r} and {part!r}.")
+        return cls(
+            arrays={name: torch.cat([part[name] for part in parts]) for name in first.arrays},
+            axes=first.axes,
+            coordinates=first.coordinates,
+            n_real=torch.cat([part.n_real for part in parts]),
+            kv_groups=first.kv_groups,
+            provenance=first.provenance,
+        )

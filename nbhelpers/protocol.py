@@ -1,0 +1,174 @@
+"""What is chosen: every decision that turns an attention matrix into a number.
+
+The paper (arXiv:2410.18067) leaves most of these open. A :class:`Protocol` names each of them, so that no number
+in this project depends on a choice that cannot be read, hashed and changed. :data:`PAPER` is the literal reading.
+"""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+
+OPTIONS = {
+    "signal": ("key_profile", "last_query", "lag_profile", "rows", "flattened"),
+    "sink": ("keep", "drop_renormalise"),
+    "detrend": ("none", "mean"),
+    "window": ("hann", "boxcar"),
+    "pad": (1, 2, "next_pow2"),
+    "sided": ("one", "two"),
+    "mode": ("symmetric", "zero", "periodization"),
+    "level": ("shortest", "own"),
+    "order": ("metric then mean", "mean then metric"),
+    "scaled_variant": ("prefix", "stride", "random"),
+    "alignment": ("concatenate-truncate", "per-level", "interpolate"),
+}
+
+# For each field: what the paper says or leaves open, and why PAPER fills it as it does.
+REASONS = {
+    "signal": (
+        "'the attention pattern over token positions' of a head (section 4)",
+        "mean over queries is the only length-n reading that uses every query",
+    ),
+    "sink": ("not mentioned", "nothing is removed from the matrix that the model computed"),
+    "detrend": ("not mentioned", "no step is added; so the DC line, fixed by the row sum of 1, stays in"),
+    "window": ("'a Hann window' (eq. 1)", "numpy.hanning, the symmetric form of the paper's stack"),
+    "pad": ("'zero padding', length not given", "none: sequences of one length need none"),
+    "sided": ("not mentioned", "real input; a one-sided spectrum is what an rfft returns"),
+    "edges": ("low 0-0.25, mid 0.25-0.75, high 0.75-1 of Nyquist (eq. 2)", "as printed; DC falls in the low band"),
+    "log_base": ("not mentioned", "natural logarithm (None); the printed entropies lie in its range"),
+    "wavelet": ("db2 (eq. 4)", "as printed"),
+    "mode": ("not mentioned", "symmetric is the default of PyWavelets, the paper's library"),
+    "level": ("'the most the shortest sequence allows' (eq. 4)", "as printed: the 0.25x variant sets the level"),
+    "order": ("not mentioned", "a metric per sequence gives an interval over sequences; the mean of metrics is reported"),
+    "factors": ("alpha in {0.5, 0.25} (eq. 10)", "as printed"),
+    "scaled_variant": ("'sampling floor(alpha n) tokens' (eq. 10)", "the first tokens: still text the model can read"),
+    "alignment": ("not mentioned", "coefficients in one vector, the longer cut to the shorter"),
+    "local_distance": ("'local' against 'global' in Fig. 1, no equation", "16 tokens, the smallest window of Table 2"),
+    "entropy_windows": ("16, 32, 64 (Table 2)", "as printed"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """Choices that turn attention into numbers; immutable, comparable, hashable.
+
+    Parameters
+    ----------
+    signal : str
+        What is analysed of a head: ``key_profile`` (mean attention each key receives, over queries), ``last_query``
+        (the last row), ``lag_profile`` (mean attention at each distance), ``rows`` (every row, metrics averaged
+        over rows) or ``flattened`` (the matrix read row by row as one signal of n² samples).
+    sink : str
+        ``keep``, or ``drop_renormalise``: key 0 is removed and the signal divided by what remains.
+    detrend, window, pad, sided
+        As in :func:`nbhelpers.kernels.spectra.psd`.
+    edges : tuple of float
+        Band edges as fractions of the Nyquist frequency (eq. 2).
+    log_base : float or None
+        Base of all entropies; natural logarithm if None.
+    wavelet, mode : str
+        As in :func:`nbhelpers.kernels.wavelets.dwt`.
+    level : str
+        ``shortest``: the deepest level that the shortest scaled variant allows; ``own``: the deepest for each signal.
+    order : str
+        ``metric then mean`` keeps one number per sequence; ``mean then metric`` averages the signals over
+        sequences first.
+    factors : tuple of float
+        The alphas of eq. 10.
+    scaled_variant : str
+        How x_alpha is drawn from x.
+    alignment : str
+        How coefficients of unequal lengths are compared, as in :func:`nbhelpers.kernels.wavelets.align`.
+    local_distance : int
+        Keys at most this many tokens from the query count as local (Fig. 1).
+    entropy_windows : tuple of int
+        Windows, in tokens, of the window entropy (Table 2).
+
+    Raises
+    ------
+    ValueError
+        For a value that is not an option; the message lists the options.
+    """
+
+    signal: str = "key_profile"
+    sink: str = "keep"
+    detrend: str = "none"
+    window: str = "hann"
+    pad: int | str = 1
+    sided: str = "one"
+    edges: tuple[float, ...] = (0.25, 0.75)
+    log_base: float | None = None
+    wavelet: str = "db2"
+    mode: str = "symmetric"
+    level: str = "shortest"
+    order: str = "metric then mean"
+    factors: tuple[float, ...] = (0.5, 0.25)
+    scaled_variant: str = "prefix"
+    alignment: str = "concatenate-truncate"
+    local_distance: int = 16
+    entropy_windows: tuple[int, ...] = (16, 32, 64)
+
+    def __post_init__(self):
+        for field, options in OPTIONS.items():
+            value = getattr(self, field)
+            if value not in options or isinstance(value, bool):
+                listed = ", ".join(map(repr, options))
+                raise ValueError(f"Protocol.{field} is {value!r}; the options are {listed}.")
+        for field in ("edges", "factors", "entropy_windows"):
+            object.__setattr__(self, field, tuple(getattr(self, field)))
+        if list(self.edges) != sorted(set(self.edges)) or not all(0 < edge < 1 for edge in self.edges):
+            raise ValueError(f"Protocol.edges must rise strictly inside (0, 1), fractions of Nyquist; got {self.edges}.")
+        if not all(0 < factor < 1 for factor in self.factors):
+            raise ValueError(f"Protocol.factors must lie inside (0, 1); got {self.factors}.")
+        if self.log_base is not None and not (self.log_base > 0 and self.log_base != 1):
+            raise ValueError(f"Protocol.log_base must be positive and not 1, or None; got {self.log_base}.")
+        if self.local_distance < 1 or not all(window > 1 for window in self.entropy_windows):
+            raise ValueError(
+                f"Protocol.local_distance must be at least 1 and every entropy window at least 2 tokens; got "
+                f"{self.local_distance} and {self.entropy_windows}."
+            )
+
+    def replace(self, **changes):
+        """Return a copy with some fields changed; unknown fields raise ``TypeError``."""
+        return dataclasses.replace(self, **changes)
+
+    def to_dict(self):
+        """Return the fields as plain JSON types."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    @property
+    def hash(self):
+        """Twelve hexadecimal digits that change when any field does."""
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
+    def spectrum_options(self):
+        """The keyword arguments of :func:`nbhelpers.kernels.spectra.psd`."""
+        return {name: getattr(self, name) for name in ("window", "pad", "detrend", "sided")}
+
+    @property
+    def band_names(self):
+        """Names of the bands between the edges: low, mid and high for three, else their limits."""
+        if len(self.edges) == 2:
+            return ["low_band", "mid_band", "high_band"]
+        limits = [0.0, *self.edges, 1.0]
+        return [f"band_{low:g}_{high:g}" for low, high in zip(limits, limits[1:], strict=False)]
+
+    def shortest(self, length):
+        """Return the length that sets the wavelet level: of the shortest scaled variant, or `length` itself."""
+        if self.level == "own" or not self.factors:
+            return length
+        return max(1, int(min(self.factors) * length))
+
+    def explain(self):
+        """Return rows (field, value, what the paper says, why PAPER's value), ready for a table."""
+        names = ("field", "value", "the paper", "the literal choice, and why")
+        rows = []
+        for field, value in self.to_dict().items():
+            said, why = REASONS[field]
+            default = PAPER.to_dict()[field]
+            rows.append(dict(zip(names, (field, value, said, f"{default}: {why}"), strict=True)))
+        return rows
+
+
+PAPER = Protocol()

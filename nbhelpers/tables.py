@@ -1,0 +1,169 @@
+"""What is measured: one tidy table of head metrics with its provenance, kept as Parquet."""
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from scipy import stats
+
+COLUMNS = ["sequence", "layer", "head", "kv_group", "metric", "value"]
+AVERAGED = -1  # the sequence number of a metric taken of signals averaged over sequences
+
+
+@dataclass(frozen=True)
+class HeadTable:
+    """Metrics of every head for every sequence.
+
+    Attributes
+    ----------
+    frame : pandas.DataFrame
+        Columns sequence, layer, head, kv_group, metric, value (float64). With the protocol order "mean then metric",
+        sequence −1 is the metric of the averaged signals and sequence i the one with sequence i left out.
+    provenance : dict
+        Model, revision, corpus, lengths, protocol and its hash, versions, seed, device.
+    """
+
+    frame: pd.DataFrame
+    provenance: dict = field(default_factory=dict)
+
+    def __post_init__(self):
+        if list(self.frame.columns) != COLUMNS:
+            raise ValueError(f"A HeadTable has the columns {COLUMNS}; got {list(self.frame.columns)}.")
+
+    def __repr__(self):
+        name = self.provenance.get("model", {}).get("name", "?")
+        return f"HeadTable({name}: {self.frame.sequence.nunique()} sequences, {len(self.heads)} heads, {self.metrics})"
+
+    @property
+    def metrics(self):
+        """Names of the metrics, in order."""
+        return list(self.frame.metric.unique())
+
+    @property
+    def heads(self):
+        """The (layer, head) pairs."""
+        return self.frame[["layer", "head"]].drop_duplicates()
+
+    @property
+    def averaged(self):
+        """Whether the metrics were taken of averaged signals."""
+        return bool((self.frame.sequence == AVERAGED).any())
+
+    def values(self, metric):
+        """Return an array (sequence, layer, head) of one metric; left-one-out sequences included if averaged."""
+        part = self.frame[self.frame.metric == metric]
+        if part.empty:
+            raise KeyError(f"The table has no metric {metric!r}; it has {', '.join(self.metrics)}.")
+        part = part.sort_values(["sequence", "layer", "head"])
+        return part.value.to_numpy().reshape(part.sequence.nunique(), part.layer.nunique(), -1)
+
+    def per_head(self):
+        """Return one row per head, the mean over sequences of each metric in a column each."""
+        frame = self.frame[self.frame.sequence == AVERAGED] if self.averaged else self.frame
+        keys = ["layer", "head", "kv_group"]
+        wide = frame.pivot_table(index=keys, columns="metric", values="value", aggfunc="mean", observed=True, dropna=False)
+        return wide.reindex(columns=self.metrics).dropna(how="all").reset_index()
+
+    def summary(self, *, n_boot=1000, confidence=0.95, seed=0):
+        """Return mean, sd and IQR over heads of each metric, with a bootstrap interval of the mean over sequences.
+
+        Parameters
+        ----------
+        n_boot : int
+            Bootstrap draws of whole sequences (heads stay together, so that they need not be independent).
+        confidence : float
+        seed : int
+
+        Returns
+        -------
+        pandas.DataFrame
+            Index metric; columns mean, low, high (of the mean), sd, iqr, q25, q75 (over heads), n_sequences, n_heads. One
+            sequence gives no interval (NaN). Averaged signals get a jackknife interval.
+        """
+        rows = {metric: self._summarise(metric, n_boot, confidence, seed) for metric in self.metrics}
+        return pd.DataFrame.from_dict(rows, orient="index").rename_axis("metric")
+
+    def _summarise(self, metric, n_boot, confidence, seed):
+        values = self.values(metric)
+        values = values.reshape(len(values), -1)  # (sequence, head)
+        heads = values[0] if self.averaged else np.nanmean(values, 0)
+        per_sequence = np.nanmean(values, 1)
+        if self.averaged:
+            low, high = _jackknife_interval(per_sequence[0], per_sequence[1:], confidence)
+        else:
+            low, high = _bootstrap_interval(per_sequence, n_boot, confidence, seed)
+        q25, q75 = np.nanquantile(heads, [0.25, 0.75])
+        return {
+            "mean": np.nanmean(heads),
+            "low": low,
+            "high": high,
+            "sd": np.nanstd(heads, ddof=1) if len(heads) > 1 else np.nan,
+            "iqr": q75 - q25,
+            "q25": q25,
+            "q75": q75,
+            "n_sequences": len(values) - self.averaged,
+            "n_heads": len(heads),
+        }
+
+    def to_parquet(self, path):
+        """Write table and provenance to one Parquet file, whole or not at all."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        table = pa.Table.from_pandas(self.frame, preserve_index=False)
+        table = table.replace_schema_metadata(
+            {**(table.schema.metadata or {}), b"nbhelpers": json.dumps(self.provenance).encode()}
+        )
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        try:
+            pq.write_table(table, partial)
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+        return path
+
+    @classmethod
+    def from_parquet(cls, path):
+        """Read what :meth:`to_parquet` wrote.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no such file.
+        ValueError
+            If the file is damaged or has no provenance of ours.
+        """
+        path = Path(path)
+        if not path.exists():
+            raise FileNotFoundError(f"There is no table at {path}.")
+        try:
+            table = pq.read_table(path)
+        except pa.ArrowException as error:
+            raise ValueError(f"{path} is damaged ({error}); delete it and measure again.") from error
+        if b"nbhelpers" not in (table.schema.metadata or {}):
+            raise ValueError(f"{path} is a Parquet file without the provenance of a HeadTable.")
+        return cls(table.to_pandas(), json.loads(table.schema.metadata[b"nbhelpers"]))
+
+
+def _bootstrap_interval(per_sequence, n_boot, confidence, seed):
+    """Return the percentile interval of the mean over sequences; NaN for a single one."""
+    known = per_sequence[np.isfinite(per_sequence)]
+    if len(known) < 2:
+        return np.nan, np.nan
+    options = {"n_resamples": n_boot, "confidence_level": confidence, "method": "percentile"}
+    interval = stats.bootstrap((known,), np.mean, rng=np.random.default_rng(seed), **options).confidence_interval
+    return interval.low, interval.high
+
+
+def _jackknife_interval(value, left_out, confidence):
+    """Return the normal interval around `value` from the values with one sequence left out each."""
+    n = len(left_out)
+    if n < 2:
+        return np.nan, np.nan
+    error = np.sqrt((n - 1) / n * ((left_out - left_out.mean()) ** 2).sum())
+    half = stats.norm.ppf(0.5 + confidence / 2) * error
+    return value - half, value + half

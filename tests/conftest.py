@@ -1,0 +1,64 @@
+"""Fixtures that many test modules share."""
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer():
+    """A byte-level BPE tokenizer of 300 tokens with <s> and </s>, which sets no special token by itself."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    inner = Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet, show_progress=False
+    )
+    inner.train_from_iterator(["the whale and the sea and the ship that sails the sea"], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="</s>")
+
+
+@pytest.fixture(scope="session")
+def tiny_llama_folder(tmp_path_factory, tiny_tokenizer):
+    """A folder as save_pretrained leaves it: a random Llama of 2 layers, 4 query and 2 KV heads of 8."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("tiny-llama")
+    config = LlamaConfig(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=300,
+        max_position_embeddings=256,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=None,
+        rope_parameters={"rope_type": "default", "rope_theta": 5000.0},
+        initializer_range=0.3,  # far from uniform attention
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        LlamaForCausalLM(config).save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tiny_llama_folder):
+    """What load_model returns for `tiny_llama_folder`, on the CPU."""
+    from nbhelpers.hooks.models import load_model
+
+    return load_model(tiny_llama_folder, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    """SmolLM2-135M on the CPU; the first run on a machine converts it, which takes about 20 s."""
+    from nbhelpers.hooks.models import load_model
+
+    return load_model("smollm2-135m", device="cpu")

@@ -1,0 +1,209 @@
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from tolerances import assert_close
+
+from nbhelpers.kernels import entropy
+
+DTYPES = [torch.float32, torch.float64]
+gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: GPU results are not compared")
+
+
+def random_attn(*shape, dtype=torch.float64, seed=0, causal=False):
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.randn(*shape, dtype=dtype, generator=generator)
+    if causal:
+        scores = scores.masked_fill(torch.ones(shape[-2:], dtype=torch.bool).triu(1), -math.inf)
+    return scores.softmax(-1)
+
+
+class TestRequireDistribution:
+    def test_softmax_passes_in_every_dtype(self):
+        attn = random_attn(3, 500, dtype=torch.float32)
+        for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+            entropy.require_distribution(attn.to(dtype))
+
+    def test_empty_batch_passes(self):
+        entropy.require_distribution(torch.zeros(0, 4))
+
+    def test_sums_are_reported_with_the_worst_row(self):
+        attn = random_attn(2, 3, 8)
+        attn[0, 1] *= 1.01
+        attn[1, 2] *= 0.5
+        with pytest.raises(
+            ValueError, match=r"2 of 6 rows do not, the worst at index \(1, 2\) with sum 0\.5\b"
+        ):
+            entropy.require_distribution(attn)
+
+    def test_fully_padded_row(self):
+        attn = random_attn(2, 8)
+        attn[1] = 0
+        with pytest.raises(
+            ValueError, match=r"attn must sum to 1.*\(1,\) with sum 0\. Drop rows without mass"
+        ):
+            entropy.positional_entropy(attn)
+
+    def test_half_precision_is_allowed_more(self):
+        attn = random_attn(8) * 1.004
+        with pytest.raises(ValueError, match=r"within 0\.001"):
+            entropy.require_distribution(attn.float())
+        entropy.require_distribution(attn.to(torch.bfloat16))
+        entropy.require_distribution(attn, tolerance=0.005)
+
+    def test_negative_and_nan(self):
+        attn = random_attn(2, 8)
+        attn[1, 4] = -0.25
+        with pytest.raises(ValueError, match=r"profile has negative.*-0\.25 at index \(1, 4\)"):
+            entropy.require_distribution(attn, "profile")
+        attn[0, 2] = math.nan
+        with pytest.raises(ValueError, match=r"1 of 16 entries.*\(0, 2\)"):
+            entropy.require_distribution(attn)
+
+    def test_no_keys(self):
+        for check in (True, False):
+            with pytest.raises(ValueError, match=r"shape \(2, 0\)"):
+                entropy.positional_entropy(torch.zeros(2, 0), check=check)
+
+
+class TestPositionalEntropy:
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("base", [None, 2])
+    def test_is_scipys_with_masked_keys(self, dtype, base):
+        attn = random_attn(2, 9, 9, dtype=dtype, causal=True)
+        expected = scipy.stats.entropy(attn.double().numpy(), axis=-1, base=base)
+        assert_close(entropy.positional_entropy(attn, base=base), expected, dtype=dtype)
+
+    def test_uniform_causal_rows_are_log_of_their_length(self):
+        attn = torch.tril(torch.ones(7, 7, dtype=torch.float64))
+        attn = attn / attn.sum(-1, keepdim=True)
+        assert_close(entropy.positional_entropy(attn), np.log(np.arange(1, 8)))
+
+    def test_one_hot_is_zero(self):
+        assert entropy.positional_entropy(torch.eye(4)).tolist() == [0.0] * 4
+
+    def test_gradient_through_a_causal_softmax_is_finite(self):
+        scores = torch.randn(5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        scores.requires_grad_()
+        masked = scores.masked_fill(torch.ones(5, 5, dtype=torch.bool).triu(1), -math.inf)
+        entropy.positional_entropy(masked.softmax(-1)).sum().backward()
+        assert scores.grad.isfinite().all()
+        assert scores.grad.tril(-1).abs().max() > 0
+
+    def test_gradient(self):
+        scores = torch.randn(2, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        scores.requires_grad_()
+        assert torch.autograd.gradcheck(lambda x: entropy.positional_entropy(x.softmax(-1)), scores)
+
+    def test_input_is_unmodified_and_half_is_upcast(self):
+        attn = random_attn(3, 16, dtype=torch.float32).bfloat16()
+        before = attn.clone()
+        measured = entropy.positional_entropy(attn)
+        assert measured.dtype == torch.float32
+        assert torch.equal(attn, before)
+        assert torch.equal(measured, entropy.positional_entropy(attn.float(), check=False))
+
+    def test_the_entropies_of_a_signal_and_of_its_spectrum_are_bounded_below(self):
+        """Maassen–Uffink: with a = √attn, H(|a|²) + H(|Fa|²) is at least log N."""
+        attn = random_attn(50, 64)
+        spectrum = torch.fft.fft(attn.sqrt(), norm="ortho").abs().square()
+        slack = entropy.positional_entropy(attn) + entropy.positional_entropy(spectrum) - math.log(64)
+        assert slack.min() > 0
+
+
+class TestWindowEntropy:
+    def slow(self, row, window):
+        values = []
+        for start in range(0, len(row) - window + 1, window):
+            part = row[start : start + window]
+            if part.sum() > 0:
+                values.append(scipy.stats.entropy(part) / math.log(window))
+        return np.mean(values) if values else math.nan
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("window", [2, 5, 16, 37])
+    def test_is_the_slow_loop(self, dtype, window):
+        attn = random_attn(37, 37, dtype=dtype, causal=True)
+        expected = np.array([self.slow(row, window) for row in attn.double().numpy()])
+        assert_close(entropy.window_entropy(attn, window), expected, dtype=dtype)
+
+    def test_bounds_are_met(self):
+        uniform = torch.full((64,), 1 / 64, dtype=torch.float64)
+        assert float(entropy.window_entropy(uniform, 16)) == pytest.approx(1.0, abs=1e-12)
+        assert entropy.window_entropy(torch.eye(64)[:48], 16).tolist() == [0.0] * 48
+
+    def test_base_gives_the_entropy_itself(self):
+        attn = random_attn(2, 32)
+        nats = entropy.window_entropy(attn, 8, base=math.e)
+        assert_close(nats / math.log(8), entropy.window_entropy(attn, 8))
+
+    def test_mass_only_in_the_ragged_end_is_nan(self):
+        assert entropy.window_entropy(torch.eye(10)[9], 4).isnan()
+
+    def test_one_window_of_all_keys_is_the_positional_entropy(self):
+        attn = random_attn(3, 24)
+        assert_close(entropy.window_entropy(attn, 24, base=math.e), entropy.positional_entropy(attn))
+
+    @pytest.mark.parametrize("window", [1, 33, 0])
+    def test_impossible_windows(self, window):
+        with pytest.raises(ValueError, match=f"from 2 to the number of keys, 32; got {window}"):
+            entropy.window_entropy(random_attn(32), window)
+
+    def test_gradient_past_empty_windows(self):
+        scores = torch.randn(16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        scores.requires_grad_()
+        masked = scores.masked_fill(torch.arange(16) >= 6, -math.inf)
+        entropy.window_entropy(masked.softmax(-1), 4).backward()
+        assert scores.grad.isfinite().all()
+
+
+class TestEffectiveSupport:
+    def test_closed_forms(self):
+        assert_close(entropy.effective_support(torch.eye(4)), torch.ones(4))
+        attn = torch.tril(torch.ones(6, 6, dtype=torch.float64))
+        attn = attn / attn.sum(-1, keepdim=True)
+        assert_close(entropy.effective_support(attn), np.arange(1.0, 7.0))
+
+    def test_is_at_most_the_exponential_of_the_entropy(self):
+        attn = random_attn(40, 32)
+        assert (entropy.effective_support(attn) < entropy.positional_entropy(attn).exp()).all()
+
+
+class TestLocalMass:
+    def test_is_the_slow_loop_for_a_block_of_rows(self):
+        attn, query, distances = random_attn(2, 20, 20, causal=True)[:, 5:12], range(5, 12), (0, 1, 4, 50)
+        measured = entropy.local_mass(attn, query, distances)
+        assert measured.shape == (2, 7, 4)
+        for row, position in enumerate(query):
+            for column, distance in enumerate(distances):
+                inside = [k for k in range(20) if abs(k - position) <= distance]
+                assert_close(measured[:, row, column], attn[:, row, inside].sum(-1))
+
+    def test_errors(self):
+        attn = random_attn(4, 8)
+        with pytest.raises(ValueError, match=r"attn has shape \(4, 8\) and query \(3,\)"):
+            entropy.local_mass(attn, [0, 1, 2], [1])
+        with pytest.raises(ValueError, match=r"0 or more, got \[-1\]"):
+            entropy.local_mass(attn, range(4), [-1])
+
+    def test_no_distances(self):
+        assert entropy.local_mass(random_attn(4, 8), range(4), []).shape == (4, 0)
+
+
+@gpu
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gpu_equals_cpu(dtype):
+    attn = random_attn(3, 40, 40, dtype=dtype, causal=True)
+    for metric in (
+        entropy.positional_entropy,
+        entropy.effective_support,
+        lambda x: entropy.window_entropy(x, 16),
+        lambda x: entropy.local_mass(x, range(40), [0, 4]),
+    ):
+        assert metric(attn.cuda()).is_cuda
+        assert_close(metric(attn.cuda()), metric(attn), dtype=dtype)
+    with pytest.raises(ValueError, match="do not, the worst at index"):
+        entropy.positional_entropy(0.5 * attn.cuda())

@@ -1,0 +1,257 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from tolerances import assert_close
+from transformers.models.bloom.modeling_bloom import build_alibi_tensor
+from transformers.models.gpt_neox import modeling_gpt_neox
+from transformers.models.gptj import modeling_gptj
+from transformers.models.llama import modeling_llama
+from transformers.models.t5.modeling_t5 import T5Attention
+
+from nbhelpers.kernels import rope
+
+gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: GPU results are not compared")
+
+
+def normal(*shape, dtype=torch.float64, seed=0):
+    return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+
+
+def cos_sin(frequency, positions):
+    angle = positions[..., None].double() * frequency
+    return torch.cat([angle, angle], -1).cos(), torch.cat([angle, angle], -1).sin()
+
+
+class TestFrequencies:
+    def test_closed_form(self):
+        frequency = rope.inverse_frequencies(8, theta=10000.0)
+        assert frequency.dtype == torch.float64
+        assert_close(frequency, np.array([1.0, 0.1, 0.01, 0.001]))
+        assert_close(rope.wavelengths(frequency), 2 * math.pi * np.array([1.0, 10, 100, 1000]))
+
+    def test_partial_rotation_is_that_of_gpt_neox(self):
+        config = modeling_gpt_neox.GPTNeoXConfig(hidden_size=256, num_attention_heads=4)
+        theirs, _ = modeling_gpt_neox.GPTNeoXRotaryEmbedding.compute_default_rope_parameters(config)
+        ours = rope.inverse_frequencies(64, theta=config.rope_parameters["rope_theta"], fraction=0.25)
+        assert ours.shape == (8,)
+        assert_close(ours, theirs, dtype=torch.float32)
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"head_dim": 7}, "rotates 7 dimensions"),
+            ({"head_dim": 4, "fraction": 0.25}, "rotates 1 dimensions"),
+            ({"head_dim": 8, "fraction": 1.5}, "fraction must be in"),
+            ({"head_dim": 8, "theta": 0.0}, "theta must be positive"),
+        ],
+    )
+    def test_errors(self, arguments, message):
+        with pytest.raises(ValueError, match=message):
+            rope.inverse_frequencies(**arguments)
+
+
+class TestRotate:
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_is_llamas(self, dtype):
+        x, positions = normal(2, 3, 11, 16, dtype=dtype), torch.arange(11)
+        frequency = rope.inverse_frequencies(16, theta=100000.0)
+        cos, sin = cos_sin(frequency, positions[None])
+        expected, _ = modeling_llama.apply_rotary_pos_emb(x.double(), x.double(), cos, sin)
+        assert_close(rope.rotate(x, positions, frequency), expected, dtype=dtype)
+
+    def test_partial_rotation_is_gpt_neox(self):
+        x, positions = normal(2, 3, 11, 64), torch.arange(11)
+        frequency = rope.inverse_frequencies(64, fraction=0.25)
+        cos, sin = cos_sin(frequency, positions[None])
+        expected, _ = modeling_gpt_neox.apply_rotary_pos_emb(x, x, cos, sin)
+        rotated = rope.rotate(x, positions, frequency)
+        assert_close(rotated, expected)
+        assert torch.equal(rotated[..., 16:], x[..., 16:])
+
+    def test_interleaved_is_gpt_j(self):
+        x, positions = normal(2, 11, 3, 16), torch.arange(11)
+        frequency = rope.inverse_frequencies(16)
+        angle = (positions[:, None] * frequency)[None]
+        expected = modeling_gptj.apply_rotary_pos_emb(
+            x, angle.sin(), angle.cos()
+        )  # (batch, position, head, dim)
+        rotated = rope.rotate(x.transpose(1, 2), positions, frequency, interleaved=True)
+        assert_close(rotated.transpose(1, 2), expected)
+
+    @pytest.mark.parametrize("interleaved", [False, True])
+    def test_each_pair_is_turned_as_a_complex_number(self, interleaved):
+        x, frequency = normal(5, 8), rope.inverse_frequencies(8)
+        pairs = x.unflatten(-1, (4, 2)) if interleaved else x.unflatten(-1, (2, 4)).transpose(-1, -2)
+        turned = torch.view_as_complex(pairs.contiguous()) * torch.exp(
+            1j * torch.arange(5)[:, None] * frequency
+        )
+        rotated = rope.rotate(x, torch.arange(5), frequency, interleaved=interleaved)
+        back = (
+            rotated.unflatten(-1, (4, 2)) if interleaved else rotated.unflatten(-1, (2, 4)).transpose(-1, -2)
+        )
+        assert_close(back, torch.view_as_real(turned))
+
+    @pytest.mark.parametrize("interleaved", [False, True])
+    def test_scores_depend_on_the_lag_alone(self, interleaved):
+        query, key, frequency = normal(12).expand(40, 12), normal(12, seed=1).expand(40, 12), None
+        frequency = rope.inverse_frequencies(8)  # 4 of 12 dimensions pass through
+        near, far = torch.arange(40), torch.arange(40) + 100_000
+        options = {"interleaved": interleaved}
+        scores, shifted = (
+            rope.rotate(query, at, frequency, **options) @ rope.rotate(key, at, frequency, **options).T
+            for at in (near, far)
+        )
+        assert (shifted - scores).abs().max() < 1e-9
+        for lag in (-39, -1, 0, 7):
+            diagonal = scores.diagonal(-lag)
+            assert_close(diagonal, diagonal[:1].expand_as(diagonal))
+        assert scores.std() > 0.1
+
+    def test_position_zero_and_norms_are_kept(self):
+        x = normal(3, 6, 8)
+        rotated = rope.rotate(x, torch.arange(6), rope.inverse_frequencies(8))
+        assert torch.equal(rotated[:, 0], x[:, 0])
+        assert_close(rotated.norm(dim=-1), x.norm(dim=-1))
+
+    def test_positions_per_sequence_and_fractions(self):
+        x, frequency = normal(2, 3, 5, 8), rope.inverse_frequencies(8)
+        positions = torch.tensor([[0.0, 0.5, 1, 1.5, 2], [3, 4, 5, 6, 7]])
+        batched = rope.rotate(x, positions[:, None], frequency)
+        for i in range(2):
+            assert_close(batched[i], rope.rotate(x[i], positions[i], frequency))
+
+    def test_input_is_unmodified_half_is_upcast_and_gradients_flow(self):
+        x, frequency = normal(4, 8), rope.inverse_frequencies(8)
+        before = x.clone()
+        rope.rotate(x, torch.arange(4), frequency)
+        assert torch.equal(x, before)
+        assert rope.rotate(x.half(), torch.arange(4), frequency).dtype == torch.float32
+        x.requires_grad_()
+        assert torch.autograd.gradcheck(lambda y: rope.rotate(y, torch.arange(4), frequency), x)
+
+    def test_errors(self):
+        frequency = rope.inverse_frequencies(16)
+        with pytest.raises(ValueError, match=r"8 pairs need .* head_dim of 16 or more, got \(5, 8\)"):
+            rope.rotate(normal(5, 8), torch.arange(5), frequency)
+        with pytest.raises(ValueError, match=r"x has 5 positions, but positions have shape \(4,\)"):
+            rope.rotate(normal(5, 16), torch.arange(4), frequency)
+
+
+class TestLagKernel:
+    def test_is_the_score_of_equal_energy_pairs(self):
+        frequency = rope.inverse_frequencies(16)
+        x = rope.rotate(torch.ones(30, 16, dtype=torch.float64), torch.arange(30), frequency)
+        scores = (x @ x[0]) / 16
+        kernel = rope.lag_kernel(frequency, torch.arange(30))
+        assert_close(kernel, scores)
+        assert kernel[0] == 1
+
+    def test_is_even_and_bounded_and_keeps_the_shape(self):
+        frequency, lags = rope.inverse_frequencies(64), torch.arange(-500, 501)
+        kernel = rope.lag_kernel(frequency, lags)
+        assert torch.equal(kernel, kernel.flip(0))
+        assert kernel.abs().max() <= 1
+        assert rope.lag_kernel(frequency, lags.reshape(7, 143)).shape == (7, 143)
+
+
+class TestAlibi:
+    def test_slopes_of_the_paper(self):
+        assert rope.alibi_slopes(8).tolist() == [2.0**-k for k in range(1, 9)]
+        assert_close(rope.alibi_slopes(16), 2.0 ** (-0.5 * np.arange(1, 17)))
+        assert rope.alibi_slopes(1).tolist() == [2.0**-8]
+
+    @pytest.mark.parametrize("n_heads", [1, 2, 3, 5, 6, 8, 12, 14, 20, 71])
+    def test_is_blooms_up_to_a_constant_per_row(self, n_heads):
+        length = 9
+        theirs = build_alibi_tensor(
+            torch.ones(1, length, dtype=torch.long), n_heads, torch.float32
+        )  # (head, 1, key)
+        ours = rope.alibi_bias(n_heads, length)  # (head, query, key)
+        causal = torch.full((length, length), -math.inf).triu(1)
+        assert ours.dtype == torch.float32
+        assert_close(ours.softmax(-1), (theirs + causal).softmax(-1))
+        assert torch.equal(ours == -math.inf, causal.expand(n_heads, -1, -1) == -math.inf)
+
+    def test_diagonal_is_zero_and_falls_by_the_slope(self):
+        bias = rope.alibi_bias(3, 5, dtype=torch.float64)
+        slopes = rope.alibi_slopes(3)
+        for lag in range(5):
+            assert_close(bias.diagonal(-lag, 1, 2), (-slopes * lag)[:, None].expand(3, 5 - lag))
+
+    def test_errors(self):
+        with pytest.raises(ValueError, match="at least 1 head, got 0"):
+            rope.alibi_slopes(0)
+        with pytest.raises(ValueError, match="at least 1 token, got 0"):
+            rope.alibi_bias(2, 0)
+
+
+class TestT5:
+    @pytest.mark.parametrize("bidirectional", [False, True])
+    @pytest.mark.parametrize(("n_buckets", "max_distance"), [(32, 128), (16, 64), (8, 500), (32, 17)])
+    def test_buckets_are_t5s_at_every_distance(self, bidirectional, n_buckets, max_distance):
+        positions = torch.arange(-3000, 3001)
+        expected = T5Attention._relative_position_bucket(positions, bidirectional, n_buckets, max_distance)
+        options = {"bidirectional": bidirectional, "n_buckets": n_buckets, "max_distance": max_distance}
+        assert torch.equal(rope.t5_bucket(positions, **options), expected)
+
+    @pytest.mark.parametrize("bidirectional", [False, True])
+    def test_bias_looks_the_bucket_up(self, bidirectional):
+        table, length = normal(32, 3), 200
+        bias = rope.t5_bias(table, length, bidirectional=bidirectional)
+        assert bias.shape == (3, length, length)
+        for query, key in [(0, 0), (0, 5), (5, 0), (199, 0), (0, 199), (60, 71), (71, 60)]:
+            bucket = int(rope.t5_bucket(key - query, bidirectional=bidirectional))
+            assert torch.equal(bias[:, query, key], table[bucket])
+
+    def test_is_differentiable_in_the_table(self):
+        table = normal(32, 2).requires_grad_()
+        rope.t5_bias(table, 4, bidirectional=False).sum().backward()
+        # Lags 0…3 hold buckets 0…3; bucket 0 also takes the six keys after their query.
+        assert table.grad[:5, 0].tolist() == [10.0, 3.0, 2.0, 1.0, 0.0]
+
+    def test_errors(self):
+        with pytest.raises(ValueError, match=r"shape \(32, head\), got \(16, 2\)"):
+            rope.t5_bias(normal(16, 2), 4)
+        with pytest.raises(ValueError, match="n_buckets 2 gives 1 a side"):
+            rope.t5_bucket(3, n_buckets=2)
+        with pytest.raises(ValueError, match="below max_distance, 8"):
+            rope.t5_bucket(3, max_distance=8)
+
+
+class TestSinusoidal:
+    def test_is_the_slow_formula(self):
+        measured = rope.sinusoidal_embedding(7, 6)
+        for position in range(7):
+            for pair in range(3):
+                angle = position / 10000 ** (2 * pair / 6)
+                assert float(measured[position, 2 * pair]) == pytest.approx(math.sin(angle), abs=1e-12)
+                assert float(measured[position, 2 * pair + 1]) == pytest.approx(math.cos(angle), abs=1e-12)
+
+    def test_dot_products_are_the_lag_kernel(self):
+        embedding = rope.sinusoidal_embedding(50, 32)
+        lag = torch.arange(50)[:, None] - torch.arange(50)
+        assert_close(embedding @ embedding.T, 16 * rope.lag_kernel(rope.inverse_frequencies(32), lag))
+
+    def test_odd_dimensions_are_refused(self):
+        with pytest.raises(ValueError, match="got 7"):
+            rope.sinusoidal_embedding(4, 7)
+
+
+@gpu
+@pytest.mark.gpu
+def test_gpu_equals_cpu():
+    x, positions, frequency = (
+        normal(2, 40, 16, dtype=torch.float32),
+        torch.arange(40),
+        rope.inverse_frequencies(16),
+    )
+    rotated = rope.rotate(x.cuda(), positions, frequency)
+    assert rotated.is_cuda
+    assert_close(rotated, rope.rotate(x, positions, frequency))
+    lags = torch.arange(40)
+    assert_close(rope.lag_kernel(frequency.cuda(), lags), rope.lag_kernel(frequency, lags))
+    table = normal(32, 3, dtype=torch.float32)
+    assert_close(rope.t5_bias(table.cuda(), 300), rope.t5_bias(table, 300))
+    assert_close(rope.alibi_bias(6, 30, device="cuda"), rope.alibi_bias(6, 30))

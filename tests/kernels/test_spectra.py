@@ -1,0 +1,291 @@
+import math
+
+import numpy as np
+import pytest
+import scipy.fft
+import scipy.stats
+import torch
+from tolerances import TOL, assert_close
+
+from nbhelpers.kernels import spectra
+
+DTYPES = [torch.float32, torch.float64]
+gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: GPU results are not compared")
+
+
+def random_signal(*shape, dtype=torch.float64, seed=0):
+    return torch.rand(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+
+
+def slow_psd(signal, weights, n):
+    """The DFT as its definition, one frequency at a time."""
+    position = np.arange(len(signal))
+    return np.array(
+        [abs(sum(signal * weights * np.exp(-2j * math.pi * k * position / n))) ** 2 for k in range(n)]
+    )
+
+
+class TestWindow:
+    @pytest.mark.parametrize("length", [1, 2, 3, 8, 9, 64])
+    def test_hann_is_numpys(self, length):
+        assert_close(spectra.window("hann", length), np.hanning(length))
+
+    def test_hann_ends_are_exactly_zero(self):
+        weights = spectra.window("hann", 17, dtype=torch.float32)
+        assert weights[0] == 0
+        assert weights[-1] == 0
+        assert weights.dtype == torch.float32
+
+    def test_boxcar_is_ones(self):
+        assert spectra.window("boxcar", 5).tolist() == [1.0] * 5
+
+    def test_errors(self):
+        with pytest.raises(ValueError, match="unknown window 'hamming'; choose one of 'hann', 'boxcar'"):
+            spectra.window("hamming", 4)
+        with pytest.raises(ValueError, match="length 0"):
+            spectra.window("hann", 0)
+
+
+class TestFrequencies:
+    @pytest.mark.parametrize("length", [1, 2, 7, 8])
+    def test_are_scipys(self, length):
+        assert_close(spectra.frequencies(length), scipy.fft.rfftfreq(length))
+        assert_close(spectra.frequencies(length, sided="two"), scipy.fft.fftfreq(length))
+
+    def test_padding(self):
+        assert_close(spectra.frequencies(5, pad=2), scipy.fft.rfftfreq(10))
+        assert_close(spectra.frequencies(5, pad="next_pow2"), scipy.fft.rfftfreq(8))
+        assert_close(spectra.frequencies(8, pad="next_pow2"), scipy.fft.rfftfreq(8))
+
+
+class TestPsd:
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("length", [1, 2, 7, 8, 33])
+    @pytest.mark.parametrize("window", spectra.WINDOWS)
+    @pytest.mark.parametrize("pad", spectra.PADS)
+    def test_is_the_squared_dft(self, dtype, length, window, pad):
+        signal = random_signal(length, dtype=dtype)
+        n = {1: length, 2: 2 * length, "next_pow2": 2 ** math.ceil(math.log2(length))}[pad]
+        weights = np.hanning(length) if window == "hann" else np.ones(length)
+        expected = slow_psd(signal.double().numpy(), weights, n)
+        two = spectra.psd(signal, window=window, pad=pad, sided="two")
+        one = spectra.psd(signal, window=window, pad=pad)
+        assert two.dtype == one.dtype == dtype
+        assert_close(two, expected)
+        assert_close(one, expected[: n // 2 + 1])
+        assert len(one) == len(spectra.frequencies(length, pad=pad))
+
+    def test_cosine_puts_its_power_at_its_frequency(self):
+        n, k = 64, 10
+        signal = torch.cos(2 * math.pi * k / n * torch.arange(n, dtype=torch.float64))
+        expected = torch.zeros(n // 2 + 1, dtype=torch.float64)
+        expected[k] = (n / 2) ** 2
+        assert_close(spectra.psd(signal, window="boxcar"), expected)
+        assert spectra.frequencies(n)[k] == k / n
+
+    def test_parseval(self):
+        signal = random_signal(3, 50)
+        power = spectra.psd(signal, window="boxcar", sided="two").sum(-1)
+        assert_close(power, 50 * signal.square().sum(-1))
+
+    def test_constant_signal_is_known_in_closed_form(self):
+        power = spectra.psd(torch.full((16,), 1 / 16, dtype=torch.float64), window="boxcar")
+        assert_close(power, torch.tensor([1.0] + [0.0] * 8, dtype=torch.float64))
+
+    def test_mean_is_removed_before_the_window(self):
+        signal = random_signal(32)
+        assert_close(spectra.psd(signal, detrend="mean"), spectra.psd(signal - signal.mean()))
+        assert spectra.psd(signal, window="boxcar", detrend="mean")[0] < 1e-25
+
+    def test_hann_removes_a_sink_at_the_first_key(self):
+        signal = random_signal(32)
+        sink = signal.clone()
+        sink[0] += 100
+        assert torch.equal(spectra.psd(sink), spectra.psd(signal))
+
+    def test_batched_equals_loop_and_input_is_unmodified(self):
+        signal = random_signal(2, 3, 40)
+        before = signal.clone()
+        batched = spectra.psd(signal, detrend="mean")
+        assert torch.equal(signal, before)
+        for i in range(2):
+            for j in range(3):
+                assert_close(batched[i, j], spectra.psd(signal[i, j], detrend="mean"))
+
+    def test_half_precision_is_upcast_and_arrays_are_taken(self):
+        signal = random_signal(16, dtype=torch.float32).bfloat16()
+        assert_close(spectra.psd(signal), spectra.psd(signal.float()))
+        assert spectra.psd(signal).dtype == torch.float32
+        assert_close(spectra.psd(signal.double().numpy()), spectra.psd(signal.double()))
+
+    def test_gradient(self):
+        signal = random_signal(9).requires_grad_()
+        assert torch.autograd.gradcheck(lambda x: spectra.psd(x, detrend="mean", pad=2), signal)
+
+    def test_errors_name_the_options(self):
+        signal = random_signal(8)
+        with pytest.raises(ValueError, match=r"unknown pad 3; choose one of 1, 2, 'next_pow2'"):
+            spectra.psd(signal, pad=3)
+        with pytest.raises(ValueError, match="unknown detrend 'linear'; choose one of 'none', 'mean'"):
+            spectra.psd(signal, detrend="linear")
+        with pytest.raises(ValueError, match="unknown sided 'both'; choose one of 'one', 'two'"):
+            spectra.psd(signal, sided="both")
+        with pytest.raises(ValueError, match="unknown window 'blackman'"):
+            spectra.psd(signal, window="blackman")
+        with pytest.raises(ValueError, match=r"shape \(3, 0\)"):
+            spectra.psd(torch.zeros(3, 0))
+
+    def test_nan_is_an_error_unless_unchecked(self):
+        signal = random_signal(2, 8)
+        signal[1, 3] = math.nan
+        with pytest.raises(ValueError, match=r"signal has 1 of 16 entries.*\(1, 3\)"):
+            spectra.psd(signal)
+        power = spectra.psd(signal, check=False)
+        assert power[1].isnan().all()
+        assert power[0].isfinite().all()
+
+
+class TestBandShares:
+    def test_edges_belong_to_the_upper_band_and_dc_to_the_low(self):
+        # 9 bins from 0 to Nyquist: bin 2 lies at 0.25 of Nyquist, bin 6 at 0.75.
+        for bins, band in [((0, 1), 0), ((2, 3, 4, 5), 1), ((6, 7, 8), 2)]:
+            for k in bins:
+                power = torch.zeros(9)
+                power[k] = 3.0
+                assert spectra.band_shares(power).tolist() == [float(b == band) for b in range(3)]
+
+    @pytest.mark.parametrize("n", [40, 100, 120, 360])
+    def test_bins_at_an_edge_are_found_at_any_length(self, n):
+        power = torch.ones(n // 2 + 1, dtype=torch.float64)
+        k = np.arange(n // 2 + 1)
+        expected = [
+            np.mean(20 * k < 2 * n),
+            np.mean((20 * k >= 2 * n) & (20 * k < 6 * n)),
+            np.mean(20 * k >= 6 * n),
+        ]
+        assert_close(spectra.band_shares(power, edges=(0.2, 0.6)), np.array(expected))
+
+    def test_flat_spectrum(self):
+        assert_close(spectra.band_shares(torch.ones(9, dtype=torch.float64)), np.array([2, 4, 3]) / 9)
+
+    @pytest.mark.parametrize("length", [31, 32])
+    def test_two_sided_equals_doubled_one_sided(self, length):
+        signal = random_signal(4, length)
+        two = spectra.psd(signal, sided="two")
+        shares = spectra.band_shares(two, frequency=spectra.frequencies(length, sided="two"))
+        one = spectra.psd(signal)
+        one[..., 1 : (length + 1) // 2] *= 2
+        assert_close(shares, spectra.band_shares(one, frequency=spectra.frequencies(length)))
+
+    def test_any_number_of_edges(self):
+        power = random_signal(5, 33)
+        shares = spectra.band_shares(power, edges=(0.1, 0.2, 0.5, 0.9))
+        assert shares.shape == (5, 5)
+        assert_close(shares.sum(-1), torch.ones(5, dtype=torch.float64))
+        assert spectra.band_shares(power, edges=()).tolist() == [[1.0]] * 5
+
+    def test_nan_without_power(self):
+        assert spectra.band_shares(torch.zeros(2, 9)).isnan().all()
+
+    def test_gradient(self):
+        assert torch.autograd.gradcheck(spectra.band_shares, random_signal(2, 9).requires_grad_())
+
+    def test_errors(self):
+        power = torch.ones(9)
+        for edges in [(0.75, 0.25), (0.0, 0.5), (0.5, 1.0), (0.5, 0.5), (math.nan,)]:
+            with pytest.raises(ValueError, match="edges must increase"):
+                spectra.band_shares(power, edges=edges)
+        with pytest.raises(ValueError, match=r"9 bins but frequency has shape \(8,\)"):
+            spectra.band_shares(power, frequency=torch.arange(8))
+
+
+class TestFrequencySelectivity:
+    def test_closed_forms(self):
+        assert_close(spectra.frequency_selectivity(torch.ones(11, dtype=torch.float64)), np.array(0.1))
+        assert_close(spectra.frequency_selectivity(torch.tensor([1.0, 5.0, 3.0, 1.0])), np.array(1.0))
+
+    def test_tied_peaks_count_once(self):
+        assert spectra.frequency_selectivity(torch.tensor([2.0, 2.0])) == 1.0
+
+    def test_without_window_it_is_the_effective_support(self):
+        # The zero-frequency bin is the peak of any distribution: S = N_eff / (N − N_eff), two-sided.
+        attn = random_signal(6, 40)
+        attn = attn / attn.sum(-1, keepdim=True)
+        n_eff = 1 / attn.square().sum(-1)
+        measured = spectra.frequency_selectivity(spectra.psd(attn, window="boxcar", sided="two"))
+        assert_close(measured, n_eff / (40 - n_eff))
+
+    def test_sharp_spectra_keep_their_digits(self):
+        power = torch.full((101,), 1e-9)
+        power[7] = 1.0
+        assert float(spectra.frequency_selectivity(power)) == pytest.approx(1e7, rel=1e-5)
+
+    def test_infinite_in_one_bin_and_nan_without_power(self):
+        selectivity = spectra.frequency_selectivity(torch.tensor([[0.0, 4.0, 0.0], [0.0, 0.0, 0.0]]))
+        assert selectivity[0] == math.inf
+        assert selectivity[1].isnan()
+
+    def test_gradient(self):
+        assert torch.autograd.gradcheck(spectra.frequency_selectivity, random_signal(2, 9).requires_grad_())
+
+
+class TestSpectralEntropy:
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("base", [None, 2, 10])
+    def test_is_scipys(self, dtype, base):
+        power = random_signal(3, 33, dtype=dtype)
+        power[0, 5] = 0
+        expected = scipy.stats.entropy(power.double().numpy(), axis=-1, base=base)
+        assert_close(spectra.spectral_entropy(power, base=base), expected, dtype=dtype)
+
+    def test_bounds_are_met(self):
+        assert_close(spectra.spectral_entropy(torch.ones(17, dtype=torch.float64)), np.array(math.log(17)))
+        assert spectra.spectral_entropy(torch.tensor([0.0, 2.0, 0.0])) == 0.0
+
+    def test_scale_does_not_matter_and_no_power_is_nan(self):
+        power = random_signal(2, 33)
+        assert_close(spectra.spectral_entropy(1e-30 * power), spectra.spectral_entropy(power))
+        assert spectra.spectral_entropy(torch.zeros(4)).isnan()
+
+    def test_gradient_reaches_the_signal_past_empty_bins(self):
+        signal = torch.ones(8, dtype=torch.float64)
+        signal[::2] = -1  # all power at Nyquist, every other bin exactly empty
+        signal.requires_grad_()
+        spectra.spectral_entropy(spectra.psd(signal, window="boxcar")).backward()
+        assert signal.grad.isfinite().all()
+        assert torch.autograd.gradcheck(spectra.spectral_entropy, random_signal(2, 9).requires_grad_())
+
+
+def test_uniform_causal_attention_under_the_literal_reading():
+    """Key profile, 128 tokens, Hann window, one-sided; the numbers were computed with numpy alone."""
+    rows = torch.tril(torch.ones(128, 128, dtype=torch.float64))
+    power = spectra.psd((rows / rows.sum(-1, keepdim=True)).mean(0))
+    assert float(spectra.spectral_entropy(power)) == pytest.approx(0.5711, abs=5e-5)
+    assert float(spectra.frequency_selectivity(power)) == pytest.approx(3.2046, abs=5e-5)
+    assert spectra.band_shares(power).tolist() == pytest.approx([1.0, 0.0, 0.0], abs=0.005)
+
+
+@gpu
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gpu_equals_cpu(dtype):
+    signal = random_signal(4, 3, 130, dtype=dtype)
+    on_gpu = spectra.psd(signal.cuda(), detrend="mean", pad=2)
+    on_cpu = spectra.psd(signal, detrend="mean", pad=2)
+    assert on_gpu.is_cuda
+    assert_close(on_gpu, on_cpu, dtype=dtype)
+    for metric in (spectra.band_shares, spectra.frequency_selectivity, spectra.spectral_entropy):
+        assert metric(on_gpu).is_cuda
+        assert_close(metric(on_gpu), metric(on_cpu), dtype=dtype)
+    axis = spectra.frequencies(130, sided="two")
+    two = spectra.psd(signal, sided="two")
+    assert_close(spectra.band_shares(two.cuda(), frequency=axis), spectra.band_shares(two, frequency=axis))
+
+
+def test_tolerances_would_see_a_periodic_window():
+    """The difference between the symmetric and the periodic Hann window is far above the tolerance."""
+    signal = random_signal(512, dtype=torch.float32)
+    periodic = (signal * torch.hann_window(512)).to(torch.float64)
+    literal = spectra.psd(signal).double()
+    difference = (spectra.psd(periodic, window="boxcar") - literal).abs().max() / literal.max()
+    assert difference > 10 * TOL[torch.float32]

@@ -1,0 +1,342 @@
+import math
+import warnings
+
+import numpy as np
+import pytest
+import pywt
+import torch
+from tolerances import assert_close
+
+from nbhelpers.kernels import wavelets
+
+DTYPES = [torch.float32, torch.float64]
+DAUBECHIES = [f"db{order}" for order in range(1, 9)]
+gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: GPU results are not compared")
+
+
+def random_signal(*shape, dtype=torch.float64, seed=0):
+    return torch.rand(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+
+
+def causal_key_profile(n):
+    rows = torch.tril(torch.ones(n, n, dtype=torch.float64))  # (query, key)
+    return (rows / rows.sum(-1, keepdim=True)).mean(0)  # (key,)
+
+
+class TestDwt:
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("mode", wavelets.MODES)
+    @pytest.mark.parametrize("wavelet", DAUBECHIES)
+    def test_both_paths_are_pywts_at_every_level(self, wavelet, mode, dtype):
+        for length in (16, 31, 32, 33, 61, 130):
+            signal = random_signal(2, length, dtype=dtype)
+            for level in range(pywt.dwt_max_level(length, wavelet) + 1):
+                expected = pywt.wavedec(signal.double().numpy(), wavelet, mode=mode, level=level)
+                through_pywt = wavelets.dwt(signal, wavelet=wavelet, mode=mode, level=level)
+                tracked = signal.clone().requires_grad_()
+                through_torch = wavelets.dwt(tracked, wavelet=wavelet, mode=mode, level=level)
+                assert len(through_pywt) == len(through_torch) == level + 1
+                for ours, theirs in zip(through_pywt + through_torch, expected + expected, strict=True):
+                    assert ours.dtype == dtype
+                    assert_close(ours, theirs)
+
+    def test_the_default_is_db2_symmetric_at_the_largest_level(self):
+        signal = random_signal(64)
+        for ours, theirs in zip(wavelets.dwt(signal), pywt.wavedec(signal.numpy(), "db2"), strict=True):
+            assert_close(ours, theirs)
+
+    def test_haar_closed_form(self):
+        approximation, detail = wavelets.dwt(torch.tensor([1.0, 3.0, 2.0, 8.0]), wavelet="db1", level=1)
+        assert_close(approximation, np.array([4, 10]) / math.sqrt(2))
+        assert_close(detail, np.array([-2, -6]) / math.sqrt(2))
+
+    def test_db2_ignores_straight_lines_inside(self):
+        detail = wavelets.dwt(torch.arange(32, dtype=torch.float64), level=1)[-1]
+        assert detail[1:-1].abs().max() < 1e-12
+        assert detail[0].abs() > 0.1
+
+    def test_periodization_keeps_energy(self):
+        signal = random_signal(3, 64)
+        for x in (signal, signal.clone().requires_grad_()):
+            energy = wavelets.level_energies(wavelets.dwt(x, mode="periodization"), normalize=False).sum(-1)
+            assert_close(energy, signal.square().sum(-1))
+
+    def test_level_zero_and_short_signals_come_back(self):
+        for signal in (random_signal(2, 3), torch.tensor([0.5])):
+            assert wavelets.max_level(signal.shape[-1]) == 0
+            (only,) = wavelets.dwt(signal)
+            assert torch.equal(only, signal)
+        (only,) = wavelets.dwt(random_signal(64), level=0)
+        assert torch.equal(only, random_signal(64))
+
+    def test_batched_equals_loop_and_input_is_unmodified(self):
+        signal = random_signal(2, 3, 45)
+        strided = signal.transpose(0, 1).contiguous().transpose(0, 1)
+        before = signal.clone()
+        batched = wavelets.dwt(strided)
+        assert torch.equal(strided, before)
+        for i in range(2):
+            for j in range(3):
+                for whole, part in zip(batched, wavelets.dwt(signal[i, j]), strict=True):
+                    assert_close(whole[i, j], part)
+
+    def test_empty_batch(self):
+        assert [tuple(c.shape) for c in wavelets.dwt(torch.zeros(0, 16), level=2)] == [(0, 6), (0, 6), (0, 9)]
+
+    def test_half_precision_is_upcast_and_arrays_are_taken(self):
+        signal = random_signal(32, dtype=torch.float32).half()
+        for half, single in zip(wavelets.dwt(signal), wavelets.dwt(signal.float()), strict=True):
+            assert half.dtype == torch.float32
+            assert torch.equal(half, single)
+        assert torch.equal(wavelets.dwt(signal.double().numpy())[0], wavelets.dwt(signal.double())[0])
+
+    @pytest.mark.parametrize("mode", wavelets.MODES)
+    def test_gradient(self, mode):
+        signal = random_signal(2, 13).requires_grad_()
+        assert torch.autograd.gradcheck(lambda x: wavelets.dwt(x, mode=mode, level=2), signal)
+
+    def test_a_level_beyond_the_largest_is_an_error_without_warning(self):
+        assert wavelets.max_level(16) == pywt.dwt_max_level(16, "db2") == 2
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            with pytest.raises(
+                ValueError, match=r"level 3 is not possible for 16 tokens.*largest is 2.*24 tokens"
+            ):
+                wavelets.dwt(random_signal(16), level=3)
+        wavelets.dwt(random_signal(24), level=3)
+        with pytest.raises(ValueError, match="level -1"):
+            wavelets.dwt(random_signal(16), level=-1)
+
+    def test_errors(self):
+        with pytest.raises(ValueError, match="unknown mode 'reflect'; choose one of 'symmetric'"):
+            wavelets.dwt(random_signal(16), mode="reflect")
+        with pytest.raises(ValueError, match="db99"):
+            wavelets.dwt(random_signal(16), wavelet="db99")
+        with pytest.raises(ValueError, match=r"shape \(2, 0\)"):
+            wavelets.dwt(torch.zeros(2, 0))
+        with pytest.raises(ValueError, match="signal has 1 of 16"):
+            wavelets.dwt(torch.full((16,), math.nan).where(torch.arange(16) == 4, 0.0))
+        with pytest.raises(ValueError, match="length 0"):
+            wavelets.max_level(0)
+
+
+class TestInverse:
+    @pytest.mark.parametrize("mode", wavelets.MODES)
+    @pytest.mark.parametrize("wavelet", DAUBECHIES)
+    def test_perfect_reconstruction_on_both_paths(self, wavelet, mode):
+        for length in (1, 2, 15, 16, 31, 61, 130):
+            signal = random_signal(2, length)
+            for level in range(wavelets.max_level(length, wavelet) + 1):
+                options = {"wavelet": wavelet, "mode": mode}
+                coefficients = wavelets.dwt(signal, level=level, **options)
+                tracked = [c.clone().requires_grad_() for c in coefficients]
+                expected = pywt.waverec([c.numpy() for c in coefficients], **options)
+                for given in (coefficients, tracked):
+                    assert_close(wavelets.inverse_dwt(given, **options), expected)
+                    # The filters of PyWavelets are printed to about 1e-12, so that is what comes back.
+                    back = wavelets.inverse_dwt(given, length=length, **options)
+                    assert (back - signal).abs().max() < 1e-10
+
+    @pytest.mark.parametrize("mode", wavelets.MODES)
+    def test_gradient(self, mode):
+        coefficients = [c.requires_grad_() for c in wavelets.dwt(random_signal(13), level=2, mode=mode)]
+        assert torch.autograd.gradcheck(lambda *c: wavelets.inverse_dwt(c, mode=mode), coefficients)
+
+    def test_coefficients_are_unmodified(self):
+        coefficients = wavelets.dwt(random_signal(3, 33))
+        before = [c.clone() for c in coefficients]
+        wavelets.inverse_dwt(coefficients)
+        assert all(torch.equal(a, b) for a, b in zip(coefficients, before, strict=True))
+
+    def test_errors(self):
+        coefficients = wavelets.dwt(random_signal(33), level=2)
+        with pytest.raises(ValueError, match="33 or 34 tokens, not 32"):
+            wavelets.inverse_dwt(coefficients, length=32)
+        with pytest.raises(ValueError, match="33 tokens, not 34"):
+            wavelets.inverse_dwt([random_signal(33)], length=34)
+        with pytest.raises(ValueError, match="17 detail coefficients meets an approximation of 10"):
+            wavelets.inverse_dwt([coefficients[0], random_signal(17)])
+        with pytest.raises(ValueError, match="leading shapes"):
+            wavelets.inverse_dwt([random_signal(2, 10), random_signal(3, 10)])
+        with pytest.raises(ValueError, match="empty list"):
+            wavelets.inverse_dwt([])
+        with pytest.raises(ValueError, match="single tensor"):
+            wavelets.inverse_dwt(random_signal(2, 10))
+
+    @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-6), (torch.float64, 1e-11)])
+    def test_reconstruction_error_is_rounding(self, dtype, bound):
+        signal = random_signal(5, 129, dtype=dtype)
+        for x in (signal, signal.clone().requires_grad_()):
+            error = wavelets.reconstruction_error(x)
+            assert error.shape == (5,)
+            assert error.max() < bound
+            assert error.max() > 0
+        assert wavelets.reconstruction_error(torch.zeros(16)).isnan()
+
+    def test_reconstruction_error_is_relative_to_the_signal(self):
+        signal = random_signal(40)
+        back = wavelets.inverse_dwt(wavelets.dwt(signal))
+        expected = np.linalg.norm(signal.numpy() - back.numpy()) / np.linalg.norm(signal.numpy())
+        assert float(wavelets.reconstruction_error(signal)) == pytest.approx(expected, rel=1e-6)
+
+
+class TestWaveletEntropy:
+    @pytest.mark.parametrize("normalize", [False, True])
+    @pytest.mark.parametrize("base", [None, 2])
+    def test_is_the_slow_sum(self, normalize, base):
+        coefficients = wavelets.dwt(random_signal(2, 3, 40))
+        measured = wavelets.wavelet_entropy(coefficients, normalize=normalize, base=base)
+        assert measured.shape == (2, 3, len(coefficients))
+        for level, values in enumerate(coefficients):
+            energy = values[1, 2].numpy() ** 2
+            energy = energy / energy.sum() if normalize else energy
+            expected = -sum(e * math.log(e) for e in energy) / math.log(base or math.e)
+            assert float(measured[1, 2, level]) == pytest.approx(expected, rel=1e-12)
+
+    def test_normalised_bounds_are_met(self):
+        one_hot = torch.zeros(8)
+        one_hot[3] = -2.0
+        flat = torch.full((8,), 0.3)
+        entropy = wavelets.wavelet_entropy([one_hot, flat], normalize=True)
+        assert_close(entropy, np.array([0.0, math.log(8)]), dtype=torch.float32)
+
+    def test_literal_reading_depends_on_scale_and_is_zero_without_energy(self):
+        entropy = wavelets.wavelet_entropy([torch.tensor([math.sqrt(math.e)]), torch.zeros(4)])
+        assert entropy.tolist() == pytest.approx([-math.e, 0.0], rel=1e-6)
+        assert wavelets.wavelet_entropy([torch.zeros(4)], normalize=True).isnan().all()
+
+    @pytest.mark.parametrize("normalize", [False, True])
+    def test_gradient_reaches_the_signal(self, normalize):
+        signal = torch.zeros(16, dtype=torch.float64)
+        signal[5] = 1.0  # most coefficients are exactly zero
+        signal.requires_grad_()
+        entropy = wavelets.wavelet_entropy(wavelets.dwt(signal, level=1), normalize=normalize)
+        entropy.sum().backward()
+        assert signal.grad.isfinite().all()
+        assert signal.grad.abs().max() > 0
+
+
+def test_level_energies():
+    coefficients = [torch.tensor([3.0, 4.0]), torch.tensor([1.0, 2.0, 0.0, 0.0])]
+    assert wavelets.level_energies(coefficients, normalize=False).tolist() == [25.0, 5.0]
+    assert_close(wavelets.level_energies(coefficients), np.array([25, 5]) / 30)
+    assert wavelets.level_energies([torch.zeros(3)]).isnan().all()
+
+
+class TestAlign:
+    full = (torch.arange(4.0), torch.arange(10.0, 15.0), torch.arange(20.0, 30.0))
+    scaled = (torch.arange(4.0) + 100, torch.arange(103.0, 106.0), torch.arange(106.0, 111.0))
+
+    def test_concatenate_truncate(self):
+        u, v = wavelets.align(self.full, self.scaled)
+        assert u.tolist() == [0, 1, 2, 3, 10, 11, 12, 13, 14, 20, 21, 22]
+        assert v.tolist() == [100, 101, 102, 103, 103, 104, 105, 106, 107, 108, 109, 110]
+
+    def test_per_level(self):
+        u, v = wavelets.align(self.full, self.scaled, alignment="per-level")
+        assert u.tolist() == [0, 1, 2, 3, 10, 11, 12, 20, 21, 22, 23, 24]
+        assert v.tolist() == torch.cat(self.scaled).tolist()
+
+    def test_interpolate_is_numpys(self):
+        full = wavelets.dwt(random_signal(2, 3, 100), level=3)
+        scaled = wavelets.dwt(random_signal(2, 3, 37), level=3)
+        u, v = wavelets.align(full, scaled, alignment="interpolate")
+        assert_close(v, torch.cat(scaled, -1))
+        expected = []
+        for a, b in zip(full, scaled, strict=True):
+            at, given = np.linspace(0, 1, b.shape[-1]), np.linspace(0, 1, a.shape[-1])
+            expected.append(np.interp(at, given, a[1, 2].numpy()))
+        assert_close(u[1, 2], np.concatenate(expected))
+
+    def test_order_of_the_two_does_not_matter(self):
+        for alignment in wavelets.ALIGNMENTS:
+            u, v = wavelets.align(self.full, self.scaled, alignment=alignment)
+            swapped_v, swapped_u = wavelets.align(self.scaled, self.full, alignment=alignment)
+            assert torch.equal(u, swapped_u)
+            assert torch.equal(v, swapped_v)
+
+    def test_errors(self):
+        with pytest.raises(ValueError, match="there are 3 and 2 of them"):
+            wavelets.align(self.full, self.scaled[:2], alignment="per-level")
+        with pytest.raises(ValueError, match="unknown alignment 'pad'"):
+            wavelets.align(self.full, self.scaled, alignment="pad")
+
+
+class TestScaleSensitivity:
+    @pytest.mark.parametrize(
+        ("mode", "n", "half", "quarter"),
+        [
+            ("symmetric", 32, 0.035, 0.087),
+            ("symmetric", 64, 0.031, 0.082),
+            ("symmetric", 128, 0.026, 0.073),
+            ("symmetric", 256, 0.023, 0.065),
+            ("periodization", 32, 0.089, 0.276),
+            ("periodization", 256, 0.066, 0.222),
+            ("zero", 32, 0.093, 0.131),
+            ("zero", 256, 0.225, 0.399),
+        ],
+    )
+    def test_uniform_causal_attention(self, mode, n, half, quarter):
+        level = wavelets.max_level(n // 4)
+        full = wavelets.dwt(causal_key_profile(n), mode=mode, level=level)
+        for length, expected in ((n // 2, half), (n // 4, quarter)):
+            scaled = wavelets.dwt(causal_key_profile(length), mode=mode, level=level)
+            assert round(float(wavelets.scale_sensitivity(full, scaled)), 3) == expected
+
+    @pytest.mark.parametrize("n", [64, 128, 256])
+    def test_uniform_bidirectional_attention(self, n):
+        level = wavelets.max_level(n // 4)
+        full, half, quarter = (
+            wavelets.dwt(torch.full((m,), 1 / m, dtype=torch.float64), level=level)
+            for m in (n, n // 2, n // 4)
+        )
+        assert round(float(wavelets.scale_sensitivity(full, half)), 3) == 0.255
+        assert round(float(wavelets.scale_sensitivity(full, quarter)), 3) == 0.423
+
+    @pytest.mark.parametrize("alignment", wavelets.ALIGNMENTS)
+    def test_is_one_minus_cosine(self, alignment):
+        full, scaled = (
+            wavelets.dwt(random_signal(4, 90), level=3),
+            wavelets.dwt(random_signal(4, 45), level=3),
+        )
+        u, v = wavelets.align(full, scaled, alignment=alignment)
+        cosine = (u * v).sum(-1) / (u.norm(dim=-1) * v.norm(dim=-1))
+        assert_close(wavelets.scale_sensitivity(full, scaled, alignment=alignment), 1 - cosine)
+
+    def test_bounds_and_exact_zero(self):
+        coefficients = wavelets.dwt(random_signal(8, 60, dtype=torch.float32))
+        negated = [-c for c in coefficients]
+        assert (wavelets.scale_sensitivity(coefficients, coefficients) == 0).all()
+        assert_close(wavelets.scale_sensitivity(coefficients, negated), torch.full((8,), 2.0))
+        assert (
+            wavelets.scale_sensitivity(coefficients, [torch.zeros_like(c) for c in coefficients])
+            .isnan()
+            .all()
+        )
+
+    def test_small_values_keep_their_digits(self):
+        u = torch.tensor([1.0, 0.0])
+        v = torch.tensor([1.0, 1e-4])  # 1 − cos = 5e-9, below the rounding of a float32 cosine
+        assert float(wavelets.scale_sensitivity([u], [v])) == pytest.approx(5e-9, rel=1e-4)
+
+
+@gpu
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("mode", wavelets.MODES)
+def test_gpu_equals_cpu(mode, dtype):
+    signal = random_signal(3, 129, dtype=dtype)
+    on_cpu, on_gpu = wavelets.dwt(signal, mode=mode), wavelets.dwt(signal.cuda(), mode=mode)
+    for cpu, cuda in zip(on_cpu, on_gpu, strict=True):
+        assert cuda.is_cuda
+        assert_close(cuda, cpu, dtype=dtype)
+    back = wavelets.inverse_dwt(on_gpu, mode=mode, length=129)
+    assert back.is_cuda
+    assert_close(back, signal, dtype=torch.float32)
+    for metric in (wavelets.wavelet_entropy, wavelets.level_energies):
+        assert_close(metric(on_gpu), metric(on_cpu), dtype=dtype)
+    tracked = signal.cuda().requires_grad_()
+    wavelets.dwt(tracked, mode=mode)[-1].square().sum().backward()
+    reference = signal.clone().requires_grad_()
+    wavelets.dwt(reference, mode=mode)[-1].square().sum().backward()
+    assert_close(tracked.grad, reference.grad, dtype=dtype)

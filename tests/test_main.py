@@ -1,0 +1,75 @@
+import json
+
+import nbformat
+import pytest
+from papermill.cli import _resolve_type
+
+from nbhelpers.__main__ import main, parse_value
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with one notebook of one parameter, which fails where it is 0."""
+    notebook = nbformat.v4.new_notebook()
+    notebook.metadata.kernelspec = {"name": "python3", "language": "python", "display_name": "Python 3"}
+    parameters = nbformat.v4.new_code_cell("length = 8  # tokens", metadata={"tags": ["parameters"]})
+    notebook.cells = [parameters, nbformat.v4.new_code_cell("print(1 / length)")]
+    nbformat.write(notebook, tmp_path / "01_tiny.ipynb")
+    return tmp_path
+
+
+TEXTS = ["True", "False", "None", "3", "-3", "1e-3", "0.5", "nan", "", "a b", "true", "1_0", "[1]"]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_values_are_parsed_as_papermill_does(text):
+    ours, theirs = parse_value(text), _resolve_type(text)
+    assert (type(ours), str(ours)) == (type(theirs), str(theirs))
+
+
+def test_status_says_whether_a_notebook_failed(folder, capsys):
+    command = ["run", "01", "--folder", str(folder), "--out", str(folder / "out")]
+    assert main([*command, "-p", "length", "4"]) == 0
+    assert main([*command, "-p", "length", "4"]) == 0
+    assert "kept" in capsys.readouterr().out
+    assert main([*command, "-p", "length", "0", "--fresh"]) == 1
+    assert "ZeroDivisionError" in capsys.readouterr().out
+    assert json.loads((folder / "out" / "runs" / "01_tiny.json").read_text())["parameters"] == {"length": 0}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["run", "07"], "'07' means 0 notebooks; there are: 01_tiny"),
+        (["run", "-p", "lenght", "3"], "no selected notebook has a parameter 'lenght'"),
+        (["run", "--size", "huge"], "unknown size 'huge'; there are: smoke, reader, full"),
+        (["run", "--cell-timeout", "-1"], "cell_timeout must be above 0 seconds, got -1"),
+        (["report"], "holds no results"),
+        (["site"], "does not exist"),
+    ],
+)
+def test_wrong_input_is_one_line_and_status_2(folder, monkeypatch, capsys, arguments, told):
+    monkeypatch.chdir(folder)
+    own = ["--folder", str(folder)] if arguments[0] == "run" else [str(folder / "none")]
+    assert main(arguments + own) == 2
+    error = capsys.readouterr().err
+    assert told in error
+    assert error.count("\n") == 1
+    with pytest.raises((LookupError, ValueError, FileNotFoundError)):
+        main([*arguments, *own, "--traceback"])
+
+
+def test_report_prints_the_numbers(folder, capsys):
+    from nbhelpers.lab.results import Results
+
+    Results("05_bands", folder).record("share", 0.123456, low=0.1, high=0.2, unit="1")
+    assert main(["report", str(folder)]) == 0
+    told = capsys.readouterr().out
+    assert "05_bands" in told
+    assert "0.1235" in told
+    assert "1 numbers of 1 notebooks" in told
+
+
+def test_models_lists_the_offline_names(capsys):
+    assert main(["models"]) == 0
+    assert "smollm2-135m" in capsys.readouterr().out
