@@ -22,9 +22,9 @@ def load_text(name, tokenizer, *, n_sequences, length, bos="tokenizer", seed=0):
     """Draw passages of equal length from a text, as token ids.
 
     The text is cut into equal stretches of characters, which are drawn in random order; each passage is the
-    first tokens of one stretch, from a word boundary on, so passages never overlap and only the drawn stretches
-    are tokenized. Where they are too few, the whole text is tokenized and cut tight. The documents of a
-    folder or data set are joined, so a passage may run over from one to the next.
+    first tokens of one stretch, from a word boundary on, so passages never overlap and only the drawn
+    stretches are tokenized. Where they are too few, the whole text is tokenized and cut tight. The documents
+    of a folder or data set are joined, so a passage may run over from one to the next.
 
     Parameters
     ----------
@@ -105,7 +105,7 @@ def scaled_variant(token_ids, alpha, *, how="prefix", seed=0):
     n = token_ids.shape[-1]
     kept = math.floor(alpha * n + 1e-9)  # 0.29 * 100 is 28.999999999999996 in floating point
     if kept < 1:
-        raise ValueError(f"alpha {alpha} of {n} tokens leaves none; alpha must be at least {1 / max(n, 1):.3g}")
+        raise ValueError(f"alpha {alpha} of {n} tokens leaves none; take at least {1 / max(n, 1):.3g}")
     if how == "prefix":
         return token_ids[..., :kept].clone()
     if how == "stride":
@@ -149,7 +149,7 @@ def read_text(name, *, max_characters=None):
 
 
 def corpus_description(name):
-    """Return the provenance of a corpus as one string: its name and, where it is local, a hash of its content.
+    """Return the provenance of a corpus in one string: its name and, where it is local, a hash of its text.
 
     Returns
     -------
@@ -216,8 +216,8 @@ def _draw_passages(text, tokenizer, n_sequences, length, *, seed, name):
     n_fit = len(tokens) // length
     if n_fit < n_sequences:
         raise ValueError(
-            f"the text {str(name)!r} has {len(tokens)} tokens; {n_sequences} passages of {length} tokens need "
-            f"{n_sequences * length}. It has room for {n_fit} of that length, or for {n_sequences} of "
+            f"the text {str(name)!r} has {len(tokens)} tokens; {n_sequences} passages of {length} tokens "
+            f"need {n_sequences * length}. It has room for {n_fit} of that length, or for {n_sequences} of "
             f"{len(tokens) // n_sequences}"
         )
     order = torch.randperm(n_fit, generator=generator)[:n_sequences].tolist()
@@ -225,7 +225,7 @@ def _draw_passages(text, tokenizer, n_sequences, length, *, seed, name):
 
 
 def _from_word_boundary(stretch, *, first):
-    """Drop the word that the start of the stretch may have cut; nothing where no blank comes soon (Chinese)."""
+    """Drop the word the start of the stretch may have cut; nothing where no blank comes soon (Chinese)."""
     if first:
         return stretch
     blank = next((i for i, character in enumerate(stretch[:100]) if character.isspace()), -1)

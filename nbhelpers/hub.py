@@ -62,7 +62,9 @@ def ask_hub(name, *, kind="model", revision=None):
             f"{name!r} is gated: accept its terms at https://huggingface.co/{name} and run `hf auth login`"
         ) from error
     except hub.RepositoryNotFoundError as error:
-        raise LookupError(f"the Hub has no {kind} {name!r} (or it is private and needs `hf auth login`)") from error
+        raise LookupError(
+            f"the Hub has no {kind} {name!r} (or it is private and needs `hf auth login`)"
+        ) from error
     except (hub.HTTPError, OSError) as error:  # OSError covers refused sockets and HF_HUB_OFFLINE
         return HubAnswer(reachable=False, reason=f"{type(error).__name__}: {error}")
     return HubAnswer(True, info.sha, tuple(entry.rfilename for entry in info.siblings or ()))

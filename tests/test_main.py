@@ -1,8 +1,8 @@
 import json
 
-import nbformat
 import pytest
 from papermill.cli import _resolve_type
+from tiny_notebooks import make_notebook
 
 from nbhelpers.__main__ import main, parse_value
 
@@ -10,11 +10,7 @@ from nbhelpers.__main__ import main, parse_value
 @pytest.fixture
 def folder(tmp_path):
     """A folder with one notebook of one parameter, which fails where it is 0."""
-    notebook = nbformat.v4.new_notebook()
-    notebook.metadata.kernelspec = {"name": "python3", "language": "python", "display_name": "Python 3"}
-    parameters = nbformat.v4.new_code_cell("length = 8  # tokens", metadata={"tags": ["parameters"]})
-    notebook.cells = [parameters, nbformat.v4.new_code_cell("print(1 / length)")]
-    nbformat.write(notebook, tmp_path / "01_tiny.ipynb")
+    make_notebook(tmp_path / "01_tiny.ipynb", "print(1 / length)")
     return tmp_path
 
 

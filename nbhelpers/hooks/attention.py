@@ -185,13 +185,14 @@ def score_blocks(module, query, key, mask, rows, *, is_causal=None, scaling=None
     n_kv, n_keys = key.shape[1], key.shape[2]
     is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     triangular = mask is None and is_causal and n_queries > 1
-    keys = key.float().reshape(batch * n_kv, n_keys, head_dim).transpose(1, 2)  # (batch·kv, head_dim, key)
+    wide = torch.promote_types(query.dtype, torch.float32)  # half precision loses most in the scores
+    keys = key.to(wide).reshape(batch * n_kv, n_keys, head_dim).transpose(1, 2)  # (batch·kv, head_dim, key)
     scaling = head_dim**-0.5 if scaling is None else scaling
     for start in range(0, n_queries, rows):
         stop = min(start + rows, n_queries)
         visible = stop if triangular else n_keys
         # The heads of a KV group are extra rows of one product, so keys are never repeated.
-        queries = query[:, :, start:stop].float() * scaling  # (batch, head, row, head_dim)
+        queries = query[:, :, start:stop].to(wide) * scaling  # (batch, head, row, head_dim)
         scores = torch.bmm(queries.reshape(batch * n_kv, -1, head_dim), keys[:, :, :visible])
         scores = scores.view(batch, n_heads, stop - start, visible)
         scores = _adjust(scores, mask, start, stop, triangular, softcap, options)
@@ -272,9 +273,12 @@ def module_route(model, recorder):
         return tuple(None if k in found[-1:] else part for k, part in enumerate(output))
 
     handles = [module.register_forward_hook(hook) for module in innermost_attention(model)]
+    implementation = model.config._attn_implementation
+    model.config._attn_implementation = "eager"  # Falcon on SDPA gives probabilities without the causal mask
     try:
         yield {"output_attentions": True}
     finally:
+        model.config._attn_implementation = implementation
         for handle in handles:
             handle.remove()
 

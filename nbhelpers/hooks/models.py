@@ -13,7 +13,8 @@ from nbhelpers.hooks import families
 from nbhelpers.hooks.model_files import PACKAGED, locate, quiet_progress
 
 _RANDOM = "random:"
-_DTYPES = {str(t).removeprefix("torch."): t for t in (torch.float32, torch.float64, torch.bfloat16, torch.float16)}
+_FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in _FLOATS}
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,8 @@ class LoadedModel:
         d = self.description
         rope = f" (theta {d.rope_theta:g}, {d.rotary_fraction:.0%} of each head)" if d.rope_theta else ""
         return (
-            f"<{d.name}: {d.family}, {d.n_layers} layers x {d.n_heads} heads ({d.n_kv_heads} KV) of {d.head_dim}, "
-            f"{d.position_encoding}{rope}, {'causal' if d.causal else 'not causal'}, "
+            f"<{d.name}: {d.family}, {d.n_layers} layers x {d.n_heads} heads ({d.n_kv_heads} KV) "
+            f"of {d.head_dim}, {d.position_encoding}{rope}, {'causal' if d.causal else 'not causal'}, "
             f"{d.n_parameters / 1e6:.3g} M parameters, {d.dtype} on {self.model.device}>"
         )
 
@@ -85,8 +86,8 @@ class LoadedModel:
 def available_models():
     """Return the models that load without a network: a dict name -> a few words."""
     listed = {name: entry.about for name, entry in PACKAGED.items()}
-    listed.update({_RANDOM + name: f"the same architecture as {name}, fresh random weights" for name in PACKAGED})
-    return listed
+    twins = {_RANDOM + name: f"the architecture of {name}, fresh random weights" for name in PACKAGED}
+    return listed | twins
 
 
 def load_model(name, *, device="auto", dtype=None, revision=None, seed=0):
@@ -188,14 +189,16 @@ def describe(model, *, name=None, tokenizer=None, revision=None):
 
 
 def unwrap(model):
-    """Return the `transformers.PreTrainedModel` of a `LoadedModel` or of a bare model; TypeError otherwise."""
+    """Return the `transformers.PreTrainedModel` of a `LoadedModel` or a bare model; TypeError otherwise."""
     from transformers import PreTrainedModel
 
     inner = model.model if isinstance(model, LoadedModel) else model
     if isinstance(inner, PreTrainedModel):
         return inner
     if isinstance(inner, str):
-        raise TypeError(f"expected a model, got the string {inner!r}: load it first with load_model({inner!r})")
+        raise TypeError(
+            f"expected a model, got the string {inner!r}: load it first with load_model({inner!r})"
+        )
     raise TypeError(
         f"expected what load_model returns or a transformers PreTrainedModel, got {type(inner).__name__}"
     )
@@ -211,8 +214,8 @@ def _device(device):
     n_gpus = torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= n_gpus:
         raise RuntimeError(
-            f"device {str(device)!r} was asked for, but torch {torch.__version__} sees {n_gpus} CUDA GPUs here; "
-            "use device='auto' or device='cpu', or install a CUDA build of torch"
+            f"device {str(device)!r} was asked for, but torch {torch.__version__} sees {n_gpus} CUDA GPUs "
+            "here; use device='auto' or device='cpu', or install a CUDA build of torch"
         )
     return device
 
@@ -251,8 +254,8 @@ def _config(files, name):
     if model_type not in transformers.CONFIG_MAPPING:
         own_code = "; it brings its own code (auto_map), which is not run" if "auto_map" in raw else ""
         raise ValueError(
-            f"the model type {model_type!r} of {name!r} is not known to transformers {transformers.__version__}"
-            f"{own_code}; a newer transformers may know it"
+            f"the model type {model_type!r} of {name!r} is not known to transformers "
+            f"{transformers.__version__}{own_code}; a newer transformers may know it"
         )
     return transformers.AutoConfig.from_pretrained(**_where(files), trust_remote_code=False)
 
@@ -288,9 +291,10 @@ def _pretrained_model(files, config, dtype, name):
 
 
 def _fresh_model(config, dtype):
+    own = getattr(config, "dtype", None) or torch.float32  # read first: from_config overwrites it
+    # Drawn in float32 on the CPU, so the weights are the same in every precision and on every device.
     model = _auto_class(config).from_config(config, dtype=torch.float32, trust_remote_code=False)
-    own = getattr(config, "dtype", None) or torch.float32
-    return model.to(own if dtype == "auto" else dtype)  # drawn in float32: the same weights in every precision
+    return model.to(own if dtype == "auto" else dtype)
 
 
 def _tokenizer(files):

@@ -264,7 +264,7 @@ def t5_bucket(relative_position, *, bidirectional=True, n_buckets=32, max_distan
         offset, distance = (relative_position > 0).long() * n_side, relative_position.abs()  # (...) each
     else:
         offset, distance = 0, (-relative_position).clamp_min(0)  # (...)
-    # float32 and this order of operations are T5's, so that a distance at a bucket's border falls as there.
+    # float32 and this order of operations are T5's, for distances at the border of a bucket.
     log_ratio = torch.log(distance.clamp_min(1).float() / n_exact) / math.log(max_distance / n_exact)  # (...)
     coarse = (n_exact + (log_ratio * (n_side - n_exact)).long()).clamp_max(n_side - 1)  # (...)
     return offset + torch.where(distance < n_exact, distance, coarse).long()

@@ -184,7 +184,7 @@ def band_shares(psd, *, edges=(0.25, 0.75), frequency=None):
     """
     power = as_real(psd, "psd")  # (..., freq)
     n_freq = require_last_axis(power, "psd")
-    edges = torch.as_tensor(edges, dtype=torch.float64).reshape(-1)  # (edge,)
+    edges = torch.as_tensor(edges, dtype=torch.float64, device="cpu").reshape(-1)  # (edge,)
     inside = torch.cat([edges.new_zeros(1), edges, edges.new_ones(1)])
     if not bool((inside.diff() > 0).all()):
         raise ValueError(f"edges must increase strictly within (0, 1) (Nyquist is 1), got {edges.tolist()}")

@@ -12,11 +12,27 @@ from nbhelpers.hooks import families
 from nbhelpers.hooks.families import Family, family_of, register_family
 from nbhelpers.hooks.models import describe
 
-GROUPED = (
-    "llama gemma gemma2 gemma3_text qwen2 qwen3 mistral mixtral phi phi3 olmo olmo2 smollm3 cohere cohere2 "
-    "starcoder2 stablelm gpt_oss"
-).split()
-WIDE_HEADS = "gemma gemma2 gemma3_text qwen3 cohere2 gpt_oss mistral".split()
+GROUPED = [
+    "llama",
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "qwen2",
+    "qwen3",
+    "mistral",
+    "mixtral",
+    "phi",
+    "phi3",
+    "olmo",
+    "olmo2",
+    "smollm3",
+    "cohere",
+    "cohere2",
+    "starcoder2",
+    "stablelm",
+    "gpt_oss",
+]
+WIDE_HEADS = ["gemma", "gemma2", "gemma3_text", "qwen3", "cohere2", "gpt_oss", "mistral"]
 SPECIAL = {
     "bart": {"decoder_layers": 2, "decoder_attention_heads": 4, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48},
     "t5": {"d_kv": 8, "d_ff": 48},
@@ -89,7 +105,9 @@ def test_description_agrees_with_the_model(model_type):
     description = describe(model)
     assert description.family == model_type
     assert (description.n_layers, description.n_heads) == (4, 4)
-    assert description.head_dim == (16 if model_type in WIDE_HEADS or description.rotary_fraction == 0.25 else 8)
+    assert description.head_dim == (
+        16 if model_type in WIDE_HEADS or description.rotary_fraction == 0.25 else 8
+    )
     expected_kv = 2 if model_type in GROUPED else 1 if model_type == "falcon" else 4
     assert description.n_kv_heads == expected_kv
     assert description.n_parameters == sum(p.numel() for p in model.parameters())
@@ -119,7 +137,9 @@ def test_causality_is_what_a_changed_last_token_does(model_type):
     assert (moved < TOL[torch.float32]) == describe(model).causal
 
 
-@pytest.mark.parametrize("model_type", [name for name, f in families.FAMILIES.items() if "rope" in f.position_encoding])
+@pytest.mark.parametrize(
+    "model_type", [name for name, f in families.FAMILIES.items() if "rope" in f.position_encoding]
+)
 def test_rotations_are_those_the_model_uses(model_type):
     model = tiny_model(model_type)
     description = describe(model)
@@ -137,7 +157,8 @@ def test_rotations_are_those_the_model_uses(model_type):
 
 
 @pytest.mark.parametrize(
-    "model_type", [name for name, f in families.FAMILIES.items() if f.position_encoding == "learned"] + ["mpt"]
+    "model_type",
+    [name for name, f in families.FAMILIES.items() if f.position_encoding == "learned"] + ["mpt"],
 )
 def test_max_positions_is_the_longest_sequence_that_runs(model_type):
     model = tiny_model(model_type)

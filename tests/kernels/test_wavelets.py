@@ -177,7 +177,13 @@ class TestInverse:
         signal = random_signal(40)
         back = wavelets.inverse_dwt(wavelets.dwt(signal))
         expected = np.linalg.norm(signal.numpy() - back.numpy()) / np.linalg.norm(signal.numpy())
-        assert float(wavelets.reconstruction_error(signal)) == pytest.approx(expected, rel=1e-6)
+        assert float(wavelets.reconstruction_error(signal)) == pytest.approx(expected, rel=1e-6, abs=0)
+
+    def test_reconstruction_error_is_relative_to_each_signal(self):
+        signal = random_signal(2, 40) * torch.tensor([[1.0], [2.0**40]])
+        errors = wavelets.reconstruction_error(signal)
+        for row, error in zip(signal, errors, strict=True):
+            assert float(error) == pytest.approx(float(wavelets.reconstruction_error(row)), rel=1e-6, abs=0)
 
 
 class TestWaveletEntropy:

@@ -1,20 +1,9 @@
-"""Tiny notebooks, made on the spot, for the runner and the site."""
+import functools
 
-import nbformat
 import pytest
+from tiny_notebooks import make_notebook
 
-
-def make_notebook(path, *cells, parameters="length = 8  # tokens", title="# 00 · Tiny\nDoes it run?"):
-    """Write a notebook: title, a tagged cell of parameters (none if None), then the code cells."""
-    notebook = nbformat.v4.new_notebook()
-    notebook.metadata.kernelspec = {"name": "python3", "language": "python", "display_name": "Python 3"}
-    notebook.cells = [nbformat.v4.new_markdown_cell(title)]
-    if parameters is not None:
-        notebook.cells.append(nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}))
-    notebook.cells += [nbformat.v4.new_code_cell(cell) for cell in cells]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    nbformat.write(notebook, path)
-    return path
+from nbhelpers.lab.notebooks import run_notebooks
 
 
 @pytest.fixture
@@ -29,3 +18,13 @@ def folder(tmp_path):
 def notebook(folder):
     """Make a notebook in the folder: ``notebook("01_name", "code of a cell", …)``."""
     return lambda name, *cells, **options: make_notebook(folder / f"{name}.ipynb", *cells, **options)
+
+
+@pytest.fixture(scope="session")
+def smoke_run(tmp_path_factory):
+    """Run a notebook of the collection at smoke size, once a session: ``smoke_run("05")`` -> NotebookRun.
+
+    All runs share one results folder, ``run.output.parents[1] / "results"``.
+    """
+    out = tmp_path_factory.mktemp("smoke")
+    return functools.cache(lambda name: run_notebooks([name], size="smoke", out=out, progress=False)[0])

