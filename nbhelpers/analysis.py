@@ -32,11 +32,14 @@ class Signals:
     scaled : dict of float to torch.Tensor
         The signals of the scaled variants x_α (eq. 10), by α.
     protocol : Protocol
+    origin : int
+        Where key 0, or lag 0, stands in the signal: lags of bidirectional attention start below zero.
     """
 
     signal: torch.Tensor
     scaled: dict
     protocol: object
+    origin: int = 0
 
     @cached_property
     def psd(self):
@@ -85,7 +88,7 @@ def position_metrics(signals):
     return {
         "positional_entropy": entropy.positional_entropy(signal, base=protocol.log_base),
         "effective_support": entropy.effective_support(signal),
-        **({first: signal[..., 0]} if protocol.sink == "keep" else {}),
+        **({first: signal[..., signals.origin]} if protocol.sink == "keep" else {}),
         **{f"window_entropy_{w}": entropy.window_entropy(signal, w) for w in windows},
     }
 
@@ -143,6 +146,11 @@ def analyze(model, token_ids, protocol=PAPER, *, corpus=None, seed=0, **options)
             f"signal={protocol.signal!r} is measured while attention streams by, so order='mean then metric' cannot be had; "
             f"use order='metric then mean', or one of the signals {', '.join(SIGNALS)}."
         )
+    if protocol.signal == "lag_profile" and protocol.sink != "keep":
+        raise ValueError(
+            f"signal='lag_profile' has lags, not keys, so sink={protocol.sink!r} cannot drop key 0 from it; use sink='keep', or "
+            "one of the signals key_profile, last_query, rows, flattened."
+        )
     token_ids = torch.as_tensor(token_ids)
     local = LocalMass((protocol.local_distance,))
     measure = _measure_streamed if protocol.signal in ("rows", "flattened") else _measure_signals
@@ -171,7 +179,9 @@ def _measure_signals(model, token_ids, protocol, local, seed, options):
         variant = corpora.scaled_variant(token_ids, factor, how=protocol.scaled_variant, seed=seed)
         captured = capture(model, variant, [reduction], **options)
         scaled[factor] = prepare(_signal(captured[reduction.name], protocol))
-    return profiles, measure_signals(Signals(signal, scaled, protocol))
+    coordinates = profiles.coordinates[reduction.name]
+    origin = coordinates.index(0) if protocol.sink == "keep" else 0
+    return profiles, measure_signals(Signals(signal, scaled, protocol, origin))
 
 
 def _measure_streamed(model, token_ids, protocol, local, seed, options):

@@ -126,16 +126,40 @@ class Profiles:
 
     @classmethod
     def concatenate(cls, parts):
-        """Join profiles of other sequences of the same model, reductions and length along ``sequence``."""
+        """Join profiles of other sequences of the same model, reductions and length along ``sequence``.
+
+        The provenance is that of the first, with the number of sequences of all.
+
+        Raises
+        ------
+        ValueError
+            If there are none, or they differ in more than their sequences; the message names what differs.
+        """
+        if not parts:
+            raise ValueError("There are no profiles to join; pass at least one.")
         first = parts[0]
         for part in parts[1:]:
-            if part.axes != first.axes or part.coordinates != first.coordinates:
-                raise ValueError(f"These profiles do not belong together: {first!r} and {part!r}.")
+            differing = [name for name, value in _kind(first).items() if _kind(part)[name] != value]
+            if differing:
+                raise ValueError(f"These profiles differ in {', '.join(differing)}: {first!r} and {part!r}.")
+        total = sum(part.n_sequences for part in parts)
         return cls(
             arrays={name: torch.cat([part[name] for part in parts]) for name in first.arrays},
             axes=first.axes,
             coordinates=first.coordinates,
             n_real=torch.cat([part.n_real for part in parts]),
             kv_groups=first.kv_groups,
-            provenance=first.provenance,
+            provenance=first.provenance | ({"n_sequences": total} if first.provenance else {}),
         )
+
+
+def _kind(profiles):
+    """Return what profiles of the same model and reductions have in common, by name."""
+    compared = ("model", "dtype", "stream", "reductions")
+    return {
+        "axes": profiles.axes,
+        "coordinates": profiles.coordinates,
+        "layers or heads": {name: tuple(array.shape[1:]) for name, array in profiles.arrays.items()},
+        "KV groups": profiles.kv_groups,
+        **{name: profiles.provenance.get(name) for name in compared},
+    }

@@ -9,6 +9,8 @@ import hashlib
 import json
 from dataclasses import dataclass
 
+import pywt
+
 OPTIONS = {
     "signal": ("key_profile", "last_query", "lag_profile", "rows", "flattened"),
     "sink": ("keep", "drop_renormalise"),
@@ -114,8 +116,12 @@ class Protocol:
             if value not in options or isinstance(value, bool):
                 listed = ", ".join(map(repr, options))
                 raise ValueError(f"Protocol.{field} is {value!r}; the options are {listed}.")
-        for field in ("edges", "factors", "entropy_windows"):
-            object.__setattr__(self, field, tuple(getattr(self, field)))
+        if self.wavelet not in pywt.wavelist(kind="discrete"):
+            raise ValueError(
+                f"Protocol.wavelet is {self.wavelet!r}; it must be a discrete wavelet of PyWavelets, such as 'haar', 'db2', "
+                "'db4', 'sym4' or 'coif1' (pywt.wavelist(kind='discrete') lists them)."
+            )
+        self._settle_types()
         if list(self.edges) != sorted(set(self.edges)) or not all(0 < edge < 1 for edge in self.edges):
             raise ValueError(f"Protocol.edges must rise strictly inside (0, 1), fractions of Nyquist; got {self.edges}.")
         if not all(0 < factor < 1 for factor in self.factors):
@@ -127,6 +133,19 @@ class Protocol:
                 f"Protocol.local_distance must be at least 1 and every entropy window at least 2 tokens; got "
                 f"{self.local_distance} and {self.entropy_windows}."
             )
+
+    def _settle_types(self):
+        """Give equal choices one form, so that they have one hash: 2 and 2.0, lists and tuples."""
+        settled = {
+            "pad": OPTIONS["pad"][OPTIONS["pad"].index(self.pad)],
+            "edges": tuple(map(float, self.edges)),
+            "factors": tuple(map(float, self.factors)),
+            "log_base": None if self.log_base is None else float(self.log_base),
+            "local_distance": int(self.local_distance),
+            "entropy_windows": tuple(map(int, self.entropy_windows)),
+        }
+        for field, value in settled.items():
+            object.__setattr__(self, field, value)
 
     def replace(self, **changes):
         """Return a copy with some fields changed; unknown fields raise ``TypeError``."""
@@ -158,7 +177,7 @@ class Protocol:
         """Return the length that sets the wavelet level: of the shortest scaled variant, or `length` itself."""
         if self.level == "own" or not self.factors:
             return length
-        return max(1, int(min(self.factors) * length))
+        return max(1, int(min(self.factors) * length + 1e-9))  # 0.7 * 90 is 62.99999999999999 in floating point
 
     def explain(self):
         """Return rows (field, value, what the paper says, why PAPER's value), ready for a table."""

@@ -66,8 +66,8 @@ class HeadTable:
         """Return one row per head, the mean over sequences of each metric in a column each."""
         frame = self.frame[self.frame.sequence == AVERAGED] if self.averaged else self.frame
         keys = ["layer", "head", "kv_group"]
-        wide = frame.pivot_table(index=keys, columns="metric", values="value", aggfunc="mean", observed=True, dropna=False)
-        return wide.reindex(columns=self.metrics).dropna(how="all").reset_index()
+        wide = frame.groupby([*keys, "metric"], observed=True)["value"].mean().unstack("metric")
+        return wide.reindex(columns=self.metrics).rename_axis(columns=None).reset_index()
 
     def summary(self, *, n_boot=1000, confidence=0.95, seed=0):
         """Return mean, sd and IQR over heads of each metric, with a bootstrap interval of the mean over sequences.
@@ -91,18 +91,19 @@ class HeadTable:
     def _summarise(self, metric, n_boot, confidence, seed):
         values = self.values(metric)
         values = values.reshape(len(values), -1)  # (sequence, head)
-        heads = values[0] if self.averaged else np.nanmean(values, 0)
-        per_sequence = np.nanmean(values, 1)
+        heads = values[0] if self.averaged else _known_mean(values, 0)
+        per_sequence = _known_mean(values, 1)
         if self.averaged:
             low, high = _jackknife_interval(per_sequence[0], per_sequence[1:], confidence)
         else:
             low, high = _bootstrap_interval(per_sequence, n_boot, confidence, seed)
-        q25, q75 = np.nanquantile(heads, [0.25, 0.75])
+        known = heads[~np.isnan(heads)]
+        q25, q75 = np.quantile(known, [0.25, 0.75]) if len(known) else (np.nan, np.nan)
         return {
-            "mean": np.nanmean(heads),
+            "mean": _known_mean(heads, 0),
             "low": low,
             "high": high,
-            "sd": np.nanstd(heads, ddof=1) if len(heads) > 1 else np.nan,
+            "sd": np.std(known, ddof=1) if len(known) > 1 else np.nan,
             "iqr": q75 - q25,
             "q25": q25,
             "q75": q75,
@@ -142,11 +143,18 @@ class HeadTable:
             raise FileNotFoundError(f"There is no table at {path}.")
         try:
             table = pq.read_table(path)
-        except pa.ArrowException as error:
-            raise ValueError(f"{path} is damaged ({error}); delete it and measure again.") from error
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(f"{path} is damaged ({str(error).strip()}); delete it and measure again.") from error
         if b"nbhelpers" not in (table.schema.metadata or {}):
             raise ValueError(f"{path} is a Parquet file without the provenance of a HeadTable.")
         return cls(table.to_pandas(), json.loads(table.schema.metadata[b"nbhelpers"]))
+
+
+def _known_mean(values, axis):
+    """Return the mean of what is not NaN; NaN, without a warning, where nothing is known."""
+    known = ~np.isnan(values)
+    count = known.sum(axis)
+    return np.where(count > 0, np.where(known, values, 0.0).sum(axis) / np.maximum(count, 1), np.nan)[()]
 
 
 def _bootstrap_interval(per_sequence, n_boot, confidence, seed):

@@ -58,20 +58,21 @@ def test_shape_and_type(tiny_tokenizer, n_sequences, length):
     assert token_ids.dtype == torch.long
 
 
-@pytest.mark.parametrize("n_sequences", [3, 20, 29])  # 29 of 300 tokens only fit when cut tight
-def test_passages_are_stretches_of_the_text_and_do_not_overlap(numbered, tiny_tokenizer, n_sequences):
-    n_tokens = len(tiny_tokenizer(numbered.read_text())["input_ids"])
-    length = 300 if n_sequences < 29 else n_tokens // 29
-    token_ids = load_text(numbered, tiny_tokenizer, n_sequences=n_sequences, length=length)
+@pytest.mark.parametrize(("n_sequences", "length"), [(5, 300), (20, 150), (8, 1000), (34, 400)])
+def test_passages_are_stretches_of_the_text_and_do_not_overlap(numbered, tiny_tokenizer, n_sequences, length):
     text = numbered.read_text()
+    n_tokens = len(tiny_tokenizer(text)["input_ids"])
+    assert n_tokens // length - n_sequences in range(0, 90)  # from loose to tight
+    token_ids = load_text(numbered, tiny_tokenizer, n_sequences=n_sequences, length=length)
     assert all(tiny_tokenizer.decode(row) in text for row in token_ids)
     seen = words(tiny_tokenizer, token_ids)
     assert sum(map(len, seen)) == len(set().union(*seen))
     assert all(len(each) > 10 for each in seen)
 
 
-def test_loose_passages_start_at_a_word(numbered, tiny_tokenizer):
-    token_ids = load_text(numbered, tiny_tokenizer, n_sequences=10, length=100)
+@pytest.mark.parametrize("length", [90, 100, 110])  # stretches of different sizes, not all whole words
+def test_loose_passages_start_at_a_word(numbered, tiny_tokenizer, length):
+    token_ids = load_text(numbered, tiny_tokenizer, n_sequences=10, length=length)
     assert all(tiny_tokenizer.decode(row).startswith("w") for row in token_ids)
 
 

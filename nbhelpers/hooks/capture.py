@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
+from nbhelpers import __version__
 from nbhelpers.profiles import Profiles
 
 from .attention import Recorder, default_chunk, interface_route, module_route
@@ -24,6 +25,8 @@ from .reductions import resolve
 
 CPU_BATCH_TOKENS = 1024  # more tokens per forward pass gain nothing on a CPU
 CUDA_BATCH_TOKENS = 32768
+# How torch, MKL, the C++ library and cuBLAS say in a RuntimeError that memory is exhausted.
+EXHAUSTED = ("can't allocate memory", "Cannot allocate memory", "Memory allocation", "bad_alloc", "ALLOC_FAILED")
 STREAMS = {"encoder-decoder": ("encoder", "decoder", "cross")}
 
 
@@ -64,6 +67,9 @@ def plan(model, n_sequences, length, *, batch_size=None, chunk=None):
         within a factor of two.
     """
     model = unwrap(model)
+    for name, value in (("batch_size", batch_size), ("chunk", chunk)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, or None to have it chosen; got {value}.")
     description, device = describe(model), model.device
     tokens = CUDA_BATCH_TOKENS if device.type == "cuda" else CPU_BATCH_TOKENS
     batch_size = batch_size or max(1, min(n_sequences, tokens // length))
@@ -128,20 +134,20 @@ def capture(
     made = resolve(reductions)
     stream = _checked_stream(network, stream)
     ids, mask = _checked_input(network, token_ids, attention_mask)
+    decoder_ids = None if decoder_ids is None else _checked_decoder_ids(network, decoder_ids, len(ids))
     todo = plan(network, *ids.shape, batch_size=batch_size, chunk=chunk)
     facts = _provenance(model, network, made, stream, todo)
     store = _BatchStore(cache, network, facts, ids, mask, decoder_ids)
-    starts = range(0, len(ids), todo.batch_size)
     parts = []
     with tqdm(total=len(ids), desc="capture", unit="seq", disable=None if progress else True) as bar:
-        for start in starts:
-            rows = slice(start, start + todo.batch_size)
-            part = store.load(start)
+        for start in range(0, len(ids), todo.batch_size):
+            rows = slice(start, min(start + todo.batch_size, len(ids)))
+            part = store.load(rows)
             if part is None:
                 with _explained_memory(todo):
                     part = _run_batch(network, ids[rows], _rows(mask, rows), _rows(decoder_ids, rows), made, stream, todo)
                 part.provenance.update(facts)
-                store.save(start, part)
+                store.save(rows, part)
             parts.append(part)
             bar.update(part.n_sequences)
     return Profiles.concatenate(parts)
@@ -199,21 +205,43 @@ def _checked_input(network, token_ids, attention_mask):
             f"The sequences have {ids.shape[1]} tokens but {description.name} has {description.max_positions} "
             f"positions; ask for sequences of at most {description.max_positions} tokens."
         )
+    _check_vocabulary(network, ids, "token_ids")
+    return ids.cpu(), None if attention_mask is None else _checked_mask(attention_mask, ids)
+
+
+def _check_vocabulary(network, ids, name):
     n_words = network.get_input_embeddings().num_embeddings
     if ids.min() < 0 or ids.max() >= n_words:
         raise ValueError(
-            f"token_ids run from {int(ids.min())} to {int(ids.max())} but the model knows 0 to {n_words - 1}; were they "
+            f"{name} run from {int(ids.min())} to {int(ids.max())} but the model knows 0 to {n_words - 1}; were they "
             "made with another model's tokenizer?"
         )
-    if attention_mask is None:
-        return ids.cpu(), None
+
+
+def _checked_decoder_ids(network, decoder_ids, n_sequences):
+    if not network.config.is_encoder_decoder:
+        raise ValueError("decoder_ids belong to an encoder-decoder; this model has one stack. Leave them out.")
+    ids = torch.as_tensor(decoder_ids).cpu()
+    if ids.ndim != 2 or len(ids) != n_sequences or ids.numel() == 0:
+        raise ValueError(f"decoder_ids must be (sequence, position) with {n_sequences} sequences; got {tuple(ids.shape)}.")
+    _check_vocabulary(network, ids, "decoder_ids")
+    return ids
+
+
+def _checked_mask(attention_mask, ids):
+    """Return the mask as integers, None if every token is real."""
     mask = torch.as_tensor(attention_mask).cpu()
     if mask.shape != ids.shape:
         raise ValueError(f"attention_mask has shape {tuple(mask.shape)}, token_ids {tuple(ids.shape)}.")
+    if not bool(((mask == 0) | (mask == 1)).all()):
+        raise ValueError(
+            f"attention_mask must hold 1 for tokens and 0 for padding; its values run from {mask.min()} to {mask.max()}."
+        )
+    mask = mask.long()
     empty = (mask.sum(1) == 0).nonzero().flatten().tolist()
     if empty:
         raise ValueError(f"Sequences {empty} are padding from end to end; leave them out.")
-    return ids.cpu(), (None if bool((mask == 1).all()) else mask)
+    return None if bool(mask.all()) else mask
 
 
 def _rows(tensor, rows):
@@ -226,16 +254,18 @@ def _explained_memory(todo):
         yield
     except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
         spoken = str(error)
-        exhausted = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in spoken
-        if not exhausted:
+        told = any(phrase in spoken for phrase in EXHAUSTED)
+        if not (told or isinstance(error, (MemoryError, torch.OutOfMemoryError))):
             raise
+        reason = (spoken or type(error).__name__).splitlines()[0]
         smaller = f"batch_size={max(1, todo.batch_size // 2)}, chunk={max(1, todo.chunk // 2)}"
-        raise MemoryError(f"Not enough memory for {todo}. Try capture(..., {smaller}). ({spoken.splitlines()[0]})") from error
+        raise MemoryError(f"Not enough memory for {todo}. Try capture(..., {smaller}). ({reason})") from error
 
 
 def _provenance(model, network, reductions, stream, todo):
-    versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "numpy", "pywavelets")}
-    return {
+    versions = {"nbhelpers": __version__}
+    versions |= {name: importlib.metadata.version(name) for name in ("torch", "transformers", "numpy", "pywavelets")}
+    facts = {
         "model": asdict(describe(model)),
         "dtype": str(network.dtype).removeprefix("torch."),
         "device": str(network.device),
@@ -246,6 +276,7 @@ def _provenance(model, network, reductions, stream, todo):
         "n_sequences": todo.n_sequences,
         "versions": versions,
     }
+    return json.loads(json.dumps(facts, default=str))  # as a file gives it back: lists, no tuples
 
 
 def _identity(reduction):
@@ -264,27 +295,29 @@ class _BatchStore:
             return
         if _has_foreign_hooks(network):
             raise ValueError("The model carries forward hooks, which a cache cannot tell apart; capture without cache=.")
-        digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
+        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+        digest.update(network.config.to_json_string(use_diff=False).encode())
         digest.update(fingerprint(network))
         for tensor in (ids, mask, decoder_ids):
             digest.update(b"-" if tensor is None else tensor.contiguous().numpy().tobytes())
         self.folder = Path(folder) / f"profiles-{digest.hexdigest()[:16]}"
 
-    def path(self, start):
-        return self.folder / f"from-{start:06d}.safetensors"
+    def path(self, rows):
+        # Both ends, because the next run may take other batches.
+        return self.folder / f"sequences-{rows.start:06d}-{rows.stop:06d}.safetensors"
 
-    def load(self, start):
-        if self.folder is None or not self.path(start).exists():
+    def load(self, rows):
+        if self.folder is None or not self.path(rows).exists():
             return None
         try:
-            return Profiles.load(self.path(start))
+            return Profiles.load(self.path(rows))
         except ValueError as error:
             warnings.warn(f"{error} It is captured again.", stacklevel=3)
             return None
 
-    def save(self, start, part):
+    def save(self, rows, part):
         if self.folder is not None:
-            part.save(self.path(start))
+            part.save(self.path(rows))
 
 
 def _has_foreign_hooks(network):
@@ -296,7 +329,15 @@ def _has_foreign_hooks(network):
 
 @torch.inference_mode()
 def fingerprint(network):
-    """Return bytes that change with the weights: the sum and absolute sum of every parameter and buffer."""
-    tensors = [tensor for _, tensor in sorted(network.state_dict().items()) if tensor.is_floating_point()]
-    sums = torch.stack([torch.stack([t.double().sum(), t.double().abs().sum()]) for t in tensors])
-    return sums.cpu().numpy().tobytes()
+    """Return bytes that change with the weights: row and column sums of every parameter and buffer.
+
+    Rows and columns both, so that permuted heads are told apart. Buffers that a checkpoint leaves out (the RoPE
+    frequencies) count too.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted([*network.named_parameters(), *network.named_buffers()], key=lambda named: named[0]):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        table = tensor.reshape(1, -1) if tensor.ndim < 2 else tensor.flatten(1)  # (row, column)
+        for dim in (0, 1):
+            digest.update(table.sum(dim, dtype=torch.float64).cpu().numpy().tobytes())
+    return digest.digest()

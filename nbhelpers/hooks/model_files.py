@@ -216,8 +216,9 @@ def _hub_cache_files(name, revision, reason, *, weights):
         at = f" at revision {revision!r}" if revision else ""
         raise ConnectionError(
             f"cannot load {name!r}{at}: the Hugging Face Hub could not be reached ({reason}) and no earlier "
-            f"download is in the local cache. Use a model that needs no network ({offline_names()}; a folder; "
-            f"a .gguf file), or download {name!r} once on a machine with a network; HF_HUB_OFFLINE=1 then uses that copy."
+            f"download is in the local cache. Use a model that needs no network ({offline_names()}; a "
+            f"folder; a .gguf file), or download {name!r} once with a network; HF_HUB_OFFLINE=1 then uses "
+            "that copy."
         )
     folder = Path(config).parent
     names = [file.name for file in folder.iterdir()]

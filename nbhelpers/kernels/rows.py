@@ -5,23 +5,16 @@ hold this module to. Two facts make it fast: a causal row is zero beyond its que
 row, not the normalised row itself.
 """
 
-import os
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
-import numpy as np
 import pywt
 import torch
 
 from .inputs import log_base
 from .spectra import frequencies, psd, window
-from .wavelets import dwt, max_level
+from .wavelets import dwt, wavelet_entropy
 
 __all__ = ["band_counts", "drop_sink", "row_psd", "row_spectral_metrics", "row_wavelet_entropies"]
-
-# A split of the transform: these finest levels are taken of the non-zero head of the rows only.
-HEAD_LEVELS = 5
-ROWS_WORTH_A_THREAD = 64
 
 
 def drop_sink(attn):
@@ -60,9 +53,12 @@ def row_psd(rows, length, **options):
     if options["detrend"] != "none":
         return psd(torch.nn.functional.pad(rows, (0, length - n_given)), check=False, **options)
     n_bins = len(frequencies(length, pad=options["pad"], sided="two"))
-    tapered = rows * _window(options["window"], length, rows.dtype, rows.device)[:n_given]  # (..., key)
-    transform = torch.fft.rfft(tapered, n=n_bins) if options["sided"] == "one" else torch.fft.fft(tapered, n=n_bins)
-    return transform.real.square().add_(transform.imag.square())  # (..., freq)
+    tapered = rows.new_zeros(*rows.shape[:-1], n_bins)  # (..., padded)
+    taper = _window(options["window"], length, rows.dtype, rows.device)
+    torch.mul(rows, taper[:n_given], out=tapered[..., :n_given])
+    transform = torch.fft.rfft(tapered) if options["sided"] == "one" else torch.fft.fft(tapered)
+    squares = torch.view_as_real(transform).square_()  # (..., freq, 2): contiguous, so one fast pass
+    return squares[..., 0] + squares[..., 1]  # (..., freq)
 
 
 @lru_cache(maxsize=16)
@@ -132,50 +128,63 @@ def row_wavelet_entropies(rows, length, *, wavelet, mode, level, base=None):
     torch.Tensor, shape (..., level)
         In the order of :func:`~nbhelpers.kernels.wavelets.dwt`: approximation, then details from coarse to fine.
     """
-    if rows.device.type != "cpu":
+    filters = pywt.Wavelet(wavelet)
+    if mode == "periodization" or rows.shape[-1] < filters.dec_len:
         padded = torch.nn.functional.pad(rows, (0, length - rows.shape[-1]))
-        coefficients = dwt(padded, wavelet=wavelet, mode=mode, level=level, check=False)
-        return torch.stack([_energy_entropy(level) for level in coefficients], -1) / log_base(base)
+        levels = dwt(padded, wavelet=wavelet, mode=mode, level=level, check=False)
+        return wavelet_entropy(levels, base=base)
     flat = rows.reshape(-1, rows.shape[-1])  # (row, key)
-    n_parts = max(1, min(torch.get_num_threads(), len(flat) // ROWS_WORTH_A_THREAD))
-    work = [(part, length, wavelet, mode, level) for part in flat.tensor_split(n_parts)]
-    parts = [_head_coefficients(*work[0])] if n_parts == 1 else list(_pool().map(lambda w: _head_coefficients(*w), work))
-    entropies = [torch.cat([_energy_entropy(part[k]) for part in parts]) for k in range(level + 1)]
+    entropies = list(_level_entropies(flat, length, filters, mode, level))[::-1]
     return torch.stack(entropies, -1).view(*rows.shape[:-1], level + 1) / log_base(base)
 
 
-@lru_cache(maxsize=1)
-def _pool():
-    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="nbhelpers-dwt")
+def _level_entropies(rows, length, filters, mode, level):
+    """Yield −Σ w² log w² of each level (row,), finest detail first, the approximation last.
+
+    Samples are the first axis and rows the second, so that every tap of the filters is a sum over contiguous memory.
+    Each level keeps its non-zero head and the length `full` it would have with the zeros behind it.
+    """
+    margin = filters.dec_len - 2
+    n, full = rows.shape[-1], length
+    extended = rows.new_empty(margin + n + filters.dec_len, len(rows))  # (before + sample + after, row)
+    extended[margin : margin + n] = rows.T
+    for _ in range(level):
+        ends_inside = n + filters.dec_len <= full
+        count = ((n if ends_inside else full) + filters.dec_len - 1) // 2
+        extended = _fill_margins(extended, margin, n, full, 2 * count, mode)
+        taps = [extended[tap : tap + 2 * count - 1 : 2] for tap in range(filters.dec_len)]  # (coefficient, row)
+        yield _energy_entropy(_weighted_sum(taps, filters.dec_hi[::-1]))
+        following = rows.new_empty(margin + count + filters.dec_len, len(rows))
+        _weighted_sum(taps, filters.dec_lo[::-1], out=following[margin : margin + count])
+        extended, n, full = following, count, (full + filters.dec_len - 1) // 2
+    yield _energy_entropy(extended[margin : margin + n].clone())
+
+
+def _fill_margins(extended, margin, n, full, reach, mode):
+    """Fill what lies before and after the n samples that start at `margin`, up to sample `reach`."""
+    ends = n + margin + 2 > full  # the boundary rule meets samples that may differ from zero
+    tail = max(reach, full if ends else 0)
+    if len(extended) < margin + tail:
+        extended = torch.cat([extended, extended.new_empty(margin + tail - len(extended), extended.shape[1])])
+    extended[margin + n :] = 0
+    extended[:margin] = 0
+    if mode == "symmetric":
+        extended[:margin] = extended[margin : 2 * margin].flip(0)
+        if ends:
+            after = reach - full
+            extended[margin + full : margin + reach] = extended[margin + full - after : margin + full].flip(0)
+    return extended
+
+
+def _weighted_sum(terms, weights, out=None):
+    total = torch.mul(terms[0], weights[0], out=out)
+    for term, weight in zip(terms[1:], weights[1:], strict=True):
+        total.add_(term, alpha=weight)
+    return total
 
 
 def _energy_entropy(coefficients):
-    """Return −Σ w² log w² over the last axis."""
-    energy = coefficients.square()
-    return -torch.linalg.vecdot(energy, energy.clamp_min(torch.finfo(energy.dtype).tiny).log_())
-
-
-def _head_coefficients(rows, length, wavelet, mode, level):
-    """Return the coefficients of each level without trailing zeros, by PyWavelets.
-
-    The finest levels see the non-zero head and enough zeros behind it that the boundary rule meets only zeros; the
-    approximation that is left is then filled up to the length it has for the whole signal.
-    """
-    filters = pywt.Wavelet(wavelet)
-    fine = min(level, HEAD_LEVELS)
-    head = rows.shape[-1] + 2 * filters.dec_len * 2**fine  # samples that the fine levels need to see
-    if mode == "periodization" or head >= length or max_level(head, wavelet) < fine:
-        head, fine = length, level
-    signal = np.zeros((len(rows), head), dtype=rows.numpy().dtype)
-    signal[:, : rows.shape[-1]] = rows.numpy()
-    coefficients = pywt.wavedec(signal, filters, mode=mode, level=fine, axis=-1)
-    if fine < level:
-        full = length
-        for _ in range(fine):
-            full = pywt.dwt_coeff_len(full, filters, mode)
-        approximation = np.zeros((len(rows), full), dtype=rows.numpy().dtype)
-        kept = min(full, coefficients[0].shape[-1])
-        approximation[:, :kept] = coefficients[0][:, :kept]
-        coarse = pywt.wavedec(approximation, filters, mode=mode, level=level - fine, axis=-1)
-        coefficients = [*coarse, *coefficients[1:]]
-    return [torch.from_numpy(array) for array in coefficients]
+    """Return −Σ w² log w² over the first axis, in place."""
+    energy = coefficients.square_()
+    logs = energy.clamp_min(torch.finfo(energy.dtype).tiny).log_()  # 0 log 0 = 0: finite, and its factor is 0
+    return logs.mul_(energy).sum(0).neg_()

@@ -165,8 +165,10 @@ def read_title(text: str, *, default: str) -> tuple[str, str]:
     title = heading.group(1).strip() if heading else default
     below = text[heading.end() :] if heading else text
     paragraphs = [" ".join(part.split()) for part in below.split("\n\n") if part.strip()]
-    sentences = [sentence for part in paragraphs for sentence in re.split(r"(?<=[.?!])\s+", part)]
-    asked = [sentence for sentence in sentences if sentence.endswith("?")]
+    sentences = [
+        sentence for part in paragraphs for sentence in re.split(r"(?<=[.?!])\s+|(?<=[.?!]\*\*)\s+", part)
+    ]
+    asked = [sentence for sentence in sentences if sentence.rstrip("*_").endswith("?")]
     return title, (asked or sentences or [""])[0]
 
 

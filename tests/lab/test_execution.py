@@ -58,6 +58,7 @@ def test_hang_is_interrupted_where_it_hangs(execute):
     assert time.monotonic() - started < 20
     assert (failure.kind, failure.cell) == ("timeout", 4)
     assert "1 s (cell_timeout)" in failure.message
+    assert "ignored" not in failure.message
     assert "time.sleep(60)" in failure.trace
     assert outputs(executed) == "before\n"
     assert executed.cells[-1].metadata.papermill.status == "pending"

@@ -79,6 +79,7 @@ def test_empty_folder(tmp_path):
     [
         ("# A\nFirst words\nhere. Then this? More?", ("A", "Then this?")),
         ("# A\n\nOnly this. And that.", ("A", "Only this.")),
+        ("# A\n\nFirst. **Is it bold?** After. Or this?", ("A", "**Is it bold?**")),
         ("no heading", ("05", "no heading")),
         ("", ("05", "")),
     ],

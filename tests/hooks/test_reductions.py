@@ -1,0 +1,442 @@
+"""Every reduction against a slow loop in float64 over the model's own eager attention."""
+
+import numpy as np
+import pytest
+import pywt
+import torch
+from tiny_models import (
+    Whole,
+    captured_matrix,
+    eager_attention,
+    make_model,
+    make_padding,
+    make_tokens,
+    make_uniform,
+    over_heads,
+)
+
+from nbhelpers.hooks import reductions
+from nbhelpers.hooks.capture import capture
+from nbhelpers.hooks.reductions import (
+    REDUCTIONS,
+    LocalMass,
+    MatrixMetrics,
+    Reduction,
+    RowMetrics,
+    RowPsd,
+    register_reduction,
+    resolve,
+)
+from nbhelpers.protocol import PAPER
+
+LENGTH = 32
+PROFILE = 1e-6  # of the largest entry
+METRIC = 5e-5  # relative where the value is above 1
+NAMES = ["key_profile", "last_query", "lag_profile", "local_mass", "row_psd", "row_entropy", "row_metrics"]
+PROTOCOLS = {
+    "paper": PAPER,
+    "sink": PAPER.replace(sink="drop_renormalise"),
+    "wide": PAPER.replace(pad=2, sided="two", log_base=2, mode="zero", level="own"),
+    "flat": PAPER.replace(
+        window="boxcar", detrend="mean", wavelet="haar", mode="periodization", edges=(0.1, 0.3, 0.6)
+    ),
+    "sink2": PAPER.replace(
+        sink="drop_renormalise", window="boxcar", pad="next_pow2", log_base=10, level="own"
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def cases():
+    """Model family and padding side → model, ids, mask, eager attention (float64)."""
+    made = {}
+
+    def get(family, side=None):
+        if (family, side) not in made:
+            model, ids = make_model(family), make_tokens(LENGTH)
+            mask = None if side is None else make_padding(LENGTH, side)
+            made[family, side] = model, ids, mask, eager_attention(model, ids, mask)
+        return made[family, side]
+
+    return get
+
+
+CASES = [
+    ("llama", None),
+    ("llama", "left"),
+    ("llama", "right"),
+    ("bert", None),
+    ("bert", "right"),
+    ("bloom", "left"),
+]
+
+
+def slow(attn, mask, function):
+    """Apply `function(matrix, list of real queries)` to each head of each sequence."""
+    mask = np.ones((len(attn), attn.shape[-1])) if mask is None else mask
+    real = [np.flatnonzero(row).tolist() for row in mask]
+    return np.concatenate(
+        [over_heads(attn[[s]], lambda a, s=s: function(a, real[s])) for s in range(len(attn))]
+    )
+
+
+def entropy(row):
+    return -sum(a * np.log(a) for a in row if a > 0)
+
+
+def drop_first(row):
+    rest = row[1:]
+    return rest / rest.sum() if rest.sum() > 0 else rest
+
+
+def signal_of(row, protocol):
+    return row if protocol.sink == "keep" else drop_first(row)
+
+
+def spectrum(signal, protocol):
+    n = len(signal)
+    n_bins = {1: n, 2: 2 * n, "next_pow2": 2 ** int(np.ceil(np.log2(n)))}[protocol.pad]
+    signal = signal - signal.mean() if protocol.detrend == "mean" else signal
+    signal = signal * (np.hanning(n) if protocol.window == "hann" else 1.0)
+    bins = np.fft.fft(signal, n_bins)
+    return abs(bins[: n_bins // 2 + 1] if protocol.sided == "one" else bins) ** 2
+
+
+def assert_profile(got, expected, *, largest=None):
+    """Equal within PROFILE of the largest entry, of the attention itself where that is given."""
+    got = got.double().numpy()
+    assert got.shape == expected.shape
+    assert abs(got - expected).max() <= PROFILE * (largest or abs(expected).max())
+
+
+def assert_metric(got, expected):
+    got = got.double().numpy()
+    assert got.shape == expected.shape
+    assert (abs(got - expected) / np.maximum(1, abs(expected))).max() <= METRIC
+
+
+def reduce(case, reduction, **options):
+    model, ids, mask, _ = case
+    return capture(model, ids, reduction, attention_mask=mask, progress=False, **options)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_key_profile(cases, case):
+    expected = slow(*cases(*case)[:1:-1], lambda a, real: sum(a[i] for i in real) / len(real))
+    got = reduce(cases(*case), "key_profile", chunk=8)
+    assert_profile(got.key_profile, expected)
+    assert got.coordinates["key_profile"] == list(range(LENGTH))
+    assert abs(got.key_profile.sum(-1) - 1).max() < 1e-6
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_last_query(cases, case):
+    attn, mask = cases(*case)[:1:-1]
+    expected = slow(attn, mask, lambda a, real: a[real[-1]])
+    assert_profile(reduce(cases(*case), "last_query", chunk=8).last_query, expected, largest=attn.max())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_lag_profile(cases, case):
+    causal = case[0] != "bert"
+
+    def profile(a, real):
+        lags = dict.fromkeys(range(0 if causal else 1 - LENGTH, LENGTH), 0.0)
+        for i in real:
+            for j in range(LENGTH):
+                if a[i, j] > 0:
+                    lags[i - j] += a[i, j] / len(real)
+        return list(lags.values())
+
+    got = reduce(cases(*case), "lag_profile", chunk=8)
+    assert_profile(got.lag_profile, slow(*cases(*case)[:1:-1], profile))
+    assert got.coordinates["lag_profile"] == list(range(0 if causal else 1 - LENGTH, LENGTH))
+    assert abs(got.lag_profile.sum(-1) - 1).max() < 1e-6
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_local_mass(cases, case):
+    distances = [0, 1, 2, 4, 8, 11, 16, 100]
+
+    def mass(a, real):
+        n = range(LENGTH)
+        return [sum(a[i, j] for i in real for j in n if abs(i - j) <= d) / len(real) for d in distances]
+
+    got = reduce(cases(*case), LocalMass((11, 100)), chunk=8)
+    assert got.coordinates["local_mass"] == distances
+    assert_profile(got.local_mass, slow(*cases(*case)[:1:-1], mass))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_row_entropy(cases, case):
+    expected = slow(*cases(*case)[:1:-1], lambda a, real: sum(entropy(a[i]) for i in real) / len(real))
+    assert_metric(reduce(cases(*case), "row_entropy", chunk=8).row_entropy, expected)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("case", CASES[:4])
+def test_row_psd(cases, case, protocol):
+    protocol = PROTOCOLS[protocol]
+
+    def mean_spectrum(a, real):
+        return sum(spectrum(signal_of(a[i], protocol), protocol) for i in real) / len(real)
+
+    got = reduce(cases(*case), RowPsd(protocol), chunk=8)
+    expected = slow(*cases(*case)[:1:-1], mean_spectrum)
+    assert_profile(got.row_psd, expected)
+    assert len(got.coordinates["row_psd"]) == expected.shape[-1]
+    n = LENGTH - (protocol.sink != "keep")
+    if protocol.pad == 1 and protocol.sided == "one":
+        assert got.coordinates["row_psd"] == pytest.approx(np.fft.rfftfreq(n).tolist())
+
+
+def slow_row_metrics(a, real, protocol):
+    """Means over rows of eqs. 7, 3, 2, 6 and 5, and the correlation of eqs. 8 and 9 over rows with power."""
+    n = LENGTH - (protocol.sink != "keep")
+    base = np.log(protocol.log_base or np.e)
+    shortest = n if protocol.level == "own" else int(n * 0.25)
+    level = pywt.dwt_max_level(shortest, protocol.wavelet)
+    n_bins = {1: n, 2: 2 * n, "next_pow2": 2 ** int(np.ceil(np.log2(n)))}[protocol.pad]
+    frequency = np.fft.rfftfreq(n_bins) if protocol.sided == "one" else abs(np.fft.fftfreq(n_bins))
+    limits = [-1.0, *(0.5 * edge for edge in protocol.edges), 1.0]
+    spectral, positional, scales = [], [], []
+    for i in real:
+        signal = signal_of(a[i], protocol)
+        power = spectrum(signal, protocol)
+        if power.sum() > 0:
+            share = power / power.sum()
+            bands = [
+                share[(frequency >= lo) & (frequency < hi)].sum()
+                for lo, hi in zip(limits, limits[1:], strict=False)
+            ]
+            rest = np.delete(share, share.argmax()).sum()
+            spectral.append([entropy(share) / base, share.max() / rest, *bands, entropy(signal) / base])
+        positional.append(entropy(signal) / base)
+        coefficients = pywt.wavedec(signal, protocol.wavelet, protocol.mode, level)
+        scales.append([entropy(c**2) / base for c in coefficients])
+    spectral = np.array(spectral)
+    correlation = np.corrcoef(spectral[:, 0], spectral[:, -1])[0, 1]
+    return [*spectral[:, :-1].mean(0), np.mean(positional), *np.mean(scales, 0), correlation]
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("case", [CASES[0], CASES[1], CASES[4], CASES[5]])
+def test_row_metrics(cases, case, protocol):
+    protocol = PROTOCOLS[protocol]
+    got = reduce(cases(*case), RowMetrics(protocol), chunk=8)
+    expected = slow(*cases(*case)[:1:-1], lambda a, real: slow_row_metrics(a, real, protocol))
+    assert_metric(got.row_metrics, expected)
+    names = got.coordinates["row_metrics"]
+    first = ["spectral_entropy", "frequency_selectivity", *protocol.band_names, "positional_entropy"]
+    assert names[: len(first)] == first
+    assert [n.split("_")[-1][0] for n in names[len(first) : -1]] == [
+        "a",
+        *"d" * (len(names) - len(first) - 2),
+    ]
+    assert names[-1] == "position_spectrum_correlation"
+
+
+def test_row_metrics_of_uniform_attention():
+    # Row i is 1/(i + 1) on i + 1 keys: entropy log(i + 1), whatever the model.
+    got = capture(make_uniform(), make_tokens(LENGTH), RowMetrics(), progress=False)
+    at = got.coordinates["row_metrics"].index("positional_entropy")
+    expected = np.mean([np.log(i + 1) for i in range(LENGTH)])
+    assert abs(got.row_metrics[..., at] - expected).max() < METRIC
+    assert (got.row_metrics[..., -1] < -0.5).all()  # the correlation that attention without any learning has
+
+
+@pytest.mark.parametrize("case", [("llama", None), ("bert", None), ("bloom", None)])
+def test_matrix_metrics_see_the_whole_matrix(cases, case):
+    def metrics(attn):
+        assert attn.shape[-2:] == (LENGTH, LENGTH)
+        return {"trace": attn.diagonal(dim1=-2, dim2=-1).sum(-1), "corner": attn[..., -1, 0]}
+
+    got = reduce(cases(*case), MatrixMetrics(PAPER, metrics), chunk=8)
+    assert got.coordinates["matrix_metrics"] == ["trace", "corner"]
+    expected = over_heads(cases(*case)[3], lambda a: [np.trace(a), a[-1, 0]])
+    assert_metric(got.matrix_metrics, expected)
+
+
+def everything():
+    def moments(attn):
+        return {"square": attn.square().sum((-1, -2))}
+
+    return [*NAMES, MatrixMetrics(PAPER, moments)]
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("chunk", [1, 3, 8])
+def test_chunks_give_what_the_whole_gives(cases, case, chunk):
+    parts, whole = (reduce(cases(*case), everything(), chunk=c) for c in (chunk, 1000))
+    for name in whole.arrays:
+        assert_metric(parts[name], whole[name].double().numpy())
+    for name in ("key_profile", "last_query", "lag_profile"):
+        assert_profile(parts[name], whole[name].double().numpy())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_batch_gives_what_one_by_one_gives(cases, case):
+    together, alone = (reduce(cases(*case), everything(), batch_size=b) for b in (2, 1))
+    for name in together.arrays:
+        assert_metric(together[name], alone[name].double().numpy())
+
+
+@pytest.mark.parametrize(("family", "side"), [("llama", "right"), ("bloom", "right"), ("bloom", "left")])
+def test_padding_changes_nothing_for_the_real_tokens(family, side):
+    # Right padding comes after everything a causal query sees, and ALiBi knows only distances.
+    model, ids, mask = make_model(family), make_tokens(20), make_padding(20, side)
+    padded = capture(model, ids, ["lag_profile", "row_entropy"], attention_mask=mask, progress=False)
+    real = ids[1:, mask[1] == 1]
+    short = capture(model, real, ["lag_profile", "row_entropy"], progress=False)
+    assert_profile(padded.lag_profile[1:, ..., :13], short.lag_profile.double().numpy())
+    assert not padded.lag_profile[1:, ..., 13:].any()
+    assert_metric(padded.row_entropy[1:], short.row_entropy.double().numpy())
+    assert padded.n_real.tolist() == [20, 13]
+
+
+def test_a_sharp_head_has_its_entropy_without_negative_rounding():
+    model = make_model("llama", std=3.0)
+    ids = make_tokens(30)
+    got = capture(model, ids, ["row_entropy"], progress=False).row_entropy
+    attn = captured_matrix(model, ids)
+    assert attn[..., -1, :].max() > 0.99
+    expected = over_heads(attn, lambda a: np.mean([entropy(row) for row in a]))
+    assert_metric(got, expected)
+
+
+@pytest.mark.parametrize("family", ["llama", "bert"])
+def test_float64_models_are_reduced_in_float64(family):
+    model, ids = make_model(family).double(), make_tokens(LENGTH)
+    assert_profile(
+        capture(model, ids, "key_profile", progress=False).key_profile, eager_attention(model, ids).mean(-2)
+    )
+
+
+def test_a_registered_reduction_is_found_by_its_name(monkeypatch):
+    monkeypatch.setattr(reductions, "REDUCTIONS", dict(REDUCTIONS))
+
+    @register_reduction
+    class Diagonal(Reduction):
+        name, axis = "diagonal", "step"
+
+        def coordinates(self, layout):
+            return [0, 1]
+
+        def start(self, layout):
+            return layout.zeros(2)
+
+        def update(self, state, block, layout):
+            at = torch.arange(block.n_rows)
+            attn = block.extended(layout.n_keys)
+            for step in (0, 1):
+                key = block.start + at - step
+                found = torch.where(key >= 0, attn[:, :, at, key], 0.0)  # (batch, head, row)
+                state[..., step] += block.row_sum(found)
+
+    model, ids, mask = make_model(), make_tokens(20), make_padding(20, "left")
+    got = capture(model, ids, ["diagonal", "lag_profile"], attention_mask=mask, chunk=3, progress=False)
+    assert got.axes["diagonal"] == ("sequence", "layer", "head", "step")
+    assert got.coordinates["diagonal"] == [0, 1]
+    assert_profile(got.diagonal, got.lag_profile[..., :2].double().numpy())
+
+
+@pytest.mark.xfail(
+    strict=True, reason="Reduction.finish divides (batch, head) by (batch, 1, 1), which adds an axis"
+)
+def test_a_scalar_reduction_needs_no_finish_of_its_own():
+    class Mass(Reduction):
+        name = "mass"
+
+        def start(self, layout):
+            return layout.zeros()
+
+        def update(self, state, block, layout):
+            state += block.row_sum(block.attn.sum(-1))
+
+    mass = capture(make_model(), make_tokens(20, n=3), [Mass()], progress=False).mass
+    assert mass.shape == (3, 2, 4)
+    assert abs(mass - 1).max() < 1e-6
+
+
+def test_an_unknown_name_lists_the_names():
+    with pytest.raises(ValueError, match="key_profil") as caught:
+        resolve(["key_profil", "row_psd"])
+    assert all(name in str(caught.value) for name in NAMES)
+    with pytest.raises(ValueError, match="there are key_profile"):
+        resolve([])
+
+
+def test_asked_twice_is_an_error():
+    with pytest.raises(ValueError, match=r"twice.*row_psd.*row_psd"):
+        resolve(["row_psd", RowPsd(PROTOCOLS["wide"])])
+
+
+def test_one_name_an_instance_or_nothing_are_enough():
+    assert [r.name for r in resolve(None)] == ["key_profile"]
+    assert [r.name for r in resolve("row_psd")] == ["row_psd"]
+    assert [r.name for r in resolve(RowPsd())] == ["row_psd"]
+
+
+@pytest.mark.parametrize("name", ["lag_profile", "local_mass"])
+def test_lags_are_refused_in_cross_attention(name):
+    with pytest.raises(
+        ValueError, match=f"{name} needs queries and keys of one sequence.*9 queries.*20 keys.*key_profile"
+    ):
+        capture(
+            make_model("t5"),
+            make_tokens(20),
+            name,
+            stream="cross",
+            decoder_ids=make_tokens(9, seed=2),
+            progress=False,
+        )
+
+
+@pytest.mark.xfail(
+    strict=True, reason="LagProfile.update meets the shapes before coordinates() says what is wrong"
+)
+@pytest.mark.parametrize("name", ["lag_profile", "local_mass"])
+def test_lags_are_refused_in_cross_attention_with_more_queries_than_keys(name):
+    with pytest.raises(ValueError, match="20 queries"):
+        capture(
+            make_model("t5"),
+            make_tokens(9),
+            name,
+            stream="cross",
+            decoder_ids=make_tokens(20, seed=2),
+            progress=False,
+        )
+
+
+@pytest.mark.xfail(
+    strict=True, reason="Block.entropies takes log Z from rows that sum to 1; sinks take a share away"
+)
+def test_row_entropy_where_attention_sinks_take_a_share():
+    model, ids = make_model("gpt_oss"), make_tokens(20)
+    got = capture(model, ids, ["row_entropy", Whole()], progress=False)
+    attn = got.whole.unflatten(-1, (20, 20)).double().numpy()
+    assert_metric(got.row_entropy, over_heads(attn, lambda a: np.mean([entropy(row) for row in a])))
+
+
+@pytest.mark.xfail(
+    strict=True, reason="a fully hidden row sums to 0 beside a sink: log of 0, and 0 times infinity"
+)
+def test_row_entropy_beside_sinks_with_padding_is_finite():
+    model, ids, mask = make_model("gpt_oss"), make_tokens(20), make_padding(20, "left")
+    assert (
+        capture(model, ids, "row_entropy", attention_mask=mask, progress=False).row_entropy.isfinite().all()
+    )
+
+
+@pytest.mark.xfail(
+    strict=True, reason="without key 0 the first row alone has no keys, which positional_entropy refuses"
+)
+def test_dropping_the_sink_one_row_at_a_time(cases):
+    parts, whole = (reduce(cases("llama"), RowMetrics(PROTOCOLS["sink"]), chunk=c) for c in (1, 1000))
+    assert_metric(parts.row_metrics, whole.row_metrics.double().numpy())
+
+
+@pytest.mark.xfail(strict=True, reason="matrix_metrics is listed by name but needs a protocol and a function")
+def test_matrix_metrics_by_name_says_what_it_needs():
+    with pytest.raises(ValueError, match="function"):
+        resolve("matrix_metrics")

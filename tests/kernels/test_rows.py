@@ -1,0 +1,228 @@
+"""The fast row kernels equal the plain ones, and float64 numpy and PyWavelets."""
+
+import itertools
+
+import numpy as np
+import pytest
+import pywt
+import torch
+from tolerances import assert_close
+
+from nbhelpers.kernels import rows, spectra, wavelets
+
+ORACLE = 5e-5  # what a float32 metric may miss a float64 one by, relative where it is above 1
+SPECTRA = [
+    dict(zip(("window", "pad", "detrend", "sided"), options, strict=True))
+    for options in itertools.product(spectra.WINDOWS, spectra.PADS, spectra.DETRENDS, spectra.SIDES)
+]
+LENGTHS = [
+    (1, 1),
+    (1, 2),
+    (2, 2),
+    (3, 8),
+    (8, 8),
+    (5, 17),
+    (17, 17),
+    (40, 64),
+    (64, 64),
+    (31, 101),
+    (130, 131),
+]
+
+
+def attention_rows(n_given, *, leading=(2, 3), seed=0, flattest=0, dtype=torch.float32):
+    """Rows that sum to 1, from flat (0) or nearly so to sharp."""
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.randn(*leading, n_given, generator=generator, dtype=torch.float64)
+    sharpness = torch.linspace(flattest, 8, leading[-1], dtype=torch.float64)[:, None]
+    return torch.softmax(scores * sharpness, -1).to(dtype)
+
+
+def whole(given, length):
+    """The signal of `length` samples: the rows and their zero tail, in float64 numpy."""
+    tail = [(0, 0)] * (given.ndim - 1) + [(0, length - given.shape[-1])]
+    return np.pad(given.double().numpy(), tail)
+
+
+def oracle_psd(signal, *, window, pad, detrend, sided):
+    """Eq. 1 by numpy, in float64."""
+    n = signal.shape[-1]
+    n_bins = {1: n, 2: 2 * n, "next_pow2": 2 ** int(np.ceil(np.log2(n)))}[pad]
+    if detrend == "mean":
+        signal = signal - signal.mean(-1, keepdims=True)
+    signal = signal * (np.hanning(n) if window == "hann" else np.ones(n))
+    return abs((np.fft.rfft if sided == "one" else np.fft.fft)(signal, n_bins)) ** 2
+
+
+def oracle_energy_entropy(coefficients):
+    """Eq. 5, literally, of one level in float64."""
+    energy = coefficients**2
+    return -np.where(energy > 0, energy * np.log(np.where(energy > 0, energy, 1.0)), 0.0).sum(-1)
+
+
+def oracle_wavelet_entropies(signal, *, wavelet, mode, level):
+    if level == 0:
+        return oracle_energy_entropy(signal)[..., None]
+    coefficients = pywt.wavedec(signal, wavelet, mode=mode, level=level, axis=-1)
+    return np.stack([oracle_energy_entropy(c) for c in coefficients], -1)
+
+
+def assert_metric(actual, expected):
+    expected = torch.as_tensor(expected)
+    assert actual.shape == expected.shape
+    off = (actual.double() - expected).abs() / expected.abs().clamp_min(1.0)
+    assert off.max() <= ORACLE
+
+
+@pytest.mark.parametrize("options", SPECTRA, ids=lambda o: "-".join(map(str, o.values())))
+def test_row_psd_is_that_of_the_whole_signal(options):
+    for n_given, length in LENGTHS:
+        given = attention_rows(n_given)
+        before = given.clone()
+        got = rows.row_psd(given, length, **options)
+        signal = whole(given, length)
+        assert_close(got, oracle_psd(signal, **options), dtype=torch.float32)
+        assert_close(got, spectra.psd(torch.from_numpy(signal).float(), **options))
+        assert torch.equal(given, before)
+
+
+def test_row_psd_keeps_float64():
+    given = attention_rows(31, dtype=torch.float64)
+    options = {"window": "hann", "pad": 1, "detrend": "none", "sided": "one"}
+    assert_close(
+        rows.row_psd(given, 101, **options), oracle_psd(whole(given, 101), **options), dtype=torch.float64
+    )
+
+
+@pytest.mark.parametrize("edges", [(0.25, 0.75), (0.5,), (0.1, 0.2, 0.7)])
+@pytest.mark.parametrize("options", SPECTRA, ids=lambda o: "-".join(map(str, o.values())))
+def test_spectral_metrics(options, edges):
+    for n_given, length in [(n, length) for n, length in LENGTHS if length >= 8]:
+        # Uneven rows: the spectrum of a flat one may be a single line, and then all else in it is rounding.
+        power = torch.from_numpy(oracle_psd(whole(attention_rows(n_given, flattest=1), length), **options))
+        frequency = spectra.frequencies(length, pad=options["pad"], sided=options["sided"])
+        counts, order = rows.band_counts(frequency, edges)
+        got, valid = rows.row_spectral_metrics(power.float(), counts, order)
+        has_power = power.sum(-1) > 0
+        assert torch.equal(valid, has_power)
+        power = power[has_power]
+        share = power / power.sum(-1, keepdim=True)  # (row, freq)
+        band = torch.from_numpy(np.digitize(abs(frequency.numpy()), 0.5 * np.asarray(edges)))
+        expected = [
+            -torch.xlogy(share, share).sum(-1),
+            share.amax(-1) / share.sort(-1).values[..., :-1].sum(-1),
+            *[share[..., band == b].sum(-1) for b in range(len(edges) + 1)],
+        ]
+        assert_metric(got[has_power], torch.stack(expected, -1))
+        assert not got[~has_power].any()
+
+
+def test_entropy_in_another_base():
+    power = attention_rows(33)
+    counts, order = rows.band_counts(spectra.frequencies(64), (0.25, 0.75))
+    nats, _ = rows.row_spectral_metrics(power, counts, order)
+    bits, _ = rows.row_spectral_metrics(power, counts, order, base=2)
+    assert_close(bits[..., 0] * np.log(2), nats[..., 0])
+    assert torch.equal(bits[..., 1:], nats[..., 1:])
+
+
+def test_a_spectrum_without_power_is_marked_and_zero():
+    power = torch.tensor([[0.0, 0.0, 0.0], [1.0, 2.0, 1.0]])
+    metrics, valid = rows.row_spectral_metrics(power, [1, 1, 1])
+    assert valid.tolist() == [False, True]
+    assert not metrics[0].any()
+    assert_close(metrics[1, 1:], torch.tensor([1.0, 0.25, 0.5, 0.25]))
+
+
+@pytest.mark.xfail(
+    strict=True, reason="row_spectral_metrics takes total - peak, which cancels for sharp spectra"
+)
+def test_the_selectivity_of_a_sharp_spectrum_keeps_its_digits():
+    # A peak of 1 and 100 bins of 1e-7 each: the sum minus the peak has one digit in float32.
+    power = torch.full((1, 101), 1e-7)
+    power[0, 3] = 1.0
+    metrics, _ = rows.row_spectral_metrics(power, [101])
+    assert metrics[0, 1].item() == pytest.approx(1e5, rel=5e-5)
+
+
+@pytest.mark.parametrize("sided", ["one", "two"])
+@pytest.mark.parametrize("length", [7, 8, 64, 101])
+def test_every_bin_is_in_one_band(length, sided):
+    frequency = spectra.frequencies(length, sided=sided)
+    counts, order = rows.band_counts(frequency, (0.25, 0.75))
+    assert sum(counts) == len(frequency)
+    assert (order is None) == (sided == "one")
+    if order is not None:
+        assert sorted(order.tolist()) == list(range(length))
+
+
+@pytest.mark.parametrize("mode", wavelets.MODES)
+@pytest.mark.parametrize("wavelet", ["haar", "db2", "sym4"])
+def test_wavelet_entropies_with_zero_tails(wavelet, mode):
+    for length in (8, 17, 64, 101, 200):
+        top = wavelets.max_level(length, wavelet)
+        for n_given in sorted({1, 2, length // 3 + 1, length - 1, length}):
+            for level in sorted({0, 1, min(2, top), top} & set(range(top + 1))):
+                given = attention_rows(n_given)
+                options = {"wavelet": wavelet, "mode": mode, "level": level}
+                got = rows.row_wavelet_entropies(given, length, **options)
+                assert_metric(got, oracle_wavelet_entropies(whole(given, length), **options))
+
+
+@pytest.mark.parametrize("mode", wavelets.MODES)
+@pytest.mark.parametrize("length", [700, 1024, 1333])
+def test_wavelet_entropies_where_the_head_is_shorter_than_the_signal(length, mode):
+    # Long enough that transforming the head alone pays: levels below, at and above where it ends.
+    for n_given in (1, 7, 64, 129, length // 2, length - 5):
+        given = attention_rows(n_given, leading=(3,))
+        for level in range(1, wavelets.max_level(length, "db2") + 1):
+            options = {"wavelet": "db2", "mode": mode, "level": level}
+            got = rows.row_wavelet_entropies(given, length, **options)
+            assert_metric(got, oracle_wavelet_entropies(whole(given, length), **options))
+
+
+def test_wavelet_entropies_equal_the_plain_kernel():
+    given = attention_rows(50)
+    padded = torch.nn.functional.pad(given, (0, 51))
+    for base in (None, 2.0):
+        plain = wavelets.wavelet_entropy(wavelets.dwt(padded, level=3), base=base)
+        assert_close(
+            rows.row_wavelet_entropies(given, 101, wavelet="db2", mode="symmetric", level=3, base=base), plain
+        )
+
+
+def test_zero_rows_have_no_wavelet_entropy():
+    got = rows.row_wavelet_entropies(torch.zeros(2, 5), 64, wavelet="db2", mode="symmetric", level=2)
+    assert torch.equal(got, torch.zeros(2, 3))
+
+
+@pytest.mark.parametrize("n_rows", [1, 63, 64, 127, 128, 129, 300])
+def test_threads_do_not_change_a_digit(n_rows):
+    given = attention_rows(90, leading=(n_rows,))
+    options = {"wavelet": "db2", "mode": "symmetric", "level": 4}
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = rows.row_wavelet_entropies(given, 101, **options)
+        torch.set_num_threads(3)
+        shared = rows.row_wavelet_entropies(given, 101, **options)
+    finally:
+        torch.set_num_threads(before)
+    assert alone.shape == (n_rows, 5)
+    # A reduction may be cut elsewhere when threads share it: rounding, not more.
+    assert_close(shared, alone)
+
+
+def test_rows_that_are_a_view_of_a_larger_block():
+    block = attention_rows(64, leading=(2, 4, 6))
+    view = block[:, :, 1:5, 1:]
+    options = {"wavelet": "db2", "mode": "symmetric", "level": 2}
+    assert not view.is_contiguous()
+    got = rows.row_wavelet_entropies(view, 63, **options)
+    assert_metric(got, oracle_wavelet_entropies(view.double().numpy(), **options))
+
+
+def test_drop_sink():
+    attn = torch.tensor([[0.5, 0.25, 0.25], [1.0, 0.0, 0.0], [0.0, 0.2, 0.8]])
+    assert_close(rows.drop_sink(attn), torch.tensor([[0.5, 0.5], [0.0, 0.0], [0.2, 0.8]]))
+    assert rows.drop_sink(attn[:, :1]).shape == (3, 0)

@@ -1,0 +1,86 @@
+"""Numbers recorded by 01_rope_theory against closed forms."""
+
+import math
+
+import pytest
+
+from nbhelpers.lab.collection import find_notebook_folder, load_sizes
+
+pytestmark = pytest.mark.notebook
+
+NAME = "01_rope_theory"
+HEAD_DIM, THETA, N_HEADS = 64, 10000.0, 8  # the notebook's defaults, kept at smoke size
+
+
+@pytest.fixture(scope="module")
+def numbers(recorded):
+    return recorded(NAME)
+
+
+@pytest.fixture(scope="module")
+def length():
+    return load_sizes(find_notebook_folder())[NAME]["smoke"]["length"]
+
+
+@pytest.mark.parametrize(
+    ("name", "largest"),
+    [
+        ("lag_invariance_error_float64", 1e-13),
+        ("lag_invariance_error_float32", 5e-6),
+        ("frequency_ratio_spread", 1e-14),
+        ("partial_rotary_floor_error", 1e-14),
+        ("sinusoid_kernel_error", 1e-13),
+    ],
+)
+def test_identities_hold_to_rounding(numbers, name, largest):
+    assert 0 <= numbers[name].value < largest
+
+
+def test_float32_shows_its_rounding(numbers):
+    """An error of exactly 0, or of the size of float64's, would mean that float32 was not tried."""
+    assert numbers["lag_invariance_error_float32"].value > 1e-9
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("wavelength_min", 2 * math.pi),
+        ("wavelength_max", 2 * math.pi * THETA ** (1 - 2 / HEAD_DIM)),
+        ("frequency_ratio", THETA ** (2 / HEAD_DIM)),
+        ("alibi_scale_ratio", 2 ** (8 / N_HEADS)),
+        ("whole_bank_distance", 1.0),  # a neighbour is 1 radian away, and nothing is nearer
+    ],
+)
+def test_closed_forms(numbers, name, expected):
+    assert numbers[name].value == pytest.approx(expected, rel=1e-12)
+
+
+def test_share_of_pairs_that_complete_a_turn(numbers, length):
+    turning = sum(2 * math.pi * THETA ** (2 * pair / HEAD_DIM) <= length for pair in range(HEAD_DIM // 2))
+    assert 0 < turning < HEAD_DIM // 2, "the length must separate pairs that turn from pairs that do not"
+    assert numbers["turning_pair_share"].value == pytest.approx(turning / (HEAD_DIM // 2), rel=1e-12)
+
+
+def test_spacing_is_a_wavelet_banks_and_bandwidth_is_not(numbers):
+    assert numbers["constant_q_slope_rope"].value == pytest.approx(0, abs=0.05)
+    assert numbers["constant_q_slope_db2"].value == pytest.approx(1, abs=0.05)
+
+
+def test_kernel_level_is_that_of_a_slow_loop(numbers, length):
+    frequencies = [THETA ** (-2 * pair / HEAD_DIM) for pair in range(HEAD_DIM // 2)]
+    far = range(length // 2, length)
+    level = sum(math.cos(lag * omega) for lag in far for omega in frequencies) / len(far) / len(frequencies)
+    assert numbers["kernel_far_level"].value == pytest.approx(level, rel=1e-9)
+    assert abs(numbers["kernel_far_level"].null) < 0.1 < level
+
+
+def test_alias_is_that_of_a_slow_loop(numbers, length):
+    frequencies = [THETA ** (-2 * pair / HEAD_DIM) for pair in range(4)]
+    distances = {
+        lag: max(abs(math.remainder(lag * omega, 2 * math.pi)) for omega in frequencies)
+        for lag in range(1, length)
+    }
+    closest = min(distances, key=distances.get)
+    assert numbers["alias_lag_four_pairs"].value == closest
+    assert numbers["alias_distance_four_pairs"].value == pytest.approx(distances[closest], rel=1e-9)
+    assert distances[closest] <= 2 * math.pi / math.floor((length - 1) ** 0.25), "Dirichlet's theorem"

@@ -1,0 +1,200 @@
+"""Profiles: names, axes, and what a file gives back."""
+
+import json
+import pickle
+import zipfile
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from nbhelpers.profiles import Profiles
+
+FACTS = {
+    "model": {"name": "tiny", "rope_theta": 5000.0},
+    "n_sequences": 3,
+    "reductions": [{"name": "row_psd"}],
+}
+
+
+def make(n=3, *, seed=0, n_layers=2, provenance=FACTS, **changes):
+    generator = torch.Generator().manual_seed(seed)
+    fields = {
+        "arrays": {
+            "row_psd": torch.rand(n, n_layers, 4, 5, generator=generator),
+            "row_entropy": torch.rand(n, n_layers, 4, generator=generator),
+        },
+        "axes": {
+            "row_psd": ("sequence", "layer", "head", "freq"),
+            "row_entropy": ("sequence", "layer", "head"),
+        },
+        "coordinates": {"row_psd": [0.0, 0.1, 0.2, 1 / 3, 0.5], "row_entropy": []},
+        "n_real": torch.arange(8, 8 + n),
+        "kv_groups": [0, 0, 1, 1],
+        "provenance": provenance,
+    }
+    return Profiles(**(fields | changes))
+
+
+def assert_equal(got, expected):
+    assert got.arrays.keys() == expected.arrays.keys()
+    for name in expected.arrays:
+        assert got[name].dtype == torch.float32
+        assert torch.equal(got[name], expected[name])
+    assert got.axes == expected.axes
+    assert got.coordinates == expected.coordinates
+    assert torch.equal(got.n_real, expected.n_real)
+    assert got.kv_groups == expected.kv_groups
+    assert got.provenance == expected.provenance
+
+
+def test_by_item_and_by_attribute():
+    profiles = make()
+    assert profiles.row_psd is profiles["row_psd"]
+    assert "row_psd" in profiles
+    assert "key_profile" not in profiles
+    assert profiles.n_sequences == 3
+    assert profiles.nbytes == 4 * 3 * 2 * 4 * (5 + 1)
+    assert repr(profiles) == "Profiles(row_psd (3, 2, 4, 5), row_entropy (3, 2, 4); 0.0 MB)"
+
+
+def test_what_was_not_captured_is_named():
+    profiles = make()
+    with pytest.raises(AttributeError, match=r"no 'key_profile' \(captured: row_psd, row_entropy\)"):
+        _ = profiles.key_profile
+    with pytest.raises(KeyError, match=r"'key_profile' was not captured; there is row_psd, row_entropy"):
+        profiles["key_profile"]
+    assert not hasattr(profiles, "_private")
+
+
+def test_axes_must_fit_the_arrays():
+    with pytest.raises(ValueError, match=r"row_entropy has shape \(3, 2, 4, 1\)"):
+        make(arrays={"row_psd": torch.rand(3, 2, 4, 5), "row_entropy": torch.rand(3, 2, 4, 1)})
+
+
+def test_a_file_gives_everything_back(tmp_path):
+    profiles = make()
+    path = profiles.save(tmp_path / "deep" / "er" / "profiles.safetensors")
+    assert path.exists()
+    assert_equal(Profiles.load(path), profiles)
+    assert [p.name for p in path.parent.iterdir()] == [path.name]  # no temporary file is left
+
+
+def test_a_file_of_what_is_not_contiguous(tmp_path):
+    profiles = make()
+    turned = make(
+        arrays={
+            name: array.flip(0).transpose(1, 2).contiguous().transpose(1, 2)
+            for name, array in profiles.arrays.items()
+        }
+    )
+    assert not turned.row_psd.is_contiguous()
+    assert_equal(Profiles.load(turned.save(tmp_path / "turned")), turned)
+
+
+def test_saving_again_replaces(tmp_path):
+    path = tmp_path / "profiles.safetensors"
+    make(seed=1).save(path)
+    make(seed=2).save(path)
+    assert_equal(Profiles.load(path), make(seed=2))
+
+
+def test_a_failed_save_leaves_the_old_file(tmp_path):
+    path = tmp_path / "profiles.safetensors"
+    make().save(path)
+    with pytest.raises(TypeError, match="JSON"):
+        make(seed=2, provenance={"model": object()}).save(path)
+    assert_equal(Profiles.load(path), make())
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_the_file_is_no_pickle(tmp_path):
+    path = make().save(tmp_path / "profiles.safetensors")
+    content = path.read_bytes()
+    assert not zipfile.is_zipfile(path)
+    with pytest.raises(Exception):  # noqa: B017, PT011 (whatever a pickle reader says of another format)
+        pickle.loads(content)
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    assert set(header) == {"__metadata__", "row_psd", "row_entropy", "n_real"}
+
+
+def test_a_missing_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no profiles at .*nowhere"):
+        Profiles.load(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("damage", ["truncated", "header", "empty", "text"])
+def test_a_damaged_file(tmp_path, damage):
+    path = make().save(tmp_path / "profiles.safetensors")
+    content = path.read_bytes()
+    broken = {
+        "truncated": content[:-9],
+        "header": content[:8] + b"\xff" * 20 + content[28:],
+        "empty": b"",
+        "text": b"hello",
+    }
+    path.write_bytes(broken[damage])
+    with pytest.raises(ValueError, match=r"profiles.safetensors is damaged .*delete it and capture again"):
+        Profiles.load(path)
+
+
+def test_a_foreign_safetensors_file(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    save_file({"weight": torch.rand(3)}, path)
+    with pytest.raises(ValueError, match=r"weights.safetensors is not a nbhelpers-profiles-1 file.*None"):
+        Profiles.load(path)
+    save_file(
+        {"weight": torch.rand(3)},
+        path,
+        metadata={"nbhelpers": json.dumps({"format": "nbhelpers-profiles-9"})},
+    )
+    with pytest.raises(ValueError, match="nbhelpers-profiles-9"):
+        Profiles.load(path)
+
+
+def test_concatenate():
+    parts = [make(3, seed=1), make(1, seed=2), make(2, seed=3)]
+    joined = Profiles.concatenate(parts)
+    assert joined.n_sequences == joined.provenance["n_sequences"] == 6
+    assert parts[0].provenance["n_sequences"] == 3
+    assert torch.equal(joined.row_psd[3], parts[1].row_psd[0])
+    assert torch.equal(joined.row_entropy[4:], parts[2].row_entropy)
+    assert joined.n_real.tolist() == [8, 9, 10, 8, 8, 9]
+    assert (joined.axes, joined.coordinates, joined.kv_groups) == (
+        parts[0].axes,
+        parts[0].coordinates,
+        [0, 0, 1, 1],
+    )
+    assert_equal(Profiles.concatenate(parts[:1]), parts[0])
+    assert_equal(Profiles.concatenate([Profiles.concatenate(parts[:2]), parts[2]]), joined)
+
+
+@pytest.mark.parametrize(
+    ("changes", "differing"),
+    [
+        ({"coordinates": {"row_psd": [0.0, 0.1, 0.2, 0.3, 0.4], "row_entropy": []}}, "coordinates"),
+        ({"n_layers": 3}, "layers or heads"),
+        ({"kv_groups": [0, 1, 2, 3]}, "KV groups"),
+        ({"provenance": FACTS | {"model": {"name": "other"}}}, "model"),
+        ({"provenance": FACTS | {"reductions": [{"name": "row_psd", "protocol": "0f"}]}}, "reductions"),
+        ({"provenance": FACTS | {"dtype": "bfloat16"}}, "dtype"),
+    ],
+)
+def test_concatenate_refuses_what_does_not_belong_together(changes, differing):
+    with pytest.raises(ValueError, match=f"These profiles differ in {differing}: "):
+        Profiles.concatenate([make(), make(**changes)])
+
+
+def test_concatenate_refuses_other_reductions():
+    one = make()
+    other = Profiles(
+        {"row_psd": one.row_psd}, {"row_psd": one.axes["row_psd"]}, {"row_psd": []}, one.n_real, [0, 0, 1, 1]
+    )
+    with pytest.raises(ValueError, match="differ in axes, coordinates"):
+        Profiles.concatenate([one, other])
+
+
+def test_concatenate_of_nothing():
+    with pytest.raises(ValueError, match="at least one"):
+        Profiles.concatenate([])

@@ -1,0 +1,197 @@
+"""Protocol: what may be chosen, what identifies a choice, and what PAPER says."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from nbhelpers.protocol import OPTIONS, PAPER, REASONS, Protocol
+
+FIELDS = {field.name: field.default for field in dataclasses.fields(Protocol)}
+# Another legal value of every field.
+OTHER = {
+    "signal": "rows",
+    "sink": "drop_renormalise",
+    "detrend": "mean",
+    "window": "boxcar",
+    "pad": 2,
+    "sided": "two",
+    "edges": (0.25, 0.5),
+    "log_base": 2.0,
+    "wavelet": "haar",
+    "mode": "periodization",
+    "level": "own",
+    "order": "mean then metric",
+    "factors": (0.5,),
+    "scaled_variant": "stride",
+    "alignment": "per-level",
+    "local_distance": 8,
+    "entropy_windows": (16, 32),
+}
+
+
+def test_paper_is_the_literal_reading():
+    # Section 4a of the specification of the paper, field by field.
+    assert PAPER == Protocol(
+        signal="key_profile",
+        sink="keep",
+        detrend="none",
+        window="hann",
+        pad=1,
+        sided="one",
+        edges=(0.25, 0.75),
+        log_base=None,
+        wavelet="db2",
+        mode="symmetric",
+        level="shortest",
+        order="metric then mean",
+        factors=(0.5, 0.25),
+        scaled_variant="prefix",
+        alignment="concatenate-truncate",
+        local_distance=16,
+        entropy_windows=(16, 32, 64),
+    )
+
+
+def test_every_field_has_another_value_here():
+    assert list(OTHER) == list(FIELDS)
+    assert all(OTHER[name] != default for name, default in FIELDS.items())
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_hash_and_equality_change_with_every_field(name):
+    changed = PAPER.replace(**{name: OTHER[name]})
+    assert getattr(changed, name) == OTHER[name]
+    assert changed != PAPER
+    assert changed.hash != PAPER.hash
+    assert changed.replace(**{name: FIELDS[name]}) == PAPER
+
+
+def test_hashes_of_all_options_differ():
+    all_options = [PAPER.replace(**{name: value}) for name, values in OPTIONS.items() for value in values]
+    assert len({p.hash for p in all_options}) == len(set(all_options)) == len(all_options) - len(OPTIONS) + 1
+
+
+def test_hash_is_the_same_in_another_process():
+    code = "from nbhelpers.protocol import PAPER; print(PAPER.hash)"
+    environment = os.environ | {"PYTHONHASHSEED": "77", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    seen = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert seen.stdout.strip() == PAPER.hash
+    assert len(PAPER.hash) == 12
+    assert int(PAPER.hash, 16) >= 0
+
+
+def test_lists_and_tuples_are_the_same_choice():
+    listed = Protocol(edges=[0.25, 0.75], factors=[0.5, 0.25], entropy_windows=[16, 32, 64])
+    assert listed == PAPER
+    assert hash(listed) == hash(PAPER)
+    assert listed.hash == PAPER.hash
+
+
+def test_equal_numbers_of_other_types_are_the_same_choice():
+    one = Protocol(pad=2, log_base=2, factors=(0.5,), entropy_windows=(16,), local_distance=8)
+    other = Protocol(pad=2.0, log_base=2.0, factors=[0.5], entropy_windows=[16.0], local_distance=8.0)
+    assert one == other
+    assert one.hash == other.hash
+
+
+def test_the_dictionary_is_plain_json_and_gives_the_protocol_back():
+    protocol = Protocol(**OTHER)
+    assert Protocol(**json.loads(json.dumps(protocol.to_dict()))) == protocol
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("value", ["no such thing", None, True])
+def test_an_unknown_option_is_refused_with_the_list(name, value):
+    with pytest.raises(ValueError, match=f"Protocol.{name} is") as caught:
+        Protocol(**{name: value})
+    assert all(repr(option) in str(caught.value) for option in OPTIONS[name])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"edges": (0.75, 0.25)}, r"edges must rise strictly.*\(0.75, 0.25\)"),
+        ({"edges": (0.0, 0.5)}, r"inside \(0, 1\)"),
+        ({"edges": (0.5, 0.5)}, "rise strictly"),
+        ({"factors": (0.5, 1.0)}, r"factors must lie inside.*1\.0"),
+        ({"factors": (-0.5,)}, r"-0\.5"),
+        ({"log_base": 1}, "log_base must be positive and not 1"),
+        ({"log_base": -2.0}, r"got -2\.0"),
+        ({"local_distance": 0}, "local_distance must be at least 1"),
+        ({"wavelet": "db200"}, "db200.*discrete wavelet.*'db2'"),
+        ({"wavelet": "morl"}, "morl.*discrete"),
+        ({"entropy_windows": (16, 1)}, r"at least 2 tokens.*\(16, 1\)"),
+    ],
+)
+def test_impossible_numbers_are_refused(change, said):
+    with pytest.raises(ValueError, match=said):
+        PAPER.replace(**change)
+
+
+def test_replace_checks_too():
+    with pytest.raises(ValueError, match="hamming"):
+        PAPER.replace(window="hamming")
+    with pytest.raises(TypeError, match="windo"):
+        PAPER.replace(windo="hann")
+
+
+def test_a_protocol_cannot_be_changed_in_place():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        PAPER.window = "boxcar"
+    with pytest.raises(TypeError):
+        Protocol("key_profile")  # keyword only
+
+
+def test_explain_covers_every_field_in_order():
+    rows = PAPER.replace(window="boxcar").explain()
+    assert [row["field"] for row in rows] == list(FIELDS) == list(REASONS)
+    assert all(row["the paper"] and row["the literal choice, and why"] for row in rows)
+    window = next(row for row in rows if row["field"] == "window")
+    assert window["value"] == "boxcar"
+    assert window["the literal choice, and why"].startswith("hann: ")
+
+
+def test_spectrum_options_are_those_of_psd():
+    assert Protocol(**OTHER).spectrum_options == {
+        "window": "boxcar",
+        "pad": 2,
+        "detrend": "mean",
+        "sided": "two",
+    }
+
+
+@pytest.mark.parametrize(
+    ("edges", "names"),
+    [
+        ((0.25, 0.75), ["low_band", "mid_band", "high_band"]),
+        ((0.5,), ["band_0_0.5", "band_0.5_1"]),
+        ((0.1, 0.2, 0.5), ["band_0_0.1", "band_0.1_0.2", "band_0.2_0.5", "band_0.5_1"]),
+    ],
+)
+def test_band_names(edges, names):
+    assert PAPER.replace(edges=edges).band_names == names
+
+
+@pytest.mark.parametrize(
+    ("change", "length"),
+    [({}, 32), ({"factors": (0.5,)}, 64), ({"factors": ()}, 128), ({"level": "own"}, 128)],
+)
+def test_the_shortest_variant_sets_the_level(change, length):
+    assert PAPER.replace(**change).shortest(128) == length
+
+
+def test_the_shortest_variant_is_as_long_as_the_one_drawn():
+    import torch
+
+    from nbhelpers.corpora import scaled_variant
+
+    for length in range(4, 301):
+        for factor in (0.5, 0.25, 0.29, 0.1, 0.7):
+            drawn = scaled_variant(torch.zeros(1, length), factor).shape[-1] if factor * length >= 1 else 1
+            assert PAPER.replace(factors=(factor,)).shortest(length) == drawn, (length, factor)
