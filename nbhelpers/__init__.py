@@ -1,7 +1,7 @@
 """Analyse what the attention of a transformer does across positions and scales.
 
-The names below are all that the notebooks need; each is imported when it is first used, so that the command line
-starts without torch.
+The names below are all that the notebooks need; each is imported when it is first used, so that the command
+line starts without torch.
 """
 
 import importlib
@@ -24,7 +24,7 @@ _HOME = {
     "kernels": "kernels",
 }
 
-__all__ = ["__version__", *_HOME]  # noqa: PLE0604 (the names of _HOME are strings)
+__all__ = ["__version__", *_HOME]
 
 
 def __getattr__(name):

@@ -1,7 +1,7 @@
 """From a model and sequences to a table of head metrics, under a stated protocol: the pipeline, in one page.
 
-text → sequences → capture → profiles → signals (protocol) → metrics (kernels) → HeadTable. To add a metric, write a
-function of a :class:`Signals` and put it into :data:`METRICS`.
+text → sequences → capture → profiles → signals (protocol) → metrics (kernels) → HeadTable. To add a metric,
+write a function of a :class:`Signals` and put it into :data:`METRICS`.
 """
 
 from dataclasses import dataclass
@@ -59,14 +59,18 @@ class Signals:
         level = wavelets.max_level(chosen.shape[-1], self.protocol.wavelet)
         if level < 1:
             raise ValueError(
-                f"The shortest variant has {chosen.shape[-1]} tokens, too few for one level of {self.protocol.wavelet}; "
-                f"use longer sequences (these have {self.signal.shape[-1]}) or other factors than {self.protocol.factors}."
+                f"The shortest variant has {chosen.shape[-1]} tokens, too few for one level of "
+                f"{self.protocol.wavelet}; "
+                f"use longer sequences (these have {self.signal.shape[-1]}) or other factors than "
+                f"{self.protocol.factors}."
             )
         return level
 
     def coefficients(self, signal):
         """Wavelet coefficients of a signal (eq. 4), from coarse to fine."""
-        return wavelets.dwt(signal, wavelet=self.protocol.wavelet, mode=self.protocol.mode, level=self.level(signal))
+        return wavelets.dwt(
+            signal, wavelet=self.protocol.wavelet, mode=self.protocol.mode, level=self.level(signal)
+        )
 
 
 def spectral_metrics(signals):
@@ -81,7 +85,8 @@ def spectral_metrics(signals):
 
 
 def position_metrics(signals):
-    """Positional entropy (eq. 6), effective support, mass of key 0 (or lag 0) and window entropies (Table 2)."""
+    """Positional entropy (eq. 6), effective support, mass of key 0 (or lag 0) and window entropies (Table
+    2)."""
     signal, protocol = signals.signal, signals.protocol
     windows = [w for w in protocol.entropy_windows if w <= signal.shape[-1]]
     first = "self_mass" if protocol.signal == "lag_profile" else "sink_mass"
@@ -105,7 +110,10 @@ def wavelet_metrics(signals):
             coefficients, signals.coefficients(scaled), alignment=protocol.alignment
         )
     metrics["reconstruction_error"] = wavelets.reconstruction_error(
-        signals.signal.float(), wavelet=protocol.wavelet, mode=protocol.mode, level=signals.level(signals.signal)
+        signals.signal.float(),
+        wavelet=protocol.wavelet,
+        mode=protocol.mode,
+        level=signals.level(signals.signal),
     )
     return metrics
 
@@ -143,12 +151,14 @@ def analyze(model, token_ids, protocol=PAPER, *, corpus=None, seed=0, **options)
         raise ValueError("analyze takes sequences of one length without padding; call it once per length.")
     if protocol.signal in ("rows", "flattened") and protocol.order == "mean then metric":
         raise ValueError(
-            f"signal={protocol.signal!r} is measured while attention streams by, so order='mean then metric' cannot be had; "
+            f"signal={protocol.signal!r} is measured while attention streams by, so order='mean then metric' "
+            f"cannot be had; "
             f"use order='metric then mean', or one of the signals {', '.join(SIGNALS)}."
         )
     if protocol.signal == "lag_profile" and protocol.sink != "keep":
         raise ValueError(
-            f"signal='lag_profile' has lags, not keys, so sink={protocol.sink!r} cannot drop key 0 from it; use sink='keep', or "
+            f"signal='lag_profile' has lags, not keys, so sink={protocol.sink!r} cannot drop key 0 from it; "
+            f"use sink='keep', or "
             "one of the signals key_profile, last_query, rows, flattened."
         )
     token_ids = torch.as_tensor(token_ids)
@@ -225,5 +235,8 @@ def _frame(measured, kv_groups, first_sequence):
     sequence, layer, head = (index.ravel() for index in np.indices(shape))
     outer = {"sequence": sequence + first_sequence, "layer": layer, "head": head}
     outer["kv_group"] = np.asarray(kv_groups)[head]
-    parts = [pd.DataFrame({**outer, "metric": name, "value": v.double().numpy().ravel()}) for name, v in measured.items()]
+    parts = [
+        pd.DataFrame({**outer, "metric": name, "value": v.double().numpy().ravel()})
+        for name, v in measured.items()
+    ]
     return pd.concat(parts, ignore_index=True)[COLUMNS]

@@ -19,12 +19,13 @@ class Profiles:
     Attributes
     ----------
     arrays : dict of str to torch.Tensor
-        float32 on the CPU. Each has the axes (sequence, layer, head, *own axis*); a scalar profile has no own axis.
-        Reach them as ``profiles["key_profile"]`` or ``profiles.key_profile``.
+        float32 on the CPU. Each has the axes (sequence, layer, head, *own axis*); a scalar profile has no own
+        axis. Reach them as ``profiles["key_profile"]`` or ``profiles.key_profile``.
     axes : dict of str to tuple of str
         The names of the axes of each array.
     coordinates : dict of str to list
-        Per array, what the positions of its own axis mean (keys and lags in tokens, freq in cycles/token, names).
+        Per array, what the positions of its own axis mean (keys and lags in tokens, freq in cycles/token,
+        names).
     n_real : torch.Tensor, shape (sequence,)
         Tokens of each sequence that are not padding.
     kv_groups : list of int
@@ -47,12 +48,16 @@ class Profiles:
 
     def __getitem__(self, name):
         if name not in self.arrays:
-            raise KeyError(f"{name!r} was not captured; there is {', '.join(self.arrays)}. Ask capture for it.")
+            raise KeyError(
+                f"{name!r} was not captured; there is {', '.join(self.arrays)}. Ask capture for it."
+            )
         return self.arrays[name]
 
     def __getattr__(self, name):
         if name.startswith("_") or name == "arrays" or name not in self.arrays:
-            known = "" if name.startswith("_") or name == "arrays" else f" (captured: {', '.join(self.arrays)})"
+            known = (
+                "" if name.startswith("_") or name == "arrays" else f" (captured: {', '.join(self.arrays)})"
+            )
             raise AttributeError(f"Profiles has no {name!r}{known}.")
         return self.arrays[name]
 

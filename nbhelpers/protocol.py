@@ -1,13 +1,15 @@
 """What is chosen: every decision that turns an attention matrix into a number.
 
-The paper (arXiv:2410.18067) leaves most of these open. A :class:`Protocol` names each of them, so that no number
-in this project depends on a choice that cannot be read, hashed and changed. :data:`PAPER` is the literal reading.
+The paper (arXiv:2410.18067) leaves most of these open. A :class:`Protocol` names each of them, so that no
+number in this project depends on a choice that cannot be read, hashed and changed. :data:`PAPER` is the
+literal reading.
 """
 
 import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
+from itertools import pairwise
 
 import pywt
 
@@ -36,16 +38,31 @@ REASONS = {
     "window": ("'a Hann window' (eq. 1)", "numpy.hanning, the symmetric form of the paper's stack"),
     "pad": ("'zero padding', length not given", "none: sequences of one length need none"),
     "sided": ("not mentioned", "real input; a one-sided spectrum is what an rfft returns"),
-    "edges": ("low 0-0.25, mid 0.25-0.75, high 0.75-1 of Nyquist (eq. 2)", "as printed; DC falls in the low band"),
+    "edges": (
+        "low 0-0.25, mid 0.25-0.75, high 0.75-1 of Nyquist (eq. 2)",
+        "as printed; DC falls in the low band",
+    ),
     "log_base": ("not mentioned", "natural logarithm (None); the printed entropies lie in its range"),
     "wavelet": ("db2 (eq. 4)", "as printed"),
     "mode": ("not mentioned", "symmetric is the default of PyWavelets, the paper's library"),
-    "level": ("'the most the shortest sequence allows' (eq. 4)", "as printed: the 0.25x variant sets the level"),
-    "order": ("not mentioned", "a metric per sequence gives an interval over sequences; the mean of metrics is reported"),
+    "level": (
+        "'the most the shortest sequence allows' (eq. 4)",
+        "as printed: the 0.25x variant sets the level",
+    ),
+    "order": (
+        "not mentioned",
+        "a metric per sequence gives an interval over sequences; the mean of metrics is reported",
+    ),
     "factors": ("alpha in {0.5, 0.25} (eq. 10)", "as printed"),
-    "scaled_variant": ("'sampling floor(alpha n) tokens' (eq. 10)", "the first tokens: still text the model can read"),
+    "scaled_variant": (
+        "'sampling floor(alpha n) tokens' (eq. 10)",
+        "the first tokens: still text the model can read",
+    ),
     "alignment": ("not mentioned", "coefficients in one vector, the longer cut to the shorter"),
-    "local_distance": ("'local' against 'global' in Fig. 1, no equation", "16 tokens, the smallest window of Table 2"),
+    "local_distance": (
+        "'local' against 'global' in Fig. 1, no equation",
+        "16 tokens, the smallest window of Table 2",
+    ),
     "entropy_windows": ("16, 32, 64 (Table 2)", "as printed"),
 }
 
@@ -57,9 +74,9 @@ class Protocol:
     Parameters
     ----------
     signal : str
-        What is analysed of a head: ``key_profile`` (mean attention each key receives, over queries), ``last_query``
-        (the last row), ``lag_profile`` (mean attention at each distance), ``rows`` (every row, metrics averaged
-        over rows) or ``flattened`` (the matrix read row by row as one signal of n² samples).
+        What is analysed of a head: ``key_profile`` (mean attention each key receives, over queries),
+        ``last_query`` (the last row), ``lag_profile`` (mean attention at each distance), ``rows`` (every row,
+        metrics averaged over rows) or ``flattened`` (the matrix read row by row as one signal of n² samples).
     sink : str
         ``keep``, or ``drop_renormalise``: key 0 is removed and the signal divided by what remains.
     detrend, window, pad, sided
@@ -71,7 +88,8 @@ class Protocol:
     wavelet, mode : str
         As in :func:`nbhelpers.kernels.wavelets.dwt`.
     level : str
-        ``shortest``: the deepest level that the shortest scaled variant allows; ``own``: the deepest for each signal.
+        ``shortest``: the deepest level that the shortest scaled variant allows; ``own``: the deepest for each
+        signal.
     order : str
         ``metric then mean`` keeps one number per sequence; ``mean then metric`` averages the signals over
         sequences first.
@@ -118,12 +136,15 @@ class Protocol:
                 raise ValueError(f"Protocol.{field} is {value!r}; the options are {listed}.")
         if self.wavelet not in pywt.wavelist(kind="discrete"):
             raise ValueError(
-                f"Protocol.wavelet is {self.wavelet!r}; it must be a discrete wavelet of PyWavelets, such as 'haar', 'db2', "
+                f"Protocol.wavelet is {self.wavelet!r}; it must be a discrete wavelet of PyWavelets, such as "
+                f"'haar', 'db2', "
                 "'db4', 'sym4' or 'coif1' (pywt.wavelist(kind='discrete') lists them)."
             )
         self._settle_types()
         if list(self.edges) != sorted(set(self.edges)) or not all(0 < edge < 1 for edge in self.edges):
-            raise ValueError(f"Protocol.edges must rise strictly inside (0, 1), fractions of Nyquist; got {self.edges}.")
+            raise ValueError(
+                f"Protocol.edges must rise strictly inside (0, 1), fractions of Nyquist; got {self.edges}."
+            )
         if not all(0 < factor < 1 for factor in self.factors):
             raise ValueError(f"Protocol.factors must lie inside (0, 1); got {self.factors}.")
         if self.log_base is not None and not (self.log_base > 0 and self.log_base != 1):
@@ -171,13 +192,15 @@ class Protocol:
         if len(self.edges) == 2:
             return ["low_band", "mid_band", "high_band"]
         limits = [0.0, *self.edges, 1.0]
-        return [f"band_{low:g}_{high:g}" for low, high in zip(limits, limits[1:], strict=False)]
+        return [f"band_{low:g}_{high:g}" for low, high in pairwise(limits)]
 
     def shortest(self, length):
-        """Return the length that sets the wavelet level: of the shortest scaled variant, or `length` itself."""
+        """Return the length that sets the wavelet level: of the shortest scaled variant, or `length`
+        itself."""
         if self.level == "own" or not self.factors:
             return length
-        return max(1, int(min(self.factors) * length + 1e-9))  # 0.7 * 90 is 62.99999999999999 in floating point
+        # 0.7 * 90 is 62.99999999999999 in floating point.
+        return max(1, int(min(self.factors) * length + 1e-9))
 
     def explain(self):
         """Return rows (field, value, what the paper says, why PAPER's value), ready for a table."""

@@ -22,8 +22,9 @@ class HeadTable:
     Attributes
     ----------
     frame : pandas.DataFrame
-        Columns sequence, layer, head, kv_group, metric, value (float64). With the protocol order "mean then metric",
-        sequence −1 is the metric of the averaged signals and sequence i the one with sequence i left out.
+        Columns sequence, layer, head, kv_group, metric, value (float64). With the protocol order "mean then
+        metric", sequence −1 is the metric of the averaged signals and sequence i the one with sequence i left
+        out.
     provenance : dict
         Model, revision, corpus, lengths, protocol and its hash, versions, seed, device.
     """
@@ -37,7 +38,8 @@ class HeadTable:
 
     def __repr__(self):
         name = self.provenance.get("model", {}).get("name", "?")
-        return f"HeadTable({name}: {self.frame.sequence.nunique()} sequences, {len(self.heads)} heads, {self.metrics})"
+        n_sequences, metrics = self.frame.sequence.nunique(), ", ".join(self.metrics)
+        return f"HeadTable({name}: {n_sequences} sequences, {len(self.heads)} heads; {metrics})"
 
     @property
     def metrics(self):
@@ -55,7 +57,8 @@ class HeadTable:
         return bool((self.frame.sequence == AVERAGED).any())
 
     def values(self, metric):
-        """Return an array (sequence, layer, head) of one metric; left-one-out sequences included if averaged."""
+        """Return an array (sequence, layer, head) of one metric; left-one-out sequences included if
+        averaged."""
         part = self.frame[self.frame.metric == metric]
         if part.empty:
             raise KeyError(f"The table has no metric {metric!r}; it has {', '.join(self.metrics)}.")
@@ -70,7 +73,8 @@ class HeadTable:
         return wide.reindex(columns=self.metrics).rename_axis(columns=None).reset_index()
 
     def summary(self, *, n_boot=1000, confidence=0.95, seed=0):
-        """Return mean, sd and IQR over heads of each metric, with a bootstrap interval of the mean over sequences.
+        """Return mean, sd and IQR over heads of each metric, with a bootstrap interval of the mean over
+        sequences.
 
         Parameters
         ----------
@@ -82,8 +86,8 @@ class HeadTable:
         Returns
         -------
         pandas.DataFrame
-            Index metric; columns mean, low, high (of the mean), sd, iqr, q25, q75 (over heads), n_sequences, n_heads. One
-            sequence gives no interval (NaN). Averaged signals get a jackknife interval.
+            Index metric; columns mean, low, high (of the mean), sd, iqr, q25, q75 (over heads), n_sequences,
+            n_heads. One sequence gives no interval (NaN). Averaged signals get a jackknife interval.
         """
         rows = {metric: self._summarise(metric, n_boot, confidence, seed) for metric in self.metrics}
         return pd.DataFrame.from_dict(rows, orient="index").rename_axis("metric")
@@ -144,7 +148,9 @@ class HeadTable:
         try:
             table = pq.read_table(path)
         except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"{path} is damaged ({str(error).strip()}); delete it and measure again.") from error
+            raise ValueError(
+                f"{path} is damaged ({str(error).strip()}); delete it and measure again."
+            ) from error
         if b"nbhelpers" not in (table.schema.metadata or {}):
             raise ValueError(f"{path} is a Parquet file without the provenance of a HeadTable.")
         return cls(table.to_pandas(), json.loads(table.schema.metadata[b"nbhelpers"]))
@@ -163,7 +169,9 @@ def _bootstrap_interval(per_sequence, n_boot, confidence, seed):
     if len(known) < 2:
         return np.nan, np.nan
     options = {"n_resamples": n_boot, "confidence_level": confidence, "method": "percentile"}
-    interval = stats.bootstrap((known,), np.mean, rng=np.random.default_rng(seed), **options).confidence_interval
+    interval = stats.bootstrap(
+        (known,), np.mean, rng=np.random.default_rng(seed), **options
+    ).confidence_interval
     return interval.low, interval.high
 
 

@@ -1,4 +1,4 @@
-"""analyze against float64 numpy and PyWavelets, written from the definitions of the paper; closed forms; refusals."""
+"""analyze against float64 numpy and PyWavelets from the paper's definitions; closed forms; refusals."""
 
 import numpy as np
 import pandas as pd

@@ -97,7 +97,7 @@ def test_summary_is_over_heads_of_the_mean_over_sequences(values):
 
 
 def test_the_bootstrap_draws_whole_sequences():
-    # Every head of a sequence is the same number: 12 heads tell no more than one, and the interval must not shrink.
+    # Every head of a sequence is the same number: 12 heads tell no more than one.
     rng = np.random.default_rng(3)
     per_sequence = rng.normal(size=30)
     together = make({"m": np.broadcast_to(per_sequence[:, None, None], (30, 3, 4))}).summary().loc["m"]

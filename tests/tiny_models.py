@@ -1,4 +1,4 @@
-"""Random models small enough for slow oracles, and the attention that they compute by their own eager path."""
+"""Random models small enough for slow oracles, and the attention they compute by their own eager path."""
 
 import numpy as np
 import torch
@@ -41,7 +41,7 @@ MAKERS = {"llama": _llama, "bert": _bert, "bloom": _bloom, "gpt_oss": _gpt_oss, 
 
 
 def make_model(family="llama", *, seed=0, std=0.2):
-    """Return a model in eval mode whose random weights are large enough that attention is far from uniform."""
+    """Return a model in eval mode whose weights are large, so that attention is far from uniform."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = MAKERS[family]().eval()

@@ -1,9 +1,9 @@
 """Where attention is met inside a transformers model: one recorder, two routes.
 
-*interface*: the attention function registered with transformers returns what the model's own function returns, so
-nothing changes for the model, and gives query, key and mask to the recorder, which forms the probabilities itself.
-*module*: families that compute attention without the interface are asked for their probabilities, which a forward
-hook takes out of each attention module's output.
+*interface*: the attention function registered with transformers returns what the model's own function
+returns, so nothing changes for the model, and gives query, key and mask to the recorder, which forms the
+probabilities itself. *module*: families that compute attention without the interface are asked for their
+probabilities, which a forward hook takes out of each attention module's output.
 """
 
 import contextlib
@@ -27,7 +27,8 @@ CUDA_BLOCK_BYTES = 256 * 2**20  # enough work for each kernel launch
 
 
 def default_chunk(batch, n_heads, n_keys, device):
-    """Return how many query rows to hold at once: a multiple of 8 whose block fits the cache of the device."""
+    """Return how many query rows to hold at once: a multiple of 8 whose block fits the cache of the
+    device."""
     budget = CUDA_BLOCK_BYTES if torch.device(device).type == "cuda" else CPU_BLOCK_BYTES
     rows = budget // (4 * batch * n_heads * n_keys)
     return max(8, rows // 8 * 8)
@@ -92,7 +93,8 @@ class Recorder:
         batch, n_heads, n_queries, _ = query.shape
         layout = self._layout(batch, n_heads, n_queries, key.shape[2], query.device)
         self.n_kv_heads = key.shape[1]
-        # A softmax sums to 1 unless a score is not finite: 0 times the sums is 0, or NaN if anything is not finite.
+        # A softmax sums to 1 unless a score is not finite: 0 times the sums is 0, or NaN if anything is not
+        # finite.
         self.errors.append(0 * (query.sum(dtype=torch.float32) + key.sum(dtype=torch.float32)))
         with torch.autocast(query.device.type, enabled=False):
             blocks = score_blocks(module, query, key, mask, self._rows(layout), **options)
@@ -105,14 +107,17 @@ class Recorder:
         real = True if self.attention_mask is None else self.attention_mask[:, None].bool()
         self.errors.append(torch.where(torch.as_tensor(real, device=off.device), off, 0.0).max())
         rows = self._rows(layout)
-        parts = ((start, attn[:, :, start : start + rows].float()) for start in range(0, layout.n_queries, rows))
+        parts = (
+            (start, attn[:, :, start : start + rows].float()) for start in range(0, layout.n_queries, rows)
+        )
         self._reduce(layout, ((start, None, part) for start, part in parts))
 
     def profiles(self, family):
         """Return the Profiles of the forward pass, or say why there are none."""
         if self.layout is None:
             raise RuntimeError(
-                f"{family.model_type}: no attention was seen in the {self.stream!r} stream through the {family.route!r} "
+                f"{family.model_type}: no attention was seen in the {self.stream!r} stream through the "
+                f"{family.route!r} "
                 f"route ({self.n_calls} calls). If the family computes attention outside transformers' "
                 "AttentionInterface, register it: register_family(Family(..., route='module'), replace=True)."
             )
@@ -122,7 +127,9 @@ class Recorder:
             axes[reduction.name] = (*OUTER_AXES, *([reduction.axis] if reduction.axis else []))
             coordinates[reduction.name] = reduction.coordinates(self.layout)
         groups = [head * self.n_kv_heads // self.layout.n_heads for head in range(self.layout.n_heads)]
-        arrays = {name: torch.stack(layers, 1).to("cpu", torch.float32) for name, layers in self.arrays.items()}
+        arrays = {
+            name: torch.stack(layers, 1).to("cpu", torch.float32) for name, layers in self.arrays.items()
+        }
         return Profiles(arrays, axes, coordinates, self.layout.n_real.long().cpu(), groups)
 
     def _check(self):
@@ -132,7 +139,8 @@ class Recorder:
         if bad:
             raise ValueError(
                 f"The attention of layers {bad} is not a distribution: its row sums miss 1 by up to "
-                f"{errors[bad].max().item():.3g} (allowed {self.tolerance:g}). NaN or infinity in the weights, or overflow in "
+                f"{errors[bad].max().item():.3g} (allowed {self.tolerance:g}). NaN or infinity in the "
+                f"weights, or overflow in "
                 "half precision, are the usual causes; try dtype='float32' or 'bfloat16'."
             )
 
@@ -142,12 +150,15 @@ class Recorder:
     def _layout(self, batch, n_heads, n_queries, n_keys, device):
         if self.layout is not None and self.layout.n_heads != n_heads:
             raise NotImplementedError(
-                f"Layers with {self.layout.n_heads} and {n_heads} heads in one model; profiles need equal layers."
+                f"Layers with {self.layout.n_heads} and {n_heads} heads in one model; profiles need equal "
+                f"layers."
             )
         if self.layout is None:
             mask = self.attention_mask if self.stream != "cross" else None
             n_real = torch.full((batch,), n_queries) if mask is None else mask.sum(1).cpu()
-            last = [n_queries - 1] * batch if mask is None else (n_queries - 1 - mask.flip(1).argmax(1)).tolist()
+            last = (
+                [n_queries - 1] * batch if mask is None else (n_queries - 1 - mask.flip(1).argmax(1)).tolist()
+            )
             real = n_real.to(device=device, dtype=torch.float32)
             self.layout = Layout(batch, n_heads, n_queries, n_keys, self.causal, device, tuple(last), real)
         return self.layout
@@ -176,8 +187,8 @@ def score_blocks(module, query, key, mask, rows, *, is_causal=None, scaling=None
     key : torch.Tensor, shape (batch, kv_head, key, head_dim)
         Not repeated over the heads of a group.
     mask : torch.Tensor or None
-        Boolean (True is visible) or additive, broadcastable to (batch, head, query, key). None means causal if
-        `is_causal` and there is more than one query, else everything visible.
+        Boolean (True is visible) or additive, broadcastable to (batch, head, query, key). None means causal
+        if `is_causal` and there is more than one query, else everything visible.
     rows : int
         Query rows per block.
     """
@@ -245,7 +256,8 @@ def interface_route(model, recorder):
     if implementation not in ("sdpa", "eager"):
         raise ValueError(
             f"The model runs {implementation!r} attention, which hides its mask. Load it with "
-            "attn_implementation='sdpa' (load_model does), or call model.set_attn_implementation('sdpa') first."
+            "attn_implementation='sdpa' (load_model does), or call model.set_attn_implementation('sdpa') "
+            "first."
         )
     name = f"nbhelpers_{implementation}"
     AttentionInterface.register(name, attention_and_record)
@@ -262,7 +274,8 @@ def interface_route(model, recorder):
 
 @contextlib.contextmanager
 def module_route(model, recorder):
-    """Take probabilities out of the output of each attention module with forward hooks, and remove them after."""
+    """Take probabilities out of the output of each attention module with forward hooks, and remove them
+    after."""
 
     def hook(module, args, output):
         found = [k for k, part in enumerate(output) if torch.is_tensor(part) and part.ndim == 4]
@@ -289,4 +302,8 @@ def innermost_attention(model):
     def is_attention(module):
         return "Attention" in type(module).__name__
 
-    return [m for m in model.modules() if is_attention(m) and not any(is_attention(c) for c in list(m.modules())[1:])]
+    return [
+        m
+        for m in model.modules()
+        if is_attention(m) and not any(is_attention(c) for c in list(m.modules())[1:])
+    ]

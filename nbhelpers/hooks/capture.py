@@ -1,7 +1,7 @@
 """Stream the attention of a model through reductions while it runs.
 
-Nothing of size layers × heads × T × T is ever held: each layer's attention is formed in float32 by blocks of query
-rows, reduced, and dropped. The model's own output is not changed.
+Nothing of size layers × heads × T × T is ever held: each layer's attention is formed in float32 by blocks of
+query rows, reduced, and dropped. The model's own output is not changed.
 """
 
 import contextlib
@@ -26,7 +26,13 @@ from .reductions import resolve
 CPU_BATCH_TOKENS = 1024  # more tokens per forward pass gain nothing on a CPU
 CUDA_BATCH_TOKENS = 32768
 # How torch, MKL, the C++ library and cuBLAS say in a RuntimeError that memory is exhausted.
-EXHAUSTED = ("can't allocate memory", "Cannot allocate memory", "Memory allocation", "bad_alloc", "ALLOC_FAILED")
+EXHAUSTED = (
+    "can't allocate memory",
+    "Cannot allocate memory",
+    "Memory allocation",
+    "bad_alloc",
+    "ALLOC_FAILED",
+)
 STREAMS = {"encoder-decoder": ("encoder", "decoder", "cross")}
 
 
@@ -44,7 +50,8 @@ class Plan:
     def __str__(self):
         return (
             f"{self.n_sequences} sequences of {self.length} tokens, {self.batch_size} at a time, blocks of "
-            f"{self.chunk} query rows ({self.block_bytes / 2**20:.1f} MB); about {self.working_bytes / 2**20:.0f} MB "
+            f"{self.chunk} query rows ({self.block_bytes / 2**20:.1f} MB); about "
+            f"{self.working_bytes / 2**20:.0f} MB "
             "beyond the model's weights"
         )
 
@@ -63,8 +70,8 @@ def plan(model, n_sequences, length, *, batch_size=None, chunk=None):
     Returns
     -------
     Plan
-        `working_bytes` counts a few blocks, the activations of one layer and the residual stream; measured peaks lie
-        within a factor of two.
+        `working_bytes` counts a few blocks, the activations of one layer and the residual stream; measured
+        peaks lie within a factor of two.
     """
     model = unwrap(model)
     for name, value in (("batch_size", batch_size), ("chunk", chunk)):
@@ -106,13 +113,15 @@ def capture(
     attention_mask : torch.Tensor, shape (sequence, position), optional
         1 for tokens, 0 for padding, on either side. Padded queries count for nothing.
     batch_size, chunk : int, optional
-        Sequences per forward pass and query rows held at once; chosen for the device if None (see :func:`plan`).
+        Sequences per forward pass and query rows held at once; chosen for the device if None (see
+        :func:`plan`).
     stream : {"encoder", "decoder", "cross"}, optional
         Which attention of an encoder-decoder; the encoder's if None.
     decoder_ids : torch.LongTensor, shape (sequence, position), optional
         What the decoder of an encoder-decoder reads; the sequences themselves, shifted right, if None.
     cache : path, optional
-        A folder in which each finished batch is kept. The same call finds them again, so an interrupted run resumes.
+        A folder in which each finished batch is kept. The same call finds them again, so an interrupted run
+        resumes.
     progress : bool
         Show a bar (not when TQDM_DISABLE is set).
 
@@ -123,8 +132,9 @@ def capture(
     Raises
     ------
     ValueError
-        For sequences longer than the model's positions, ids outside its vocabulary, a fully padded sequence, an
-        unknown reduction or stream, a model in train mode, attention that is not finite or does not sum to 1.
+        For sequences longer than the model's positions, ids outside its vocabulary, a fully padded sequence,
+        an unknown reduction or stream, a model in train mode, attention that is not finite or does not sum to
+        1.
     MemoryError
         When memory does not suffice; the message holds the estimate and smaller settings.
     RuntimeError
@@ -145,7 +155,9 @@ def capture(
             part = store.load(rows)
             if part is None:
                 with _explained_memory(todo):
-                    part = _run_batch(network, ids[rows], _rows(mask, rows), _rows(decoder_ids, rows), made, stream, todo)
+                    part = _run_batch(
+                        network, ids[rows], _rows(mask, rows), _rows(decoder_ids, rows), made, stream, todo
+                    )
                 part.provenance.update(facts)
                 store.save(rows, part)
             parts.append(part)
@@ -156,7 +168,9 @@ def capture(
 @torch.inference_mode()
 def _run_batch(network, ids, mask, decoder_ids, reductions, stream, todo):
     """Return the Profiles of one forward pass."""
-    causal = stream == "decoder" or (stream == "self" and kind_of(network.config.get_text_config()) == "decoder")
+    causal = stream == "decoder" or (
+        stream == "self" and kind_of(network.config.get_text_config()) == "decoder"
+    )
     device_mask = None if mask is None else mask.to(network.device)
     recorded_mask = device_mask if stream in ("self", "encoder") else None
     recorder = Recorder(
@@ -189,20 +203,27 @@ def _checked_stream(network, stream):
         options = STREAMS["encoder-decoder"]
     stream = options[0] if stream is None else stream
     if stream not in options:
-        raise ValueError(f"This model has the attention streams {', '.join(options)}; {stream!r} was asked for.")
+        raise ValueError(
+            f"This model has the attention streams {', '.join(options)}; {stream!r} was asked for."
+        )
     return stream
 
 
 def _checked_input(network, token_ids, attention_mask):
     if network.training:
-        raise ValueError("The model is in train mode, where dropout changes attention; call model.eval() first.")
+        raise ValueError(
+            "The model is in train mode, where dropout changes attention; call model.eval() first."
+        )
     ids = torch.as_tensor(token_ids)
     if ids.ndim != 2 or ids.numel() == 0 or ids.is_floating_point():
-        raise ValueError(f"token_ids must be integers (sequence, position), not empty; got {ids.dtype} {tuple(ids.shape)}.")
+        raise ValueError(
+            f"token_ids must be integers (sequence, position), not empty; got {ids.dtype} {tuple(ids.shape)}."
+        )
     description = describe(network)
     if description.max_positions is not None and ids.shape[1] > description.max_positions:
         raise ValueError(
-            f"The sequences have {ids.shape[1]} tokens but {description.name} has {description.max_positions} "
+            f"The sequences have {ids.shape[1]} tokens but {description.name} has "
+            f"{description.max_positions} "
             f"positions; ask for sequences of at most {description.max_positions} tokens."
         )
     _check_vocabulary(network, ids, "token_ids")
@@ -213,17 +234,22 @@ def _check_vocabulary(network, ids, name):
     n_words = network.get_input_embeddings().num_embeddings
     if ids.min() < 0 or ids.max() >= n_words:
         raise ValueError(
-            f"{name} run from {int(ids.min())} to {int(ids.max())} but the model knows 0 to {n_words - 1}; were they "
+            f"{name} run from {int(ids.min())} to {int(ids.max())} but the model knows 0 to {n_words - 1}; "
+            f"were they "
             "made with another model's tokenizer?"
         )
 
 
 def _checked_decoder_ids(network, decoder_ids, n_sequences):
     if not network.config.is_encoder_decoder:
-        raise ValueError("decoder_ids belong to an encoder-decoder; this model has one stack. Leave them out.")
+        raise ValueError(
+            "decoder_ids belong to an encoder-decoder; this model has one stack. Leave them out."
+        )
     ids = torch.as_tensor(decoder_ids).cpu()
     if ids.ndim != 2 or len(ids) != n_sequences or ids.numel() == 0:
-        raise ValueError(f"decoder_ids must be (sequence, position) with {n_sequences} sequences; got {tuple(ids.shape)}.")
+        raise ValueError(
+            f"decoder_ids must be (sequence, position) with {n_sequences} sequences; got {tuple(ids.shape)}."
+        )
     _check_vocabulary(network, ids, "decoder_ids")
     return ids
 
@@ -235,7 +261,8 @@ def _checked_mask(attention_mask, ids):
         raise ValueError(f"attention_mask has shape {tuple(mask.shape)}, token_ids {tuple(ids.shape)}.")
     if not bool(((mask == 0) | (mask == 1)).all()):
         raise ValueError(
-            f"attention_mask must hold 1 for tokens and 0 for padding; its values run from {mask.min()} to {mask.max()}."
+            f"attention_mask must hold 1 for tokens and 0 for padding; its values run from {mask.min()} to "
+            f"{mask.max()}."
         )
     mask = mask.long()
     empty = (mask.sum(1) == 0).nonzero().flatten().tolist()
@@ -264,7 +291,9 @@ def _explained_memory(todo):
 
 def _provenance(model, network, reductions, stream, todo):
     versions = {"nbhelpers": __version__}
-    versions |= {name: importlib.metadata.version(name) for name in ("torch", "transformers", "numpy", "pywavelets")}
+    versions |= {
+        name: importlib.metadata.version(name) for name in ("torch", "transformers", "numpy", "pywavelets")
+    }
     facts = {
         "model": asdict(describe(model)),
         "dtype": str(network.dtype).removeprefix("torch."),
@@ -294,7 +323,9 @@ class _BatchStore:
         if folder is None:
             return
         if _has_foreign_hooks(network):
-            raise ValueError("The model carries forward hooks, which a cache cannot tell apart; capture without cache=.")
+            raise ValueError(
+                "The model carries forward hooks, which a cache cannot tell apart; capture without cache=."
+            )
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
         digest.update(network.config.to_json_string(use_diff=False).encode())
         digest.update(fingerprint(network))
@@ -331,11 +362,13 @@ def _has_foreign_hooks(network):
 def fingerprint(network):
     """Return bytes that change with the weights: row and column sums of every parameter and buffer.
 
-    Rows and columns both, so that permuted heads are told apart. Buffers that a checkpoint leaves out (the RoPE
-    frequencies) count too.
+    Rows and columns both, so that permuted heads are told apart. Buffers that a checkpoint leaves out (the
+    RoPE frequencies) count too.
     """
     digest = hashlib.sha256()
-    for name, tensor in sorted([*network.named_parameters(), *network.named_buffers()], key=lambda named: named[0]):
+    for name, tensor in sorted(
+        [*network.named_parameters(), *network.named_buffers()], key=lambda named: named[0]
+    ):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         table = tensor.reshape(1, -1) if tensor.ndim < 2 else tensor.flatten(1)  # (row, column)
         for dim in (0, 1):

@@ -1,7 +1,8 @@
 """What is kept of attention while it streams by: one small array per head instead of the matrix.
 
-A reduction sees a layer's attention as :class:`Block` after block of query rows, adds each to its state, and at the
-end of the layer gives an array (batch, head, *own axis*). New ones are a subclass and :func:`register_reduction`.
+A reduction sees a layer's attention as :class:`Block` after block of query rows, adds each to its state, and
+at the end of the layer gives an array (batch, head, *own axis*). New ones are a subclass and
+:func:`register_reduction`.
 """
 
 from dataclasses import dataclass, field
@@ -18,7 +19,8 @@ from nbhelpers.protocol import PAPER
 class Layout:
     """The shape of the attention of one layer for one batch.
 
-    `last_query` holds, per batch entry, the index of its last query that is not padding; `n_real` how many there are.
+    `last_query` holds, per batch entry, the index of its last query that is not padding; `n_real` how many
+    there are.
     """
 
     batch: int
@@ -80,7 +82,8 @@ class Block:
         """Positional entropy of each row in nats, (batch, head, row) (eq. 6)."""
         if self.scores is None:
             return -torch.xlogy(self.attn, self.attn).sum(-1)
-        # log p = s - log Z, so H = log Z - sum(p s): no logarithm per entry. log Z is read off the largest entry.
+        # log p = s - log Z, so H = log Z - sum(p s): no logarithm per entry. log Z is read off the largest
+        # entry.
         log_z = self.scores.amax(-1) - self.attn.amax(-1).log()  # (batch, head, row)
         return log_z - torch.linalg.vecdot(self.attn, self.scores)
 
@@ -179,7 +182,8 @@ class LagProfile(Reduction):
     def coordinates(self, layout):
         if layout.n_queries != layout.n_keys:
             raise ValueError(
-                f"{self.name} needs queries and keys of one sequence; this attention has {layout.n_queries} queries "
+                f"{self.name} needs queries and keys of one sequence; this attention has {layout.n_queries} "
+                f"queries "
                 f"and {layout.n_keys} keys (cross-attention). Ask for key_profile or last_query."
             )
         return list(range(0 if layout.causal else 1 - layout.n_keys, layout.n_keys))
@@ -191,13 +195,16 @@ class LagProfile(Reduction):
     def update(self, state, block, layout):
         batch, heads, rows, keys = block.attn.shape
         attn = block.attn if block.weight is None else block.attn * block.weight[:, None, :, None]
-        # Row a has its diagonal at key start + a. In memory with a row stride of width + 1 all diagonals line up:
-        # column c of the view is key − query = c − (start + rows − 1), zeros standing where no such key exists.
+        # Row a has its diagonal at key start + a. In memory with a row stride of width + 1 all diagonals line
+        # up: column c of the view is key − query = c − (start + rows − 1), zeros standing where no such key
+        # exists.
         width = keys + 2 * (rows - 1) if not layout.causal else keys + rows - 1
         buffer = attn.new_zeros(batch, heads, rows, width)  # (batch, head, row, pad + key [+ pad])
         buffer[..., rows - 1 : rows - 1 + keys] = attn
         span = width - rows + 1  # columns that stay inside a row for every a
-        view = buffer.as_strided((batch, heads, rows, span), (heads * rows * width, rows * width, width + 1, 1))
+        view = buffer.as_strided(
+            (batch, heads, rows, span), (heads * rows * width, rows * width, width + 1, 1)
+        )
         first = layout.n_keys - 1 - (block.start + rows - 1)  # state index of column 0
         if layout.causal:
             span = min(span, state.shape[-1] - first)
@@ -228,7 +235,8 @@ class LocalMass(LagProfile):
         lags = super().finish(state, layout)  # (batch, head, lag)
         centre = 0 if layout.causal else layout.n_keys - 1
         reach = [
-            lags[..., max(0, centre - distance) : centre + distance + 1].sum(-1) for distance in self.coordinates(layout)
+            lags[..., max(0, centre - distance) : centre + distance + 1].sum(-1)
+            for distance in self.coordinates(layout)
         ]
         return torch.stack(reach, -1)
 
@@ -297,7 +305,8 @@ class RowPsd(RowReduction):
 
 @register_reduction
 class RowMetrics(RowReduction):
-    """Means over the real rows of the metrics of each row: eqs. 2, 3, 5, 6, 7 and the correlation of eqs. 8 and 9.
+    """Means over the real rows of the metrics of each row: eqs. 2, 3, 5, 6, 7 and the correlation of eqs. 8
+    and 9.
 
     Spectral metrics leave out rows without any power (under a Hann window, a row that sees only key 0).
     """
@@ -352,7 +361,11 @@ class RowMetrics(RowReduction):
         count, x, y, xx, yy, xy = state["moments"].unbind(-1)  # (batch, head) each
         correlation = (count * xy - x * y) / ((count * xx - x * x) * (count * yy - y * y)).sqrt()
         n_real = layout.n_real[:, None, None]
-        means = [state["spectral"] / count[..., None], state["entropy"][..., None] / n_real, state["wavelet"] / n_real]
+        means = [
+            state["spectral"] / count[..., None],
+            state["entropy"][..., None] / n_real,
+            state["wavelet"] / n_real,
+        ]
         return torch.cat([*means, correlation[..., None]], -1).float()
 
 

@@ -1,8 +1,9 @@
-"""The spectra, wavelet and entropy metrics of very many attention rows at once, without needless passes over memory.
+"""The spectra, wavelet and entropy metrics of very many attention rows at once, without needless passes over
+memory.
 
-The definitions are those of :mod:`~nbhelpers.kernels.spectra` and :mod:`~nbhelpers.kernels.wavelets`, which the tests
-hold this module to. Two facts make it fast: a causal row is zero beyond its query, and the metrics need sums over a
-row, not the normalised row itself.
+The definitions are those of :mod:`~nbhelpers.kernels.spectra` and :mod:`~nbhelpers.kernels.wavelets`, which
+the tests hold this module to. Two facts make it fast: a causal row is zero beyond its query, and the metrics
+need sums over a row, not the normalised row itself.
 """
 
 from functools import lru_cache
@@ -67,7 +68,8 @@ def _window(name, length, dtype, device):
 
 
 def band_counts(frequency, edges):
-    """Return how many bins of a spectrum lie in each band, and the order that sorts bins into bands (or None).
+    """Return how many bins of a spectrum lie in each band, and the order that sorts bins into bands (or
+    None).
 
     Parameters
     ----------
@@ -126,7 +128,8 @@ def row_wavelet_entropies(rows, length, *, wavelet, mode, level, base=None):
     Returns
     -------
     torch.Tensor, shape (..., level)
-        In the order of :func:`~nbhelpers.kernels.wavelets.dwt`: approximation, then details from coarse to fine.
+        In the order of :func:`~nbhelpers.kernels.wavelets.dwt`: approximation, then details from coarse to
+        fine.
     """
     filters = pywt.Wavelet(wavelet)
     if mode == "periodization" or rows.shape[-1] < filters.dec_len:
@@ -141,8 +144,8 @@ def row_wavelet_entropies(rows, length, *, wavelet, mode, level, base=None):
 def _level_entropies(rows, length, filters, mode, level):
     """Yield −Σ w² log w² of each level (row,), finest detail first, the approximation last.
 
-    Samples are the first axis and rows the second, so that every tap of the filters is a sum over contiguous memory.
-    Each level keeps its non-zero head and the length `full` it would have with the zeros behind it.
+    Samples are the first axis and rows the second, so that every tap of the filters is a sum over contiguous
+    memory. Each level keeps its non-zero head and the length `full` it would have with the zeros behind it.
     """
     margin = filters.dec_len - 2
     n, full = rows.shape[-1], length
@@ -152,7 +155,9 @@ def _level_entropies(rows, length, filters, mode, level):
         ends_inside = n + filters.dec_len <= full
         count = ((n if ends_inside else full) + filters.dec_len - 1) // 2
         extended = _fill_margins(extended, margin, n, full, 2 * count, mode)
-        taps = [extended[tap : tap + 2 * count - 1 : 2] for tap in range(filters.dec_len)]  # (coefficient, row)
+        taps = [
+            extended[tap : tap + 2 * count - 1 : 2] for tap in range(filters.dec_len)
+        ]  # (coefficient, row)
         yield _energy_entropy(_weighted_sum(taps, filters.dec_hi[::-1]))
         following = rows.new_empty(margin + count + filters.dec_len, len(rows))
         _weighted_sum(taps, filters.dec_lo[::-1], out=following[margin : margin + count])

@@ -1,7 +1,9 @@
-"""Measure capture against the ways one would otherwise do it: time over a plain forward pass, and peak memory.
+"""Measure capture against the ways one would otherwise do it: time over a plain forward pass, and peak
+memory.
 
-Every variant lives in a process of its own that has loaded the model; they are called in turn, round after round, so
-that a machine whose speed drifts slows all alike. Ratios are taken over the plain forward pass of the same round.
+Every variant lives in a process of its own that has loaded the model; they are called in turn, round after
+round, so that a machine whose speed drifts slows all alike. Ratios are taken over the plain forward pass of
+the same round.
 
     python -m nbhelpers.lab.bench --out build/bench
 """
@@ -19,7 +21,8 @@ import time
 from pathlib import Path
 
 FLOOR = "plain forward pass (SDPA)"
-# The settings that keep glibc from returning large blocks to the system after every use, page fault by page fault.
+# The settings that keep glibc from returning large blocks to the system after every use, page fault by page
+# fault.
 TUNED = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000"}
 SLOW_SECONDS = 30.0  # a variant slower than this at one length is measured in fewer rounds there
 
@@ -84,7 +87,8 @@ EAGER = {"output_attentions only", *(name for name in VARIANTS if "row" in name 
 
 
 def _row_by_numpy(rows):
-    """PSD, bands, selectivity, both entropies and db2 entropies of rows along the last axis, as eqs. 1-7 read."""
+    """PSD, bands, selectivity, both entropies and db2 entropies of rows along the last axis, as eqs. 1-7
+    read."""
     import numpy as np
     import pywt
 
@@ -101,7 +105,8 @@ def _row_by_numpy(rows):
 
 
 def serve(variant, model_name, device, dtype, threads):
-    """Load the model, then run the variant once for each length read from standard input; answer in JSON lines."""
+    """Load the model, then run the variant once for each length read from standard input; answer in JSON
+    lines."""
     import torch
 
     from nbhelpers import load_model, load_text
@@ -186,7 +191,15 @@ class _Worker:
     """A process that serves one variant."""
 
     def __init__(self, variant, arguments):
-        command = [sys.executable, "-m", "nbhelpers.lab.bench", "--serve", variant, "--model", arguments.model]
+        command = [
+            sys.executable,
+            "-m",
+            "nbhelpers.lab.bench",
+            "--serve",
+            variant,
+            "--model",
+            arguments.model,
+        ]
         command += ["--device", arguments.device, "--threads", str(arguments.threads)]
         command += ["--dtype", arguments.dtype] if arguments.dtype else []
         environment = os.environ | (TUNED if arguments.malloc == "tuned" else {}) | {"TQDM_DISABLE": "1"}
@@ -203,7 +216,9 @@ class _Worker:
     def _answer(self):
         line = self.process.stdout.readline()
         if not line:
-            raise RuntimeError(f"a worker died (exit status {self.process.wait()}); its own message stands above")
+            raise RuntimeError(
+                f"a worker died (exit status {self.process.wait()}); its own message stands above"
+            )
         return json.loads(line)
 
     def close(self):
@@ -212,14 +227,18 @@ class _Worker:
 
 
 def measure(arguments):
-    """Return one row per variant, length and round: seconds, peak memory, ratio over the floor of the round."""
+    """Return one row per variant, length and round: seconds, peak memory, ratio over the floor of the
+    round."""
     import pandas as pd
 
     only = arguments.only or [""]
     names = [name for name in VARIANTS if name == FLOOR or any(part in name for part in only)]
     workers = {name: _Worker(name, arguments) for name in names}
     machine = workers[FLOOR].machine
-    print(f"{arguments.model}, {arguments.dtype or 'default dtype'}, {arguments.malloc} malloc, {machine}", flush=True)
+    print(
+        f"{arguments.model}, {arguments.dtype or 'default dtype'}, {arguments.malloc} malloc, {machine}",
+        flush=True,
+    )
     rows, slow, began = [], set(), time.perf_counter()
     for length in arguments.lengths:
         for turn in range(arguments.rounds + 1):
@@ -233,14 +252,19 @@ def measure(arguments):
         print(f"  T = {length} done after {time.perf_counter() - began:.0f} s", flush=True)
     for worker in workers.values():
         worker.close()
-    frame = pd.DataFrame(rows).astype({"seconds": float, "peak_mb": float})  # None, out of memory, becomes NaN
+    frame = pd.DataFrame(rows).astype(
+        {"seconds": float, "peak_mb": float}
+    )  # None, out of memory, becomes NaN
     floor = frame[frame.variant == FLOOR].set_index(["length", "round"]).seconds
-    frame["ratio"] = frame.seconds / floor.reindex(pd.MultiIndex.from_frame(frame[["length", "round"]])).to_numpy()
+    frame["ratio"] = (
+        frame.seconds / floor.reindex(pd.MultiIndex.from_frame(frame[["length", "round"]])).to_numpy()
+    )
     return frame.assign(machine=machine, malloc=arguments.malloc, dtype=arguments.dtype or "default")
 
 
 def summarise(frame):
-    """Return per variant and length: minimum and median seconds, median ratio, ratio of minima, peak MB, rounds."""
+    """Return per variant and length: minimum and median seconds, median ratio, ratio of minima, peak MB,
+    rounds."""
     grouped = frame.groupby(["variant", "length"], sort=False)
     table = grouped.agg(
         seconds_min=("seconds", "min"),
@@ -278,7 +302,9 @@ def draw(table, path):
 
 def main(argv=None):
     """Measure, print the table, and write it as CSV and as a figure."""
-    parser = argparse.ArgumentParser(prog="python -m nbhelpers.lab.bench", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m nbhelpers.lab.bench", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype")
@@ -286,7 +312,9 @@ def main(argv=None):
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count()))
     parser.add_argument("--malloc", choices=["stock", "tuned"], default="stock")
-    parser.add_argument("--only", nargs="+", help="measure only variants whose name holds one of these, and the floor")
+    parser.add_argument(
+        "--only", nargs="+", help="measure only variants whose name holds one of these, and the floor"
+    )
     parser.add_argument("--out", type=Path, default=Path("build/bench"))
     parser.add_argument("--serve", choices=VARIANTS, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
@@ -299,7 +327,10 @@ def main(argv=None):
     arguments.out.mkdir(parents=True, exist_ok=True)
     table.to_csv(arguments.out / f"{name}.csv", index=False)
     draw(table, arguments.out / f"{name}.png")
-    for column, title in [("ratio_of_minima", "time over the plain forward pass"), ("peak_mb", "peak MB beyond the model")]:
+    for column, title in [
+        ("ratio_of_minima", "time over the plain forward pass"),
+        ("peak_mb", "peak MB beyond the model"),
+    ]:
         wide = table.pivot(index="variant", columns="length", values=column).reindex(table.variant.unique())
         print(f"\n{title}\n{wide.round(2).to_string()}")
 

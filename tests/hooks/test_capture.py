@@ -217,7 +217,7 @@ def test_smollm2_equals_eager(smollm2, smollm2_text):
 
 
 def test_smollm2_on_sdpa_differs_from_eager_by_the_rounding_of_the_model(smollm2, smollm2_text):
-    # SDPA rounds the hidden states of 30 layers elsewhere: a single row drifts by 2e-6, a mean over rows by less.
+    # SDPA rounds the hidden states of 30 layers elsewhere: one row drifts by 2e-6, a mean by less.
     ids, attn = smollm2_text
     got = run(smollm2, ids, ["key_profile", "last_query", "lag_profile"])
     allowed = {"key_profile": 1e-6, "lag_profile": 1e-6, "last_query": 5e-6}
@@ -349,7 +349,7 @@ import resource, psutil, torch
 import transformers as hf
 from nbhelpers.hooks.capture import capture
 torch.set_num_threads(1)
-sizes = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=4)
+sizes = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4)
 special = dict(pad_token_id=0, bos_token_id=1, eos_token_id=2)
 config = hf.LlamaConfig(**sizes, **special, vocab_size=64, max_position_embeddings=4096)
 model = hf.LlamaForCausalLM(config).eval()
@@ -553,7 +553,7 @@ def test_the_cache_knows_other_questions(tmp_path, llama):
 def test_the_cache_refuses_a_model_with_hooks(tmp_path, llama):
     handle = llama.model.layers[0].register_forward_hook(lambda module, args, output: output)
     try:
-        with pytest.raises(ValueError, match="forward hooks.*without cache="):
+        with pytest.raises(ValueError, match=r"forward hooks.*without cache="):
             run(llama, make_tokens(8), cache=tmp_path)
         run(llama, make_tokens(8))  # without a cache hooks are welcome
     finally:

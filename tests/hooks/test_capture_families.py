@@ -9,7 +9,13 @@ from nbhelpers.hooks.capture import capture
 from nbhelpers.hooks.families import family_of, kind_of
 from nbhelpers.hooks.reductions import Reduction, resolve
 
-SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 64, "pad_token_id": 0}
+SMALL = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 64,
+    "pad_token_id": 0,
+}
 GROUPED = SMALL | {"num_key_value_heads": 2, "intermediate_size": 48, "max_position_embeddings": 256}
 PLAIN = SMALL | {"intermediate_size": 48, "max_position_embeddings": 256}
 
@@ -18,7 +24,9 @@ FAMILIES = {
     "llama": (hf.LlamaConfig(**GROUPED), hf.LlamaForCausalLM),
     "gpt_neox": (hf.GPTNeoXConfig(**PLAIN, rotary_pct=0.25), hf.GPTNeoXForCausalLM),
     "gemma2": (
-        hf.Gemma2Config(**GROUPED, head_dim=8, query_pre_attn_scalar=8, sliding_window=6, attn_logit_softcapping=5.0),
+        hf.Gemma2Config(
+            **GROUPED, head_dim=8, query_pre_attn_scalar=8, sliding_window=6, attn_logit_softcapping=5.0
+        ),
         hf.Gemma2ForCausalLM,
     ),
     "qwen2": (hf.Qwen2Config(**GROUPED), hf.Qwen2ForCausalLM),
@@ -26,7 +34,10 @@ FAMILIES = {
     "phi": (hf.PhiConfig(**GROUPED), hf.PhiForCausalLM),
     "olmo2": (hf.Olmo2Config(**GROUPED), hf.Olmo2ForCausalLM),
     "smollm3": (hf.SmolLM3Config(**GROUPED, no_rope_layers=[1, 0]), hf.SmolLM3ForCausalLM),
-    "gpt2": (hf.GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=64, n_positions=256), hf.GPT2LMHeadModel),
+    "gpt2": (
+        hf.GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=64, n_positions=256),
+        hf.GPT2LMHeadModel,
+    ),
     "opt": (
         hf.OPTConfig(**SMALL, ffn_dim=48, max_position_embeddings=256, word_embed_proj_dim=32),
         hf.OPTForCausalLM,
@@ -38,7 +49,10 @@ FAMILIES = {
     "bert": (hf.BertConfig(**PLAIN), hf.BertForMaskedLM),
     "modernbert": (hf.ModernBertConfig(**PLAIN, local_attention=12), hf.ModernBertForMaskedLM),
     "bloom": (hf.BloomConfig(hidden_size=32, n_layer=2, n_head=4, vocab_size=64), hf.BloomForCausalLM),
-    "mpt": (hf.MptConfig(d_model=32, n_layers=2, n_heads=4, vocab_size=64, max_seq_len=256), hf.MptForCausalLM),
+    "mpt": (
+        hf.MptConfig(d_model=32, n_layers=2, n_heads=4, vocab_size=64, max_seq_len=256),
+        hf.MptForCausalLM,
+    ),
     "gptj": (
         hf.GPTJConfig(n_embd=32, n_layer=2, n_head=4, vocab_size=64, n_positions=256, rotary_dim=4),
         hf.GPTJForCausalLM,
@@ -60,13 +74,26 @@ FAMILIES = {
         hf.CodeGenConfig(n_embd=32, n_layer=2, n_head=4, vocab_size=64, n_positions=256, rotary_dim=4),
         hf.CodeGenForCausalLM,
     ),
-    "deberta": (hf.DebertaConfig(**PLAIN, relative_attention=True, pos_att_type=["c2p", "p2c"]), hf.DebertaForMaskedLM),
-    "deberta-v2": (hf.DebertaV2Config(**PLAIN, relative_attention=True, pos_att_type=["c2p"]), hf.DebertaV2ForMaskedLM),
+    "deberta": (
+        hf.DebertaConfig(**PLAIN, relative_attention=True, pos_att_type=["c2p", "p2c"]),
+        hf.DebertaForMaskedLM,
+    ),
+    "deberta-v2": (
+        hf.DebertaV2Config(**PLAIN, relative_attention=True, pos_att_type=["c2p"]),
+        hf.DebertaV2ForMaskedLM,
+    ),
 }
 LENGTHS = [1, 2, 7, 8, 9, 64, 130]
 STREAMS = {
     "t5": hf.T5Config(
-        d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, vocab_size=64, decoder_start_token_id=0, pad_token_id=0
+        d_model=32,
+        d_kv=8,
+        d_ff=48,
+        num_layers=2,
+        num_heads=4,
+        vocab_size=64,
+        decoder_start_token_id=0,
+        pad_token_id=0,
     ),
     "bart": hf.BartConfig(
         d_model=32,
@@ -127,7 +154,9 @@ def models():
 def eager_attentions(model, **inputs):
     """Attention (batch, layer, head, query, key) by the model's own eager path, the oracle."""
     implementation = model.config._attn_implementation
-    model.config._attn_implementation = "eager"  # the setter reaches Falcon too, which set_attn_implementation does not
+    model.config._attn_implementation = (
+        "eager"  # the setter reaches Falcon too, which set_attn_implementation does not
+    )
     with torch.inference_mode():
         attentions = model(**inputs, output_attentions=True).attentions
     model.config._attn_implementation = implementation
@@ -195,7 +224,9 @@ def test_logits_and_model_are_unchanged(models, family):
             during = model(input_ids=ids, **extra).logits
         after = model(input_ids=ids).logits
     mass = recorder.profiles(family_).key_profile.sum(-1)
-    assert mass.allclose(torch.tensor(1.0)) or (family == "gpt_oss" and bool((mass < 1).all()))  # sinks take a share
+    assert mass.allclose(torch.tensor(1.0)) or (
+        family == "gpt_oss" and bool((mass < 1).all())
+    )  # sinks take a share
     assert torch.equal(before, after)
     if family == "falcon":  # gives probabilities only off its SDPA path: equal to rounding
         assert (during - before).abs().max() <= 1e-5 * before.abs().max()
@@ -221,9 +252,18 @@ def test_three_streams(family, stream):
     with torch.inference_mode():
         out = model(input_ids=ids, attention_mask=mask, decoder_input_ids=decoder_ids, output_attentions=True)
     model.set_attn_implementation("sdpa")
-    expected = torch.stack(getattr(out, "cross_attentions" if stream == "cross" else f"{stream}_attentions"), 1)
+    expected = torch.stack(
+        getattr(out, "cross_attentions" if stream == "cross" else f"{stream}_attentions"), 1
+    )
     profiles = capture(
-        model, ids, [Whole()], attention_mask=mask, decoder_ids=decoder_ids, stream=stream, chunk=4, progress=False
+        model,
+        ids,
+        [Whole()],
+        attention_mask=mask,
+        decoder_ids=decoder_ids,
+        stream=stream,
+        chunk=4,
+        progress=False,
     )
     got = profiles.whole.reshape(expected.shape)
     assert_same(got, expected, mask if stream == "encoder" else None)

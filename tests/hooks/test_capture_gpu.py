@@ -9,9 +9,19 @@ from nbhelpers.protocol import PAPER
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: capture on a GPU is not tested here"),
+    pytest.mark.skipif(
+        not torch.cuda.is_available(), reason="no CUDA device: capture on a GPU is not tested here"
+    ),
 ]
-EVERYTHING = ["key_profile", "lag_profile", "last_query", "row_psd", "row_entropy", "local_mass", "row_metrics"]
+EVERYTHING = [
+    "key_profile",
+    "lag_profile",
+    "last_query",
+    "row_psd",
+    "row_entropy",
+    "local_mass",
+    "row_metrics",
+]
 
 
 @pytest.fixture(scope="module")

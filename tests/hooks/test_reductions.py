@@ -1,5 +1,7 @@
 """Every reduction against a slow loop in float64 over the model's own eager attention."""
 
+import itertools
+
 import numpy as np
 import pytest
 import pywt
@@ -206,8 +208,7 @@ def slow_row_metrics(a, real, protocol):
         if power.sum() > 0:
             share = power / power.sum()
             bands = [
-                share[(frequency >= lo) & (frequency < hi)].sum()
-                for lo, hi in zip(limits, limits[1:], strict=False)
+                share[(frequency >= lo) & (frequency < hi)].sum() for lo, hi in itertools.pairwise(limits)
             ]
             rest = np.delete(share, share.argmax()).sum()
             spectral.append([entropy(share) / base, share.max() / rest, *bands, entropy(signal) / base])

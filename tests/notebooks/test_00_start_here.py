@@ -1,4 +1,4 @@
-"""What 00_start_here records at smoke size: nulls against numpy and pywt, the model against its past values."""
+"""What 00_start_here records at smoke size: nulls against numpy and pywt, the model against past values."""
 
 import numpy as np
 import pytest
