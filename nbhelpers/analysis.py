@@ -60,9 +60,8 @@ class Signals:
         if level < 1:
             raise ValueError(
                 f"The shortest variant has {chosen.shape[-1]} tokens, too few for one level of "
-                f"{self.protocol.wavelet}; "
-                f"use longer sequences (these have {self.signal.shape[-1]}) or other factors than "
-                f"{self.protocol.factors}."
+                f"{self.protocol.wavelet}; use longer sequences (these have {self.signal.shape[-1]}) or "
+                f"other factors than {self.protocol.factors}."
             )
         return level
 
@@ -152,14 +151,12 @@ def analyze(model, token_ids, protocol=PAPER, *, corpus=None, seed=0, **options)
     if protocol.signal in ("rows", "flattened") and protocol.order == "mean then metric":
         raise ValueError(
             f"signal={protocol.signal!r} is measured while attention streams by, so order='mean then metric' "
-            f"cannot be had; "
-            f"use order='metric then mean', or one of the signals {', '.join(SIGNALS)}."
+            f"cannot be had; use order='metric then mean', or one of the signals {', '.join(SIGNALS)}."
         )
     if protocol.signal == "lag_profile" and protocol.sink != "keep":
         raise ValueError(
             f"signal='lag_profile' has lags, not keys, so sink={protocol.sink!r} cannot drop key 0 from it; "
-            f"use sink='keep', or "
-            "one of the signals key_profile, last_query, rows, flattened."
+            "use sink='keep', or one of the signals key_profile, last_query, rows, flattened."
         )
     token_ids = torch.as_tensor(token_ids)
     local = LocalMass((protocol.local_distance,))

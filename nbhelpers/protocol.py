@@ -137,8 +137,7 @@ class Protocol:
         if self.wavelet not in pywt.wavelist(kind="discrete"):
             raise ValueError(
                 f"Protocol.wavelet is {self.wavelet!r}; it must be a discrete wavelet of PyWavelets, such as "
-                f"'haar', 'db2', "
-                "'db4', 'sym4' or 'coif1' (pywt.wavelist(kind='discrete') lists them)."
+                "'haar', 'db2', 'db4', 'sym4' or 'coif1' (pywt.wavelist(kind='discrete') lists them)."
             )
         self._settle_types()
         if list(self.edges) != sorted(set(self.edges)) or not all(0 < edge < 1 for edge in self.edges):

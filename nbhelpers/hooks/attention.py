@@ -117,9 +117,9 @@ class Recorder:
         if self.layout is None:
             raise RuntimeError(
                 f"{family.model_type}: no attention was seen in the {self.stream!r} stream through the "
-                f"{family.route!r} "
-                f"route ({self.n_calls} calls). If the family computes attention outside transformers' "
-                "AttentionInterface, register it: register_family(Family(..., route='module'), replace=True)."
+                f"{family.route!r} route ({self.n_calls} calls). If it computes attention outside "
+                "transformers' AttentionInterface, register it: register_family(Family(..., "
+                "route='module'), replace=True)."
             )
         self._check()
         axes, coordinates = {}, {}
@@ -140,8 +140,8 @@ class Recorder:
             raise ValueError(
                 f"The attention of layers {bad} is not a distribution: its row sums miss 1 by up to "
                 f"{errors[bad].max().item():.3g} (allowed {self.tolerance:g}). NaN or infinity in the "
-                f"weights, or overflow in "
-                "half precision, are the usual causes; try dtype='float32' or 'bfloat16'."
+                "weights, or overflow in half precision, are the usual causes; try dtype='float32' or "
+                "'bfloat16'."
             )
 
     def _rows(self, layout):
@@ -150,8 +150,7 @@ class Recorder:
     def _layout(self, batch, n_heads, n_queries, n_keys, device):
         if self.layout is not None and self.layout.n_heads != n_heads:
             raise NotImplementedError(
-                f"Layers with {self.layout.n_heads} and {n_heads} heads in one model; profiles need equal "
-                f"layers."
+                f"Layers of one model have {self.layout.n_heads} and {n_heads} heads; profiles need equal ones."
             )
         if self.layout is None:
             mask = self.attention_mask if self.stream != "cross" else None

@@ -51,8 +51,7 @@ class Plan:
         return (
             f"{self.n_sequences} sequences of {self.length} tokens, {self.batch_size} at a time, blocks of "
             f"{self.chunk} query rows ({self.block_bytes / 2**20:.1f} MB); about "
-            f"{self.working_bytes / 2**20:.0f} MB "
-            "beyond the model's weights"
+            f"{self.working_bytes / 2**20:.0f} MB beyond the model's weights"
         )
 
 
@@ -223,8 +222,8 @@ def _checked_input(network, token_ids, attention_mask):
     if description.max_positions is not None and ids.shape[1] > description.max_positions:
         raise ValueError(
             f"The sequences have {ids.shape[1]} tokens but {description.name} has "
-            f"{description.max_positions} "
-            f"positions; ask for sequences of at most {description.max_positions} tokens."
+            f"{description.max_positions} positions; ask for sequences of at most "
+            f"{description.max_positions} tokens."
         )
     _check_vocabulary(network, ids, "token_ids")
     return ids.cpu(), None if attention_mask is None else _checked_mask(attention_mask, ids)
@@ -235,8 +234,7 @@ def _check_vocabulary(network, ids, name):
     if ids.min() < 0 or ids.max() >= n_words:
         raise ValueError(
             f"{name} run from {int(ids.min())} to {int(ids.max())} but the model knows 0 to {n_words - 1}; "
-            f"were they "
-            "made with another model's tokenizer?"
+            "were they made with another model's tokenizer?"
         )
 
 

@@ -183,8 +183,7 @@ class LagProfile(Reduction):
         if layout.n_queries != layout.n_keys:
             raise ValueError(
                 f"{self.name} needs queries and keys of one sequence; this attention has {layout.n_queries} "
-                f"queries "
-                f"and {layout.n_keys} keys (cross-attention). Ask for key_profile or last_query."
+                f"queries and {layout.n_keys} keys (cross-attention). Ask for key_profile or last_query."
             )
         return list(range(0 if layout.causal else 1 - layout.n_keys, layout.n_keys))
 

@@ -147,38 +147,34 @@ def _level_entropies(rows, length, filters, mode, level):
     Samples are the first axis and rows the second, so that every tap of the filters is a sum over contiguous
     memory. Each level keeps its non-zero head and the length `full` it would have with the zeros behind it.
     """
-    margin = filters.dec_len - 2
+    n_taps, margin = filters.dec_len, filters.dec_len - 2
     n, full = rows.shape[-1], length
-    extended = rows.new_empty(margin + n + filters.dec_len, len(rows))  # (before + sample + after, row)
-    extended[margin : margin + n] = rows.T
+    samples = rows.new_empty(margin + n + 2 * n_taps, len(rows))  # (before + sample + after, row)
+    samples[margin : margin + n] = rows.T
     for _ in range(level):
-        ends_inside = n + filters.dec_len <= full
-        count = ((n if ends_inside else full) + filters.dec_len - 1) // 2
-        extended = _fill_margins(extended, margin, n, full, 2 * count, mode)
-        taps = [
-            extended[tap : tap + 2 * count - 1 : 2] for tap in range(filters.dec_len)
-        ]  # (coefficient, row)
+        at_end = n + n_taps > full  # the boundary rule meets samples that may differ from zero
+        count = ((full if at_end else n) + n_taps - 1) // 2
+        _fill_margins(samples, margin, n, full if at_end else None, 2 * count, mode)
+        taps = [samples[tap : tap + 2 * count - 1 : 2] for tap in range(n_taps)]  # (coefficient, row) each
         yield _energy_entropy(_weighted_sum(taps, filters.dec_hi[::-1]))
-        following = rows.new_empty(margin + count + filters.dec_len, len(rows))
-        _weighted_sum(taps, filters.dec_lo[::-1], out=following[margin : margin + count])
-        extended, n, full = following, count, (full + filters.dec_len - 1) // 2
-    yield _energy_entropy(extended[margin : margin + n].clone())
+        coarser = rows.new_empty(margin + count + 2 * n_taps, len(rows))
+        _weighted_sum(taps, filters.dec_lo[::-1], out=coarser[margin : margin + count])
+        samples, n, full = coarser, count, (full + n_taps - 1) // 2
+    yield _energy_entropy(samples[margin : margin + n])
 
 
-def _fill_margins(extended, margin, n, full, reach, mode):
-    """Fill what lies before and after the n samples that start at `margin`, up to sample `reach`."""
-    ends = n + margin + 2 > full  # the boundary rule meets samples that may differ from zero
-    tail = max(reach, full if ends else 0)
-    if len(extended) < margin + tail:
-        extended = torch.cat([extended, extended.new_empty(margin + tail - len(extended), extended.shape[1])])
-    extended[margin + n :] = 0
-    extended[:margin] = 0
+def _fill_margins(samples, margin, n, full, reach, mode):
+    """Fill what lies before and after the n samples that start at `margin`, up to sample `reach`.
+
+    `full` is the length at which the signal ends, None where only zeros are within reach of the filters.
+    """
+    samples[:margin] = 0
+    samples[margin + n :] = 0
     if mode == "symmetric":
-        extended[:margin] = extended[margin : 2 * margin].flip(0)
-        if ends:
-            after = reach - full
-            extended[margin + full : margin + reach] = extended[margin + full - after : margin + full].flip(0)
-    return extended
+        samples[:margin] = samples[margin : 2 * margin].flip(0)
+        if full is not None:
+            end, after = margin + full, reach - full
+            samples[end : end + after] = samples[end - after : end].flip(0)
 
 
 def _weighted_sum(terms, weights, out=None):
