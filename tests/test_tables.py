@@ -45,7 +45,7 @@ def test_values_are_in_order_whatever_the_order_of_rows(values):
     for name, array in values.items():
         assert np.array_equal(table.values(name), array)
         assert np.array_equal(shuffled.values(name), array)
-    assert repr(table) == "HeadTable(tiny: 6 sequences, 12 heads, ['entropy', 'band'])"
+    assert repr(table) == "HeadTable(tiny: 6 sequences, 12 heads; entropy, band)"
 
 
 def test_an_unknown_metric_is_named(values):

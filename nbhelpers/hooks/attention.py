@@ -19,6 +19,8 @@ from nbhelpers.profiles import Profiles
 from .families import n_kv_heads_of
 from .reductions import Block, Layout
 
+HALF = (torch.float16, torch.bfloat16)
+HALF_TOLERANCE = 1e-2  # by which a row of half-precision probabilities may miss a sum of 1
 OUTER_AXES = ("sequence", "layer", "head")
 RECORDER = ContextVar("nbhelpers_recorder")
 MASKED = -1e30  # finite, so that 0 times a masked score is 0 and not NaN; exp of it is exactly 0
@@ -72,7 +74,7 @@ class Recorder:
         self.n_calls = 0
         self.n_kv_heads = n_kv_heads_of(model.config.get_text_config())
         self.errors = []  # per layer, by how much rows miss a sum of 1; NaN where something is not finite
-        self.tolerance = 1e-2 if model.dtype in (torch.float16, torch.bfloat16) else 1e-3
+        self.tolerance = 1e-3
         self._names = {module: name for name, module in model.named_modules()}
         self._is_encoder_decoder = bool(getattr(model.config, "is_encoder_decoder", False))
         self._implementation = model.config._attn_implementation
@@ -103,14 +105,16 @@ class Recorder:
     def observe_probabilities(self, attn):
         """Reduce the probabilities (batch, head, query, key) that a module gave."""
         layout = self._layout(*attn.shape, attn.device)
+        if attn.dtype in HALF or torch.is_autocast_enabled(attn.device.type):
+            self.tolerance = HALF_TOLERANCE
         off = (attn.sum(-1, dtype=torch.float32) - 1).abs()  # (batch, head, query)
         real = True if self.attention_mask is None else self.attention_mask[:, None].bool()
         self.errors.append(torch.where(torch.as_tensor(real, device=off.device), off, 0.0).max())
-        rows = self._rows(layout)
-        parts = (
-            (start, attn[:, :, start : start + rows].float()) for start in range(0, layout.n_queries, rows)
-        )
-        self._reduce(layout, ((start, None, part) for start, part in parts))
+        starts, rows = range(0, layout.n_queries, self._rows(layout)), self._rows(layout)
+        with torch.autocast(attn.device.type, enabled=False):
+            self._reduce(
+                layout, ((start, None, attn[:, :, start : start + rows].float()) for start in starts)
+            )
 
     def profiles(self, family):
         """Return the Profiles of the forward pass, or say why there are none."""
@@ -150,7 +154,7 @@ class Recorder:
     def _layout(self, batch, n_heads, n_queries, n_keys, device):
         if self.layout is not None and self.layout.n_heads != n_heads:
             raise NotImplementedError(
-                f"Layers of one model have {self.layout.n_heads} and {n_heads} heads; profiles need equal ones."
+                f"Layers have {self.layout.n_heads} and {n_heads} heads; profiles need equal numbers."
             )
         if self.layout is None:
             mask = self.attention_mask if self.stream != "cross" else None
@@ -206,7 +210,9 @@ def score_blocks(module, query, key, mask, rows, *, is_causal=None, scaling=None
         scores = torch.bmm(queries.reshape(batch * n_kv, -1, head_dim), keys[:, :, :visible])
         scores = scores.view(batch, n_heads, stop - start, visible)
         scores = _adjust(scores, mask, start, stop, triangular, softcap, options)
-        yield start, scores, _softmax(scores, options.get("s_aux"))
+        sinks = options.get("s_aux")
+        # Beside a sink rows sum to less than 1, and what reductions read off the scores would not hold.
+        yield start, (scores if sinks is None else None), _softmax(scores, sinks)
 
 
 def _adjust(scores, mask, start, stop, triangular, softcap, options):
@@ -263,8 +269,8 @@ def interface_route(model, recorder):
     # Without a mask function of the same name transformers drops padding and sliding windows silently.
     AttentionMaskInterface.register(name, AttentionMaskInterface()[implementation])
     token = RECORDER.set(recorder)
-    model.set_attn_implementation(name)
     try:
+        model.set_attn_implementation(name)
         yield {}
     finally:
         model.set_attn_implementation(implementation)

@@ -10,7 +10,7 @@ from functools import cached_property
 
 import torch
 
-from nbhelpers.kernels import entropy, rows, spectra, wavelets
+from nbhelpers.kernels import rows, spectra, wavelets
 from nbhelpers.kernels.inputs import log_base
 from nbhelpers.protocol import PAPER
 
@@ -46,7 +46,8 @@ class Block:
     attn : torch.Tensor, shape (batch, head, row, key)
         float32 probabilities for the first keys; keys beyond the last column are exactly zero.
     scores : torch.Tensor or None
-        What the softmax was taken of, same shape; None where the model only gives probabilities.
+        What the softmax was taken of, same shape; None where the model only gives probabilities or where rows
+        do not sum to 1 (attention sinks).
     start : int
         Index of the first row among the queries.
     weight : torch.Tensor or None, shape (batch, row)
@@ -108,7 +109,7 @@ class Reduction:
 
     def finish(self, state, layout):
         """Return the array (batch, head, *own axis*)."""
-        return state / layout.n_real[:, None, None]
+        return state / layout.n_real.view(-1, *[1] * (state.ndim - 1))
 
 
 REDUCTIONS = {}
@@ -180,14 +181,14 @@ class LagProfile(Reduction):
     name, axis = "lag_profile", "lag"
 
     def coordinates(self, layout):
+        return list(range(0 if layout.causal else 1 - layout.n_keys, layout.n_keys))
+
+    def start(self, layout):
         if layout.n_queries != layout.n_keys:
             raise ValueError(
                 f"{self.name} needs queries and keys of one sequence; this attention has {layout.n_queries} "
                 f"queries and {layout.n_keys} keys (cross-attention). Ask for key_profile or last_query."
             )
-        return list(range(0 if layout.causal else 1 - layout.n_keys, layout.n_keys))
-
-    def start(self, layout):
         # Index m of the state holds key − query = m − (n − 1): the skewed view below has keys rising.
         return layout.zeros(layout.n_keys if layout.causal else 2 * layout.n_keys - 1)
 
@@ -226,7 +227,6 @@ class LocalMass(LagProfile):
         self.distances = tuple(distances)
 
     def coordinates(self, layout):
-        super().coordinates(layout)
         powers = [2**k for k in range(layout.n_keys.bit_length()) if 2**k < layout.n_keys]
         return sorted({0, *powers, *self.distances})
 
@@ -354,7 +354,8 @@ class RowMetrics(RowReduction):
         """Return the positional entropy of each row under the protocol, (batch, head, row)."""
         if self.protocol.sink == "keep":
             return block.entropies / log_base(self.protocol.log_base)
-        return entropy.positional_entropy(self.signal(block), base=self.protocol.log_base, check=False)
+        signal = self.signal(block)  # the first row may have no key left
+        return -torch.xlogy(signal, signal).sum(-1) / log_base(self.protocol.log_base)
 
     def finish(self, state, layout):
         count, x, y, xx, yy, xy = state["moments"].unbind(-1)  # (batch, head) each
@@ -368,9 +369,10 @@ class RowMetrics(RowReduction):
         return torch.cat([*means, correlation[..., None]], -1).float()
 
 
-@register_reduction
 class MatrixMetrics(Reduction):
-    """Metrics of a whole attention matrix, of which one layer at a time is held.
+    """Metrics of a whole attention matrix, one layer at a time; padded rows count like others.
+
+    Given as an instance, not by name: it needs a function.
 
     Parameters
     ----------

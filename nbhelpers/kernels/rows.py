@@ -103,16 +103,19 @@ def row_spectral_metrics(power, counts, order=None, *, base=None):
         Where there is power.
     """
     power = power if order is None else power[..., order.to(power.device)]
-    bands = torch.stack([part.sum(-1) for part in power.split(counts, -1)], -1)  # (..., band)
+    # Summed in float64, or total - peak would lose the digits of a sharp spectrum.
+    bands = torch.stack(
+        [part.sum(-1, dtype=torch.float64) for part in power.split(counts, -1)], -1
+    )  # (..., band)
     total = bands.sum(-1)  # (...)
     valid = total > 0
     total = torch.where(valid, total, 1.0)
     tiny = torch.finfo(power.dtype).tiny  # 0 log 0 = 0: the logarithm stays finite and its factor is 0
     p_log_p = torch.linalg.vecdot(power, power.clamp_min(tiny).log_())  # (...)
     entropies = (total.log() - p_log_p / total) / log_base(base)
-    peak = power.amax(-1)
+    peak = power.amax(-1).double()
     metrics = torch.cat([torch.stack([entropies, peak / (total - peak)], -1), bands / total[..., None]], -1)
-    return torch.where(valid[..., None], metrics, 0.0), valid
+    return torch.where(valid[..., None], metrics, 0.0).to(power.dtype), valid
 
 
 def row_wavelet_entropies(rows, length, *, wavelet, mode, level, base=None):

@@ -56,7 +56,7 @@ def assembled(blocks):
     expected_start = 0
     for start, scores, part in blocks:
         assert start == expected_start
-        assert scores.shape == part.shape
+        assert scores is None or scores.shape == part.shape
         assert part.dtype == torch.float32
         attn[:, :, start : start + part.shape[2], : part.shape[3]] = part
         expected_start += part.shape[2]
@@ -261,9 +261,6 @@ def test_autocast_does_not_degrade_the_scores():
         assert abs(got[:, layer] - expected).max() < 2e-6
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the tolerance of row sums follows model.dtype, not that of the probabilities"
-)
 def test_autocast_on_the_module_route():
     model, ids = make_model("bloom"), make_tokens(40)
     with torch.autocast("cpu", torch.bfloat16):
@@ -271,9 +268,6 @@ def test_autocast_on_the_module_route():
     assert abs(got - eager_attention(model, ids)).max() < 0.05
 
 
-@pytest.mark.xfail(
-    strict=True, reason="observe_probabilities reduces with autocast on: vecdot is then taken in bf16"
-)
 def test_autocast_does_not_degrade_reductions_on_the_module_route():
     recorder = Recorder(make_model("bloom"), resolve(["row_metrics"]), stream="self", causal=True)
     plain = Recorder(make_model("bloom"), resolve(["row_metrics"]), stream="self", causal=True)

@@ -134,9 +134,6 @@ def test_a_spectrum_without_power_is_marked_and_zero():
     assert_close(metrics[1, 1:], torch.tensor([1.0, 0.25, 0.5, 0.25]))
 
 
-@pytest.mark.xfail(
-    strict=True, reason="row_spectral_metrics takes total - peak, which cancels for sharp spectra"
-)
 def test_the_selectivity_of_a_sharp_spectrum_keeps_its_digits():
     # A peak of 1 and 100 bins of 1e-7 each: the sum minus the peak has one digit in float32.
     power = torch.full((1, 101), 1e-7)

@@ -18,7 +18,7 @@ def smoke_run(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def recorded(smoke_run):
-    """Return the recorded numbers of a notebook by name, having run it: ``recorded("05")["low_band"].value``."""
+    """Run a notebook, return its recorded numbers by name: ``recorded("05")["low_band"].value``."""
 
     def numbers(name):
         run = smoke_run(name)
