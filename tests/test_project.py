@@ -118,7 +118,6 @@ FLOORS = {
     "evidence": {"evidence", "kernels", *GROUND},
     "zoo": {"zoo", "kernels", "hooks", "corpora", *GROUND},
     "analysis": {"hooks", "kernels", "corpora", "evidence", *GROUND},
-    "bench": {"bench", "hooks", "kernels", "corpora", "analysis", *GROUND},
     "lab": {"lab", "evidence", "zoo", "hooks", "kernels", "corpora", "analysis", *GROUND},
     "__main__": {"lab", "hooks", *GROUND},
 }

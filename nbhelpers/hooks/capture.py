@@ -142,7 +142,7 @@ def capture(
     network = unwrap(model)
     made = resolve(reductions)
     stream = _checked_stream(network, stream)
-    ids, mask = _checked_input(network, token_ids, attention_mask)
+    ids, mask = _checked_input(network, describe(model), token_ids, attention_mask)
     decoder_ids = None if decoder_ids is None else _checked_decoder_ids(network, decoder_ids, len(ids))
     todo = plan(network, *ids.shape, batch_size=batch_size, chunk=chunk)
     facts = _provenance(model, network, made, stream, todo)
@@ -208,7 +208,7 @@ def _checked_stream(network, stream):
     return stream
 
 
-def _checked_input(network, token_ids, attention_mask):
+def _checked_input(network, description, token_ids, attention_mask):
     if network.training:
         raise ValueError(
             "The model is in train mode, where dropout changes attention; call model.eval() first."
@@ -218,7 +218,6 @@ def _checked_input(network, token_ids, attention_mask):
         raise ValueError(
             f"token_ids must be integers (sequence, position), not empty; got {ids.dtype} {tuple(ids.shape)}."
         )
-    description = describe(network)
     if description.max_positions is not None and ids.shape[1] > description.max_positions:
         raise ValueError(
             f"The sequences have {ids.shape[1]} tokens but {description.name} has "

@@ -60,14 +60,14 @@ def vectorised_every_row(model, ids):
 
 def streamed_profiles(model, ids):
     """Capture key and lag profiles."""
-    from nbhelpers import capture
+    from nbhelpers.hooks.capture import capture
 
     capture(model, ids, ["key_profile", "lag_profile"], progress=False)
 
 
 def streamed_every_row(model, ids):
     """Capture spectrum, bands, selectivity, entropies and wavelet entropies of every row."""
-    from nbhelpers import capture
+    from nbhelpers.hooks.capture import capture
 
     capture(model, ids, ["row_psd", "row_entropy", "row_metrics"], progress=False)
 
@@ -109,7 +109,8 @@ def serve(variant, model_name, device, dtype, threads):
     lines."""
     import torch
 
-    from nbhelpers import load_model, load_text
+    from nbhelpers.corpora import load_text
+    from nbhelpers.hooks.models import load_model
 
     torch.set_num_threads(threads)
     model = load_model(model_name, device=device, dtype=dtype)
