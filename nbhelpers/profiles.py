@@ -1,13 +1,14 @@
 """What is captured: small per-head arrays with named axes, kept in safetensors."""
 
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+
+from nbhelpers.files import replacing
 
 FORMAT = "nbhelpers-profiles-1"
 
@@ -80,8 +81,6 @@ class Profiles:
 
     def save(self, path):
         """Write to one safetensors file, whole or not at all (a temporary file is renamed)."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
         header = {
             "format": FORMAT,
             "axes": self.axes,
@@ -90,13 +89,9 @@ class Profiles:
             "provenance": self.provenance,
         }
         tensors = {name: array.contiguous() for name, array in self.arrays.items()} | {"n_real": self.n_real}
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        try:
+        with replacing(path) as partial:
             save_file(tensors, partial, metadata={"nbhelpers": json.dumps(header)})
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
-        return path
+        return Path(path)
 
     @classmethod
     def load(cls, path):

@@ -1,7 +1,6 @@
 """What is measured: one tidy table of head metrics with its provenance, kept as Parquet."""
 
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,6 +9,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from scipy import stats
+
+from nbhelpers.files import replacing
 
 COLUMNS = ["sequence", "layer", "head", "kv_group", "metric", "value"]
 AVERAGED = -1  # the sequence number of a metric taken of signals averaged over sequences
@@ -117,19 +118,13 @@ class HeadTable:
 
     def to_parquet(self, path):
         """Write table and provenance to one Parquet file, whole or not at all."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
         table = pa.Table.from_pandas(self.frame, preserve_index=False)
         table = table.replace_schema_metadata(
             {**(table.schema.metadata or {}), b"nbhelpers": json.dumps(self.provenance).encode()}
         )
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        try:
+        with replacing(path) as partial:
             pq.write_table(table, partial)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
-        return path
+        return Path(path)
 
     @classmethod
     def from_parquet(cls, path):

@@ -148,7 +148,8 @@ def capture(
     facts = _provenance(model, network, made, stream, todo)
     store = _BatchStore(cache, network, facts, ids, mask, decoder_ids)
     parts = []
-    with tqdm(total=len(ids), desc="capture", unit="seq", disable=None if progress else True) as bar:
+    shown = f"capture, about {todo.working_bytes / 2**20:.0f} MB"
+    with tqdm(total=len(ids), desc=shown, unit="seq", disable=None if progress else True) as bar:
         for start in range(0, len(ids), todo.batch_size):
             rows = slice(start, min(start + todo.batch_size, len(ids)))
             part = store.load(rows)

@@ -24,7 +24,6 @@ FLOOR = "plain forward pass (SDPA)"
 # The settings that keep glibc from returning large blocks to the system after every use, page fault by page
 # fault.
 TUNED = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000"}
-SLOW_SECONDS = 30.0  # a variant slower than this at one length is measured in fewer rounds there
 
 
 def plain_forward(model, ids):
@@ -228,10 +227,7 @@ class _Worker:
 
 
 def measure(arguments):
-    """Return one row per variant, length and round: seconds, peak memory, ratio over the floor of the
-    round."""
-    import pandas as pd
-
+    """Yield, after each length, a row per variant and round so far: seconds, peak memory, ratio to the floor."""
     only = arguments.only or [""]
     names = [name for name in VARIANTS if name == FLOOR or any(part in name for part in only)]
     workers = {name: _Worker(name, arguments) for name in names}
@@ -240,27 +236,31 @@ def measure(arguments):
         f"{arguments.model}, {arguments.dtype or 'default dtype'}, {arguments.malloc} malloc, {machine}",
         flush=True,
     )
-    rows, slow, began = [], set(), time.perf_counter()
+    rows, began = [], time.perf_counter()
     for length in arguments.lengths:
-        for turn in range(arguments.rounds + 1):
+        for turn in range(arguments.rounds + 1):  # turn 0 warms up
             for name in names:
-                if (name, length) in slow and turn > 2:
-                    continue
                 answer = workers[name].run(length)
-                slow |= {(name, length)} if (answer["seconds"] or SLOW_SECONDS) >= SLOW_SECONDS else set()
-                if turn:  # the first turn warms up
-                    rows.append({"variant": name, "length": length, "round": turn, **answer})
+                rows.append({"variant": name, "length": length, "round": turn, **answer})
         print(f"  T = {length} done after {time.perf_counter() - began:.0f} s", flush=True)
+        yield _with_ratios(rows).assign(
+            machine=machine, malloc=arguments.malloc, dtype=arguments.dtype or "default"
+        )
     for worker in workers.values():
         worker.close()
+
+
+def _with_ratios(rows):
+    import pandas as pd
+
     frame = pd.DataFrame(rows).astype(
         {"seconds": float, "peak_mb": float}
-    )  # None, out of memory, becomes NaN
+    )  # out of memory, None, becomes NaN
+    frame = frame[frame["round"] > 0]
     floor = frame[frame.variant == FLOOR].set_index(["length", "round"]).seconds
-    frame["ratio"] = (
-        frame.seconds / floor.reindex(pd.MultiIndex.from_frame(frame[["length", "round"]])).to_numpy()
+    return frame.assign(
+        ratio=frame.seconds / floor.reindex(pd.MultiIndex.from_frame(frame[["length", "round"]])).to_numpy()
     )
-    return frame.assign(machine=machine, malloc=arguments.malloc, dtype=arguments.dtype or "default")
 
 
 def summarise(frame):
@@ -322,11 +322,11 @@ def main(argv=None):
     if arguments.serve:
         serve(arguments.serve, arguments.model, arguments.device, arguments.dtype, arguments.threads)
         return
-    frame = measure(arguments)
-    table = summarise(frame)
     name = f"bench-{arguments.device}-{arguments.dtype or 'default'}-{arguments.malloc}"
     arguments.out.mkdir(parents=True, exist_ok=True)
-    table.to_csv(arguments.out / f"{name}.csv", index=False)
+    for frame in measure(arguments):  # an interrupted run keeps the lengths it finished
+        table = summarise(frame)
+        table.to_csv(arguments.out / f"{name}.csv", index=False)
     draw(table, arguments.out / f"{name}.png")
     for column, title in [
         ("ratio_of_minima", "time over the plain forward pass"),

@@ -20,9 +20,9 @@ from typing import Any
 
 import nbformat
 
+from nbhelpers.files import replacing
 from nbhelpers.lab.collection import PlannedRun, list_notebooks, plan_runs, select_notebooks
 from nbhelpers.lab.execution import PeakMemory, execute_strictly
-from nbhelpers.lab.results import write_atomically
 
 __all__ = ["NotebookRun", "list_notebooks", "load_runs", "run_notebooks"]
 
@@ -254,7 +254,9 @@ def _versions() -> dict[str, str]:
 
 
 def _write_record(file: Path, record: Mapping[str, Any]) -> None:
-    write_atomically(file, json.dumps(record, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+    text = json.dumps(record, indent=1, sort_keys=True, ensure_ascii=False)
+    with replacing(file) as partial:
+        partial.write_text(text + "\n", encoding="utf-8")
 
 
 def _read_record(file: Path) -> dict[str, Any] | None:

@@ -8,14 +8,14 @@ import html
 import json
 import math
 import numbers
-import os
 import re
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+
+from nbhelpers.files import replacing
 
 COLUMNS = ("notebook", "name", "value", "low", "high", "null", "unit", "note")
 
@@ -123,7 +123,8 @@ class Results:
             raise TypeError(f"table {name}: column names must be strings, got {odd[:5]}")
         path = self.folder / self.notebook / f"{name}.parquet"
         path.parent.mkdir(exist_ok=True)
-        write_atomically(path, plain.to_parquet(index=False))
+        with replacing(path) as partial:
+            plain.to_parquet(partial, index=False)
         self._tables[name] = {"rows": len(plain), "columns": list(plain.columns)}
         self._write()
         return path
@@ -164,7 +165,8 @@ class Results:
             "provenance": self._facts,
         }
         text = json.dumps(document, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False)
-        write_atomically(self.folder / f"{self.notebook}.json", text + "\n")
+        with replacing(self.folder / f"{self.notebook}.json") as partial:
+            partial.write_text(text + "\n", encoding="utf-8")
 
 
 def load_results(folder: str | Path) -> pd.DataFrame:
@@ -204,20 +206,6 @@ def load_tables(folder: str | Path) -> dict[tuple[str, str], pd.DataFrame]:
 def load_provenance(folder: str | Path) -> dict[str, dict[str, Any]]:
     """Return the recorded facts of a folder, keyed by notebook."""
     return {document["notebook"]: document["provenance"] for document in _load_documents(folder)}
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file so that a reader, or a crash, sees the old content or the new, never half."""
-    data = content.encode("utf-8") if isinstance(content, str) else content
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.chmod(temporary, 0o644)  # mkstemp makes files only their owner can read
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 def _results_folder(folder: str | Path) -> Path:

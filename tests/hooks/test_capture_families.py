@@ -3,11 +3,12 @@
 import pytest
 import torch
 import transformers as hf
+from tiny_models import Whole
 
 from nbhelpers.hooks.attention import Recorder, interface_route, module_route
 from nbhelpers.hooks.capture import capture
 from nbhelpers.hooks.families import family_of, kind_of
-from nbhelpers.hooks.reductions import Reduction, resolve
+from nbhelpers.hooks.reductions import resolve
 
 SMALL = {
     "hidden_size": 32,
@@ -109,24 +110,6 @@ STREAMS = {
         forced_eos_token_id=None,
     ),
 }
-
-
-class Whole(Reduction):
-    """Keeps the matrix: what a test wants and a user should not."""
-
-    name, axis = "whole", "entry"
-
-    def coordinates(self, layout):
-        return list(range(layout.n_queries * layout.n_keys))
-
-    def start(self, layout):
-        return layout.zeros(layout.n_queries, layout.n_keys)
-
-    def update(self, state, block, layout):
-        state[:, :, block.start : block.start + block.n_rows, : block.attn.shape[-1]] = block.attn
-
-    def finish(self, state, layout):
-        return state.flatten(-2)
 
 
 def build(config, cls, std=0.2):
