@@ -227,7 +227,7 @@ class _Worker:
 
 
 def measure(arguments):
-    """Yield, after each length, a row per variant and round so far: seconds, peak memory, ratio to the floor."""
+    """Yield, after each length, a row per variant and round so far: seconds, peak MB, ratio to the floor."""
     only = arguments.only or [""]
     names = [name for name in VARIANTS if name == FLOOR or any(part in name for part in only)]
     workers = {name: _Worker(name, arguments) for name in names}
