@@ -3,6 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 SIZE   ?= reader
 MODEL  ?=
 OUT    ?= build/demo
+JOBS   ?= 2
 
 VENV := .venv
 BIN  := $(VENV)/bin
@@ -17,7 +18,7 @@ STRIP_KEYS := metadata.widgets metadata.papermill cell.metadata.papermill cell.m
 
 help: ## print this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-6s %s\n", $$1, $$2}'
-	@echo "  settings: SIZE=smoke|reader|full MODEL=name OUT=folder PYTHON=python3.11"
+	@echo "  settings: SIZE=smoke|reader|full MODEL=name OUT=folder JOBS=2 PYTHON=python3.11"
 
 setup: $(VENV)/.installed ## make .venv with everything pinned, nothing else
 
@@ -31,7 +32,7 @@ $(VENV)/.installed: pyproject.toml
 test: setup ## ruff, all tests and every notebook at smoke size
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 
 demo: setup ## run the collection and leave pages, tables and a summary in build/demo
 	@status=0; \
