@@ -189,8 +189,9 @@ class LagProfile(Reduction):
                 f"{self.name} needs queries and keys of one sequence; this attention has {layout.n_queries} "
                 f"queries and {layout.n_keys} keys (cross-attention). Ask for key_profile or last_query."
             )
-        # Index m of the state holds key − query = m − (n − 1): the skewed view below has keys rising.
-        return layout.zeros(layout.n_keys if layout.causal else 2 * layout.n_keys - 1)
+        # Index m of the sum holds key − query = m − (n − 1): the skewed view below has keys rising.
+        total = layout.zeros(layout.n_keys if layout.causal else 2 * layout.n_keys - 1)
+        return {"sum": total, "scratch": total.new_empty(0)}
 
     def update(self, state, block, layout):
         batch, heads, rows, keys = block.attn.shape
@@ -199,19 +200,25 @@ class LagProfile(Reduction):
         # up: column c of the view is key − query = c − (start + rows − 1), zeros standing where no such key
         # exists.
         width = keys + 2 * (rows - 1) if not layout.causal else keys + rows - 1
-        buffer = attn.new_zeros(batch, heads, rows, width)  # (batch, head, row, pad + key [+ pad])
+        if (
+            len(state["scratch"]) < attn[..., 0].numel() * width
+        ):  # once a layer: new blocks would scatter the heap
+            state["scratch"] = attn.new_empty(attn[..., 0].numel() * (layout.n_keys + 2 * rows))
+        buffer = state["scratch"][: attn[..., 0].numel() * width].view(batch, heads, rows, width)
+        buffer[..., : rows - 1] = 0  # (batch, head, row, pad + key [+ pad])
         buffer[..., rows - 1 : rows - 1 + keys] = attn
+        buffer[..., rows - 1 + keys :] = 0
         span = width - rows + 1  # columns that stay inside a row for every a
         view = buffer.as_strided(
             (batch, heads, rows, span), (heads * rows * width, rows * width, width + 1, 1)
         )
         first = layout.n_keys - 1 - (block.start + rows - 1)  # state index of column 0
         if layout.causal:
-            span = min(span, state.shape[-1] - first)
-        state[..., first : first + span] += view[..., :span].sum(2)
+            span = min(span, layout.n_keys - first)
+        state["sum"][..., first : first + span] += view[..., :span].sum(2)
 
     def finish(self, state, layout):
-        return super().finish(state, layout).flip(-1)
+        return super().finish(state["sum"], layout).flip(-1)
 
 
 @register_reduction
