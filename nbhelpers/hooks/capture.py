@@ -25,6 +25,9 @@ from .reductions import resolve
 
 CPU_BATCH_TOKENS = 1024  # more tokens per forward pass gain nothing on a CPU
 CUDA_BATCH_TOKENS = 32768
+# glibc hands freed memory back to the system, and every block of a layer is then paid for again page by page,
+# until it has seen a block of this size come and go (its limit for this adaptation is 32 MB).
+LARGEST_KEPT_BYTES = 31 * 2**20
 # How torch, MKL, the C++ library and cuBLAS say in a RuntimeError that memory is exhausted.
 EXHAUSTED = (
     "can't allocate memory",
@@ -183,6 +186,7 @@ def _run_batch(network, ids, mask, decoder_ids, reductions, stream, todo):
         inputs["decoder_input_ids"] = _decoder_input(network, ids, decoder_ids)
     if kind_of(network.config.get_text_config()) == "encoder":
         del inputs["use_cache"]
+    torch.empty(LARGEST_KEPT_BYTES, dtype=torch.uint8)  # allocated and freed untouched: costs nothing
     backbone = network.base_model  # without the language-model head: its logits are most of the memory
     with route(network, recorder) as extra:
         backbone(**inputs, **extra)
