@@ -19,7 +19,10 @@ _HOME = {
     "Profiles": "profiles",
     "Protocol": "protocol",
     "PAPER": "protocol",
+    "observe": "analysis",
+    "measure": "analysis",
     "analyze": "analysis",
+    "Observation": "analysis",
     "HeadTable": "tables",
     "kernels": "kernels",
 }

@@ -1,7 +1,8 @@
 """From a model and sequences to a table of head metrics, under a stated protocol: the pipeline, in one page.
 
-text → sequences → capture → profiles → signals (protocol) → metrics (kernels) → HeadTable. To add a metric,
-write a function of a :class:`Signals` and put it into :data:`METRICS`.
+text → sequences → capture → profiles → signals (protocol) → metrics (kernels) → HeadTable. The dear part,
+:func:`observe`, runs the model; the cheap part, :func:`measure`, reads what was observed under any protocol.
+To add a metric, write a function of a :class:`Signals` and put it into :data:`METRICS`.
 """
 
 from dataclasses import dataclass
@@ -15,10 +16,36 @@ from nbhelpers import corpora
 from nbhelpers.hooks.capture import capture
 from nbhelpers.hooks.reductions import KeyProfile, LagProfile, LastQuery, LocalMass, MatrixMetrics, RowMetrics
 from nbhelpers.kernels import entropy, rows, spectra, wavelets
+from nbhelpers.profiles import Profiles
 from nbhelpers.protocol import PAPER
 from nbhelpers.tables import AVERAGED, COLUMNS, HeadTable
 
 SIGNALS = {"key_profile": KeyProfile, "last_query": LastQuery, "lag_profile": LagProfile}
+STREAMED = ("rows", "flattened")  # signals too large to keep, measured while attention streams by
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What was seen of a model's attention: profiles of some sequences and of their scaled variants.
+
+    Attributes
+    ----------
+    profiles : Profiles
+        With key_profile, last_query, lag_profile and local_mass.
+    scaled : dict of float to Profiles
+        Those of the scaled variants x_α (eq. 10), by α.
+    scaled_variant : str
+        How x_α was drawn from x.
+    """
+
+    profiles: Profiles
+    scaled: dict
+    scaled_variant: str = PAPER.scaled_variant
+
+    def map(self, function):
+        """Return the observation with `function`, Profiles to Profiles, applied to every part: a null model."""
+        scaled = {factor: function(part) for factor, part in self.scaled.items()}
+        return Observation(function(self.profiles), scaled, self.scaled_variant)
 
 
 @dataclass(frozen=True)
@@ -146,9 +173,82 @@ def analyze(model, token_ids, protocol=PAPER, *, corpus=None, seed=0, **options)
     ValueError
         For sequences too short for the protocol, and all that :func:`nbhelpers.capture` refuses.
     """
+    _require_measurable(protocol)
+    if protocol.signal in STREAMED:
+        return _analyze_streamed(model, token_ids, protocol, corpus=corpus, seed=seed, **options)
+    return measure(observe(model, token_ids, protocol, corpus=corpus, seed=seed, **options), protocol)
+
+
+def observe(model, token_ids, protocol=PAPER, *, corpus=None, seed=0, **options):
+    """Run a model over sequences and their scaled variants, and keep what :func:`measure` needs.
+
+    One observation serves every protocol with the same `factors`, `scaled_variant` and `local_distance`
+    whose signal is a key profile, a last query or a lag profile.
+
+    Parameters
+    ----------
+    model, token_ids, corpus, seed, **options
+        As in :func:`analyze`. With ``cache=`` the same call finds the profiles again.
+    protocol : Protocol
+        Says which scaled variants are drawn, and the distance that counts as local.
+
+    Returns
+    -------
+    Observation
+    """
     if options.get("attention_mask") is not None:
-        raise ValueError("analyze takes sequences of one length without padding; call it once per length.")
-    if protocol.signal in ("rows", "flattened") and protocol.order == "mean then metric":
+        raise ValueError("observe takes sequences of one length without padding; call it once per length.")
+    token_ids = torch.as_tensor(token_ids)
+    kept = [*(reduction() for reduction in SIGNALS.values()), LocalMass((protocol.local_distance,))]
+
+    def profiles_of(ids):
+        profiles = capture(model, ids, kept, **options)
+        profiles.provenance.update(corpus=corpus, seed=seed)
+        return profiles
+
+    variants = {
+        factor: corpora.scaled_variant(token_ids, factor, how=protocol.scaled_variant, seed=seed)
+        for factor in protocol.factors
+    }
+    scaled = {factor: profiles_of(ids) for factor, ids in variants.items()}
+    return Observation(profiles_of(token_ids), scaled, protocol.scaled_variant)
+
+
+def measure(observation, protocol=PAPER):
+    """Measure what was observed under a protocol; the model is not needed.
+
+    Parameters
+    ----------
+    observation : Observation
+        From :func:`observe`, or a null made of one.
+    protocol : Protocol
+
+    Returns
+    -------
+    HeadTable
+
+    Raises
+    ------
+    ValueError
+        If the protocol needs scaled variants, a distance or a signal that were not observed, or longer
+        sequences.
+    """
+    _require_measurable(protocol)
+    _require_observed(observation, protocol)
+    profiles = observation.profiles
+    averaged = protocol.order == "mean then metric"
+    prepare = _averages if averaged else torch.Tensor.double
+    signal = prepare(_signal(profiles[protocol.signal], protocol))
+    scaled = {a: prepare(_signal(observation.scaled[a][protocol.signal], protocol)) for a in protocol.factors}
+    origin = profiles.coordinates[protocol.signal].index(0) if protocol.sink == "keep" else 0
+    measured = measure_signals(Signals(signal, scaled, protocol, origin))
+    local = _local_mass(profiles, protocol)
+    measured[f"local_mass_{protocol.local_distance}"] = _averages(local) if averaged else local
+    return _table(measured, profiles, protocol, AVERAGED if averaged else 0)
+
+
+def _require_measurable(protocol):
+    if protocol.signal in STREAMED and protocol.order == "mean then metric":
         raise ValueError(
             f"signal={protocol.signal!r} is measured while attention streams by, so order='mean then metric' "
             f"cannot be had; use order='metric then mean', or one of the signals {', '.join(SIGNALS)}."
@@ -158,48 +258,54 @@ def analyze(model, token_ids, protocol=PAPER, *, corpus=None, seed=0, **options)
             f"signal='lag_profile' has lags, not keys, so sink={protocol.sink!r} cannot drop key 0 from it; "
             "use sink='keep', or one of the signals key_profile, last_query, rows, flattened."
         )
-    token_ids = torch.as_tensor(token_ids)
-    local = LocalMass((protocol.local_distance,))
-    measure = _measure_streamed if protocol.signal in ("rows", "flattened") else _measure_signals
-    profiles, measured = measure(model, token_ids, protocol, local, seed, options)
-    at = profiles.coordinates["local_mass"].index(protocol.local_distance)
-    local_mass = profiles.local_mass[..., at].double()
-    averaged = protocol.order == "mean then metric"
-    measured[f"local_mass_{protocol.local_distance}"] = _averages(local_mass) if averaged else local_mass
-    provenance = profiles.provenance | {
-        "protocol": protocol.to_dict(),
-        "protocol_hash": protocol.hash,
-        "corpus": corpus,
-        "seed": seed,
-    }
-    return HeadTable(_frame(measured, profiles.kv_groups, AVERAGED if averaged else 0), provenance)
 
 
-def _measure_signals(model, token_ids, protocol, local, seed, options):
-    """Capture one signal per head, and those of the scaled variants, and measure them."""
-    reduction = SIGNALS[protocol.signal]()
-    profiles = capture(model, token_ids, [reduction, local], **options)
-    prepare = _averages if protocol.order == "mean then metric" else torch.Tensor.double
-    signal = prepare(_signal(profiles[reduction.name], protocol))
-    scaled = {}
-    for factor in protocol.factors:
-        variant = corpora.scaled_variant(token_ids, factor, how=protocol.scaled_variant, seed=seed)
-        captured = capture(model, variant, [reduction], **options)
-        scaled[factor] = prepare(_signal(captured[reduction.name], protocol))
-    coordinates = profiles.coordinates[reduction.name]
-    origin = coordinates.index(0) if protocol.sink == "keep" else 0
-    return profiles, measure_signals(Signals(signal, scaled, protocol, origin))
+def _require_observed(observation, protocol):
+    if protocol.signal in STREAMED:
+        raise ValueError(
+            f"signal={protocol.signal!r} is measured while attention streams by; call analyze(model, ids, "
+            f"protocol) for it. An observation holds {', '.join(SIGNALS)}."
+        )
+    missing = [factor for factor in protocol.factors if factor not in observation.scaled]
+    drawn = observation.scaled_variant
+    if missing or (protocol.factors and protocol.scaled_variant != drawn):
+        raise ValueError(
+            f"The protocol compares with {protocol.scaled_variant} variants at {list(protocol.factors)}; "
+            f"observed were {drawn} variants at {list(observation.scaled)}. Call observe with this protocol."
+        )
+    distances = observation.profiles.coordinates["local_mass"]
+    if protocol.local_distance not in distances:
+        raise ValueError(
+            f"local_distance={protocol.local_distance} was not observed, only {distances}; call observe with "
+            "this protocol."
+        )
 
 
-def _measure_streamed(model, token_ids, protocol, local, seed, options):
+def _analyze_streamed(model, token_ids, protocol, *, corpus, seed, **options):
     """Measure every row, or the flattened matrix, while attention streams by."""
+    if options.get("attention_mask") is not None:
+        raise ValueError("analyze takes sequences of one length without padding; call it once per length.")
     if protocol.signal == "rows":
         reduction = RowMetrics(protocol)
     else:
         reduction = MatrixMetrics(protocol, lambda attn: _measure_flattened(attn, protocol))
-    profiles = capture(model, token_ids, [reduction, local], **options)
+    local = LocalMass((protocol.local_distance,))
+    profiles = capture(model, torch.as_tensor(token_ids), [reduction, local], **options)
+    profiles.provenance.update(corpus=corpus, seed=seed)
     metrics = profiles[reduction.name].double().unbind(-1)
-    return profiles, dict(zip(profiles.coordinates[reduction.name], metrics, strict=True))
+    measured = dict(zip(profiles.coordinates[reduction.name], metrics, strict=True))
+    measured[f"local_mass_{protocol.local_distance}"] = _local_mass(profiles, protocol)
+    return _table(measured, profiles, protocol, 0)
+
+
+def _local_mass(profiles, protocol):
+    at = profiles.coordinates["local_mass"].index(protocol.local_distance)
+    return profiles.local_mass[..., at].double()  # (sequence, layer, head)
+
+
+def _table(measured, profiles, protocol, first_sequence):
+    provenance = profiles.provenance | {"protocol": protocol.to_dict(), "protocol_hash": protocol.hash}
+    return HeadTable(_frame(measured, profiles.kv_groups, first_sequence), provenance)
 
 
 def _measure_flattened(attn, protocol):
