@@ -103,6 +103,7 @@ def _models(options: argparse.Namespace) -> int:
 
 def _report(options: argparse.Namespace) -> int:
     from nbhelpers.lab.results import load_results
+    from nbhelpers.lab.scorecard import missing_notebooks, rules_version, scorecard
 
     numbers = load_results(options.folder)
     for notebook, rows in numbers.groupby("notebook"):
@@ -110,7 +111,15 @@ def _report(options: argparse.Namespace) -> int:
         shown = rows.drop(columns=["notebook", "note"]).astype(object)
         shown = shown.where(shown.notna(), "")
         print(shown.to_string(index=False, float_format=lambda number: f"{number:.4g}"), end="\n\n")
-    print(f"{len(numbers)} numbers of {numbers['notebook'].nunique()} notebooks in {options.folder}")
+    print(f"{len(numbers)} numbers of {numbers['notebook'].nunique()} notebooks in {options.folder}\n")
+    card = scorecard(options.folder)
+    path = Path(options.folder) / "scorecard.csv"
+    card.to_csv(path, index=False)
+    print(card[["claim", "title", "verdict", "why"]].to_string(index=False))
+    print(f"{rules_version()}; scorecard: {path}")
+    missing = missing_notebooks(card)
+    if missing:
+        print(f"to measure the rest: python -m nbhelpers run {' '.join(missing)} --out {options.folder}")
     return 0
 
 

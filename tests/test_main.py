@@ -64,6 +64,9 @@ def test_report_prints_the_numbers(folder, capsys):
     assert "05_bands" in told
     assert "0.1235" in told
     assert "1 numbers of 1 notebooks" in told
+    assert "C5" in told
+    assert "08_scale_invariance" in told.splitlines()[-1]  # the command that measures what is missing
+    assert (folder / "scorecard.csv").read_text().startswith("claim,title")
 
 
 def test_models_lists_the_offline_names(capsys):

@@ -214,12 +214,13 @@ def plan_runs(
     size: str = "reader",
     model: str | None = None,
     parameters: Mapping[str, Any] | None = None,
-    results: str | Path | None = None,
+    places: Mapping[str, str | Path] | None = None,
     folder: str | Path | None = None,
 ) -> list[PlannedRun]:
     """Decide which parameters each notebook is given.
 
-    Sizes come first, then `model`, then `results`, then `parameters`, which win.
+    Sizes come first, then `model`, then `places` (folders, for the notebooks that have a parameter of that
+    name), then `parameters`, which win.
 
     Raises
     ------
@@ -244,8 +245,7 @@ def plan_runs(
             notes.append(
                 f"{name} has no parameter {parameter!r}: {extra.pop(parameter)!r} is not passed to it"
             )
-        if results is not None and "results" in defaults[name]:
-            values["results"] = str(results)
+        values |= {key: str(path) for key, path in (places or {}).items() if key in defaults[name]}
         values |= extra
         for parameter, value in values.items():
             _check_parameter(name, defaults[name], parameter, value)

@@ -82,7 +82,8 @@ def run_notebooks(
     model : str, optional
         Passed to the notebooks that have a parameter `model`; a local folder is made absolute.
     out : path
-        Where everything goes; created. A parameter called `results` gets ``<out>/results``.
+        Where everything goes; created. A parameter called `results` gets ``<out>/results``, and one called
+        `cache`, the profiles that notebooks share, ``<out>/profiles``.
     parameters : mapping, optional
         Values for every notebook that has a parameter of that name. They win over the size.
     cell_timeout, total_timeout : float
@@ -113,9 +114,8 @@ def run_notebooks(
     if model is not None and Path(model).exists():
         model = str(Path(model).resolve())  # kernels run in the notebook's folder
     paths = select_notebooks(names, folder=folder)
-    planned = plan_runs(
-        paths, size=size, model=model, parameters=parameters, results=out / "results", folder=folder
-    )
+    places = {"results": out / "results", "cache": out / "profiles"}
+    planned = plan_runs(paths, size=size, model=model, parameters=parameters, places=places, folder=folder)
     for sub in ("executed", "runs", "results"):
         (out / sub).mkdir(parents=True, exist_ok=True)
     deadline = None if total_timeout is None else time.monotonic() + total_timeout

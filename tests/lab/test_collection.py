@@ -79,7 +79,7 @@ def test_parameters_must_be_literals(notebook):
 
 
 def test_sizes_model_and_own_parameters(two):
-    planned = plans(two, size="smoke", model="other", parameters={"ratio": 1}, results="/results")
+    planned = plans(two, size="smoke", model="other", parameters={"ratio": 1}, places={"results": "/results"})
     assert planned["05_bands"].parameters == {"length": 32, "model": "other", "results": "/results"}
     assert planned["01_theory"].parameters == {"ratio": 1}
     theory = " ".join(planned["01_theory"].notes)
@@ -93,7 +93,7 @@ def test_reader_size_is_the_default_of_the_notebook(two):
 
 def test_own_parameter_wins_over_size_model_and_results(two):
     own = {"length": 7, "model": "mine", "results": "here"}
-    planned = plans(two, ["05"], size="full", model="other", results="/results", parameters=own)
+    planned = plans(two, ["05"], size="full", model="other", places={"results": "/results"}, parameters=own)
     assert planned["05_bands"].parameters == own
 
 
