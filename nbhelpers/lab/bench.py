@@ -281,6 +281,37 @@ def summarise(frame):
     return table
 
 
+def markdown(table):
+    """Return a summary as a Markdown table: time over the plain pass per length, peak MB at the largest.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        From :func:`summarise`.
+
+    Returns
+    -------
+    str
+        Time is the ratio of minima, memory the peak beyond the model. A dash where a variant ran out of
+        memory. A line below says what the numbers were measured on.
+    """
+    lengths, longest = table.length.unique(), table.length.max()
+    ratio = table.pivot(index="variant", columns="length", values="ratio_of_minima")
+    peak = table[table.length == longest].set_index("variant").peak_mb
+    titles = ["time over a plain forward pass", *map(str, lengths), f"peak MB over the model, T = {longest}"]
+    lines = [titles, ["---"] * len(titles)]
+    for variant in table.variant.unique():
+        times = [_cell(ratio.loc[variant, length], ".2f") for length in lengths]
+        lines.append([variant, *times, _cell(peak[variant], ".0f")])
+    machine, malloc, dtype, rounds = table[["machine", "malloc", "dtype", "rounds"]].iloc[0]
+    measured = f"{machine}; dtype {dtype}, {malloc} malloc, minima of {rounds} rounds"
+    return "\n".join([f"| {' | '.join(line)} |" for line in lines] + ["", measured, ""])
+
+
+def _cell(value, form):
+    return "-" if value != value else format(value, form)  # NaN is the one value that differs from itself
+
+
 def draw(table, path):
     """Draw time over the floor and peak memory against length."""
     import matplotlib.pyplot as plt
@@ -302,7 +333,7 @@ def draw(table, path):
 
 
 def main(argv=None):
-    """Measure, print the table, and write it as CSV and as a figure."""
+    """Measure, print the table, and write it as CSV, as Markdown and as a figure."""
     parser = argparse.ArgumentParser(
         prog="python -m nbhelpers.lab.bench", description=__doc__.splitlines()[0]
     )
@@ -327,6 +358,7 @@ def main(argv=None):
     for frame in measure(arguments):  # an interrupted run keeps the lengths it finished
         table = summarise(frame)
         table.to_csv(arguments.out / f"{name}.csv", index=False)
+        (arguments.out / f"{name}.md").write_text(markdown(table), encoding="utf-8")
     draw(table, arguments.out / f"{name}.png")
     for column, title in [
         ("ratio_of_minima", "time over the plain forward pass"),

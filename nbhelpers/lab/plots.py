@@ -222,6 +222,59 @@ def compare_rows(frame, *, axes=None, metrics=None):
     return axes
 
 
+def criterion_panels(frame, *, columns=4):
+    """Draw every criterion of a scorecard in a panel of its own: claimed range, interval and null.
+
+    Parameters
+    ----------
+    frame : pandas.DataFrame
+        As from :func:`nbhelpers.lab.scorecard.criteria`.
+    columns : int
+        Panels side by side.
+
+    Returns
+    -------
+    numpy.ndarray of matplotlib.axes.Axes
+        One per row of the frame.
+
+    Raises
+    ------
+    ValueError
+        If the frame is empty.
+    """
+    if frame.empty:
+        raise ValueError("no criterion was measured, so there is nothing to draw; run 05 to 08 first")
+    rows = -(-len(frame) // columns)
+    shape = {"figsize": (2.8 * columns, 1.15 * rows + 0.7), "layout": "constrained"}
+    figure, grid = plt.subplots(rows, columns, squeeze=False, **shape)
+    for ax, row in zip(grid.flat, frame.itertuples(), strict=False):
+        _criterion(ax, row)
+    for ax in grid.flat[len(frame) :]:
+        ax.set_visible(False)
+    handles, labels = grid.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
+    return grid.ravel()[: len(frame)]
+
+
+def _criterion(ax, row):
+    """Draw one criterion; an infinite end of the claimed range runs to the end of the axis."""
+    ours, null = SOURCES["ours"], SOURCES["null"]
+    shown = [
+        x for x in (row.low, row.high, row.null, row.least, row.most) if x is not None and np.isfinite(x)
+    ]
+    pad = 0.08 * (max(shown) - min(shown)) or 0.1
+    left, right = min(shown) - pad, max(shown) + pad
+    ax.axvspan(max(row.least, left), min(row.most, right), color="0.88", zorder=0, label="claimed range")
+    ax.hlines(0, row.low, row.high, color=ours[0], linewidth=3, alpha=0.6)
+    ax.scatter(row.value, 0, color=ours[0], marker=ours[1], s=36, zorder=3, label="ours, with interval")
+    if row.null is not None and np.isfinite(row.null):
+        ax.scatter(row.null, 0, color=null[0], marker=null[1], s=36, zorder=2, label="hardest null")
+    ax.set(xlim=(left, right), ylim=(-1, 1), yticks=[])
+    ax.set_title(f"{row.claim} {row.criterion}", fontsize=9, loc="left")
+    ax.tick_params(labelsize=8)
+    ax.spines[["left", "top", "right"]].set_visible(False)
+
+
 def _checked_comparison(frame, metrics):
     missing = [column for column in COMPARED if column not in frame]
     if missing:

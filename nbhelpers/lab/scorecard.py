@@ -13,6 +13,7 @@ import pandas as pd
 from nbhelpers.evidence import paper
 from nbhelpers.evidence.verdicts import Record, judge
 
+from .collection import list_notebooks
 from .results import load_results
 
 PLANTED = "planted_accuracy_"  # + number of the claim, as 03_null_models records it
@@ -42,10 +43,30 @@ def scorecard(folder):
     return pd.DataFrame([_row(claim, numbers) for claim in paper.CLAIMS], columns=COLUMNS)
 
 
+def criteria(folder):
+    """Return every criterion that was measured, with its claimed range and where its interval lies.
+
+    Parameters
+    ----------
+    folder : path
+        As in :func:`scorecard`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns claim, criterion, statistic, least and most (the claimed range), printed_low, printed_high,
+        value, low, high, null, range ("inside", "outside", "open"), distance ("beyond", "within", "open").
+    """
+    numbers = load_results(folder).set_index("name")
+    measured = [(claim, c) for claim in paper.CLAIMS for c in claim.criteria if c.name in numbers.index]
+    return pd.DataFrame([_criterion_row(claim, c, _record(numbers.loc[c.name])) for claim, c in measured])
+
+
 def missing_notebooks(card):
-    """Return the notebooks that would measure what a scorecard misses, in order."""
+    """Return the notebooks of the collection that would measure what a scorecard misses, in order."""
     homes = {claim.number: claim.notebook for claim in paper.CLAIMS}
-    return sorted({homes[number] for number in card.claim[card.verdict == "not measured"]})
+    missing = {homes[number] for number in card.claim[card.verdict == "not measured"]}
+    return sorted(missing & {path.stem for path in list_notebooks()})
 
 
 def rules_version():
@@ -68,6 +89,8 @@ def _row(claim, numbers):
     accuracy = None if planted.empty else float(planted.iloc[0])
     verdict, why = judge(claim, records, planted_accuracy=accuracy)
     found = [c for c in claim.criteria if c.name in records]
+    if verdict == "not measured" and claim.notebook not in {path.stem for path in list_notebooks()}:
+        why = f"{claim.notebook} is not part of the collection yet"
     return {
         "claim": claim.number,
         "title": claim.title,
@@ -76,6 +99,22 @@ def _row(claim, numbers):
         "null": "; ".join(f"{_short(c)} {_number(records[c.name].null)}" for c in found if c.null),
         "verdict": verdict,
         "why": why,
+    }
+
+
+def _criterion_row(claim, criterion, record):
+    printed = paper.printed_range(criterion) or (None, None)
+    return {
+        "claim": claim.number,
+        "criterion": _short(criterion),
+        "statistic": criterion.statistic,
+        "least": criterion.claimed[0],
+        "most": criterion.claimed[1],
+        "printed_low": printed[0],
+        "printed_high": printed[1],
+        **record._asdict(),
+        "range": criterion.place(record),
+        "distance": criterion.distance(record) if criterion.null else "",
     }
 
 

@@ -2,7 +2,7 @@ import pytest
 
 from nbhelpers.evidence.paper import CLAIMS, claim
 from nbhelpers.lab.results import Results
-from nbhelpers.lab.scorecard import missing_notebooks, rules_version, scorecard
+from nbhelpers.lab.scorecard import criteria, missing_notebooks, rules_version, scorecard
 
 
 @pytest.fixture
@@ -52,3 +52,14 @@ def test_the_version_of_the_rules_changes_with_them(monkeypatch):
 def test_an_empty_folder_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no results"):
         scorecard(tmp_path)
+
+
+def test_every_measured_criterion_has_its_row(store, tmp_path):
+    store.record("C5_half", 0.2, low=0.18, high=0.22, null=0.03)
+    store.record("C12_level", 0.8)
+    frame = criteria(tmp_path).set_index("criterion")
+    assert list(frame.index) == ["half", "level"]
+    assert frame.loc["half", ["least", "most", "low", "high", "null"]].tolist() == [0, 0.1, 0.18, 0.22, 0.03]
+    assert frame.range.tolist() == ["outside", "inside"]
+    assert frame.distance.tolist() == ["within", "open"]  # no null was recorded for the second
+    assert frame.loc["half", "printed_high"] == 0.082
