@@ -12,6 +12,9 @@ from pathlib import Path
 import nbformat
 
 from nbhelpers.lab.notebooks import NotebookRun, load_runs
+from nbhelpers.lab.scorecard import scorecard
+
+SCORECARD = "15_scorecard"
 
 _MATHJAX = "sphinx-mathjax-offline/static/mathjax/tex-svg-full.js"  # one file, draws with no font to load
 _STATUS = {"passed": "passed", "kept": "passed", "failed": "**failed**", "interrupted": "**interrupted**"}
@@ -41,7 +44,7 @@ Executed with papermill; the numbers are those of this run. {counts}
 | notebook | what it asks | run |
 |---|---|---|
 {rows}
-
+{verdicts}
 ```{{toctree}}
 :hidden:
 
@@ -98,7 +101,7 @@ def build_site(executed_folder: str | Path, out: str | Path, *, show_warnings: b
         source = Path(scratch).resolve() / "source"
         (source / "_static").mkdir(parents=True)
         pages = [_prepare_page(path, runs.get(path.stem), source) for path in notebooks]
-        (source / "index.md").write_text(_index(pages), encoding="utf-8")
+        (source / "index.md").write_text(_index(pages, _verdicts(executed)), encoding="utf-8")
         (source / "conf.py").write_text(_CONF, encoding="utf-8")
         shutil.copy(str(mathjax), source / "_static")
         told = _run_sphinx(source, Path(out).resolve())
@@ -172,7 +175,19 @@ def read_title(text: str, *, default: str) -> tuple[str, str]:
     return title, (asked or sentences or [""])[0]
 
 
-def _index(pages: list[_Page]) -> str:
+def _verdicts(executed: Path) -> str:
+    """Return the scorecard in short, where its notebook ran."""
+    if not (executed / f"{SCORECARD}.ipynb").is_file() or not (executed.parent / "results").is_dir():
+        return ""
+    card = scorecard(executed.parent)
+    rows = "\n".join(f"| {row.claim} | {_cell(row.title)} | {row.verdict} |" for row in card.itertuples())
+    head = (
+        f"\n## Verdicts\n\n[How they came about]({SCORECARD}.ipynb)\n\n| | claim | verdict |\n|---|---|---|\n"
+    )
+    return f"{head}{rows}\n"
+
+
+def _index(pages: list[_Page], verdicts: str) -> str:
     rows = [
         f"| [{_cell(page.title)}]({page.name}.ipynb) | {_cell(page.question)} | {_told(page)} |"
         for page in pages
@@ -183,7 +198,7 @@ def _index(pages: list[_Page]) -> str:
         f"{len(statuses) - failed} of {len(pages)} notebooks passed, {failed} did not." if statuses else ""
     )
     names = "\n".join(page.name for page in pages)
-    return _INDEX.format(counts=counts, rows="\n".join(rows), names=names)
+    return _INDEX.format(counts=counts, rows="\n".join(rows), verdicts=verdicts, names=names)
 
 
 def _told(page: _Page) -> str:

@@ -3,7 +3,9 @@ import re
 import pytest
 from tiny_notebooks import make_notebook
 
+from nbhelpers.evidence.paper import CLAIMS
 from nbhelpers.lab.notebooks import run_notebooks
+from nbhelpers.lab.results import Results
 from nbhelpers.lab.site import build_site, read_title
 
 FIGURE = (
@@ -21,7 +23,9 @@ def site(tmp_path_factory):
     make_notebook(
         root / "notebooks" / "02_bad.ipynb", "raise ValueError('told on the page')", title="# 02 · Bad"
     )
+    make_notebook(root / "notebooks" / "15_scorecard.ipynb", "1", title="# 15 · Card")
     out = root / "demo"
+    Results("08_scale_invariance", out / "results").record("C5_half", 0.2)
     run_notebooks(folder=root / "notebooks", out=out, progress=False)
     assert build_site(out / "executed", out) == out / "index.html"
     return out
@@ -38,7 +42,14 @@ def test_index_has_title_question_status_and_links(site):
     assert "Is the <em>figure</em> there?" in index
     assert re.search(r"passed, \d+ s, \d+ MB", index)
     assert "<strong>failed</strong>" in index
-    assert "1 of 2 notebooks passed, 1 did not" in index
+    assert "2 of 3 notebooks passed, 1 did not" in index
+
+
+def test_index_shows_the_verdicts_of_the_store(site):
+    index = (site / "index.html").read_text()
+    for known in CLAIMS:
+        assert known.title in index
+    assert index.count("not testable here") == sum(not known.criteria for known in CLAIMS)
 
 
 def test_figure_is_a_file_the_page_shows(site):
