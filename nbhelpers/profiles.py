@@ -11,6 +11,8 @@ from safetensors.torch import save_file
 from nbhelpers.files import replacing
 
 FORMAT = "nbhelpers-profiles-1"
+SUM_TOLERANCE = 1e-3  # of the sum of a row of attention
+SUM_TOLERANCE_HALF = 1e-2  # where its entries were rounded to half precision
 
 
 @dataclass(frozen=True)
@@ -20,8 +22,9 @@ class Profiles:
     Attributes
     ----------
     arrays : dict of str to torch.Tensor
-        float32 on the CPU. Each has the axes (sequence, layer, head, *own axis*); a scalar profile has no own
-        axis. Reach them as ``profiles["key_profile"]`` or ``profiles.key_profile``.
+        On the CPU; float32 as captured, float64 of null models. Each has the axes (sequence, layer, head,
+        *own axis*); a scalar profile has no own axis. Reach them as ``profiles["key_profile"]`` or
+        ``profiles.key_profile``.
     axes : dict of str to tuple of str
         The names of the axes of each array.
     coordinates : dict of str to list
@@ -78,6 +81,58 @@ class Profiles:
     def n_sequences(self):
         """Number of sequences."""
         return len(self.n_real)
+
+    @classmethod
+    def from_attention(cls, attn, *, causal, kv_groups=None, provenance=None):
+        """Reduce whole attention matrices, where they fit into memory.
+
+        Parameters
+        ----------
+        attn : torch.Tensor or array_like, shape (sequence, layer, head, query, key)
+            After softmax, as many keys as queries. float64 stays float64, any other dtype becomes float32.
+        causal : bool
+            Whether query i sees the keys 0 to i only.
+        kv_groups : list of int, optional
+            Of each head; a group of its own for each if None.
+        provenance : dict, optional
+
+        Returns
+        -------
+        Profiles
+            key_profile, last_query, lag_profile, and local_mass at 0, the powers of two below n, and 16.
+
+        Raises
+        ------
+        ValueError
+            If the shape is another, rows are not distributions, or `causal` attention looks ahead.
+        """
+        attn = _checked_attention(attn, causal)
+        n = attn.shape[-1]
+        lags = list(range(0 if causal else 1 - n, n))
+        distances = sorted({0, 16, *(2**k for k in range(n.bit_length()) if 2**k < n)})
+        # One sequence at a time: summing over diagonals takes a copy of twice the size.
+        lag_profile = torch.stack([_mean_over_diagonals(one) for one in attn])[..., -len(lags) :]
+        arrays = {
+            "key_profile": attn.mean(-2),
+            "last_query": attn[..., -1, :].clone(),
+            "lag_profile": lag_profile,
+            "local_mass": local_mass_of(lag_profile, lags, distances),
+        }
+        own = {"key_profile": "key", "last_query": "key", "lag_profile": "lag", "local_mass": "distance"}
+        n_heads = attn.shape[2]
+        return cls(
+            arrays=arrays,
+            axes={name: ("sequence", "layer", "head", axis) for name, axis in own.items()},
+            coordinates={
+                "key_profile": list(range(n)),
+                "last_query": list(range(n)),
+                "lag_profile": lags,
+                "local_mass": distances,
+            },
+            n_real=torch.full((len(attn),), n),
+            kv_groups=list(range(n_heads)) if kv_groups is None else list(kv_groups),
+            provenance=dict(provenance or {}),
+        )
 
     def save(self, path):
         """Write to one safetensors file, whole or not at all (a temporary file is renamed)."""
@@ -163,3 +218,50 @@ def _kind(profiles):
         "KV groups": profiles.kv_groups,
         **{name: profiles.provenance.get(name) for name in compared},
     }
+
+
+def local_mass_of(lag_profile, lags, distances):
+    """Return the attention within given distances of the query, from the mean attention at each lag.
+
+    Parameters
+    ----------
+    lag_profile : torch.Tensor, shape (..., lag)
+    lags : sequence of int, shape (lag,)
+    distances : sequence of int
+        In tokens, 0 or more.
+
+    Returns
+    -------
+    torch.Tensor, shape (..., distance)
+    """
+    apart = torch.as_tensor(lags).abs()  # (lag,)
+    return torch.stack([lag_profile[..., apart <= distance].sum(-1) for distance in distances], -1)
+
+
+def _mean_over_diagonals(attn):
+    """Return the mean over queries of attention at each lag from 1 − n to n − 1, (..., 2n − 1)."""
+    n = attn.shape[-1]
+    # With keys reversed and n zeros behind each row, rows read at a stride of 2n − 1 put lags in columns.
+    padded = torch.nn.functional.pad(attn.flip(-1), (0, n)).flatten(-2)  # (..., query · 2n)
+    return padded[..., : n * (2 * n - 1)].unflatten(-1, (n, 2 * n - 1)).sum(-2) / n
+
+
+def _checked_attention(attn, causal):
+    attn = torch.as_tensor(attn)
+    tolerance = SUM_TOLERANCE_HALF if attn.dtype in (torch.float16, torch.bfloat16) else SUM_TOLERANCE
+    attn = attn if attn.dtype == torch.float64 else attn.float()
+    if attn.ndim != 5 or attn.shape[-1] != attn.shape[-2] or attn.numel() == 0:
+        raise ValueError(
+            f"attn has shape {tuple(attn.shape)}; expected (sequence, layer, head, query, key) with as many "
+            "keys as queries"
+        )
+    off = (attn.sum(-1) - 1).abs().max()
+    if not (float(off) <= tolerance and float(attn.min()) >= 0):
+        raise ValueError(
+            f"the rows of attn must be non-negative and sum to 1; the smallest entry is "
+            f"{float(attn.min()):.4g} and the sums miss 1 by up to {float(off):.4g}. Pass attention after "
+            "softmax."
+        )
+    if causal and bool((attn.triu(1) > 0).any()):
+        raise ValueError("causal=True, but some queries attend to later keys; pass causal=False.")
+    return attn

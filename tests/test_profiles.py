@@ -7,7 +7,9 @@ import zipfile
 import pytest
 import torch
 from safetensors.torch import save_file
+from tolerances import assert_close
 
+from nbhelpers.hooks.capture import capture
 from nbhelpers.profiles import Profiles
 
 FACTS = {
@@ -198,3 +200,79 @@ def test_concatenate_refuses_other_reductions():
 def test_concatenate_of_nothing():
     with pytest.raises(ValueError, match="at least one"):
         Profiles.concatenate([])
+
+
+# From whole matrices
+
+
+def random_attention(n, *, causal, dtype=torch.float64):
+    z = 2 * torch.randn(2, 3, 4, n, n, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    z = z.masked_fill(torch.ones(n, n, dtype=torch.bool).triu(1), -torch.inf) if causal else z
+    return z.softmax(-1).to(dtype)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("n", [1, 2, 9, 40])
+def test_from_attention_is_the_slow_loop(n, causal):
+    attn = random_attention(n, causal=causal)
+    before = attn.clone()
+    made = Profiles.from_attention(attn, causal=causal, kv_groups=[0, 0, 1, 1], provenance={"model": "m"})
+    lags = list(range(0 if causal else 1 - n, n))
+    by_lag = torch.zeros(2, 3, 4, len(lags), dtype=torch.float64)
+    for i in range(n):
+        for j in range(i + 1 if causal else n):
+            by_lag[..., lags.index(i - j)] += attn[..., i, j] / n
+    distances = [d for d in (0, 1, 2, 4, 8, 16, 32) if d < n or d in (0, 16)]
+    near = [[k for k, lag in enumerate(lags) if abs(lag) <= d] for d in distances]
+    expected = {
+        "key_profile": attn.mean(-2),
+        "last_query": attn[..., -1, :],
+        "lag_profile": by_lag,
+        "local_mass": torch.stack([by_lag[..., within].sum(-1) for within in near], -1),
+    }
+    assert list(made.arrays) == list(expected)
+    for name, array in expected.items():
+        assert_close(made[name], array)
+    assert (made.coordinates["lag_profile"], made.coordinates["local_mass"]) == (lags, distances)
+    assert made.n_real.tolist() == [n, n]
+    assert (made.kv_groups, made.provenance) == ([0, 0, 1, 1], {"model": "m"})
+    assert torch.equal(attn, before)
+
+
+def test_from_attention_is_what_capture_keeps(tiny_llama):
+    ids = torch.randint(2, 300, (2, 24), generator=torch.Generator().manual_seed(0))
+    names = ["key_profile", "last_query", "lag_profile", "local_mass"]
+    captured = capture(tiny_llama, ids, names, progress=False)
+    network = tiny_llama.model
+    usual = network.config._attn_implementation
+    network.set_attn_implementation("eager")
+    with torch.inference_mode():
+        attn = torch.stack(network(ids, output_attentions=True, use_cache=False).attentions, 1)
+    network.set_attn_implementation(usual)
+    made = Profiles.from_attention(attn, causal=True, kv_groups=captured.kv_groups)
+    assert (made.axes, made.coordinates, made.kv_groups) == (
+        captured.axes,
+        captured.coordinates,
+        captured.kv_groups,
+    )
+    for name in names:
+        assert_close(made[name], captured[name])
+
+
+def test_from_attention_upcasts_half_precision():
+    made = Profiles.from_attention(random_attention(9, causal=True, dtype=torch.bfloat16), causal=True)
+    assert {array.dtype for array in made.arrays.values()} == {torch.float32}
+    assert made.kv_groups == [0, 1, 2, 3]
+
+
+def test_from_attention_refuses_what_is_no_attention():
+    attn = random_attention(6, causal=False)
+    with pytest.raises(ValueError, match="attend to later keys; pass causal=False"):
+        Profiles.from_attention(attn, causal=True)
+    with pytest.raises(ValueError, match=r"shape \(2, 3, 4, 5, 6\)"):
+        Profiles.from_attention(attn[..., 1:, :], causal=False)
+    with pytest.raises(ValueError, match=r"shape \(3, 4, 6, 6\)"):
+        Profiles.from_attention(attn[0], causal=False)
+    for wrong in (2 * attn, attn - 1 / 6, attn * torch.nan):
+        with pytest.raises(ValueError, match="sum to 1"):
+            Profiles.from_attention(wrong, causal=False)

@@ -85,6 +85,37 @@ def eager_attention(model, ids, mask=None):
     return torch.stack(layers, 1).double().numpy()
 
 
+def attention_from_vectors(model, ids):
+    """Return (sequence, layer, head, query, key): causal softmax in float64 of its queries and keys.
+
+    The queries and keys are those that the model hands to its attention function, in its own precision or
+    that of autocast, so what they give in float64 is what scores taken in higher precision should give.
+    """
+    pairs, original = [], hf.modeling_utils.ALL_ATTENTION_FUNCTIONS["sdpa"]
+
+    def keep(module, query, key, *args, **options):
+        pairs.append((query.double(), key.double()))
+        return original(module, query, key, *args, **options)
+
+    hf.AttentionInterface.register("keep_vectors", keep)
+    hf.AttentionMaskInterface.register("keep_vectors", hf.AttentionMaskInterface()["sdpa"])
+    implementation = model.config._attn_implementation
+    model.set_attn_implementation("keep_vectors")
+    try:
+        with torch.inference_mode():
+            model(ids)
+    finally:
+        model.set_attn_implementation(implementation)
+    return torch.stack([_causal_softmax(query, key) for query, key in pairs], 1).numpy()
+
+
+def _causal_softmax(query, key):
+    key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)  # (sequence, head, key, width)
+    scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5  # (sequence, head, query, key)
+    hidden = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+    return scores.masked_fill(hidden, -torch.inf).softmax(-1)
+
+
 class Whole(Reduction):
     """Keeps the matrix, which only a test wants."""
 
@@ -107,6 +138,18 @@ def captured_matrix(model, ids, **options):
     """Return (sequence, layer, head, query, key) as capture sees it, in float64."""
     whole = capture(model, ids, [Whole()], progress=False, **options).whole
     return whole.unflatten(-1, (ids.shape[1], ids.shape[1])).double().numpy()
+
+
+def capture_quietly(model, ids, reductions="key_profile", **options):
+    """Capture without a progress bar."""
+    return capture(model, ids, reductions, progress=False, **options)
+
+
+def assert_same_profiles(got, expected, tolerance=1e-6):
+    """Assert the same arrays within a tolerance, relative and absolute."""
+    assert got.arrays.keys() == expected.arrays.keys()
+    for name in got.arrays:
+        torch.testing.assert_close(got[name], expected[name], rtol=tolerance, atol=tolerance)
 
 
 def over_heads(matrices, function):

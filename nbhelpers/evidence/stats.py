@@ -1,12 +1,29 @@
-"""Intervals over sequences, and the position-spectrum correlation (eqs. 8 and 9)."""
+"""Intervals over sequences, the position-spectrum correlation (eqs. 8 and 9), and the tests that go with
+them."""
 
 from typing import NamedTuple
 
 import numpy as np
+from scipy import stats as scipy_stats
+
+from .correlation import SPREAD_FLOOR, partial_correlation, pearson, same_shape
+
+__all__ = [
+    "Equivalence",
+    "Interval",
+    "Permutation",
+    "bootstrap_interval",
+    "distribution_over_heads",
+    "equivalence_test",
+    "false_discovery",
+    "partial_correlation",
+    "permutation_test",
+    "position_spectrum_correlation",
+]
 
 LEAST_SEQUENCES = 3
-SPREAD_FLOOR = 1e-6  # relative; attention is captured in float32, so a smaller spread is rounding
 OVER = ("heads", "heads of a layer", "sequences")
+EXTREME = {"two-sided": np.abs, "greater": np.positive, "less": np.negative}
 
 
 class Interval(NamedTuple):
@@ -16,6 +33,23 @@ class Interval(NamedTuple):
     low: float | np.ndarray
     high: float | np.ndarray
     n_sequences: int
+
+
+class Permutation(NamedTuple):
+    """An observed statistic, its p-value, and the statistic of each permutation, shape (draw,)."""
+
+    value: float
+    p_value: float
+    draws: np.ndarray
+
+
+class Equivalence(NamedTuple):
+    """A mean difference with its interval, the p-value of two one-sided tests, and whether it is
+    equivalent."""
+
+    difference: Interval
+    p_value: float
+    equivalent: bool
 
 
 def bootstrap_interval(values, *, n_boot=1000, confidence=0.95, seed=0, statistic=np.mean):
@@ -148,6 +182,144 @@ def position_spectrum_correlation(table, *, over="heads", n_boot=1000, confidenc
     return Interval(value, float(low), float(high), n_sequences)
 
 
+def permutation_test(
+    values, other, *, clusters, statistic=None, alternative="two-sided", n_draws=999, seed=0
+):
+    """Test whether two properties of heads go together, exchanging whole KV groups within their layer.
+
+    Heads that share keys are not independent draws, and layers differ for reasons of their own. So a draw
+    only exchanges the groups of a layer: what is tested is that it does not matter within a layer which group
+    has which `other`. Heads keep their order in a group.
+
+    Parameters
+    ----------
+    values, other : array_like, shape (layer, head)
+        Finite numbers, or labels as numbers. Not modified.
+    clusters : sequence of int, length head
+        The KV group of each head, as `Profiles.kv_groups`; groups of one size.
+    statistic : callable, optional
+        Takes two arrays (layer, head) and returns a number; the Pearson correlation over all heads if None.
+    alternative : {"two-sided", "greater", "less"}
+        "two-sided" compares absolute values, so the statistic should be centred at 0 without an association.
+    n_draws : int
+        The smallest p-value that can be had is 1 / (n_draws + 1).
+    seed : int
+
+    Returns
+    -------
+    Permutation
+        The observed arrangement counts among the draws, so the p-value is never 0 and the test is exact.
+
+    Raises
+    ------
+    ValueError
+        For unequal shapes, numbers that are not finite, groups of unequal size or a single one, an unknown
+        alternative, or a statistic that is not defined.
+    """
+    values, other = same_shape(values=values, other=other)
+    if alternative not in EXTREME:
+        raise ValueError(f"unknown alternative={alternative!r}; choose one of {', '.join(EXTREME)}")
+    members = _members(clusters, values)  # (group, member)
+    if statistic is None:
+        statistic = _correlation_over_all
+    generator = np.random.default_rng(seed)
+    group = np.tile(np.arange(len(members)), (len(values), 1))  # (layer, group)
+    draws = np.empty(n_draws)
+    for draw in range(n_draws):
+        order = members[generator.permuted(group, axis=1)]  # (layer, group, member)
+        exchanged = np.empty_like(values)
+        exchanged[:, members.ravel()] = np.take_along_axis(values, order.reshape(len(values), -1), 1)
+        draws[draw] = statistic(exchanged, other)
+    value = float(statistic(values, other))
+    if not (np.isfinite(value) and np.isfinite(draws).all()):
+        raise ValueError(
+            f"the statistic is not defined: observed {value}, {(~np.isfinite(draws)).sum()} of {n_draws} "
+            "draws are NaN or infinite; an array that is constant has no association to test"
+        )
+    extreme = EXTREME[alternative]
+    # Equal arrangements may differ in the last digit, for their sums run in another order.
+    at_least = extreme(draws) >= extreme(value) - SPREAD_FLOOR * abs(value)
+    return Permutation(value, (1 + int(at_least.sum())) / (n_draws + 1), draws)
+
+
+def false_discovery(p_values, *, method="bh"):
+    """Return p-values adjusted for the number of tests; those below q hold a share of at most q false ones.
+
+    Parameters
+    ----------
+    p_values : array_like
+        Of any shape: all of them are one family. Not modified.
+    method : {"bh", "by"}
+        Benjamini and Hochberg (independent or positively dependent tests), or Benjamini and Yekutieli (any
+        dependence).
+
+    Returns
+    -------
+    numpy.ndarray
+        Of the shape of `p_values`.
+
+    Raises
+    ------
+    ValueError
+        If a p-value is not in [0, 1].
+    """
+    p_values = np.asarray(p_values, dtype=np.float64)
+    wrong = ~((p_values >= 0) & (p_values <= 1))
+    if wrong.any():
+        raise ValueError(
+            f"{wrong.sum()} of {p_values.size} p-values are not in [0, 1], the first {p_values[wrong][0]}; "
+            "leave out tests that are not defined, and say so"
+        )
+    adjusted = scipy_stats.false_discovery_control(p_values, axis=None, method=method)
+    return adjusted.reshape(p_values.shape)
+
+
+def equivalence_test(values, margin, *, against=0.0, alpha=0.05):
+    """Test whether a mean over sequences is within a margin of another, by two one-sided t-tests.
+
+    Parameters
+    ----------
+    values : array_like, shape (sequence,)
+        Finite numbers of at least 3 sequences. Not modified.
+    margin : float
+        Largest difference that counts as none, in the unit of the values; fixed before looking.
+    against : float or array_like, shape (sequence,)
+        What the mean is compared with: a number, or the values of the same sequences (paired).
+    alpha : float
+        Of each of the two tests.
+
+    Returns
+    -------
+    Equivalence
+        The larger p-value of the two; `equivalent` where it is below `alpha`, which is where the t-interval
+        of confidence 1 − 2·alpha (90 %) in `difference` lies inside ±margin.
+
+    Raises
+    ------
+    ValueError
+        For a margin that is not positive, fewer than 3 sequences, unequal lengths, or numbers that are not
+        finite.
+    """
+    if not margin > 0:
+        raise ValueError(
+            f"the margin must be positive, got {margin}; it is the largest difference that counts as none"
+        )
+    against = np.asarray(against, dtype=np.float64)
+    values, against = same_shape(
+        values=values, against=against if against.ndim else np.full(np.shape(values), against)
+    )
+    n = _require_sequences(len(values) if values.ndim == 1 else 0)
+    difference = values - against
+    mean, error = difference.mean(), difference.std(ddof=1) / np.sqrt(n)
+    half = error * scipy_stats.t.ppf(1 - alpha, n - 1)
+    if error > 0:
+        p_value = float(scipy_stats.t.sf((margin - abs(mean)) / error, n - 1))
+    else:
+        p_value = 0.0 if abs(mean) < margin else 1.0
+    interval = Interval(float(mean), float(mean - half), float(mean + half), n)
+    return Equivalence(interval, p_value, p_value < alpha)
+
+
 def _draws(n_sequences, n_boot, seed):
     """Return `n_boot` draws of sequence indices with replacement, (draw, sequence)."""
     return np.random.default_rng(seed).integers(n_sequences, size=(n_boot, n_sequences))
@@ -177,26 +349,30 @@ def _require_sequences(n_sequences):
 def _mean_correlation(x, y, over):
     """Mean over the defined correlations of (sequence, layer, head) arrays; NaN if there is none."""
     if over == "sequences":
-        r = _pearson(x, y, axis=0)  # (layer, head)
+        r = pearson(x, y, axis=0)  # (layer, head)
     elif over == "heads":
-        r = _pearson(x.reshape(len(x), -1), y.reshape(len(y), -1), axis=1)  # (sequence,)
+        r = pearson(x.reshape(len(x), -1), y.reshape(len(y), -1), axis=1)  # (sequence,)
     else:
-        r = _pearson(x, y, axis=2)  # (sequence, layer)
+        r = pearson(x, y, axis=2)  # (sequence, layer)
     defined = r[np.isfinite(r)]
     return float(defined.mean()) if defined.size else np.nan
 
 
-def _pearson(x, y, *, axis):
-    """Pearson correlation along an axis over the finite pairs; NaN where x or y is constant."""
-    known = np.isfinite(x) & np.isfinite(y)
-    count = np.maximum(known.sum(axis, keepdims=True), 1)
+def _members(clusters, values):
+    """Return the heads of each KV group, (group, member)."""
+    clusters = np.asarray(clusters)
+    if values.ndim != 2 or clusters.shape != values.shape[1:]:
+        raise ValueError(
+            f"values have shape {values.shape} and clusters {clusters.shape}; expected (layer, head) and "
+            "(head,)"
+        )
+    groups, sizes = np.unique(clusters, return_counts=True)
+    if len(groups) < 2 or len(set(sizes)) > 1:
+        raise ValueError(
+            f"whole groups are exchanged, so there must be at least 2 of one size; got sizes {sizes.tolist()}"
+        )
+    return np.stack([np.flatnonzero(clusters == group) for group in groups])
 
-    def centre(values):
-        values = np.where(known, values, 0.0)
-        mean = values.sum(axis, keepdims=True) / count
-        centred = np.where(known, values - mean, 0.0)
-        spread = np.sqrt((centred**2).sum(axis, keepdims=True) / count)
-        return centred, np.where(spread > SPREAD_FLOOR * np.abs(mean), spread, np.nan)
 
-    (x, x_spread), (y, y_spread) = centre(x), centre(y)
-    return ((x * y).sum(axis, keepdims=True) / (count * x_spread * y_spread)).squeeze(axis)
+def _correlation_over_all(x, y):
+    return float(pearson(x.ravel(), y.ravel(), axis=0))

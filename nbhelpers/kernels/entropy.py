@@ -1,8 +1,10 @@
-"""Entropies of attention distributions (eq. 6), and what goes with them.
+"""Entropies of attention distributions (eq. 6), the bound they obey, and what goes with them.
 
 `attn` is attention after softmax: non-negative, with sum 1 along its last axis, the keys. Equation numbers
 refer to Ruscio et al., arXiv:2410.18067.
 """
+
+import math
 
 import torch
 
@@ -10,6 +12,9 @@ from .inputs import as_real, log_base, negative_p_log_p, require_finite, require
 
 __all__ = [
     "effective_support",
+    "entropic_bound",
+    "entropic_slack",
+    "local_global_ratio",
     "local_mass",
     "positional_entropy",
     "require_distribution",
@@ -212,11 +217,125 @@ def local_mass(attn, query, distances, *, check=True):
     return torch.stack(within, -1) if within else attn[..., :0]  # (..., query, distance)
 
 
-def _distribution(attn, check):
+def local_global_ratio(lag_profile, distance, *, lags=None, check=True):
+    """Return the attention within a distance over the attention beyond it (Figure 1).
+
+    The paper draws a "local versus global attention ratio" and gives no equation; this is our reading.
+
+    Parameters
+    ----------
+    lag_profile : torch.Tensor or array_like, shape (..., lag)
+        Mean attention at each distance, with sum 1. Not modified.
+    distance : int
+        In tokens, 0 or more; ``|lag| <= distance`` is local.
+    lags : torch.Tensor or array_like of int, shape (lag,), optional
+        Distance of each entry in tokens; 0, 1, 2, … if None. Bidirectional attention has lags on both sides.
+    check : bool
+        Call `require_distribution` first. On CUDA this waits for the device; False skips it.
+
+    Returns
+    -------
+    torch.Tensor, shape (...)
+        From 0 to infinity, infinite where nothing lies beyond the distance. Its logarithm is symmetric in
+        near and far and is what should be averaged.
+
+    Raises
+    ------
+    ValueError
+        If the profile is not a distribution, the distance is negative, or `lags` has another length.
+    """
+    profile = _distribution(lag_profile, check, "lag_profile")  # (..., lag)
+    n_lags = profile.shape[-1]
+    lags = torch.arange(n_lags) if lags is None else torch.as_tensor(lags)  # (lag,)
+    if lags.shape != (n_lags,):
+        raise ValueError(f"lag_profile has {n_lags} lags but lags has shape {tuple(lags.shape)}")
+    if distance < 0:
+        raise ValueError(f"distance must be 0 or more tokens, got {distance}")
+    near = (lags.abs() <= distance).to(profile.device)  # (lag,)
+    # Both are summed: 1 minus the near part would leave only rounding of a small far part.
+    return profile[..., near].sum(-1) / profile[..., ~near].sum(-1)
+
+
+def entropic_bound(length, *, base=None):
+    """Return the least sum of the entropies of a signal and of its Fourier transform, log(length).
+
+    Parameters
+    ----------
+    length : int
+        Samples of the signal, at least 1.
+    base : float, optional
+        Logarithm base; natural (nats) if None.
+
+    Returns
+    -------
+    float
+
+    Raises
+    ------
+    ValueError
+        If the length is below 1, or the base is not positive or is 1.
+
+    Notes
+    -----
+    For a of norm 1 and the unitary discrete Fourier transform F, H(|a|²) + H(|Fa|²) ≥ −2 log max|F_jk| =
+    log(length): every signal obeys it, learned or not. A comb of k teeth at distance length / k meets it
+    exactly, a single spike and a constant included.
+
+    References
+    ----------
+    .. [1] H. Maassen, J. Uffink, "Generalized entropic uncertainty relations", Phys. Rev. Lett. 60 (1988).
+    """
+    if length < 1:
+        raise ValueError(f"a signal needs at least 1 token, got length {length}")
+    return math.log(length) / log_base(base)
+
+
+def entropic_slack(signal, *, base=None, check=True):
+    """Return how far a signal is above the entropic bound, H(|a|²) + H(|Fa|²) − log(length).
+
+    Parameters
+    ----------
+    signal : torch.Tensor or array_like, shape (..., position)
+        Real amplitudes; divided by their norm here. Pass ``attn.sqrt()`` to have |a|² the attention itself,
+        so that H(|a|²) is the positional entropy; pass `attn` to take attention as the amplitude, whose
+        spectrum is then the power spectrum of eq. 1 without window (two-sided). Not modified.
+    base : float, optional
+        Logarithm base; natural (nats) if None.
+    check : bool
+        Look for NaN and infinity first. On CUDA this waits for the device; False skips it.
+
+    Returns
+    -------
+    torch.Tensor, shape (...)
+        In [0, log(length)] up to rounding; 0 where position and frequency are known together as well as can
+        be. NaN for a signal that is zero.
+
+    Raises
+    ------
+    ValueError
+        If the signal is empty, complex or not finite, or the base is not positive or is 1.
+
+    Notes
+    -----
+    The bound holds for every signal, so the slack, not the bound, is what a head can be compared by. It needs
+    all frequencies, two-sided, and no window or padding: half of the bins do not obey it.
+    """
+    x = as_real(signal, "signal")  # (..., position)
+    length = require_last_axis(x, "signal")
     if check:
-        require_distribution(attn)
-    attn = as_real(attn, "attn")
-    require_last_axis(attn, "attn")
+        require_finite(x, "signal")
+    energy = x.square()  # (..., position)
+    transform = torch.fft.fft(x)  # (..., freq)
+    power = transform.real.square() + transform.imag.square()  # (..., freq)
+    entropies = [negative_p_log_p(p / p.sum(-1, keepdim=True)).sum(-1) for p in (energy, power)]  # (...) each
+    return sum(entropies) / log_base(base) - entropic_bound(length, base=base)
+
+
+def _distribution(attn, check, name="attn"):
+    if check:
+        require_distribution(attn, name)
+    attn = as_real(attn, name)
+    require_last_axis(attn, name)
     return attn
 
 

@@ -2,9 +2,10 @@ import math
 
 import numpy as np
 import pytest
+import scipy.linalg
 import scipy.stats
 import torch
-from tolerances import assert_close
+from tolerances import TOL, assert_close
 
 from nbhelpers.kernels import entropy
 
@@ -105,13 +106,6 @@ class TestPositionalEntropy:
         assert torch.equal(attn, before)
         assert torch.equal(measured, entropy.positional_entropy(attn.float(), check=False))
 
-    def test_the_entropies_of_a_signal_and_of_its_spectrum_are_bounded_below(self):
-        """Maassen–Uffink: with a = √attn, H(|a|²) + H(|Fa|²) is at least log N."""
-        attn = random_attn(50, 64)
-        spectrum = torch.fft.fft(attn.sqrt(), norm="ortho").abs().square()
-        slack = entropy.positional_entropy(attn) + entropy.positional_entropy(spectrum) - math.log(64)
-        assert slack.min() > 0
-
 
 class TestWindowEntropy:
     def slow(self, row, window):
@@ -192,6 +186,111 @@ class TestLocalMass:
         assert entropy.local_mass(random_attn(4, 8), range(4), []).shape == (4, 0)
 
 
+class TestLocalGlobalRatio:
+    def test_is_the_slow_loop(self):
+        profile = random_attn(3, 24)
+        for distance in (0, 1, 7, 22):
+            near = sum(profile[:, lag] for lag in range(24) if lag <= distance)
+            far = sum(profile[:, lag] for lag in range(24) if lag > distance)
+            assert_close(entropy.local_global_ratio(profile, distance), near / far)
+
+    def test_lags_on_both_sides(self):
+        profile = random_attn(24 * 2 - 1)
+        lags = range(-23, 24)
+        near = sum(float(p) for p, lag in zip(profile, lags, strict=True) if abs(lag) <= 4)
+        assert float(entropy.local_global_ratio(profile, 4, lags=lags)) == pytest.approx(near / (1 - near))
+        assert_close(
+            entropy.local_global_ratio(profile.flip(-1), 4, lags=lags),
+            entropy.local_global_ratio(profile, 4, lags=lags),
+        )
+
+    def test_a_small_far_part_keeps_its_digits(self):
+        profile = torch.tensor([1.0 - 2**-24, 0.0, 3e-9])
+        assert float(entropy.local_global_ratio(profile, 1)) == pytest.approx(1 / 3e-9, rel=1e-6)
+
+    def test_ends(self):
+        assert entropy.local_global_ratio(torch.eye(5)[0], 2) == math.inf
+        assert entropy.local_global_ratio(torch.eye(5)[4], 2) == 0
+        assert entropy.local_global_ratio(torch.full((6,), 1 / 6), 2) == pytest.approx(1.0)
+
+    def test_errors(self):
+        profile = torch.full((8,), 1 / 8)
+        with pytest.raises(ValueError, match=r"lag_profile has 8 lags but lags has shape \(7,\)"):
+            entropy.local_global_ratio(profile, 2, lags=range(7))
+        with pytest.raises(ValueError, match="0 or more tokens, got -1"):
+            entropy.local_global_ratio(profile, -1)
+        with pytest.raises(ValueError, match="lag_profile must sum to 1"):
+            entropy.local_global_ratio(2 * profile, 2)
+
+
+class TestEntropicBound:
+    def test_is_the_logarithm_of_the_length(self):
+        assert entropy.entropic_bound(1) == 0
+        assert entropy.entropic_bound(64) == pytest.approx(6 * math.log(2))
+        assert entropy.entropic_bound(64, base=2) == pytest.approx(6)
+
+    def test_errors(self):
+        with pytest.raises(ValueError, match="length 0"):
+            entropy.entropic_bound(0)
+        with pytest.raises(ValueError, match="base must be positive and not 1, got 1"):
+            entropy.entropic_bound(4, base=1)
+
+
+class TestEntropicSlack:
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("teeth", [1, 2, 4, 8, 64])  # a spike … a constant
+    def test_combs_meet_the_bound(self, teeth, dtype):
+        comb = torch.zeros(64, dtype=dtype)
+        comb[:: 64 // teeth] = 3.0
+        for shift in (0, 5):
+            assert abs(float(entropy.entropic_slack(comb.roll(shift)))) < 20 * TOL[dtype]
+
+    @pytest.mark.parametrize("length", [7, 64, 101])
+    def test_is_scipys_entropies_of_a_slow_transform(self, length):
+        signal = torch.randn(3, length, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+        unitary = scipy.linalg.dft(length, scale="sqrtn")
+        for x, slack in zip(signal.numpy(), entropy.entropic_slack(signal, base=2), strict=True):
+            pair = [scipy.stats.entropy(p, base=2) for p in (x**2, np.abs(unitary @ x) ** 2)]
+            assert float(slack) == pytest.approx(sum(pair) - math.log2(length), abs=1e-10)
+
+    def test_bounds(self):
+        signals = torch.randn(300, 48, dtype=torch.float64, generator=torch.Generator().manual_seed(3)) ** 3
+        slack = entropy.entropic_slack(signals)
+        assert slack.min() > 0
+        assert slack.max() < entropy.entropic_bound(48)
+
+    def test_of_the_root_the_first_entropy_is_positional(self):
+        attn = random_attn(50, 64)
+        spectrum = torch.fft.fft(attn.sqrt(), norm="ortho").abs().square()
+        both = entropy.positional_entropy(attn) + entropy.positional_entropy(spectrum)
+        assert_close(entropy.entropic_slack(attn.sqrt()), both - math.log(64))
+
+    def test_scale_and_place_do_not_count(self):
+        signal = random_attn(4, 30)
+        expected = entropy.entropic_slack(signal)
+        assert_close(entropy.entropic_slack(-17 * signal.roll(9, -1)), expected)
+
+    def test_a_gaussian_is_near_the_bound_of_the_line_not_of_the_circle(self):
+        # On the line the sum of both entropies of a Gaussian is log(e/2); bins of 1/N add log N.
+        position = torch.arange(512, dtype=torch.float64) - 256
+        slack = entropy.entropic_slack(torch.exp(-0.5 * (position / 9) ** 2))
+        assert float(slack) == pytest.approx(1 - math.log(2), abs=1e-6)
+
+    def test_zero_is_nan_and_wrong_input_is_refused(self):
+        assert entropy.entropic_slack(torch.zeros(4)).isnan()
+        with pytest.raises(ValueError, match="1 of 3 entries"):
+            entropy.entropic_slack(torch.tensor([1.0, math.nan, 0.0]))
+        with pytest.raises(ValueError, match=r"shape \(2, 0\)"):
+            entropy.entropic_slack(torch.zeros(2, 0))
+
+    def test_input_is_unmodified_and_half_is_upcast(self):
+        signal = random_attn(3, 16, dtype=torch.float32).bfloat16()
+        before = signal.clone()
+        measured = entropy.entropic_slack(signal)
+        assert measured.dtype == torch.float32
+        assert torch.equal(signal, before)
+
+
 @gpu
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -202,6 +301,8 @@ def test_gpu_equals_cpu(dtype):
         entropy.effective_support,
         lambda x: entropy.window_entropy(x, 16),
         lambda x: entropy.local_mass(x, range(40), [0, 4]),
+        lambda x: entropy.local_global_ratio(x, 16),
+        entropy.entropic_slack,
     ):
         assert metric(attn.cuda()).is_cuda
         assert_close(metric(attn.cuda()), metric(attn), dtype=dtype)

@@ -1,0 +1,306 @@
+"""Frame bounds, constant-Q slope and similarity of the heads: are they a bank of wavelets (eqs. 13 to 16)?
+
+The vectors of a set are the second last axis, `head`, and their entries the last. The paper also speaks of
+minimal mutual information between heads. It is not estimated here: between smooth vectors of a few hundred
+entries its estimators answer to their own settings before they answer to the data. Equation numbers refer to
+Ruscio et al., arXiv:2410.18067.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+
+from .inputs import as_real, require_finite, require_last_axis
+from .sampling import random_vectors
+
+__all__ = [
+    "ConstantQ",
+    "FrameBounds",
+    "constant_q_slope",
+    "frame_bounds",
+    "head_similarity",
+    "mean_off_diagonal",
+    "random_frame_bounds",
+]
+
+SPREAD_FLOOR = 1e-6  # of log frequency: centroids closer than this do not define a slope
+
+
+class FrameBounds(NamedTuple):
+    """The largest A and smallest B of eq. 16 on the span of a set of vectors, and the dimension of the span.
+
+    All three have shape (...). A set of rank below the length of its vectors is a frame of its span only:
+    on the whole space its lower bound is 0.
+    """
+
+    lower: torch.Tensor
+    upper: torch.Tensor
+    rank: torch.Tensor
+
+    @property
+    def ratio(self):
+        """B / A: 1 for a tight frame, and for any orthonormal set."""
+        return self.upper / self.lower
+
+
+class ConstantQ(NamedTuple):
+    """The slope of log bandwidth on log centroid over heads, and what it was fitted to.
+
+    ``slope``, its standard error ``error``, ``spread`` (sd over heads of log centroid) and ``n_heads`` (heads
+    that took part) have shape (...); ``centroid`` and ``bandwidth``, in cycles/token, have shape (..., head).
+    """
+
+    slope: torch.Tensor
+    error: torch.Tensor
+    spread: torch.Tensor
+    n_heads: torch.Tensor
+    centroid: torch.Tensor
+    bandwidth: torch.Tensor
+
+    @property
+    def quality(self):
+        """Centroid over bandwidth of each head: above 1 for a band-pass, about 1 or below for a low-pass."""
+        return self.centroid / self.bandwidth
+
+
+def frame_bounds(vectors, *, normalize=False, rtol=None, check=True):
+    """Return the frame bounds of a set of vectors on its span (eq. 16).
+
+    Parameters
+    ----------
+    vectors : torch.Tensor or array_like, shape (..., head, position)
+        Not modified.
+    normalize : bool
+        Divide each vector by its Euclidean norm first, so that only directions count. A zero vector stays
+        zero.
+    rtol : float, optional
+        Singular values above `rtol` times the largest one span; by default the larger of the two last
+        lengths times the resolution of the dtype, as in `numpy.linalg.matrix_rank`. Pass about 1e-6 for
+        vectors that were computed in float32, whatever their dtype now.
+    check : bool
+        Look for NaN and infinity first. On CUDA this waits for the device; False skips it.
+
+    Returns
+    -------
+    FrameBounds
+        Smallest and largest eigenvalue of the frame operator Σ_h v_h v_hᵀ on the span, and its rank. NaN,
+        NaN and 0 where all vectors are zero.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two axes, one of the last two is empty, an entry is not finite, or `rtol` is
+        negative.
+
+    Notes
+    -----
+    Costs O(head · position · min(head, position)): the eigenvalues are squared singular values, which keeps
+    the digits that forming the frame operator would lose. Any finite set of vectors, not all zero, has
+    0 < A ≤ B < ∞ on its span, so that the bounds exist says nothing; B / A beside that of a random set does.
+
+    References
+    ----------
+    .. [1] Ruscio et al., arXiv:2410.18067, eq. 16.
+    """
+    x = _as_set(vectors, check)  # (..., head, position)
+    if rtol is None:
+        rtol = max(x.shape[-2:]) * torch.finfo(x.dtype).eps
+    if rtol < 0:
+        raise ValueError(f"rtol must be 0 or more, got {rtol}")
+    x = _unit(x) if normalize else x
+    singular = torch.linalg.svdvals(x)  # (..., value), falling
+    spans = (singular > rtol * singular[..., :1]) & (singular > 0)  # (..., value)
+    rank = spans.sum(-1)  # (...)
+    smallest = torch.where(spans, singular, math.inf).amin(-1)  # (...)
+    known = rank > 0
+    lower, upper = (torch.where(known, s.square(), math.nan) for s in (smallest, singular[..., 0]))
+    return FrameBounds(lower, upper, rank)
+
+
+def random_frame_bounds(
+    n_vectors, length, *, n_draws=100, kind="simplex", effective_support=None, normalize=True, seed=0
+):
+    """Return the frame bounds of random sets, the null of `frame_bounds`.
+
+    Parameters
+    ----------
+    n_vectors, length : int
+        Vectors in a set, and entries of a vector.
+    n_draws : int
+        Number of sets.
+    kind, effective_support, seed
+        As in :func:`~nbhelpers.kernels.sampling.random_vectors`; `effective_support` is of a shape that
+        broadcasts to (draw, head).
+    normalize : bool
+        As in `frame_bounds`, but on by default: attention vectors differ in norm, which is a matter of their
+        effective support and not of how they lie to each other.
+
+    Returns
+    -------
+    FrameBounds
+        Of shape (draw,), float64.
+
+    Raises
+    ------
+    ValueError
+        As :func:`~nbhelpers.kernels.sampling.random_vectors`.
+    """
+    shape = (n_draws, n_vectors, length)
+    vectors = random_vectors(shape, kind=kind, effective_support=effective_support, seed=seed)
+    return frame_bounds(vectors, normalize=normalize)
+
+
+def constant_q_slope(psd, frequency):
+    """Return how the bandwidth of the heads grows with their centre frequency.
+
+    Each spectrum is summed up by its centroid f = Σ |f| P / Σ P and its bandwidth, the standard deviation of
+    |f| under P. The slope is that of log bandwidth on log centroid over the heads: 1 for dilated copies of
+    one shape (wavelets, constant Q), 0 for one window at many frequencies (STFT, Gabor).
+
+    Parameters
+    ----------
+    psd : torch.Tensor or array_like, shape (..., head, freq)
+        Non-negative power. The zero-frequency line is left out: the sum of attention fixes it, and a wavelet
+        has none.
+    frequency : torch.Tensor or array_like, shape (freq,)
+        Frequency of each bin in cycles/token; the sign is ignored.
+
+    Returns
+    -------
+    ConstantQ
+        The slope is NaN for fewer than 3 heads with power at two frequencies, and where their centroids
+        differ by no more than rounding.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two axes, no frequency differs from zero, or `frequency` has another length
+        than the spectra.
+
+    Notes
+    -----
+    A slope of 1 is needed for a wavelet bank but is not enough: any one-parameter family of dilated shapes
+    has it, low-pass shapes such as exponential kernels of different lengths among them. `ConstantQ.quality`
+    tells the two apart. The standard error takes heads as independent, which heads of one KV group are not;
+    draw sequences again for an interval.
+    """
+    power = as_real(psd, "psd")  # (..., head, freq)
+    n_freq = require_last_axis(power, "psd")
+    if power.ndim < 2:
+        raise ValueError(f"psd has shape {tuple(power.shape)}; expected (..., head, freq)")
+    frequency = torch.as_tensor(frequency, dtype=torch.float64).abs()  # (freq,)
+    if frequency.shape != (n_freq,):
+        raise ValueError(f"psd has {n_freq} bins but frequency has shape {tuple(frequency.shape)}")
+    bins = frequency.nonzero().squeeze(-1)  # (freq,)
+    if not len(bins):
+        raise ValueError("frequency holds no bin but zero; a centroid needs at least one other")
+    power, frequency = power[..., bins.to(power.device)], frequency[bins].to(power)
+    share = power / power.sum(-1, keepdim=True)  # (..., head, freq)
+    centroid = share @ frequency  # (..., head)
+    away = frequency - centroid[..., None]  # (..., head, freq)
+    bandwidth = (share * away.square()).sum(-1).sqrt()  # (..., head)
+    return ConstantQ(*_slope(centroid.log(), bandwidth.log()), centroid, bandwidth)
+
+
+def head_similarity(vectors, *, center=False, check=True):
+    """Return the cosine between every two vectors of a set.
+
+    Parameters
+    ----------
+    vectors : torch.Tensor or array_like, shape (..., head, position)
+        Not modified.
+    center : bool
+        Subtract the mean over positions from each vector first: the cosine is then Pearson's correlation.
+        Non-negative vectors have non-negative cosines; centred ones, as wavelets are, can be orthogonal.
+    check : bool
+        Look for NaN and infinity first. On CUDA this waits for the device; False skips it.
+
+    Returns
+    -------
+    torch.Tensor, shape (..., head, head)
+        In [−1, 1] up to rounding, 1 on the diagonal. NaN in the row and column of a zero vector.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two axes, one of the last two is empty, or an entry is not finite.
+    """
+    x = _as_set(vectors, check)  # (..., head, position)
+    x = _centred(x) if center else x
+    # First by the largest entry: squares of attention far from its keys leave the range of float32.
+    x = x / x.abs().amax(-1, keepdim=True)  # (..., head, position)
+    x = x / torch.linalg.vector_norm(x, dim=-1, keepdim=True)  # (..., head, position)
+    return x @ x.mT  # (..., head, head)
+
+
+def mean_off_diagonal(similarity, *, absolute=False):
+    """Return the mean of a matrix over pairs of different heads.
+
+    Parameters
+    ----------
+    similarity : torch.Tensor or array_like, shape (..., head, head)
+        As from `head_similarity`. Not modified.
+    absolute : bool
+        Take absolute values first: 0 then means that every pair is orthogonal, not that signs cancel.
+
+    Returns
+    -------
+    torch.Tensor, shape (...)
+
+    Raises
+    ------
+    ValueError
+        If the last two axes are not equal or hold fewer than 2 heads.
+    """
+    x = as_real(similarity, "similarity")  # (..., head, head)
+    n_heads = x.shape[-1] if x.ndim else 0
+    if x.ndim < 2 or x.shape[-2] != n_heads or n_heads < 2:
+        raise ValueError(
+            f"similarity has shape {tuple(x.shape)}; expected (..., head, head) of 2 or more heads"
+        )
+    x = x.abs() if absolute else x
+    apart = ~torch.eye(n_heads, dtype=torch.bool, device=x.device)  # (head, head)
+    return x[..., apart].mean(-1)  # (...)
+
+
+def _slope(x, y):
+    """Return slope of y on x, its standard error, sd of x and number of heads, over finite (..., head)."""
+    known = x.isfinite() & y.isfinite()  # (..., head)
+    count = known.sum(-1)  # (...)
+
+    def centre(values):
+        values = torch.where(known, values, 0.0)
+        mean = values.sum(-1, keepdim=True) / count.clamp_min(1)[..., None]
+        return torch.where(known, values - mean, 0.0)
+
+    x, y = centre(x), centre(y)  # (..., head) each
+    variation = x.square().sum(-1)  # (...)
+    spread = (variation / (count - 1).clamp_min(1)).sqrt()  # (...)
+    defined = (count >= 3) & (spread > SPREAD_FLOOR)
+    slope = torch.where(defined, (x * y).sum(-1) / variation, math.nan)  # (...)
+    residual = (y - slope[..., None] * x).square().sum(-1)  # (...)
+    return slope, (residual / (count - 2) / variation).sqrt(), spread, count
+
+
+def _as_set(vectors, check):
+    x = as_real(vectors, "vectors")  # (..., head, position)
+    if x.ndim < 2 or 0 in x.shape[-2:]:
+        raise ValueError(
+            f"vectors have shape {tuple(x.shape)}; expected (..., head, position) with at least 1 of each"
+        )
+    if check:
+        require_finite(x, "vectors")
+    return x
+
+
+def _centred(x):
+    """Return vectors less their means; exact zeros where what is left of a constant vector is rounding."""
+    centred = x - x.mean(-1, keepdim=True)  # (..., head, position)
+    rounding = x.shape[-1] * torch.finfo(x.dtype).eps * x.abs().amax(-1, keepdim=True)  # (..., head, 1)
+    return torch.where(centred.abs().amax(-1, keepdim=True) > rounding, centred, 0.0)
+
+
+def _unit(x):
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)  # (..., 1)
+    return x / torch.where(norm > 0, norm, 1.0)

@@ -1,0 +1,23 @@
+"""Fixtures that the tests of capture share."""
+
+import pytest
+from tiny_models import make_model
+
+
+@pytest.fixture(scope="module")
+def llama():
+    """A random Llama, one for each test module."""
+    return make_model("llama")
+
+
+@pytest.fixture
+def forwards(monkeypatch, llama):
+    """Counts forward passes of the backbone, without a hook."""
+    counted, original = [], llama.model.forward
+
+    def forward(*args, **options):
+        counted.append(len(options["input_ids"]))
+        return original(*args, **options)
+
+    monkeypatch.setattr(llama.model, "forward", forward)
+    return counted

@@ -1,0 +1,315 @@
+import math
+
+import numpy as np
+import pytest
+import scipy.linalg
+import scipy.stats
+import torch
+from tolerances import assert_close
+
+from nbhelpers.kernels import frames, spectra
+
+DTYPES = [torch.float32, torch.float64]
+gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: GPU results are not compared")
+
+# Mercedes-Benz: three unit vectors at 120 degrees
+MERCEDES = torch.tensor(
+    [[0.0, 1.0], [-math.sqrt(3) / 2, -0.5], [math.sqrt(3) / 2, -0.5]], dtype=torch.float64
+)
+
+
+def normal(*shape, dtype=torch.float64, seed=0):
+    return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+
+
+class TestFrameBounds:
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_orthonormal_sets_are_tight(self, dtype):
+        basis = torch.from_numpy(scipy.stats.ortho_group.rvs(16, random_state=0)).to(dtype)
+        for n in (16, 5):
+            lower, upper, rank = bounds = frames.frame_bounds(basis[:n])
+            assert_close(torch.stack([lower, upper, bounds.ratio]), torch.ones(3), dtype=dtype)
+            assert rank == n
+
+    def test_mercedes_benz(self):
+        lower, upper, rank = frames.frame_bounds(MERCEDES)
+        assert_close(torch.stack([lower, upper]), torch.tensor([1.5, 1.5], dtype=torch.float64))
+        assert rank == 2
+
+    def test_redundant_union_of_two_bases(self):
+        fourier = torch.fft.fft(torch.eye(8, dtype=torch.float64), norm="ortho")
+        hartley = fourier.real - fourier.imag  # orthonormal and real
+        lower, upper, _ = frames.frame_bounds(torch.cat([torch.eye(8, dtype=torch.float64), hartley]))
+        assert_close(torch.stack([lower, upper]), torch.tensor([2.0, 2.0], dtype=torch.float64))
+
+    def test_two_vectors_closed_form(self):
+        for angle in (0.3, 1.2):
+            pair = torch.tensor([[1.0, 0.0], [math.cos(angle), math.sin(angle)]], dtype=torch.float64)
+            lower, upper, _ = frames.frame_bounds(5 * pair, normalize=True)
+            assert float(lower) == pytest.approx(1 - math.cos(angle), abs=1e-12)
+            assert float(upper) == pytest.approx(1 + math.cos(angle), abs=1e-12)
+
+    @pytest.mark.parametrize("shape", [(9, 40), (40, 9), (12, 12)])
+    def test_are_the_eigenvalues_of_the_frame_operator(self, shape):
+        vectors = normal(3, *shape)
+        lower, upper, rank = frames.frame_bounds(vectors)
+        for k, part in enumerate(vectors.numpy()):
+            operator = sum(np.outer(v, v) for v in part)
+            values = scipy.linalg.eigvalsh(operator)[-min(shape) :]
+            assert_close(torch.stack([lower[k], upper[k]]), values[[0, -1]])
+            assert rank[k] == np.linalg.matrix_rank(operator) == min(shape)
+
+    def test_the_inequality_holds_and_is_met(self):
+        vectors = normal(6, 20)
+        lower, upper, _ = frames.frame_bounds(vectors)
+        inside = normal(400, 6, seed=1) @ vectors  # functions of the span
+        sums = (inside @ vectors.T).square().sum(-1) / inside.square().sum(-1)
+        assert ((lower < sums) & (sums < upper)).all()
+
+    def test_repeated_vectors_do_not_count_as_dimensions(self):
+        vectors = torch.cat([MERCEDES, MERCEDES])
+        lower, upper, rank = frames.frame_bounds(torch.nn.functional.pad(vectors, (0, 3)))
+        assert_close(torch.stack([lower, upper]), torch.tensor([3.0, 3.0], dtype=torch.float64))
+        assert rank == 2
+
+    def test_rtol_decides_what_spans(self):
+        vectors = torch.diag(torch.tensor([1.0, 0.5, 1e-7], dtype=torch.float64))
+        assert frames.frame_bounds(vectors).rank == 3
+        lower, _, rank = frames.frame_bounds(vectors, rtol=1e-6)
+        assert rank == 2
+        assert float(lower) == 0.25
+
+    def test_zero_vectors(self):
+        padded = torch.cat([MERCEDES, torch.zeros(2, 2)])
+        for normalize in (False, True):
+            assert_close(frames.frame_bounds(padded, normalize=normalize).lower, 1.5, dtype=torch.float64)
+        lower, upper, rank = frames.frame_bounds(torch.zeros(2, 3, 4))
+        assert lower.isnan().all()
+        assert upper.isnan().all()
+        assert rank.tolist() == [0, 0]
+
+    def test_input_is_unmodified_and_half_is_upcast(self):
+        vectors = normal(4, 8, dtype=torch.float32).bfloat16()
+        before = vectors.clone()
+        lower, _, _ = frames.frame_bounds(vectors, normalize=True)
+        assert lower.dtype == torch.float32
+        assert torch.equal(vectors, before)
+
+    def test_errors(self):
+        with pytest.raises(ValueError, match=r"vectors have shape \(3,\); expected"):
+            frames.frame_bounds(torch.ones(3))
+        with pytest.raises(ValueError, match="1 of 4 entries that are NaN"):
+            frames.frame_bounds(torch.tensor([[1.0, math.nan], [1.0, 2.0]]))
+        with pytest.raises(ValueError, match="rtol must be 0 or more, got -1"):
+            frames.frame_bounds(MERCEDES, rtol=-1)
+
+
+class TestRandomFrameBounds:
+    def test_directions_follow_marchenko_and_pastur(self):
+        # Singular values of m random directions in n dimensions fill [1 − √(m/n), 1 + √(m/n)] as n grows.
+        m, n = 100, 1600
+        lower, upper, rank = frames.random_frame_bounds(m, n, n_draws=4, kind="sphere")
+        assert math.sqrt(lower.mean()) == pytest.approx(1 - math.sqrt(m / n), rel=0.02)
+        assert math.sqrt(upper.mean()) == pytest.approx(1 + math.sqrt(m / n), rel=0.02)
+        assert rank.tolist() == [m] * 4
+
+    def test_attention_shares_its_mean(self):
+        # Uniform on the simplex: E a_i a_j is 1/(n(n+1)) apart and twice that on the diagonal, so two vectors
+        # have a cosine near 1/2 and a set of m has an upper bound near (m + 1) / 2.
+        _, upper, _ = frames.random_frame_bounds(9, 2000, n_draws=10)
+        assert upper.numpy() == pytest.approx(5.0, rel=0.05)
+
+    def test_norms_stay_if_asked(self):
+        lower, upper, _ = frames.random_frame_bounds(3, 64, n_draws=5, effective_support=4.0, normalize=False)
+        assert ((lower < 1 / 4) & (upper > 1 / 4)).all()  # each vector has norm² 1/4
+
+    def test_seeds(self):
+        first, again, other = (frames.random_frame_bounds(3, 8, n_draws=2, seed=s).ratio for s in (0, 0, 1))
+        assert torch.equal(first, again)
+        assert not torch.equal(first, other)
+
+
+def wavelet_bank(n, n_heads, quality=4.0):
+    """Spectra exp(−((f/f_h − 1) Q)² / 2) at dyadic centres f_h: dilations of one band-pass."""
+    frequency = spectra.frequencies(n)
+    centres = 0.25 * 2.0 ** -torch.arange(n_heads, dtype=torch.float64)
+    return torch.exp(-0.5 * ((frequency / centres[:, None] - 1) * quality) ** 2), frequency, centres
+
+
+def gabor_bank(n, n_heads, bandwidth=0.01):
+    """Spectra of one Gaussian window at evenly spaced centres."""
+    frequency = spectra.frequencies(n)
+    centres = torch.linspace(0.08, 0.4, n_heads, dtype=torch.float64)
+    return torch.exp(-0.5 * ((frequency - centres[:, None]) / bandwidth) ** 2), frequency, centres
+
+
+class TestConstantQSlope:
+    def test_dyadic_wavelets_have_slope_one(self):
+        psd, frequency, centres = wavelet_bank(8192, 6)
+        result = frames.constant_q_slope(psd, frequency)
+        assert float(result.slope) == pytest.approx(1, abs=1e-4)  # tails beyond 4 sd are cut at 0.5
+        assert result.centroid.numpy() == pytest.approx(centres.numpy(), rel=1e-3)
+        assert result.quality.numpy() == pytest.approx(np.full(6, 4.0), rel=2e-3)  # the left tail is cut at 0
+        assert float(result.error) < 1e-4
+
+    def test_gabor_has_slope_zero(self):
+        psd, frequency, centres = gabor_bank(8192, 9)
+        result = frames.constant_q_slope(psd, frequency)
+        assert abs(float(result.slope)) < 1e-6
+        assert_close(result.centroid, centres)
+        assert_close(result.bandwidth, torch.full((9,), 0.01, dtype=torch.float64))
+
+    def test_kernels_in_time_and_not_in_frequency(self):
+        time = torch.arange(4096, dtype=torch.float64) - 2048
+        scales = 4.0 * 2.0 ** torch.arange(5, dtype=torch.float64)[:, None]
+        wavelets = torch.cos(2 * math.pi * time / scales) * torch.exp(-0.5 * (time / scales) ** 2)
+        spacing = torch.linspace(0.1, 0.4, 5, dtype=torch.float64)[:, None]
+        gabor = torch.cos(2 * math.pi * time * spacing) * torch.exp(-0.5 * (time / 40) ** 2)
+        for bank, expected in ((wavelets, 1.0), (gabor, 0.0)):
+            psd = spectra.psd(bank, window="boxcar")
+            slope = frames.constant_q_slope(psd, spectra.frequencies(4096)).slope
+            assert float(slope) == pytest.approx(expected, abs=0.02)
+
+    def test_dilated_low_passes_have_slope_one_but_no_quality(self):
+        frequency = spectra.frequencies(8192)
+        cut = 0.002 * 2.0 ** torch.arange(4, dtype=torch.float64)[:, None]
+        result = frames.constant_q_slope(torch.exp(-frequency / cut), frequency)
+        assert float(result.slope) == pytest.approx(1, abs=0.02)
+        assert (result.quality < 1.1).all()
+        wavelets, _, _ = wavelet_bank(8192, 4)
+        assert (frames.constant_q_slope(wavelets, frequency).quality > 3).all()
+
+    def test_is_scipys_regression_of_slow_moments(self):
+        psd = torch.rand(2, 7, 33, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) ** 8
+        frequency = spectra.frequencies(64)
+        result = frames.constant_q_slope(psd, frequency)
+        for batch, heads in enumerate(psd.numpy()):
+            f = frequency.numpy()[1:]
+            moments = [(np.average(f, weights=p[1:]), p[1:]) for p in heads]
+            widths = [math.sqrt(np.average((f - c) ** 2, weights=p)) for c, p in moments]
+            centres = [c for c, _ in moments]
+            fit = scipy.stats.linregress(np.log(centres), np.log(widths))
+            assert_close(result.centroid[batch], np.array(centres))
+            assert_close(result.bandwidth[batch], np.array(widths))
+            assert float(result.slope[batch]) == pytest.approx(fit.slope, rel=1e-10)
+            assert float(result.error[batch]) == pytest.approx(fit.stderr, rel=1e-10)
+            assert float(result.spread[batch]) == pytest.approx(np.std(np.log(centres), ddof=1), rel=1e-10)
+
+    def test_the_zero_line_is_ignored_and_sides_agree(self):
+        signal = normal(5, 64)
+        one, two = (spectra.psd(signal, window="boxcar", sided=s) for s in ("one", "two"))
+        expected = frames.constant_q_slope(two, spectra.frequencies(64, sided="two"))
+        one[:, 0] = 1e6
+        one[:, 1:-1] *= 2  # the two-sided spectrum holds these lines twice
+        result = frames.constant_q_slope(one, spectra.frequencies(64))
+        assert_close(result.slope, expected.slope)
+        assert_close(result.bandwidth, expected.bandwidth)
+
+    def test_heads_without_power_do_not_take_part(self):
+        psd, frequency, _ = wavelet_bank(512, 4)
+        with_silent = torch.cat([psd, torch.zeros(1, 257), torch.zeros(1, 257)])
+        with_silent[-1, 40] = 1.0  # a single line has no bandwidth
+        result = frames.constant_q_slope(with_silent, frequency)
+        assert result.n_heads == 4
+        assert_close(result.slope, frames.constant_q_slope(psd, frequency).slope)
+
+    def test_no_spread_of_centres_and_too_few_heads_have_no_slope(self):
+        psd, frequency, _ = wavelet_bank(512, 3)
+        assert frames.constant_q_slope(psd[:1].expand(5, -1), frequency).slope.isnan()
+        assert frames.constant_q_slope(psd[:2], frequency).slope.isnan()
+        assert frames.constant_q_slope(psd, frequency).slope.isfinite()
+
+    def test_errors(self):
+        with pytest.raises(ValueError, match=r"psd has 9 bins but frequency has shape \(8,\)"):
+            frames.constant_q_slope(torch.ones(2, 9), torch.ones(8))
+        with pytest.raises(ValueError, match="no bin but zero"):
+            frames.constant_q_slope(torch.ones(2, 1), [0.0])
+        with pytest.raises(ValueError, match=r"shape \(9,\); expected \(\.\.\., head, freq\)"):
+            frames.constant_q_slope(torch.ones(9), torch.ones(9))
+
+
+class TestHeadSimilarity:
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_centred_is_numpys_correlation(self, dtype):
+        vectors = normal(2, 6, 50, dtype=dtype)
+        expected = np.stack([np.corrcoef(part.double().numpy()) for part in vectors])
+        assert_close(frames.head_similarity(vectors, center=True), expected, dtype=dtype)
+
+    def test_is_the_slow_cosine(self):
+        vectors = normal(5, 30)
+        similarity = frames.head_similarity(vectors)
+        for i, u in enumerate(vectors):
+            for j, v in enumerate(vectors):
+                assert_close(similarity[i, j], u @ v / (u.norm() * v.norm()))
+
+    def test_closed_forms(self):
+        assert_close(frames.head_similarity(MERCEDES), 1.5 * torch.eye(3, dtype=torch.float64) - 0.5)
+        n = 32
+        spikes = torch.eye(n, dtype=torch.float64)[:4]
+        assert_close(frames.head_similarity(spikes), torch.eye(4, dtype=torch.float64))
+        # spikes less their means: −1/(n − 1)
+        off = frames.head_similarity(spikes, center=True)[0, 1]
+        assert float(off) == pytest.approx(-1 / (n - 1), abs=1e-12)
+
+    def test_uniform_attention_has_nothing_left_when_centred(self):
+        vectors = torch.stack([torch.full((48,), 0.1), torch.linspace(0, 1, 48) ** 2])
+        assert (vectors[0] - vectors[0].mean()).abs().max() > 0, "the mean of equal values is off by rounding"
+        similarity = frames.head_similarity(vectors, center=True)
+        assert similarity[0].isnan().all()
+        assert similarity[1, 1] == pytest.approx(1, abs=1e-6)
+        assert frames.head_similarity(vectors)[0, 1] > 0.5
+
+    def test_small_float32_values_keep_their_cosine(self):
+        vectors = torch.tensor([[1e-25, 0.0], [1e-25, 1e-25]])
+        assert float(frames.head_similarity(vectors)[0, 1]) == pytest.approx(math.sqrt(0.5), rel=1e-6)
+
+    def test_input_is_unmodified(self):
+        vectors = normal(4, 8)
+        before = vectors.clone()
+        frames.head_similarity(vectors, center=True)
+        assert torch.equal(vectors, before)
+
+
+class TestMeanOffDiagonal:
+    def test_mercedes_benz(self):
+        similarity = frames.head_similarity(MERCEDES)
+        assert_close(frames.mean_off_diagonal(similarity), -0.5, dtype=torch.float64)
+        assert_close(frames.mean_off_diagonal(similarity, absolute=True), 0.5, dtype=torch.float64)
+
+    def test_is_the_slow_loop_and_spares_the_diagonal(self):
+        matrices = normal(2, 3, 5, 5)
+        means = frames.mean_off_diagonal(matrices, absolute=True)
+        assert means.shape == (2, 3)
+        for index in np.ndindex(2, 3):
+            pairs = [abs(float(matrices[index][i, j])) for i in range(5) for j in range(5) if i != j]
+            assert float(means[index]) == pytest.approx(np.mean(pairs), rel=1e-12)
+
+    def test_orthonormal_sets_are_zero(self):
+        basis = torch.from_numpy(scipy.stats.ortho_group.rvs(8, random_state=1))
+        assert frames.mean_off_diagonal(frames.head_similarity(basis), absolute=True) < 1e-12
+
+    @pytest.mark.parametrize("shape", [(3, 4), (1, 1), (4,)])
+    def test_errors(self, shape):
+        with pytest.raises(ValueError, match=r"expected \(\.\.\., head, head\) of 2 or more heads"):
+            frames.mean_off_diagonal(torch.ones(shape))
+
+
+@gpu
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gpu_equals_cpu(dtype):
+    vectors = normal(2, 9, 64, dtype=dtype)
+    psd, frequency = spectra.psd(vectors), spectra.frequencies(64)
+    pairs = [
+        (frames.frame_bounds(vectors.cuda()), frames.frame_bounds(vectors)),
+        (frames.constant_q_slope(psd.cuda(), frequency), frames.constant_q_slope(psd, frequency)),
+    ]
+    for on_gpu, on_cpu in pairs:
+        for ours, expected in zip(on_gpu, on_cpu, strict=True):
+            assert ours.is_cuda
+            assert_close(ours, expected, dtype=dtype)
+    similarity = frames.head_similarity(vectors.cuda(), center=True)
+    assert_close(similarity, frames.head_similarity(vectors, center=True), dtype=dtype)
+    assert_close(
+        frames.mean_off_diagonal(similarity), frames.mean_off_diagonal(similarity.cpu()), dtype=dtype
+    )
