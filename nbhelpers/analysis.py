@@ -43,7 +43,7 @@ class Observation:
     scaled_variant: str = PAPER.scaled_variant
 
     def map(self, function):
-        """Return the observation with `function`, Profiles to Profiles, applied to every part: a null model."""
+        """Return the observation with `function`, Profiles to Profiles, applied to every part."""
         scaled = {factor: function(part) for factor, part in self.scaled.items()}
         return Observation(function(self.profiles), scaled, self.scaled_variant)
 

@@ -1,0 +1,1 @@
+"""The controlled zoo: one small transformer, seven position encodings, dense checkpoints, sizes."""

