@@ -33,7 +33,7 @@ class Layout:
     n_real: torch.Tensor
 
     def zeros(self, *shape):
-        """Return float32 zeros of shape (batch, head, *shape)."""
+        """Return float32 zeros, of shape (batch, head) and then `shape`."""
         return torch.zeros(self.batch, self.n_heads, *shape, device=self.device)
 
 

@@ -22,7 +22,7 @@ class NGram:
 
     References
     ----------
-    .. [1] H. Ney, U. Essen, R. Kneser, "On structuring probabilistic dependences in stochastic language
+    .. [1] Ney, Essen, Kneser, "On structuring probabilistic dependences in stochastic language
        modelling", Computer Speech & Language 8 (1994).
     """
 

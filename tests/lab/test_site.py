@@ -3,6 +3,7 @@ import re
 import pytest
 from tiny_notebooks import make_notebook
 
+import nbhelpers
 from nbhelpers.evidence.paper import CLAIMS
 from nbhelpers.lab.notebooks import run_notebooks
 from nbhelpers.lab.results import Results
@@ -11,7 +12,15 @@ from nbhelpers.lab.site import build_site, read_title
 FIGURE = (
     "import matplotlib.pyplot as plt\nfig, ax = plt.subplots(figsize=(2, 2))\nax.plot([1, 2])\nplt.show()"
 )
-WIDGET = "import ipywidgets\nipywidgets.IntSlider(3)"
+WIDGET = "import ipywidgets\nipywidgets.IntSlider(3, description='how many')"
+STRANGER = """\
+import ipywidgets, traitlets
+
+class Stranger(ipywidgets.DOMWidget):
+    _model_module = _view_module = traitlets.Unicode('stranger').tag(sync=True)
+    text = traitlets.Unicode('drawn by a script of its own').tag(sync=True)
+
+ipywidgets.VBox([Stranger()])"""
 TITLE = "# 01 · Figures | tables\n\nThis one draws. Is the *figure* there? See $x^2$.\n\n$$\\int_0^1 x\\,dx$$"
 
 
@@ -19,7 +28,9 @@ TITLE = "# 01 · Figures | tables\n\nThis one draws. Is the *figure* there? See 
 def site(tmp_path_factory):
     """The pages of one notebook that passes and one that fails; both run and built once."""
     root = tmp_path_factory.mktemp("site")
-    make_notebook(root / "notebooks" / "01_figure.ipynb", FIGURE, WIDGET, title=TITLE)
+    make_notebook(
+        root / "notebooks" / "01_figure.ipynb", FIGURE, WIDGET, STRANGER, title=TITLE, tags=["gallery"]
+    )
     make_notebook(
         root / "notebooks" / "02_bad.ipynb", "raise ValueError('told on the page')", title="# 02 · Bad"
     )
@@ -27,7 +38,7 @@ def site(tmp_path_factory):
     out = root / "demo"
     Results("08_scale_invariance", out / "results").record("C5_half", 0.2)
     run_notebooks(folder=root / "notebooks", out=out, progress=False)
-    assert build_site(out / "executed", out) == out / "index.html"
+    assert build_site(out / "executed", out, reference=False) == out / "index.html"
     return out
 
 
@@ -56,6 +67,26 @@ def test_figure_is_a_file_the_page_shows(site):
     images = re.findall(r'<img[^>]+src="(_images/[^"]+\.png)"', (site / "01_figure.html").read_text())
     assert len(images) == 1
     assert (site / images[0]).read_bytes().startswith(b"\x89PNG")
+
+
+def test_home_page_shows_the_figure_that_is_tagged_for_it(site):
+    index = (site / "index.html").read_text()
+    picture = re.search(r'<a[^>]+href="01_figure.html"><img[^>]+src="(_images/01_figure.png)"', index).group(
+        1
+    )
+    assert (site / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_core_widgets_are_drawn_from_a_script_of_the_site(site):
+    page = (site / "01_figure.html").read_text()
+    script = re.search(r'src="(_static/widgets-embed\.js)[^"]*"', page).group(1)
+    assert (site / script).stat().st_size > 1_000_000
+    assert page.count('type="application/vnd.jupyter.widget-view+json"') == 1
+    assert "how many" in page
+
+
+def test_widgets_that_need_a_script_from_elsewhere_leave_no_trace(site):
+    assert "drawn by a script of its own" not in (site / "01_figure.html").read_text().split("Stranger()")[1]
 
 
 def test_failed_notebook_has_its_page_with_the_error_under_the_title(site):
@@ -97,3 +128,38 @@ def test_empty_folder(tmp_path):
 )
 def test_title_and_question(text, expected):
     assert read_title(text, default="05") == expected
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """The pages of one notebook with the reference of the package."""
+    root = tmp_path_factory.mktemp("reference")
+    make_notebook(root / "executed" / "01_text.ipynb", "1", title="# 01 · Text")
+    build_site(root / "executed", root)
+    return root
+
+
+def test_reference_has_every_public_name_and_sphinx_nothing_to_warn_of(reference):
+    assert (reference / "sphinx-warnings.txt").read_text() == ""
+    page = (reference / "reference.html").read_text()
+    functions = [name for name in nbhelpers.__all__ if callable(getattr(nbhelpers, name))]
+    assert len(functions) > 10
+    assert all(f">{name}<" in page for name in functions)
+    kernels = (reference / "reference-kernels.html").read_text()
+    assert 'id="nbhelpers.kernels.spectra.band_shares"' in kernels
+    assert "torch.Tensor" in kernels
+
+
+def test_errors_page_holds_a_message_that_is_raised(reference):
+    said = "scores through softmax first."
+    with pytest.raises(ValueError, match=said):
+        nbhelpers.kernels.entropy.positional_entropy([-0.5, 1.5])
+    page = (reference / "errors.html").read_text()
+    assert said in page
+    assert "kernels.entropy.require_distribution" in page
+    assert "--out" in page
+
+
+def test_search_knows_the_words_of_pages_and_docstrings(reference):
+    index = (reference / "searchindex.js").read_text()
+    assert re.search(r'\bwavelet"?:', index)

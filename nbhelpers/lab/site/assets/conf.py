@@ -1,0 +1,53 @@
+"""Sphinx's settings for the site; build.py copies this file beside the pages and fills in @repository@."""
+
+import re
+
+project = "nbhelpers"
+author = "the nbhelpers authors"
+extensions = ["myst_nb", "sphinx.ext.mathjax", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+html_theme = "sphinx_book_theme"
+html_title = "nbhelpers"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_theme_options = {
+    "home_page_in_toc": True,
+    "show_navbar_depth": 1,
+    "use_fullscreen_button": False,
+    "navbar_persistent": [],  # the sidebar has the search already
+    "repository_url": "@repository@",
+    "repository_branch": "main",
+    "path_to_docs": "notebooks",
+    "launch_buttons": {"binderhub_url": "https://mybinder.org", "notebook_interface": "jupyterlab"},
+}
+smartquotes = False  # --out stays --out
+nb_execution_mode = "off"
+nb_merge_streams = True
+# The script that draws the core widgets comes with the pages; without it they would ask a network for it.
+nb_ipywidgets_js = {"widgets-embed.js": {}}
+# A picture beside a widget is shown instead of it: only the core widgets can be drawn without a kernel.
+nb_mime_priority_overrides = [("html", "application/vnd.jupyter.widget-view+json", 45)]
+myst_enable_extensions = ["amsmath", "dollarmath", "colon_fence"]
+mathjax_path = "tex-svg-full.js"
+mathjax_config_path = "mathjax-config.js"
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"  # the docstrings give types and shapes
+napoleon_google_docstring = False
+autodoc_inherit_docstrings = False  # those of transformers are not ours
+napoleon_use_ivar = True
+suppress_warnings = ["ref.python"]  # fields of one name in two classes are no link's target
+
+
+def plain_marks(app, what, name, obj, options, lines):
+    """Take from docstrings what reStructuredText would read as marks of its own.
+
+    |a|² is an absolute value, not a substitution; the references of two functions on one page are both [1].
+    """
+    for i, line in enumerate(lines):
+        parts = line.split("``")  # literals are every second part
+        parts[::2] = [part.replace("|", "\\|") for part in parts[::2]]
+        lines[i] = re.sub(r"^\.\. \[\d+\] ", "- ", "``".join(parts))
+
+
+def setup(app):
+    """Called by Sphinx."""
+    app.connect("autodoc-process-docstring", plain_marks, priority=900)  # after napoleon

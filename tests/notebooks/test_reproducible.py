@@ -1,0 +1,42 @@
+"""A notebook that is run again with the same seed, in a new kernel and without cached profiles, gives the
+same numbers."""
+
+import pandas as pd
+import pytest
+
+from nbhelpers.lab.notebooks import run_notebooks
+from nbhelpers.lab.results import load_results, load_tables
+
+pytestmark = pytest.mark.notebook
+NAME = "06_multiresolution"  # models, twins with random weights, shuffled text, nulls and bootstraps
+CONSUMES_TIME = ("seconds", "peak_mb")
+
+
+@pytest.fixture(scope="module")
+def again(tmp_path_factory):
+    out = tmp_path_factory.mktemp("again")
+    run = run_notebooks([NAME], size="smoke", out=out, progress=False)[0]
+    assert run.status == "passed", run.error
+    return out
+
+
+def test_recorded_numbers_are_equal(smoke_run, again):
+    first = smoke_run(NAME)
+    assert first.status in ("passed", "kept"), first.error
+    frames = [load_results(folder) for folder in (first.output.parents[1], again)]
+    before, after = (
+        frame[(frame.notebook == NAME) & ~frame.name.isin(CONSUMES_TIME)].reset_index(drop=True)
+        for frame in frames
+    )
+    assert len(before) > 10
+    pd.testing.assert_frame_equal(before, after, check_exact=True)
+
+
+def test_tables_are_equal(smoke_run, again):
+    folders = (smoke_run(NAME).output.parents[1], again)
+    before, after = (
+        {key: table for key, table in load_tables(folder).items() if key[0] == NAME} for folder in folders
+    )
+    assert before.keys() == after.keys()
+    for key in before:
+        pd.testing.assert_frame_equal(before[key], after[key], check_exact=True)
