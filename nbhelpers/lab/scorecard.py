@@ -39,8 +39,9 @@ def scorecard(folder):
     FileNotFoundError, ValueError
         If the folder holds no results, or damaged ones.
     """
-    numbers = load_results(folder)
-    return pd.DataFrame([_row(claim, numbers) for claim in paper.CLAIMS], columns=COLUMNS)
+    numbers, planted = load_results(folder), planted_accuracies(folder)
+    rows = [_row(claim, numbers, planted.get(claim.number)) for claim in paper.CLAIMS]
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def criteria(folder):
@@ -60,6 +61,32 @@ def criteria(folder):
     numbers = load_results(folder).set_index("name")
     measured = [(claim, c) for claim in paper.CLAIMS for c in claim.criteria if c.name in numbers.index]
     return pd.DataFrame([_criterion_row(claim, c, _record(numbers.loc[c.name])) for claim, c in measured])
+
+
+def planted_accuracies(folder):
+    """Return how often each claim's rule told planted cases right, as notebook 03 recorded it.
+
+    Parameters
+    ----------
+    folder : path
+        As in :func:`scorecard`; it need not hold any results yet.
+
+    Returns
+    -------
+    dict of str to float
+        By the claim's number, such as "C5"; empty where 03_null_models was not run into the folder.
+
+    Raises
+    ------
+    ValueError
+        If a file of results is damaged.
+    """
+    try:
+        numbers = load_results(folder)
+    except FileNotFoundError:
+        return {}
+    known = numbers[numbers.name.str.startswith(PLANTED)]
+    return dict(zip(known.name.str.removeprefix(PLANTED), known.value, strict=True))
 
 
 def missing_notebooks(card):
@@ -82,12 +109,10 @@ def rules_version():
     return f"rules {digest}, " + (f"commit {commit}" if commit else "not a git checkout")
 
 
-def _row(claim, numbers):
+def _row(claim, numbers, planted_accuracy):
     known = numbers[numbers.name.isin([criterion.name for criterion in claim.criteria])]
     records = {row.name: _record(row) for row in known.itertuples(index=False)}
-    planted = numbers[numbers.name == PLANTED + claim.number].value
-    accuracy = None if planted.empty else float(planted.iloc[0])
-    verdict, why = judge(claim, records, planted_accuracy=accuracy)
+    verdict, why = judge(claim, records, planted_accuracy=planted_accuracy)
     found = [c for c in claim.criteria if c.name in records]
     if verdict == "not measured" and claim.notebook not in {path.stem for path in list_notebooks()}:
         why = f"{claim.notebook} is not part of the collection yet"
