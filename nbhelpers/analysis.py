@@ -233,18 +233,39 @@ def measure(observation, protocol=PAPER):
         If the protocol needs scaled variants, a distance or a signal that were not observed, or longer
         sequences.
     """
-    _require_measurable(protocol)
-    _require_observed(observation, protocol)
-    profiles = observation.profiles
-    averaged = protocol.order == "mean then metric"
-    prepare = _averages if averaged else torch.Tensor.double
-    signal = prepare(_signal(profiles[protocol.signal], protocol))
-    scaled = {a: prepare(_signal(observation.scaled[a][protocol.signal], protocol)) for a in protocol.factors}
-    origin = profiles.coordinates[protocol.signal].index(0) if protocol.sink == "keep" else 0
-    measured = measure_signals(Signals(signal, scaled, protocol, origin))
+    signals = signals_of(observation, protocol)
+    profiles, averaged = observation.profiles, protocol.order == "mean then metric"
+    measured = measure_signals(signals)
     local = _local_mass(profiles, protocol)
     measured[f"local_mass_{protocol.local_distance}"] = _averages(local) if averaged else local
     return _table(measured, profiles, protocol, AVERAGED if averaged else 0)
+
+
+def signals_of(observation, protocol=PAPER):
+    """Return the signal of every head under a protocol: what :func:`measure` computes its metrics from.
+
+    Parameters
+    ----------
+    observation : Observation
+    protocol : Protocol
+
+    Returns
+    -------
+    Signals
+
+    Raises
+    ------
+    ValueError
+        As :func:`measure`.
+    """
+    _require_measurable(protocol)
+    _require_observed(observation, protocol)
+    profiles = observation.profiles
+    prepare = _averages if protocol.order == "mean then metric" else torch.Tensor.double
+    signal = prepare(_signal(profiles[protocol.signal], protocol))
+    scaled = {a: prepare(_signal(observation.scaled[a][protocol.signal], protocol)) for a in protocol.factors}
+    origin = profiles.coordinates[protocol.signal].index(0) if protocol.sink == "keep" else 0
+    return Signals(signal, scaled, protocol, origin)
 
 
 def _require_measurable(protocol):

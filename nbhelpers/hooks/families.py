@@ -93,6 +93,7 @@ FAMILIES = {
         ),
         Family("falcon", "rope", route="module", notes="ALiBi instead of RoPE where config.alibi is set"),
         Family("codegen", "rope", route="module", rope_theta=10000.0, notes="interleaved rotation pairs"),
+        Family("nbhelpers_zoo", "unknown", notes="nbhelpers.zoo; config.position_encoding says which it has"),
         Family("deberta", "disentangled", "encoder", "module"),
         Family("deberta-v2", "disentangled", "encoder", "module"),
     )
@@ -142,6 +143,9 @@ def family_of(config):
 
 def position_encoding_of(config):
     """Return the position encoding of one model: its family's, unless its configuration differs."""
+    if config.model_type == "nbhelpers_zoo":
+        own = config.position_encoding
+        return {"prope": "rope", "nope": "none"}.get(own, own)  # in the words of `Family`
     if getattr(config, "alibi", False) is True:  # Falcon-RW
         return "alibi"
     encoding = family_of(config).position_encoding

@@ -16,6 +16,8 @@ from pathlib import Path
 
 from nbhelpers.hub import ask_hub
 
+from . import zoo_files
+
 _MANIFEST = "nbhelpers-conversion.json"
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
 _TOKENIZER_FILES = (
@@ -27,12 +29,16 @@ _SAMPLE_STRIDE = 1 << 20
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """Where `from_pretrained` finds a model: `path` (folder or Hub id), and what is known of its content."""
+    """Where `from_pretrained` finds a model: `path` (folder or Hub id), and what is known of its content.
+
+    `tokenizer_path` is the folder of the tokenizer where it lies apart from the model.
+    """
 
     path: str
     local: bool
     revision: str | None
     has_tokenizer: bool
+    tokenizer_path: str | None = None
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,8 @@ PACKAGED = {
 
 def offline_names():
     """Return the names that load without a network, as one phrase for error messages."""
-    return "offline there are " + ", ".join([*PACKAGED, *(f"random:{name}" for name in PACKAGED)])
+    zoo = ["zoo:<arm>, listed by available_models()"] if zoo_files.zoo_models() else []
+    return "offline there are " + ", ".join([*PACKAGED, *(f"random:{name}" for name in PACKAGED), *zoo])
 
 
 def locate(name, *, revision=None, weights=True):
@@ -69,7 +76,8 @@ def locate(name, *, revision=None, weights=True):
     Parameters
     ----------
     name : str
-        An alias, a folder, a .gguf file or a Hub id (the prefix "random:" is already taken off).
+        An alias, a folder, a .gguf file, "zoo:<arm>" or a Hub id (the prefix "random:" is already taken
+        off).
     revision : str, optional
         Branch, tag or commit of a Hub repository.
     weights : bool
@@ -82,13 +90,16 @@ def locate(name, *, revision=None, weights=True):
     if not name.strip():
         raise LookupError(f"the name of the model is empty; {offline_names()}")
     path = Path(name).expanduser()
-    on_the_hub = name not in PACKAGED and not path.exists()
+    of_the_zoo = name.startswith(zoo_files.PREFIX)
+    on_the_hub = name not in PACKAGED and not of_the_zoo and not path.exists()
     if revision is not None and not on_the_hub:
         raise ValueError(
             f"revision={revision!r} was given, but {name!r} is local and has no revisions; leave it out"
         )
     if name in PACKAGED:
         return _packaged_files(name)
+    if of_the_zoo:
+        return _zoo_files(name)
     if path.is_file():
         return _gguf_files(path)
     if path.is_dir():
@@ -165,6 +176,12 @@ def _packaged_files(name):
         folder = _converted(path, key=f"{name}-{entry.package}-{distribution.version}")
         return ModelFiles(str(folder), True, source, True)
     return ModelFiles(str(path.parent), True, source, True)
+
+
+def _zoo_files(name):
+    entry = zoo_files.find_zoo_model(name)
+    revision = f"zoo sampled-sha256:{fingerprint(entry.folder)[:16]}"
+    return ModelFiles(str(entry.folder), True, revision, True, str(entry.tokenizer))
 
 
 def _gguf_files(path):

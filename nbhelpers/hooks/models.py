@@ -11,6 +11,7 @@ import torch
 
 from nbhelpers.hooks import families
 from nbhelpers.hooks.model_files import PACKAGED, locate, quiet_progress
+from nbhelpers.hooks.zoo_files import zoo_models
 
 _RANDOM = "random:"
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -87,7 +88,7 @@ def available_models():
     """Return the models that load without a network: a dict name -> a few words."""
     listed = {name: entry.about for name, entry in PACKAGED.items()}
     twins = {_RANDOM + name: f"the architecture of {name}, fresh random weights" for name in PACKAGED}
-    return listed | twins
+    return listed | twins | {name: entry.about for name, entry in zoo_models().items()}
 
 
 def load_model(name, *, device="auto", dtype=None, revision=None, seed=0):
@@ -98,8 +99,9 @@ def load_model(name, *, device="auto", dtype=None, revision=None, seed=0):
     Parameters
     ----------
     name : str
-        A Hub id ("EleutherAI/pythia-160m"), a folder, a .gguf file, an alias of `available_models`, or
-        "random:<name>": the architecture and tokenizer of <name> with fresh weights drawn from `seed`.
+        A Hub id ("EleutherAI/pythia-160m"), a folder, a .gguf file, an alias of `available_models`, an arm of
+        the zoo ("zoo:rope", "zoo:rope-bidirectional", "zoo:alibi@step1000"), or "random:<name>": the
+        architecture and tokenizer of <name> with fresh weights drawn from `seed`.
         A GGUF model, the alias smollm2-135m included, is converted to safetensors on its first load (about
         20 s) and read from the cache folder (`$NBHELPERS_CACHE`, else nbhelpers/ in the user's cache) later.
     device : str or torch.device
@@ -251,6 +253,8 @@ def _config(files, name):
 
     raw, _ = transformers.PreTrainedConfig.get_config_dict(**_where(files))
     model_type = raw.get("model_type")
+    if model_type == "nbhelpers_zoo":
+        from nbhelpers.zoo import model  # noqa: F401 (registers its classes with transformers)
     if model_type not in transformers.CONFIG_MAPPING:
         own_code = "; it brings its own code (auto_map), which is not run" if "auto_map" in raw else ""
         raise ValueError(
@@ -302,4 +306,7 @@ def _tokenizer(files):
 
     if not files.has_tokenizer:
         return None
-    return AutoTokenizer.from_pretrained(**_where(files), trust_remote_code=False)
+    where = _where(files)
+    if files.tokenizer_path is not None:
+        where["pretrained_model_name_or_path"] = files.tokenizer_path
+    return AutoTokenizer.from_pretrained(**where, trust_remote_code=False)

@@ -61,6 +61,7 @@ def _parser():
         command.add_argument("--tokens", type=int, help="to train on (default: the preset's)")
         command.add_argument("--precision", default="bfloat16", choices=["bfloat16", "float32"])
         command.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
+        command.add_argument("--compile", action="store_true", help="faster; needs a C++ compiler")
         command.add_argument("--threads", type=int, help="of the CPU (default: as many as cores)")
     collect = add(
         "collect", _collect, "gather the finished runs into the tables and weights that are shipped"
@@ -96,7 +97,7 @@ def _train(options):
         n_tokens=options.tokens,
         precision=options.precision,
     )
-    print(train(settings, _corpus(options), Path(options.out) / "runs", device=_device(options), report=_say))
+    print(train(settings, _corpus(options), Path(options.out) / "runs", report=_say, **_machine(options)))
 
 
 def _train_all(options):
@@ -104,7 +105,7 @@ def _train_all(options):
     from nbhelpers.zoo.runs import BusyError
     from nbhelpers.zoo.train import train
 
-    corpus, device = _corpus(options), _device(options)
+    corpus, machine = _corpus(options), _machine(options)
     runs = [
         arm
         for arm in arms(n_seeds=options.seeds, n_tokens=options.tokens, precision=options.precision)
@@ -114,7 +115,7 @@ def _train_all(options):
     for number, settings in enumerate(runs, start=1):
         _say(f"run {number} of {len(runs)}: {settings.name}")
         try:
-            train(settings, corpus, Path(options.out) / "runs", device=device, report=_say)
+            train(settings, corpus, Path(options.out) / "runs", report=_say, **machine)
         except BusyError:
             _say(f"{settings.name}: another process is at it")
         except FAILURES as error:
@@ -137,14 +138,16 @@ def _corpus(options):
     return prepared(options.text, Path(options.out) / "text")
 
 
-def _device(options):
+def _machine(options):
+    """Return where and how to train, as arguments of :func:`nbhelpers.zoo.train.train`."""
     import torch
 
     if options.threads:
         torch.set_num_threads(options.threads)
-    if options.device != "auto":
-        return options.device
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    device = options.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return {"device": device, "compiled": options.compile}
 
 
 def _say(line):

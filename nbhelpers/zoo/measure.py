@@ -36,7 +36,8 @@ class AttentionAtLag(Reduction):
         return layout.zeros(1)
 
     def update(self, state, block, layout):
-        queries = torch.arange(max(self.first, block.start), block.start + block.n_rows)
+        end = block.start + block.n_rows
+        queries = torch.arange(min(max(self.first, block.start), end), end)  # none in an early block
         attn = block.attn[:, :, queries - block.start, queries - self.lag]  # (batch, head, query)
         state[..., 0] += attn.sum(-1)
 

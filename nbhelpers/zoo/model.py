@@ -86,6 +86,11 @@ class ZooConfig(PreTrainedConfig):
         return self.train_length if self.position_encoding == "learned" else None
 
     @property
+    def partial_rotary_factor(self):
+        """Share of each head's dimensions that rotates; None where nothing does."""
+        return ROTARY_SHARE.get(self.position_encoding)
+
+    @property
     def rotated_pairs(self):
         """How many of the head_dim / 2 pairs of dimensions rotate: the fastest ones."""
         n_pairs = self.hidden_size // self.num_attention_heads // 2

@@ -27,6 +27,7 @@ from safetensors.torch import save_file
 
 from nbhelpers import __version__
 from nbhelpers.files import replacing
+from nbhelpers.hooks.model_files import quiet_progress
 from nbhelpers.zoo.measure import COLUMNS
 
 FINAL = "final"
@@ -198,7 +199,8 @@ class RunFolder:
         partial = target.with_name(f".{label}.{os.getpid()}.partial")
         with _explained(target):
             try:
-                model.save_pretrained(partial)
+                with quiet_progress():
+                    model.save_pretrained(partial)
                 self.corpus.tokenizer(bos=self.settings.bos).save_pretrained(partial)
                 if target.exists():  # of a run that was killed between here and its next state
                     shutil.rmtree(target)

@@ -27,14 +27,18 @@ class Trainer:
     settings : nbhelpers.zoo.settings.Settings
     corpus : nbhelpers.zoo.text.Corpus
     device : str or torch.device
+    compiled : bool
+        Train through torch.compile: 1.5 to 1.8 times as fast on a CPU, with other rounding. Needs a C++
+        compiler.
     """
 
-    def __init__(self, settings, corpus, *, device="cpu"):
+    def __init__(self, settings, corpus, *, device="cpu", compiled=False):
         self.settings, self.corpus = settings, corpus
         self.device = torch.device(device)
         self.model = build(settings.config(), seed=settings.seed).to(self.device)
         # Written out, attention trains fastest on a CPU in bfloat16; on a GPU the fused kernel does.
         self.model.set_attn_implementation("eager" if self.device.type == "cpu" else "sdpa")
+        self.forward = torch.compile(self.model) if compiled else self.model  # the same parameters
         matrices = [p for p in self.model.parameters() if p.ndim > 1]
         vectors = [p for p in self.model.parameters() if p.ndim < 2]
         groups = [
@@ -59,7 +63,7 @@ class Trainer:
         ids, labels = inputs_and_labels(windows, causal=settings.causal, bos=settings.bos, seed=seed)
         enabled = settings.precision == "bfloat16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=enabled):
-            loss = self.model(ids.to(self.device), labels=labels.to(self.device)).loss
+            loss = self.forward(ids.to(self.device), labels=labels.to(self.device)).loss
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip)
         if not torch.isfinite(norm):
@@ -108,7 +112,7 @@ class Trainer:
         self.history = [tuple(row) for row in tensors["history"].tolist()]
 
 
-def train(settings, corpus, out, *, device="cpu", report=print, watch=None):
+def train(settings, corpus, out, *, device="cpu", compiled=False, report=print, watch=None):
     """Train a run to its end, or go on where it was interrupted, and return its folder.
 
     Parameters
@@ -118,6 +122,8 @@ def train(settings, corpus, out, *, device="cpu", report=print, watch=None):
     out : path
         Folder of the runs; this one goes into the folder of its name.
     device : str or torch.device
+    compiled : bool
+        See :class:`Trainer`.
     report : callable
         Called with a line of progress about every ten seconds.
     watch : callable, optional
@@ -144,7 +150,7 @@ def train(settings, corpus, out, *, device="cpu", report=print, watch=None):
         if run.manifest()["finished"]:
             report(f"{settings.name}: finished before, nothing to do")
             return run.folder
-        trainer = Trainer(settings, corpus, device=device)
+        trainer = Trainer(settings, corpus, device=device, compiled=compiled)
         found = run.load_state()
         if found:
             step, tensors, _ = found
@@ -153,7 +159,9 @@ def train(settings, corpus, out, *, device="cpu", report=print, watch=None):
         clock = _Clock(settings, step=trainer.step, before=found[2]["seconds"] if found else 0.0)
         yardstick = measure.Yardstick.of(corpus)
         _loop(trainer, run, yardstick, clock, report, watch)
-        run.finish(seconds=round(clock.seconds(), 1), device=str(device), **_final_losses(run))
+        run.finish(
+            seconds=round(clock.seconds(), 1), device=str(device), compiled=compiled, **_final_losses(run)
+        )
     return run.folder
 
 

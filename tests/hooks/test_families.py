@@ -11,6 +11,7 @@ from transformers import CONFIG_MAPPING, AutoModel
 from nbhelpers.hooks import families
 from nbhelpers.hooks.families import Family, family_of, register_family
 from nbhelpers.hooks.models import describe
+from nbhelpers.zoo import model as _  # noqa: F401 (registers the zoo with transformers)
 
 GROUPED = [
     "llama",
@@ -54,7 +55,7 @@ SPECIAL = {
     "gpt_neox": {"hidden_size": 64},
     "stablelm": {"hidden_size": 64},
 }
-NO_LIMIT_FIELD = ("mpt", "bloom", "t5")
+NO_LIMIT_FIELD = ("mpt", "bloom", "t5", "nbhelpers_zoo")
 
 
 def tiny_config(model_type, **changes):
@@ -168,7 +169,7 @@ def test_max_positions_is_the_longest_sequence_that_runs(model_type):
         hidden(model, torch.full((1, longest + 1), 5))
 
 
-@pytest.mark.parametrize("model_type", ["t5", "bloom"])
+@pytest.mark.parametrize("model_type", ["t5", "bloom", "nbhelpers_zoo"])
 def test_no_limit_where_the_encoding_sets_none(model_type):
     assert describe(tiny_model(model_type)).max_positions is None
 

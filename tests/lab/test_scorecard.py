@@ -2,7 +2,7 @@ import pytest
 
 from nbhelpers.evidence.paper import CLAIMS, claim
 from nbhelpers.lab.results import Results
-from nbhelpers.lab.scorecard import criteria, missing_notebooks, rules_version, scorecard
+from nbhelpers.lab.scorecard import criteria, missing_notebooks, planted_accuracies, rules_version, scorecard
 
 
 @pytest.fixture
@@ -39,7 +39,9 @@ def test_the_planted_accuracy_is_heeded(store, tmp_path):
     for criterion in claim("C5").criteria:
         store.record(criterion.name, 9.0)
     assert row(scorecard(tmp_path), "C5").verdict == "contradicted"
+    assert planted_accuracies(tmp_path) == {}
     store.record("planted_accuracy_C5", 0.5)
+    assert planted_accuracies(tmp_path) == {"C5": 0.5}
     assert row(scorecard(tmp_path), "C5").verdict == "undecided"
 
 
@@ -52,6 +54,7 @@ def test_the_version_of_the_rules_changes_with_them(monkeypatch):
 def test_an_empty_folder_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no results"):
         scorecard(tmp_path)
+    assert planted_accuracies(tmp_path) == {}, "a notebook may be the first to record"
 
 
 def test_every_measured_criterion_has_its_row(store, tmp_path):

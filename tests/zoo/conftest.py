@@ -1,0 +1,20 @@
+"""A small corpus of the bundled book, and measurements small enough for it."""
+
+import pytest
+from tiny_zoo import SMALL
+
+from nbhelpers.zoo import measure
+from nbhelpers.zoo.text import prepare
+
+
+@pytest.fixture(scope="session")
+def moby_dick(tmp_path_factory):
+    """The corpus of the bundled book alone, with the tokenizer of 2,048 tokens that the zoo has."""
+    return prepare(["moby-dick"], tmp_path_factory.mktemp("moby-dick"))
+
+
+@pytest.fixture
+def small_yardstick(monkeypatch):
+    """Measure on a few sequences: the held-out chapters of one book have no room for more."""
+    for name, value in SMALL.items():
+        monkeypatch.setattr(measure, name, value)

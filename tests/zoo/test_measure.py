@@ -1,0 +1,232 @@
+"""Scores and losses on attention that is known, and the table of a checkpoint."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import captured_matrix
+
+import nbhelpers
+from nbhelpers.hooks.reductions import Block, Layout
+from nbhelpers.protocol import PAPER
+from nbhelpers.zoo import measure
+from nbhelpers.zoo.measure import WHOLE, AttentionAtLag, Yardstick, measure_checkpoint, measure_lengths
+from nbhelpers.zoo.model import ZooConfig, build
+from nbhelpers.zoo.text import BOS_ID, MASK_ID
+
+LENGTH, PERIOD = measure.LENGTH, measure.PERIOD
+
+
+@pytest.fixture
+def yardstick(moby_dick, small_yardstick):
+    return Yardstick.of(moby_dick)
+
+
+def make(encoding="nope", *, uniform=False, std=0.1, **options):
+    config = ZooConfig(position_encoding=encoding, num_hidden_layers=2, hidden_size=32, **options)
+    model = build(config).eval()
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=std, generator=generator)
+        for layer in model.model.layers if uniform else ():
+            layer.attention.query_key_value.weight[:32] = 0  # the queries
+    return model
+
+
+def one(frame, metric, **where):
+    part = frame[frame.metric == metric]
+    for column, value in where.items():
+        part = part[part[column] == value]
+    assert len(part) == 1
+    return float(part.value.iloc[0])
+
+
+# Attention at a lag
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 16, 40])
+def test_attention_at_a_lag_of_a_hand_made_matrix(chunk):
+    # Every query from 6 on gives 0.3 to the key 5 back and 0.1 to the key 4 back.
+    n, lag, first = 40, 5, 6
+    attn = torch.zeros(1, 1, n, n)
+    for query in range(first, n):
+        attn[..., query, query - 5], attn[..., query, query - 4] = 0.3, 0.1
+    attn[..., 5, 0] = 1.0  # a query before the first one counts for nothing
+    layout = Layout(1, 1, n, n, True, torch.device("cpu"), (n - 1,), torch.tensor([float(n)]))
+    score = AttentionAtLag(lag, first=first)
+    state = score.start(layout)
+    for start in range(0, n, chunk):
+        rows = attn[:, :, start : start + chunk]
+        score.update(state, Block(rows, None, start, None), layout)
+    assert float(score.finish(state, layout)) == pytest.approx(0.3, rel=1e-6)
+
+
+def test_induction_score_reads_the_token_after_the_earlier_occurrence(yardstick):
+    model = make("rope", std=0.3)
+    matrix = captured_matrix(model, yardstick.repeated)  # (sequence, layer, head, query, key)
+    expected = np.zeros(matrix.shape[:3])
+    ids = yardstick.repeated[0].tolist()
+    for query in range(PERIOD, 2 * PERIOD):
+        assert ids[query] == ids[query - PERIOD]
+        expected += matrix[..., query, query - PERIOD + 1] / PERIOD
+    got = measure.induction_score(model, yardstick.repeated, bos=False)
+    assert abs(got.numpy() - expected).max() < 1e-6
+
+
+@pytest.mark.parametrize("bos", [False, True])
+def test_scores_of_uniform_attention(yardstick, bos):
+    model = make(uniform=True)
+    first = PERIOD + bos
+    expected = np.mean([1 / (query + 1) for query in range(first, first + PERIOD)])
+    got = measure.induction_score(model, yardstick.repeated, bos=bos)
+    assert got.shape == (2, 2, 4)
+    assert abs(got.numpy() - expected).max() < 1e-7
+    frame = measure_checkpoint(model, yardstick, step=0, bos=bos)
+    previous = np.mean([1 / (query + 1) for query in range(1, LENGTH)])
+    assert one(frame, "previous_token_score", layer=1, head=2) == pytest.approx(previous, rel=1e-5)
+    sink = np.mean([1 / (query + 1) for query in range(LENGTH)])
+    assert one(frame, "sink_mass", layer=0, head=0) == pytest.approx(sink, rel=1e-5)
+    assert one(frame, "self_mass", layer=0, head=0) == pytest.approx(sink, rel=1e-5)
+    local = np.mean([min(query + 1, 17) / (query + 1) for query in range(LENGTH)])
+    got = one(frame, "local_mass_16", layer=0, head=0, signal="key_profile")
+    assert got == pytest.approx(local, rel=1e-5)
+
+
+# Losses
+
+
+def slow_loss(model, ids, labels):
+    with torch.inference_mode():
+        log_p = model(ids).logits.double().log_softmax(-1)
+    told = [(s, i) for s, i in np.ndindex(*labels.shape) if labels[s, i] != -100]
+    return float(-np.mean([float(log_p[s, i, labels[s, i]]) for s, i in told]))
+
+
+@pytest.mark.parametrize("bos", [False, True])
+def test_validation_loss(yardstick, bos):
+    model = make("alibi")
+    ids, labels = yardstick.validation[:, :-1].clone(), yardstick.validation[:, 1:]
+    if bos:
+        ids[:, 0] = BOS_ID
+    got = measure.validation_loss(model, yardstick.validation, bos=bos)
+    assert got == pytest.approx(slow_loss(model, ids, labels), rel=1e-5)
+
+
+def test_validation_loss_of_masked_tokens(yardstick):
+    model = make("rope", is_causal=False)
+    got = measure.position_losses(model, yardstick.validation, bos=False)
+    told = got.isfinite()
+    assert 0.2 < told.double().mean() < 0.4
+    ids = yardstick.validation[:, :-1].masked_fill(told, MASK_ID)
+    labels = yardstick.validation[:, :-1].masked_fill(~told, -100)
+    expected = slow_loss(model, ids, labels)
+    assert measure.validation_loss(model, yardstick.validation, bos=False) == pytest.approx(expected)
+
+
+def test_loss_of_a_model_that_knows_nothing(yardstick):
+    model = make()
+    with torch.no_grad():
+        model.model.token.weight.zero_()
+    assert measure.validation_loss(model, yardstick.validation, bos=False) == pytest.approx(math.log(2048))
+    repeat = measure.repeat_losses(model, yardstick.repeated, bos=False)
+    assert repeat["repeat_loss"] == pytest.approx(math.log(2048))
+    assert repeat["repeat_gain"] == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("bos", [False, True])
+def test_repeat_losses_are_of_the_second_and_the_first_saying(yardstick, bos, monkeypatch):
+    n = 2 * PERIOD - 1 + bos  # predictions: of tokens 1 … if there is no BOS, else of 0 …
+    known = torch.arange(n, dtype=torch.float64).repeat(2, 1)
+    monkeypatch.setattr(measure, "position_losses", lambda model, windows, bos: known)
+    got = measure.repeat_losses(make(), yardstick.repeated, bos=bos)
+    second = np.mean(range(n - (PERIOD - 1), n))
+    assert got["repeat_loss"] == pytest.approx(second)
+    assert got["repeat_gain"] == pytest.approx(np.mean(range(PERIOD - 1)) - second)
+
+
+def test_losses_beyond_the_training_length(yardstick):
+    frame = measure_lengths(make("alibi"), yardstick, step=9, bos=False)
+    lengths = (LENGTH, 2 * LENGTH, 4 * LENGTH)
+    names = [f"{kind}_loss_{n}" for n in lengths for kind in ("length", "end")]
+    assert frame.metric.tolist() == names
+    assert one(frame, "length_loss_256") == one(frame, "end_loss_256")
+    window = yardstick.long[:, : 2 * LENGTH + 1]
+    expected = measure.position_losses(make("alibi"), window, bos=False)[:, LENGTH:].mean()
+    assert one(frame, "end_loss_512") == pytest.approx(float(expected))
+    learned = measure_lengths(make("learned"), yardstick, step=9, bos=False)
+    assert learned.metric.tolist() == names[:2]
+
+
+# The table
+
+
+def test_table_of_a_checkpoint(yardstick):
+    model = make("rope", std=0.3)
+    frame = measure_checkpoint(model, yardstick, step=12, bos=False)
+    assert list(frame.columns) == measure.COLUMNS
+    assert set(frame.step) == {12}
+    table = nbhelpers.analyze(model, yardstick.text, PAPER, progress=False)
+    for metric in ("spectral_entropy", "scale_sensitivity_0.25", "wavelet_entropy_d2"):
+        values = table.values(metric)  # (sequence, layer, head)
+        part = frame[(frame.metric == metric) & (frame.signal == "key_profile")]
+        heads, sequences = part[part.sequence == WHOLE], part[part.layer == WHOLE]
+        assert heads.value.to_numpy().reshape(2, 4) == pytest.approx(values.mean(0), rel=1e-5)
+        assert sequences.value.to_numpy() == pytest.approx(values.mean((1, 2)), rel=1e-5)
+    assert {"induction_score", "previous_token_score"} == set(frame[frame.signal == "attention"].metric)
+    model_rows = frame[frame.signal == "model"]
+    assert model_rows.metric.tolist() == ["validation_loss", "repeat_loss", "repeat_gain"]
+    counts = frame.groupby(["signal", "metric"]).size()
+    assert set(counts[["key_profile", "lag_profile", "attention"]]) == {2 * 4 + len(yardstick.text)}
+
+
+def test_lags_of_a_causal_model_begin_at_zero(yardstick):
+    causal = nbhelpers.observe(make("rope"), yardstick.text, PAPER, progress=False).profiles
+    assert causal.coordinates["lag_profile"] == list(range(LENGTH))
+    both = nbhelpers.observe(make("rope", is_causal=False), yardstick.text, PAPER, progress=False).profiles
+    assert both.coordinates["lag_profile"] == list(range(1 - LENGTH, LENGTH))
+
+
+def test_a_bidirectional_model_has_no_repeat_loss(yardstick):
+    frame = measure_checkpoint(make("rope", is_causal=False), yardstick, step=0, bos=False)
+    assert frame[frame.signal == "model"].metric.tolist() == ["validation_loss"]
+    assert frame.value.notna().all()
+
+
+def test_bos_opens_every_sequence_that_is_measured(yardstick):
+    model = make("rope", std=0.3)
+    with_bos = dataclasses.replace(yardstick, text=yardstick.text.clone())
+    with_bos.text[:, 0] = BOS_ID
+    before = yardstick.text.clone()
+    got, expected = (
+        measure_checkpoint(model, y, step=0, bos=bos) for y, bos in ((yardstick, True), (with_bos, False))
+    )
+    same = expected.signal == "key_profile"
+    assert got[same].value.tolist() == expected[same].value.tolist()
+    assert torch.equal(yardstick.text, before)
+
+
+def test_training_scalars():
+    frame = measure.training_scalars([(2.0, 0.5), (4.0, 1.5)], step=3, tokens=99)
+    assert dict(zip(frame.metric, frame.value, strict=True)) == {
+        "train_loss": 3.0,
+        "gradient_norm": 1.0,
+        "tokens": 99.0,
+    }
+    first = measure.training_scalars([], step=0, tokens=0)
+    assert first.value.isna().tolist() == [True, True, False]
+
+
+def test_the_yardstick_is_held_out_and_fixed(moby_dick, yardstick):
+    again = Yardstick.of(moby_dick)
+    for name, tensor in vars(yardstick).items():
+        assert torch.equal(getattr(again, name), tensor)
+    assert yardstick.repeated.min() > MASK_ID  # no special token among the random ones
+    for name, split in (("text", "measurement"), ("validation", "validation"), ("long", "validation")):
+        tokens = moby_dick.tokens[split]
+        for window in getattr(yardstick, name):
+            places = (tokens[: len(tokens) - len(window) + 1] == window[0]).nonzero()[:, 0]
+            assert any(torch.equal(tokens[p : p + len(window)].long(), window) for p in places)

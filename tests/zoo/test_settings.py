@@ -1,0 +1,94 @@
+"""Checkpoints, learning rate, names and order of the runs, and settings that are refused."""
+
+import math
+from itertools import pairwise
+
+import pytest
+
+from nbhelpers.zoo.model import ENCODINGS
+from nbhelpers.zoo.settings import LENGTH, PRESETS, Settings, arms, checkpoint_steps
+
+
+@pytest.mark.parametrize("n_steps", [44, 45, 50, 100, 999, 2929, 12207, 100_000])
+def test_at_least_forty_checkpoints_with_the_first_and_the_last(n_steps):
+    steps = checkpoint_steps(n_steps)
+    assert steps == sorted(set(steps))
+    assert (steps[0], steps[-1]) == (0, n_steps)
+    assert 40 <= len(steps) <= 50
+    assert {10**k for k in range(6) if 10**k <= n_steps} <= set(steps)
+    late = [b / a for a, b in pairwise(steps) if a >= 30]  # rounding matters before
+    assert max(late, default=1) < 1.5
+
+
+def test_a_short_run_is_measured_at_every_step():
+    assert checkpoint_steps(7) == [0, 1, 2, 3, 4, 5, 6, 7]
+
+
+@pytest.mark.parametrize("preset", [name for name in PRESETS if name != "test"])
+def test_every_preset_has_its_checkpoints(preset):
+    settings = Settings(preset=preset)
+    assert len(settings.checkpoints()) >= 40
+    assert settings.checkpoints()[-1] == settings.n_steps
+    assert settings.n_steps * settings.size.batch_size * LENGTH <= settings.n_tokens
+
+
+def test_learning_rate_rises_then_follows_a_cosine():
+    settings = Settings()
+    n, peak = settings.n_steps, 3e-3
+    warmup = round(0.05 * n)
+    assert settings.learning_rate(0) == pytest.approx(peak / warmup)
+    assert settings.learning_rate(warmup - 1) == pytest.approx(peak)
+    assert settings.learning_rate(warmup) == pytest.approx(peak)
+    middle = warmup + (n - warmup) / 2
+    assert settings.learning_rate(middle) == pytest.approx(peak * (0.05 + 0.95 / 2))
+    assert settings.learning_rate(n) == pytest.approx(peak * 0.05)
+    rates = [settings.learning_rate(step) for step in range(n)]
+    assert max(rates) == pytest.approx(peak)
+    assert all(b < a for a, b in pairwise(rates[warmup:]))
+
+
+def test_names():
+    assert Settings().name == "rope-seed0"
+    assert Settings(preset="mini", bos=True, seed=2).name == "rope-bos-mini-seed2"
+    assert Settings(encoding="learned", causal=False).name == "learned-bidirectional-seed0"
+
+
+def test_the_collection():
+    runs = arms()
+    assert len({run.name for run in runs}) == len(runs) == 7 * 3 + 2 * 3 + 3 + 4 * 3
+    assert [run.encoding for run in runs[:7]] == list(ENCODINGS)
+    assert all(run.causal and not run.bos and run.preset == "nano" for run in runs[:21])
+    assert {run.n_tokens for run in runs} == {12_000_000}
+    assert len(arms(n_seeds=1)) == 7 + 2 + 1 + 4
+    assert {run.n_tokens for run in arms(n_tokens=100_000)} == {100_000}
+    assert {run.precision for run in arms(precision="float32")} == {"float32"}
+
+
+def test_weights_are_kept_of_core_runs_of_seed_0():
+    assert Settings().kept_steps() == [0, 10, 100, 1000]
+    assert Settings(encoding="alibi").kept_steps() == [1000]
+    assert Settings(n_tokens=100 * 16 * LENGTH).kept_steps() == [0, 10]  # before the last
+    for other in ({"seed": 1}, {"causal": False}, {"bos": True}, {"preset": "mini"}):
+        assert Settings(**other).kept_steps() == []
+    assert set(Settings().kept_steps()) <= set(Settings().checkpoints())
+
+
+def test_settings_survive_json():
+    settings = Settings(encoding="t5", seed=2)
+    assert Settings(**settings.to_dict()) == settings
+    assert settings.config().position_encoding == "t5"
+    assert math.isclose(settings.to_dict()["betas"][1], 0.95)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"preset": "huge"}, r"no preset 'huge'; there are test, pico"),
+        ({"encoding": "rotary"}, r"no encoding 'rotary'; there are rope"),
+        ({"precision": "float16"}, r"precision is 'float16'; expected bfloat16 or float32"),
+        ({"n_tokens": 100}, r"100 tokens are less than one step of 4096"),
+    ],
+)
+def test_refused_settings(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        Settings(**wrong)
