@@ -72,6 +72,7 @@ def panel(
                 network, ids, protocol, corpus=text, seed=seed, cache=cache, progress=False
             )
             bar.update()
+            del network  # or it would stay while the next one is loaded
     return observations
 
 
