@@ -89,6 +89,13 @@ def test_widgets_that_need_a_script_from_elsewhere_leave_no_trace(site):
     assert "drawn by a script of its own" not in (site / "01_figure.html").read_text().split("Stranger()")[1]
 
 
+def test_long_code_and_imports_are_folded(site):
+    page = (site / "01_figure.html").read_text()
+    folded = re.findall(r'<details class="[^"]*hide[^"]*input.*?</details>', page, flags=re.DOTALL)
+    assert len(folded) == 3, "the three cells begin with imports; the parameters are shown"
+    assert "<img" not in "".join(folded)
+
+
 def test_failed_notebook_has_its_page_with_the_error_under_the_title(site):
     page = (site / "02_bad.html").read_text()
     assert page.index("<h1>02 · Bad") < page.index("This run failed") < page.index("told on the page")

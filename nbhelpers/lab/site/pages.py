@@ -11,6 +11,7 @@ from nbhelpers.lab.notebooks import NotebookRun
 from nbhelpers.lab.site.widgets import keep_core_widgets
 
 GALLERY = "gallery"  # tag of the cell whose figure goes to the home page
+FOLD_LINES = 12  # a longer code cell is folded on the page, its output is not
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ def prepare_page(path: Path, run: NotebookRun | None, source: Path) -> Page:
         note = f"This run {run.status}; what follows is the part that ran.\n~~~~text\n{run.error}\n~~~~"
         notebook.cells.insert(1, nbformat.v4.new_markdown_cell(f"````{{error}}\n{note}\n````"))
     keep_core_widgets(notebook)
+    _fold_long_code(notebook)
     nbformat.write(notebook, source / path.name)
     return Page(path.stem, title, question, run, _save_figure(notebook, path.stem, source))
 
@@ -74,6 +76,15 @@ def read_title(text: str, *, default: str) -> tuple[str, str]:
     ]
     asked = [sentence for sentence in sentences if sentence.rstrip("*_").endswith("?")]
     return title, (asked or sentences or [""])[0]
+
+
+def _fold_long_code(notebook) -> None:
+    """Mark imports and long code cells, so that the page shows their source on demand."""
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            lines = cell.source.strip().splitlines()
+            if len(lines) > FOLD_LINES or (lines and lines[0].startswith(("import ", "from "))):
+                cell.metadata["tags"] = [*cell.metadata.get("tags", []), "hide-input"]
 
 
 def _save_figure(notebook, name: str, source: Path) -> str | None:

@@ -1,5 +1,6 @@
-// Formulas as SVG. The widgets' script speaks to MathJax 2, so its one call is answered here.
-window.MathJax = {
+// Formulas as SVG. The widgets' script speaks to MathJax 2, so its one call is answered here. What myst-nb says about
+// which parts of a page hold formulas stands before this and is kept.
+window.MathJax = Object.assign(window.MathJax || {}, {
   svg: { fontCache: "global" },
   startup: {
     ready() {
@@ -7,4 +8,4 @@ window.MathJax = {
       MathJax.Hub = { Queue: ([, , element]) => MathJax.typesetPromise([element]) };
     },
   },
-};
+});
