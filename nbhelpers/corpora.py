@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
+import os
+import platform
+import sysconfig
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
@@ -13,9 +18,30 @@ import torch
 from nbhelpers.hub import ask_hub
 
 BUNDLED = {"moby-dick": "moby_dick.txt"}
+STDLIB = "python-stdlib"
+WIKIPEDIA, DUMP = "wikimedia/wikipedia", "20231101"
 BOS_POLICIES = ("tokenizer", "add", "none")
 _TEXT_SUFFIXES = (".txt", ".md", ".rst", ".jsonl", ".parquet")
 _BETWEEN_DOCUMENTS = "\n\n\n"
+_NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", "lib2to3"}
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A Hub data set: repository, configuration (None for its only one) and the column that holds text."""
+
+    repository: str
+    configuration: str | None = None
+    column: str = "text"
+
+
+# Short names of Hub data sets. The English dump is what stands for the paper's "500 Wikipedia sequences",
+# whose dump, lengths and selection it does not state.
+DATA_SETS = {
+    "wikipedia": DataSet(WIKIPEDIA, f"{DUMP}.en"),
+    "wikipedia-<language>": DataSet(WIKIPEDIA, f"{DUMP}.<language>"),  # de, ja, zh, ar, ...
+    "python-code": DataSet("codeparrot/codeparrot-clean-valid", column="content"),
+}
 
 
 def load_text(name, tokenizer, *, n_sequences, length, bos="tokenizer", seed=0):
@@ -29,9 +55,12 @@ def load_text(name, tokenizer, *, n_sequences, length, bos="tokenizer", seed=0):
     Parameters
     ----------
     name : str or pathlib.Path
-        "moby-dick" (bundled), a text file, a .jsonl or .parquet file with a `text` field, a folder of such
-        files (read in sorted order) or saved by `datasets`, or a Hub data set, "owner/name" or
-        "owner/name:configuration" ("wikimedia/wikipedia:20231101.en"), whose train split is streamed.
+        "moby-dick" (bundled), "python-stdlib" (the source files of the running Python's standard library:
+        code without a network), a text file, a .jsonl or .parquet file with a `text` field, a folder of such
+        files (read in sorted order) or saved by `datasets`, or a Hub data set, whose train split is streamed
+        from its beginning, as far as needed: "wikipedia" (English, dump of 2023-11-01), "wikipedia-de" and so
+        on for other languages, "python-code" (files of public repositories), "owner/name" or
+        "owner/name:configuration" with a `text` column.
     tokenizer : transformers tokenizer or LoadedModel
     n_sequences, length : int
         How many passages, and tokens of each including special tokens.
@@ -134,18 +163,26 @@ def read_text(name, *, max_characters=None):
     """
     if name in BUNDLED:
         return _bundled(name).read_text(encoding="utf-8")
+    if name == STDLIB:
+        return _BETWEEN_DOCUMENTS.join(_standard_library())
     path = Path(name).expanduser()
     if path.is_file():
         return _BETWEEN_DOCUMENTS.join(_documents_of_file(path))
     if path.is_dir():
         return _BETWEEN_DOCUMENTS.join(_documents_of_folder(path))
-    name = str(name)
-    if path.suffix in _TEXT_SUFFIXES or name.startswith((".", "~", "/")) or "/" not in name:
-        raise FileNotFoundError(
-            f"no text {name!r}: there is no such file or folder; bundled: {', '.join(BUNDLED)}; "
-            "a data set of the Hub is named owner/name"
-        )
-    return _BETWEEN_DOCUMENTS.join(_streamed_documents(name, max_characters))
+    return _BETWEEN_DOCUMENTS.join(_streamed_documents(str(name), _data_set(str(name)), max_characters))
+
+
+def is_local_corpus(name):
+    """Return whether a corpus is read from this machine: bundled, the standard library, a file or folder.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such file, and it cannot be the name of a data set either.
+    """
+    local = name in BUNDLED or name == STDLIB or Path(name).expanduser().exists()
+    return local or _data_set(str(name)) is None
 
 
 def corpus_description(name):
@@ -154,13 +191,17 @@ def corpus_description(name):
     Returns
     -------
     str
-        "moby-dick sha256:e8c8da17fb92", the file or folder name with the hash of its text, or
-        "owner/name (Hugging Face data set)".
+        "moby-dick sha256:e8c8da17fb92", "python-stdlib 3.11.4 sha256:...", the file or folder name with the
+        hash of its text, or "owner/name:configuration (Hugging Face data set)", spelled out for a short name.
     """
-    path = Path(name).expanduser()
-    if name not in BUNDLED and not path.exists():
-        return f"{name} (Hugging Face data set)"
-    label = name if name in BUNDLED else path.resolve().name
+    if not is_local_corpus(name):
+        data_set = _data_set(str(name))
+        if name == data_set.repository:
+            return f"{name} (Hugging Face data set)"
+        configuration = f":{data_set.configuration}" if data_set.configuration else ""
+        return f"{data_set.repository}{configuration} (Hugging Face data set)"
+    label = name if name in BUNDLED else Path(name).expanduser().resolve().name
+    label = f"{STDLIB} {platform.python_version()}" if name == STDLIB else label
     return f"{label} sha256:{hashlib.sha256(read_text(name).encode()).hexdigest()[:12]}"
 
 
@@ -270,29 +311,57 @@ def _documents_of_folder(path):
     return [document for file in files for document in _documents_of_file(file)]
 
 
-def _streamed_documents(name, max_characters):
+def _standard_library():
+    """Return the source files of the standard library that are UTF-8, without its tests, in sorted order."""
+    documents = []
+    for folder, folders, files in os.walk(sysconfig.get_path("stdlib")):
+        folders[:] = sorted(set(folders) - _NOT_LIBRARY)  # in place: os.walk goes into these, in this order
+        for file in sorted(file for file in files if file.endswith(".py")):
+            # A few modules keep another encoding on purpose.
+            with contextlib.suppress(UnicodeDecodeError):
+                documents.append(Path(folder, file).read_text(encoding="utf-8"))
+    return documents
+
+
+def _data_set(name):
+    """Return the Hub data set of a name; FileNotFoundError if it cannot be one."""
+    language = name.removeprefix("wikipedia-")
+    if name in DATA_SETS:
+        return DATA_SETS[name]
+    if language != name and language.replace("-", "").isalpha():
+        return DataSet(WIKIPEDIA, f"{DUMP}.{language}")
+    suffix = Path(name).suffix
+    if suffix in _TEXT_SUFFIXES or name.startswith((".", "~", "/")) or "/" not in name:
+        raise FileNotFoundError(
+            f"no text {name!r}: there is no such file or folder; bundled: {', '.join(BUNDLED)}; on every "
+            f"machine: {STDLIB}; data sets of the Hub: {', '.join(DATA_SETS)} and owner/name"
+        )
     repository, _, configuration = name.partition(":")
-    answer = ask_hub(repository, kind="dataset")
+    return DataSet(repository, configuration or None)
+
+
+def _streamed_documents(name, data_set, max_characters):
+    answer = ask_hub(data_set.repository, kind="dataset")
     if not answer.reachable:
         raise ConnectionError(
-            f"cannot stream {name!r}: the Hugging Face Hub could not be reached ({answer.reason}); "
-            f"without a network there are {', '.join(BUNDLED)} (bundled), text files and folders"
+            f"cannot stream {name!r}: the Hugging Face Hub could not be reached ({answer.reason}); without a "
+            f"network there are {', '.join(BUNDLED)} (bundled), {STDLIB}, text files and folders"
         )
     import datasets
 
     stream = datasets.load_dataset(
-        repository, configuration or None, split="train", streaming=True, revision=answer.commit
+        data_set.repository, data_set.configuration, split="train", streaming=True, revision=answer.commit
     )
     documents, n_characters = [], 0
     for row in stream:
-        _require_text(row, name)
-        documents.append(row["text"])
-        n_characters += len(row["text"])
+        _require_text(row, name, data_set.column)
+        documents.append(row[data_set.column])
+        n_characters += len(row[data_set.column])
         if max_characters is not None and n_characters >= max_characters:
             break
     return documents
 
 
-def _require_text(columns, where):
-    if "text" not in columns:
-        raise ValueError(f"{where} has no column 'text', only {', '.join(columns)}")
+def _require_text(columns, where, column="text"):
+    if column not in columns:
+        raise ValueError(f"{where} has no column {column!r}, only {', '.join(columns)}")

@@ -1,6 +1,5 @@
 """Fixtures that many test modules share."""
 
-import re
 
 import pytest
 import torch
@@ -64,11 +63,3 @@ def smollm2():
     from nbhelpers.hooks.models import load_model
 
     return load_model("smollm2-135m", device="cpu")
-
-
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items):
-    """Keep on one worker what shares a fixture: the tests of a file, and all tests of one notebook's run."""
-    for item in items:
-        notebook = re.search(r"\d\d_[a-z_]+", item.nodeid) if item.path.parent.name == "notebooks" else None
-        item.add_marker(pytest.mark.xdist_group(notebook[0] if notebook else str(item.path)))

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from nbhelpers import corpora
-from nbhelpers.corpora import corpus_description, load_text, read_text, scaled_variant
+from nbhelpers.corpora import corpus_description, is_local_corpus, load_text, read_text, scaled_variant
 from nbhelpers.hooks.models import load_model
 from nbhelpers.hub import HubAnswer
 
@@ -332,3 +332,105 @@ def test_alpha_out_of_range(alpha):
 def test_unknown_way_to_scale():
     with pytest.raises(ValueError, match="how is 'suffix', expected prefix, stride or random"):
         scaled_variant(torch.arange(8)[None], 0.5, how="suffix")
+
+
+@pytest.fixture
+def wikipedia(tmp_path, monkeypatch):
+    """A folder in the form of wikimedia/wikipedia: a card with configurations, numbered Parquet files."""
+    import datasets
+
+    folder = tmp_path / "wikipedia"
+    configurations = []
+    for dump, word in (("20231101.en", "whale"), ("20231101.de", "Wal")):
+        (folder / dump).mkdir(parents=True)
+        rows = [
+            {
+                "id": str(i),
+                "url": f"https://x/{i}",
+                "title": f"T{i}",
+                "text": f"{word} {i} " + f"{word} " * 700,
+            }
+            for i in range(60)
+        ]
+        for part in range(2):
+            name = f"train-{part:05d}-of-00002.parquet"
+            pd.DataFrame(rows[30 * part : 30 * part + 30]).to_parquet(folder / dump / name)
+        configurations.append(
+            f"- config_name: {dump}\n  data_files:\n  - split: train\n    path: {dump}/train-*\n"
+        )
+    (folder / "README.md").write_text("---\nconfigs:\n" + "".join(configurations) + "---\n")
+    load = datasets.load_dataset
+
+    def local(repository, configuration, **options):
+        assert repository == "wikimedia/wikipedia"
+        assert options.pop("revision") == "c0ffee"
+        assert options["streaming"]
+        return load(str(folder), configuration, **options)
+
+    monkeypatch.setattr(datasets, "load_dataset", local)
+    monkeypatch.setattr(corpora, "ask_hub", lambda name, **options: HubAnswer(True, "c0ffee"))
+    return folder
+
+
+def test_wikipedia_is_the_dump_that_is_stated(wikipedia, tiny_tokenizer):
+    token_ids = load_text("wikipedia", tiny_tokenizer, n_sequences=5, length=40, seed=3)
+    spelled = load_text("wikimedia/wikipedia:20231101.en", tiny_tokenizer, n_sequences=5, length=40, seed=3)
+    assert torch.equal(token_ids, spelled)
+    assert "whale" in tiny_tokenizer.decode(token_ids[0])
+    assert "Wal" in read_text("wikipedia-de", max_characters=1000)
+    assert "whale" not in read_text("wikipedia-de", max_characters=1000)
+    # Files are read in order, and only as far as needed.
+    text = read_text("wikipedia", max_characters=5_000)
+    assert re.findall(r"whale (\d+)", text) == ["0", "1"]
+    assert corpus_description("wikipedia") == "wikimedia/wikipedia:20231101.en (Hugging Face data set)"
+    assert corpus_description("wikipedia-zh-yue").startswith("wikimedia/wikipedia:20231101.zh-yue")
+
+
+def test_five_hundred_sequences_of_the_paper(wikipedia, tiny_tokenizer):
+    token_ids = load_text("wikipedia", tiny_tokenizer, n_sequences=500, length=64)
+    assert token_ids.shape == (500, 64)
+
+
+def test_python_code_of_the_hub_has_its_own_column(monkeypatch, tmp_path):
+    import datasets
+
+    pd.DataFrame({"content": ["import os", "x = 1"], "path": ["a.py", "b.py"]}).to_parquet(
+        tmp_path / "a.parquet"
+    )
+    load = datasets.load_dataset
+    monkeypatch.setattr(corpora, "ask_hub", lambda name, **options: HubAnswer(True, "c0ffee"))
+    monkeypatch.setattr(
+        datasets,
+        "load_dataset",
+        lambda *args, **options: load(
+            "parquet", data_files=str(tmp_path / "a.parquet"), split="train", streaming=True
+        ),
+    )
+    assert read_text("python-code") == "import os\n\n\nx = 1"
+    with pytest.raises(ValueError, match="no column 'text', only content, path"):
+        read_text("codeparrot/codeparrot-clean-valid")
+
+
+def test_the_standard_library_is_code_on_every_machine(tiny_tokenizer):
+    import argparse
+    import inspect
+
+    text = read_text("python-stdlib")
+    source = inspect.getsource(argparse)
+    assert text.count(source) == 1
+    assert len(text) > 3_000_000
+    assert "site-packages" not in text[:1000]
+    token_ids = load_text("python-stdlib", tiny_tokenizer, n_sequences=500, length=64)
+    assert token_ids.shape == (500, 64)
+    described = corpus_description("python-stdlib")
+    assert re.fullmatch(rf"python-stdlib {sys.version.split()[0]} sha256:[0-9a-f]{{12}}", described)
+
+
+def test_which_corpora_are_local(tmp_path):
+    assert is_local_corpus("moby-dick")
+    assert is_local_corpus("python-stdlib")
+    assert is_local_corpus(tmp_path)
+    assert not is_local_corpus("wikipedia-ja")
+    assert not is_local_corpus("owner/name:configuration")
+    with pytest.raises(FileNotFoundError, match=r"no text 'wikipedias'.*wikipedia-<language>"):
+        is_local_corpus("wikipedias")

@@ -16,6 +16,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from nbhelpers.profiles import Profiles
 
+from . import flash
 from .families import n_kv_heads_of
 from .reductions import Block, Layout
 
@@ -99,8 +100,14 @@ class Recorder:
         # finite.
         self.errors.append(0 * (query.sum(dtype=torch.float32) + key.sum(dtype=torch.float32)))
         with torch.autocast(query.device.type, enabled=False):
-            blocks = score_blocks(module, query, key, mask, self._rows(layout), **options)
-            self._reduce(layout, blocks)
+            if flash.suits(self.reductions, layout, self.attention_mask, mask, options):
+                causal, scaling = scores_of(module, query, mask, **options)
+                sums = flash.key_sums(query, key, scaling=scaling, causal=causal)
+                for reduction in self.reductions:
+                    self.arrays[reduction.name].append(reduction.finish(sums, layout))
+            else:
+                blocks = score_blocks(module, query, key, mask, self._rows(layout), **options)
+                self._reduce(layout, blocks)
 
     def observe_probabilities(self, attn):
         """Reduce the probabilities (batch, head, query, key) that a module gave."""
@@ -197,11 +204,9 @@ def score_blocks(module, query, key, mask, rows, *, is_causal=None, scaling=None
     """
     batch, n_heads, n_queries, head_dim = query.shape
     n_kv, n_keys = key.shape[1], key.shape[2]
-    is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    triangular = mask is None and is_causal and n_queries > 1
+    triangular, scaling = scores_of(module, query, mask, is_causal=is_causal, scaling=scaling)
     wide = torch.promote_types(query.dtype, torch.float32)  # half precision loses most in the scores
     keys = key.to(wide).reshape(batch * n_kv, n_keys, head_dim).transpose(1, 2)  # (batch·kv, head_dim, key)
-    scaling = head_dim**-0.5 if scaling is None else scaling
     for start in range(0, n_queries, rows):
         stop = min(start + rows, n_queries)
         visible = stop if triangular else n_keys
@@ -213,6 +218,13 @@ def score_blocks(module, query, key, mask, rows, *, is_causal=None, scaling=None
         sinks = options.get("s_aux")
         # Beside a sink rows sum to less than 1, and what reductions read off the scores would not hold.
         yield start, (scores if sinks is None else None), _softmax(scores, sinks)
+
+
+def scores_of(module, query, mask, *, is_causal=None, scaling=None, **options):
+    """Return whether the causal mask is to be applied here, and the factor of the scores."""
+    is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    triangular = mask is None and is_causal and query.shape[2] > 1
+    return triangular, query.shape[-1] ** -0.5 if scaling is None else scaling
 
 
 def _adjust(scores, mask, start, stop, triangular, softcap, options):

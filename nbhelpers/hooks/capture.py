@@ -4,12 +4,11 @@ Nothing of size layers × heads × T × T is ever held: each layer's attention i
 query rows, reduced, and dropped. The model's own output is not changed.
 """
 
-import contextlib
 import hashlib
 import importlib.metadata
 import json
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -18,76 +17,16 @@ from tqdm.auto import tqdm
 from nbhelpers import __version__
 from nbhelpers.profiles import Profiles
 
-from .attention import Recorder, default_chunk, interface_route, module_route
+from .attention import Recorder, interface_route, module_route
 from .families import family_of, kind_of
-from .models import describe, unwrap
+from .memory import explained, plan, step_down
+from .models import describe, input_device, unwrap
 from .reductions import resolve
 
-CPU_BATCH_TOKENS = 1024  # more tokens per forward pass gain nothing on a CPU
-CUDA_BATCH_TOKENS = 32768
 # glibc hands freed memory back to the system, and every block of a layer is then paid for again page by page,
 # until it has seen a block of this size come and go (its limit for this adaptation is 32 MB).
 LARGEST_KEPT_BYTES = 31 * 2**20
-# How torch, MKL, the C++ library and cuBLAS say in a RuntimeError that memory is exhausted.
-EXHAUSTED = (
-    "can't allocate memory",
-    "Cannot allocate memory",
-    "Memory allocation",
-    "bad_alloc",
-    "ALLOC_FAILED",
-)
 STREAMS = {"encoder-decoder": ("encoder", "decoder", "cross")}
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a capture will do and roughly need, printed by ``str``; made by :func:`plan`."""
-
-    n_sequences: int
-    length: int
-    batch_size: int
-    chunk: int
-    block_bytes: int
-    working_bytes: int
-
-    def __str__(self):
-        return (
-            f"{self.n_sequences} sequences of {self.length} tokens, {self.batch_size} at a time, blocks of "
-            f"{self.chunk} query rows ({self.block_bytes / 2**20:.1f} MB); about "
-            f"{self.working_bytes / 2**20:.0f} MB beyond the model's weights"
-        )
-
-
-def plan(model, n_sequences, length, *, batch_size=None, chunk=None):
-    """Estimate how :func:`capture` would run: batch, chunk and memory.
-
-    Parameters
-    ----------
-    model : LoadedModel or transformers.PreTrainedModel
-    n_sequences, length : int
-        Number of sequences and tokens in each.
-    batch_size, chunk : int, optional
-        As in :func:`capture`.
-
-    Returns
-    -------
-    Plan
-        `working_bytes` counts a few blocks, the activations of one layer and the residual stream; measured
-        peaks lie within a factor of two.
-    """
-    model = unwrap(model)
-    for name, value in (("batch_size", batch_size), ("chunk", chunk)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, or None to have it chosen; got {value}.")
-    description, device = describe(model), model.device
-    tokens = CUDA_BATCH_TOKENS if device.type == "cuda" else CPU_BATCH_TOKENS
-    batch_size = batch_size or max(1, min(n_sequences, tokens // length))
-    chunk = min(length, chunk or default_chunk(batch_size, description.n_heads, length, device))
-    block = 4 * batch_size * description.n_heads * chunk * length
-    config = model.config.get_text_config()
-    width = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-    activations = batch_size * length * (3 * width + 8 * config.hidden_size) * model.dtype.itemsize
-    return Plan(n_sequences, length, batch_size, chunk, block, 6 * block + activations)
 
 
 def capture(
@@ -115,8 +54,9 @@ def capture(
     attention_mask : torch.Tensor, shape (sequence, position), optional
         1 for tokens, 0 for padding, on either side. Padded queries count for nothing.
     batch_size, chunk : int, optional
-        Sequences per forward pass and query rows held at once; chosen for the device if None (see
-        :func:`plan`).
+        Sequences per forward pass and query rows held at once; chosen for the device and its free memory if
+        None (see :func:`nbhelpers.plan`). Where memory runs out all the same, the batch is halved, then the
+        chunk, with a warning.
     stream : {"encoder", "decoder", "cross"}, optional
         Which attention of an encoder-decoder; the encoder's if None.
     decoder_ids : torch.LongTensor, shape (sequence, position), optional
@@ -138,7 +78,7 @@ def capture(
         an unknown reduction or stream, a model in train mode, attention that is not finite or does not sum to
         1.
     MemoryError
-        When memory does not suffice; the message holds the estimate and smaller settings.
+        When memory does not suffice for one sequence; the message holds the estimate and the ways out.
     RuntimeError
         When no attention was seen: the family computes it in a way that neither route meets.
     """
@@ -153,18 +93,23 @@ def capture(
     parts = []
     shown = f"capture, about {todo.working_bytes / 2**20:.0f} MB"
     with tqdm(total=len(ids), desc=shown, unit="seq", disable=None if progress else True) as bar:
-        for start in range(0, len(ids), todo.batch_size):
+        start = 0
+        while start < len(ids):
             rows = slice(start, min(start + todo.batch_size, len(ids)))
             part = store.load(rows)
             if part is None:
-                with _explained_memory(todo):
-                    part = _run_batch(
-                        network, ids[rows], _rows(mask, rows), _rows(decoder_ids, rows), made, stream, todo
-                    )
+                inputs = ids[rows], _rows(mask, rows), _rows(decoder_ids, rows)
+                try:
+                    with explained(todo):
+                        part = _run_batch(network, *inputs, made, stream, todo)
+                except MemoryError as error:
+                    todo = step_down(todo, error)
+                    continue
                 part.provenance.update(facts)
                 store.save(rows, part)
             parts.append(part)
             bar.update(part.n_sequences)
+            start = rows.stop
     return Profiles.concatenate(parts)
 
 
@@ -174,14 +119,14 @@ def _run_batch(network, ids, mask, decoder_ids, reductions, stream, todo):
     causal = stream == "decoder" or (
         stream == "self" and kind_of(network.config.get_text_config()) == "decoder"
     )
-    device_mask = None if mask is None else mask.to(network.device)
+    device_mask = None if mask is None else mask.to(input_device(network))
     recorded_mask = device_mask if stream in ("self", "encoder") else None
     recorder = Recorder(
         network, reductions, stream=stream, causal=causal, attention_mask=recorded_mask, chunk=todo.chunk
     )
     family = family_of(network.config.get_text_config())
     route = module_route if family.route == "module" else interface_route
-    inputs = {"input_ids": ids.to(network.device), "attention_mask": device_mask, "use_cache": False}
+    inputs = {"input_ids": ids.to(input_device(network)), "attention_mask": device_mask, "use_cache": False}
     if network.config.is_encoder_decoder:
         inputs["decoder_input_ids"] = _decoder_input(network, ids, decoder_ids)
     if kind_of(network.config.get_text_config()) == "encoder":
@@ -195,10 +140,10 @@ def _run_batch(network, ids, mask, decoder_ids, reductions, stream, todo):
 
 def _decoder_input(network, ids, decoder_ids):
     if decoder_ids is not None:
-        return decoder_ids.to(network.device)
+        return decoder_ids.to(input_device(network))
     start = network.config.decoder_start_token_id
     start = start if start is not None else (network.config.pad_token_id or 0)
-    return torch.cat([torch.full_like(ids[:, :1], start), ids[:, :-1]], 1).to(network.device)
+    return torch.cat([torch.full_like(ids[:, :1], start), ids[:, :-1]], 1).to(input_device(network))
 
 
 def _checked_stream(network, stream):
@@ -277,20 +222,6 @@ def _rows(tensor, rows):
     return None if tensor is None else tensor[rows]
 
 
-@contextlib.contextmanager
-def _explained_memory(todo):
-    try:
-        yield
-    except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
-        spoken = str(error)
-        told = any(phrase in spoken for phrase in EXHAUSTED)
-        if not (told or isinstance(error, (MemoryError, torch.OutOfMemoryError))):
-            raise
-        reason = (spoken or type(error).__name__).splitlines()[0]
-        smaller = f"batch_size={max(1, todo.batch_size // 2)}, chunk={max(1, todo.chunk // 2)}"
-        raise MemoryError(f"Not enough memory for {todo}. Try capture(..., {smaller}). ({reason})") from error
-
-
 def _provenance(model, network, reductions, stream, todo):
     versions = {"nbhelpers": __version__}
     versions |= {
@@ -299,7 +230,7 @@ def _provenance(model, network, reductions, stream, todo):
     facts = {
         "model": asdict(describe(model)),
         "dtype": str(network.dtype).removeprefix("torch."),
-        "device": str(network.device),
+        "device": str(input_device(network)),
         "attention": network.config._attn_implementation,
         "stream": stream,
         "reductions": [_identity(reduction) for reduction in reductions],
@@ -368,11 +299,23 @@ def fingerprint(network):
     RoPE frequencies) count too.
     """
     digest = hashlib.sha256()
-    for name, tensor in sorted(
-        [*network.named_parameters(), *network.named_buffers()], key=lambda named: named[0]
-    ):
+    for name, tensor in _tensors(network):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         table = tensor.reshape(1, -1) if tensor.ndim < 2 else tensor.flatten(1)  # (row, column)
         for dim in (0, 1):
             digest.update(table.sum(dim, dtype=torch.float64).cpu().numpy().tobytes())
     return digest.digest()
+
+
+def _tensors(network):
+    """Yield name and value of every parameter and buffer; those that wait on a disk are read in turn."""
+    from accelerate.utils import align_module_device
+
+    names = {name for name, _ in [*network.named_parameters(), *network.named_buffers()]}  # tied ones once
+    for path, module in network.named_modules():
+        with align_module_device(module):
+            own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+            for name, tensor in own:
+                full = f"{path}.{name}" if path else name
+                if full in names:
+                    yield full, tensor

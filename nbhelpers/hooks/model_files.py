@@ -206,6 +206,7 @@ def _folder_files(path, *, weights):
         raise FileNotFoundError(f"the folder {path} holds no config.json: no transformers model{way_out}")
     if weights:
         _refuse_pickled(names, str(path))
+    _require_shards(path)
     revision = f"folder sampled-sha256:{fingerprint(path)[:16]}"
     return ModelFiles(str(path), True, revision, _has_tokenizer(names))
 
@@ -241,6 +242,7 @@ def _hub_cache_files(name, revision, reason, *, weights):
     names = [file.name for file in folder.iterdir()]
     if weights:
         _refuse_pickled(names, name)
+    _require_shards(folder)
     return ModelFiles(str(folder), True, folder.name, _has_tokenizer(names))
 
 
@@ -249,6 +251,7 @@ def _has_tokenizer(names):
 
 
 def _refuse_pickled(names, where):
+    """Raise if weights are there as pickles only, or not at all."""
     if any(name.endswith(".safetensors") for name in names):
         return
     pickled = sorted(name for name in names if name.endswith(_PICKLED))
@@ -259,6 +262,18 @@ def _refuse_pickled(names, where):
         "safetensors and GGUF are read. To convert a model you trust, in an environment of its own: "
         "AutoModelForCausalLM.from_pretrained(...).save_pretrained(folder) writes safetensors."
     )
+
+
+def _require_shards(folder):
+    """Refuse a folder whose index names files that it lacks: a download that was cut off."""
+    for index in Path(folder).glob("*.index.json"):
+        named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        missing = sorted(name for name in named if not (Path(folder) / name).exists())
+        if missing:
+            raise FileNotFoundError(
+                f"the model in {folder} lacks {', '.join(missing[:3])}, {len(missing)} of the {len(named)} "
+                f"files that its index {index.name} names; download it again"
+            )
 
 
 def _converted(gguf, *, key):

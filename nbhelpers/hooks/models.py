@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from nbhelpers.hooks import families
-from nbhelpers.hooks.model_files import PACKAGED, locate, quiet_progress
+from nbhelpers.hooks.model_files import PACKAGED, cache_folder, locate, quiet_progress
+from nbhelpers.hooks.placement import place, require_room
 from nbhelpers.hooks.zoo_files import zoo_models
 
 _RANDOM = "random:"
@@ -91,7 +92,7 @@ def available_models():
     return listed | twins | {name: entry.about for name, entry in zoo_models().items()}
 
 
-def load_model(name, *, device="auto", dtype=None, revision=None, seed=0):
+def load_model(name, *, device="auto", dtype=None, revision=None, seed=0, max_memory=None, offload=None):
     """Load a model and its tokenizer.
 
     Only safetensors and GGUF weights are read, never pickles, and no code from a repository is run.
@@ -105,7 +106,8 @@ def load_model(name, *, device="auto", dtype=None, revision=None, seed=0):
         A GGUF model, the alias smollm2-135m included, is converted to safetensors on its first load (about
         20 s) and read from the cache folder (`$NBHELPERS_CACHE`, else nbhelpers/ in the user's cache) later.
     device : str or torch.device
-        "auto" takes CUDA where there is a GPU, else the CPU.
+        "auto" takes CUDA where there is a GPU, else the CPU. "spread" lays the layers over all GPUs, then
+        memory, then disk: for models that fit none of them (accelerate's ``device_map="auto"``).
     dtype : str or torch.dtype, optional
         "float32", "bfloat16", "float16", "float64" or "auto" (the checkpoint's own). None means float32 on
         the CPU and "auto" elsewhere.
@@ -113,6 +115,10 @@ def load_model(name, *, device="auto", dtype=None, revision=None, seed=0):
         Branch, tag or commit of a Hub repository.
     seed : int
         Of the fresh weights. Torch's global random state is left as it was.
+    max_memory : dict, optional
+        With "spread": device (0, 1, ..., "cpu") to the most it may hold, in bytes or as "20GB".
+    offload : path, optional
+        With "spread": folder for weights that wait on disk, unless they can be read where they are.
 
     Returns
     -------
@@ -131,26 +137,33 @@ def load_model(name, *, device="auto", dtype=None, revision=None, seed=0):
     ModuleNotFoundError
         The package of an alias is not installed; the message holds the pip command.
     ValueError
-        Only pickled weights, an architecture unknown to transformers, an unknown dtype or device word, or a
-        revision for something local.
+        Only pickled weights, a damaged file, limits without "spread", an architecture unknown to
+        transformers, an unknown dtype or device word, or a revision for something local.
     RuntimeError
         CUDA asked for without a GPU.
+    MemoryError
+        The weights do not fit the free memory of the device; the message says what would.
     """
     if not isinstance(name, str):
         name = str(name)  # a pathlib.Path
-    device = _device(device)
-    dtype = _dtype(dtype, device)
+    placement = place(device, max_memory=max_memory, offload=offload)
+    dtype = _dtype(dtype, placement.device)
     base = name.removeprefix(_RANDOM)
     fresh = base != name
     files = locate(base, revision=revision, weights=not fresh)
+    if fresh and placement.spread:
+        raise ValueError(f"{name!r}: random weights are drawn whole, so they need one device, not 'spread'")
     config = _config(files, base)
+    require_room(skeleton_of(config, dtype), placement, name)
     with quiet_progress() if files.local else contextlib.nullcontext(), _seeded(seed):
         if fresh:
             model = _fresh_model(config, dtype)
         else:
-            model = _pretrained_model(files, config, dtype, base)
+            model = _pretrained_model(files, config, dtype, base, placement.spread)
         tokenizer = _tokenizer(files)
-    model = model.to(device).eval()
+    if not placement.spread:
+        model = model.to(placement.device)
+    model.eval()
     known = f"random weights, seed {seed}, of {files.revision}" if fresh else files.revision
     return LoadedModel(model, tokenizer, describe(model, name=name, tokenizer=tokenizer, revision=known))
 
@@ -206,20 +219,12 @@ def unwrap(model):
     )
 
 
-def _device(device):
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"unknown device {device!r}: expected 'auto', 'cpu', 'cuda' or 'cuda:0'") from error
-    n_gpus = torch.cuda.device_count()
-    if device.type == "cuda" and (device.index or 0) >= n_gpus:
-        raise RuntimeError(
-            f"device {str(device)!r} was asked for, but torch {torch.__version__} sees {n_gpus} CUDA GPUs "
-            "here; use device='auto' or device='cpu', or install a CUDA build of torch"
-        )
-    return device
+def input_device(model):
+    """Return the device a model wants its token ids on, wherever its weights wait."""
+    embedding = unwrap(model).get_input_embeddings()
+    hook = getattr(embedding, "_hf_hook", None)  # accelerate's, where the model is spread over devices
+    device = getattr(hook, "execution_device", None)
+    return next(embedding.parameters()).device if device is None else torch.device(device)
 
 
 def _dtype(dtype, device):
@@ -275,15 +280,31 @@ def _auto_class(config):
     return AutoModel
 
 
-def _pretrained_model(files, config, dtype, name):
-    model, report = _auto_class(config).from_pretrained(
-        **_where(files),
-        config=config,
-        dtype=dtype,
-        use_safetensors=True,
-        trust_remote_code=False,
-        output_loading_info=True,
-    )
+def skeleton_of(config, dtype):
+    """Return a model without weights, on torch's meta device; `dtype` "auto" is the checkpoint's own."""
+    own = getattr(config, "dtype", None) or torch.float32
+    with torch.device("meta"):
+        return _auto_class(config).from_config(config, dtype=own if dtype == "auto" else dtype)
+
+
+def _pretrained_model(files, config, dtype, name, spread):
+    from safetensors import SafetensorError
+
+    try:
+        model, report = _auto_class(config).from_pretrained(
+            **_where(files),
+            config=config,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **({"offload_folder": str(cache_folder() / "offload")} | spread if spread else {}),
+        )
+    except SafetensorError as error:
+        raise ValueError(
+            f"a weight file of {name!r} is damaged ({error}), for example by a download that was cut off; "
+            "delete it and download it again"
+        ) from error
     missing = sorted(key for key in report["missing_keys"] if "pooler" not in key)  # poolers do not attend
     if missing:
         warnings.warn(
@@ -298,7 +319,9 @@ def _fresh_model(config, dtype):
     own = getattr(config, "dtype", None) or torch.float32  # read first: from_config overwrites it
     # Drawn in float32 on the CPU, so the weights are the same in every precision and on every device.
     model = _auto_class(config).from_config(config, dtype=torch.float32, trust_remote_code=False)
-    return model.to(own if dtype == "auto" else dtype)
+    for parameter in model.parameters():  # and no buffers: a loaded model keeps RoPE's frequencies in float32
+        parameter.data = parameter.data.to(own if dtype == "auto" else dtype)
+    return model
 
 
 def _tokenizer(files):

@@ -3,7 +3,7 @@
 import torch
 
 from .model_files import locate
-from .models import LoadedModel, _auto_class, _config, _dtype, describe
+from .models import LoadedModel, _config, _dtype, describe, skeleton_of
 
 
 def load_skeleton(name, *, revision=None, dtype=None, device="cpu"):
@@ -31,8 +31,5 @@ def load_skeleton(name, *, revision=None, dtype=None, device="cpu"):
     base = name.removeprefix("random:")
     files = locate(base, revision=revision, weights=False)
     config = _config(files, base)
-    wanted = _dtype(dtype, torch.device(device))
-    own = getattr(config, "dtype", None) or torch.float32
-    with torch.device("meta"):
-        model = _auto_class(config).from_config(config, dtype=own if wanted == "auto" else wanted)
+    model = skeleton_of(config, _dtype(dtype, torch.device(device)))
     return LoadedModel(model.eval(), None, describe(model, name=name, revision=files.revision))

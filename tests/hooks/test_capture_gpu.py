@@ -4,6 +4,7 @@ import pytest
 import torch
 import transformers as hf
 
+from nbhelpers.hooks import flash
 from nbhelpers.hooks.capture import capture
 from nbhelpers.protocol import PAPER
 
@@ -28,7 +29,12 @@ EVERYTHING = [
 def model():
     torch.manual_seed(0)
     config = hf.LlamaConfig(
-        hidden_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, vocab_size=64
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=64,
+        max_position_embeddings=32768,
     )
     model = hf.LlamaForCausalLM(config).eval()
     with torch.no_grad():
@@ -81,3 +87,22 @@ def test_bfloat16_is_upcast_before_the_scores(model):
     profiles = capture(half, tokens(128), ["key_profile", "row_entropy"], progress=False)
     assert profiles.key_profile.dtype == torch.float32
     assert (profiles.key_profile.sum(-1) - 1).abs().max() < 1e-5
+
+
+def test_fused_passes_equal_blocks_and_hold_no_matrix(model):
+    length = 4096
+    ids = tokens(length, n=1)
+    model = model.cuda()
+    assert length >= flash.LEAST_KEYS
+    by_blocks = capture(model, ids, ["key_profile", "last_query"], progress=False)
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    fused = capture(model, ids, progress=False)
+    assert torch.cuda.max_memory_allocated() - before < 4 * 4 * length * length / 4  # a quarter of one matrix
+    torch.testing.assert_close(fused.key_profile, by_blocks.key_profile, rtol=1e-5, atol=1e-5)
+
+
+def test_32k_tokens(model):
+    found = capture(model.cuda(), tokens(32768, n=1), progress=False).key_profile
+    torch.testing.assert_close(found.sum(-1), torch.ones(found.shape[:-1]), rtol=1e-4, atol=0)

@@ -1,5 +1,6 @@
 import pytest
 from tiny_notebooks import make_notebook
+from tiny_sweeps import play_in
 
 
 @pytest.fixture
@@ -14,3 +15,13 @@ def folder(tmp_path):
 def notebook(folder):
     """Make a notebook in the folder: ``notebook("01_name", "code of a cell", …)``."""
     return lambda name, *cells, **options: make_notebook(folder / f"{name}.ipynb", *cells, **options)
+
+
+@pytest.fixture
+def out(tmp_path, monkeypatch):
+    """A sweep's folder; the runs of sweeps are played, see `tiny_sweeps`."""
+    from nbhelpers.lab import sweep_worker
+
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    yield play_in(tmp_path)
+    sweep_worker._CHILDREN.end_finished()  # where a test was the worker itself

@@ -1,0 +1,145 @@
+"""How much memory a capture needs, what there is, and smaller steps where it does not suffice."""
+
+import contextlib
+import warnings
+from dataclasses import dataclass, replace
+
+import torch
+
+from .attention import default_chunk
+from .models import describe, input_device, unwrap
+from .placement import free_memory
+
+CPU_BATCH_TOKENS = 1024  # more tokens per forward pass gain nothing on a CPU
+CUDA_BATCH_TOKENS = 32768
+USABLE = 0.8  # of the free memory; the estimate is good to a factor, and others need some too
+LEAST_CHUNK = 8  # query rows; fewer save nothing, the layer's activations are larger then
+# How torch, MKL, the C++ library and cuBLAS say in a RuntimeError that memory is exhausted.
+EXHAUSTED = (
+    "can't allocate memory",
+    "Cannot allocate memory",
+    "Memory allocation",
+    "bad_alloc",
+    "ALLOC_FAILED",
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a capture will do and roughly need, printed by ``str``; made by :func:`plan`."""
+
+    n_sequences: int
+    length: int
+    batch_size: int
+    chunk: int
+    block_bytes: int
+    working_bytes: int
+
+    def __str__(self):
+        return (
+            f"{self.n_sequences} sequences of {self.length} tokens, {self.batch_size} at a time, blocks of "
+            f"{self.chunk} query rows ({self.block_bytes / 2**20:.1f} MB); about "
+            f"{self.working_bytes / 2**20:.0f} MB beyond the model's weights"
+        )
+
+
+def plan(model, n_sequences, length, *, batch_size=None, chunk=None, free_bytes=None):
+    """Choose how :func:`nbhelpers.capture` runs, and estimate its memory.
+
+    Parameters
+    ----------
+    model : LoadedModel or transformers.PreTrainedModel
+    n_sequences, length : int
+        Number of sequences and tokens in each.
+    batch_size, chunk : int, optional
+        Sequences per forward pass and query rows held at once; None has them chosen: as many as the device
+        makes use of and `free_bytes` hold.
+    free_bytes : int, optional
+        Memory that may be used; what is free on the model's device if None.
+
+    Returns
+    -------
+    Plan
+        `working_bytes` counts a few blocks, the activations of one layer and the residual stream; measured
+        peaks lie within a factor of two.
+
+    Raises
+    ------
+    ValueError
+        A batch size or chunk below 1.
+    MemoryError
+        Not even one sequence in the smallest blocks fits; the message says what would.
+    """
+    model = unwrap(model)
+    for name, value in (("batch_size", batch_size), ("chunk", chunk)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, or None to have it chosen; got {value}.")
+    device = input_device(model)
+    free_bytes = free_memory(device) if free_bytes is None else free_bytes
+    tokens = CUDA_BATCH_TOKENS if device.type == "cuda" else CPU_BATCH_TOKENS
+    size = batch_size or max(1, min(n_sequences, tokens // length))
+    rows = min(length, chunk or default_chunk(size, describe(model).n_heads, length, device))
+    chosen = _estimate(model, Plan(n_sequences, length, size, rows, 0, 0))
+    while chosen.working_bytes > USABLE * free_bytes:
+        fewer = smaller(chosen, batch=batch_size is None, chunk=chunk is None)
+        if fewer is None:
+            raise MemoryError(_too_little(chosen, free_bytes, device))
+        chosen = _estimate(model, fewer)
+    return chosen
+
+
+def smaller(todo, *, batch=True, chunk=True):
+    """Return a plan with half the batch or, at one sequence, half the chunk; None if there is none."""
+    if batch and todo.batch_size > 1:
+        return replace(todo, batch_size=todo.batch_size // 2)
+    if chunk and todo.chunk > LEAST_CHUNK:
+        return replace(todo, chunk=max(LEAST_CHUNK, todo.chunk // 2))
+    return None
+
+
+@contextlib.contextmanager
+def explained(todo):
+    """Turn what torch and the libraries below it say of exhausted memory into one MemoryError."""
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
+        spoken = str(error)
+        told = any(phrase in spoken for phrase in EXHAUSTED)
+        if not (told or isinstance(error, (MemoryError, torch.OutOfMemoryError))):
+            raise
+        reason = (spoken or type(error).__name__).splitlines()[0]
+        raise MemoryError(
+            f"Not enough memory for {todo}, nor for less at a time. Use shorter sequences, "
+            f"load_model(..., dtype='bfloat16') or another device. ({reason})"
+        ) from error
+
+
+def step_down(todo, error):
+    """Return a smaller plan after a MemoryError, and warn of it; raise the error if there is none."""
+    fewer = smaller(todo)
+    if fewer is None:
+        raise error
+    warnings.warn(
+        f"Not enough memory for {todo.batch_size} sequences in blocks of {todo.chunk} rows; going on with "
+        f"{fewer.batch_size} in blocks of {fewer.chunk}.",
+        stacklevel=3,
+    )
+    return fewer
+
+
+def _estimate(model, todo):
+    """Return the plan with its bytes."""
+    block = 4 * todo.batch_size * describe(model).n_heads * todo.chunk * todo.length
+    config = model.config.get_text_config()
+    width = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    tokens = todo.batch_size * todo.length
+    activations = tokens * (3 * width + 8 * config.hidden_size) * model.dtype.itemsize
+    return replace(todo, block_bytes=block, working_bytes=6 * block + activations)
+
+
+def _too_little(todo, free_bytes, device):
+    return (
+        f"{todo}, but {free_bytes / 2**20:.0f} MB are free on {device}, of which {USABLE:.0%} may be used. "
+        "Leave batch_size and chunk to be chosen, use shorter sequences, or load the model in "
+        "dtype='bfloat16' or on another device."
+    )

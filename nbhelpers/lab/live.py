@@ -1,0 +1,102 @@
+"""Train a tiny model while somebody watches: snapshots of its heads' spectra as they evolve."""
+
+import dataclasses
+import tempfile
+import time
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from nbhelpers.hooks.capture import capture
+from nbhelpers.kernels import spectra
+from nbhelpers.protocol import PAPER
+from nbhelpers.zoo.settings import LENGTH, Settings
+from nbhelpers.zoo.text import prepare
+from nbhelpers.zoo.train import Trainer
+
+TEXT = "moby-dick"  # bundled: needs no network
+PRESET = "test"  # 2 layers of 2 heads: the smallest, so that a minute holds many updates
+N_UPDATES = 2000  # of the learning-rate schedule, about what a busy core makes in a minute
+N_SEQUENCES = 4  # held-out windows whose attention is measured
+
+
+class Snapshot(NamedTuple):
+    """A model after some updates: mean loss since the snapshot before, spectra and entropies of its heads.
+
+    ``psd`` has shape (layer, head, freq), each summing to 1; ``frequency`` (freq,) in cycles/token;
+    ``spectral_entropy`` (layer, head) in nats, the mean over sequences. ``loss`` is in nats per token, NaN
+    before the first update.
+    """
+
+    step: int
+    seconds: float
+    loss: float
+    frequency: np.ndarray
+    psd: np.ndarray
+    spectral_entropy: np.ndarray
+
+
+def live_training(*, seconds, encoding="rope", preset=PRESET, seed=0, n_snapshots=20):
+    """Train from scratch on the bundled book for so many seconds, and yield a snapshot now and then.
+
+    Parameters
+    ----------
+    seconds : float
+        Wall-clock time of the updates and measurements; preparing the text comes before, about two seconds.
+        At least one update is made.
+    encoding, preset, seed
+        As in :class:`nbhelpers.zoo.Settings`.
+    n_snapshots : int
+        About so many, evenly over the time, beside the first and the last.
+
+    Yields
+    ------
+    Snapshot
+        The first before any update, the last after all. How many updates fit depends on the machine.
+
+    Raises
+    ------
+    ValueError
+        If `seconds` is not positive, or a setting is unknown.
+    """
+    if not seconds > 0:
+        raise ValueError(f"seconds must be positive, got {seconds}")
+    first = Settings(preset=preset, encoding=encoding, seed=seed, precision="float32")
+    settings = dataclasses.replace(first, n_tokens=N_UPDATES * first.tokens_per_step)
+    with tempfile.TemporaryDirectory() as folder:
+        corpus = prepare([TEXT], folder)
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # so small a model trains fastest on one
+    try:
+        yield from _trained(Trainer(settings, corpus), seconds, n_snapshots)
+    finally:
+        torch.set_num_threads(n_threads)
+
+
+def _trained(trainer, seconds, n_snapshots):
+    ids = trainer.corpus.windows("measurement", N_SEQUENCES, LENGTH)  # (sequence, position)
+    started = due = time.perf_counter()
+    while True:
+        now = time.perf_counter()
+        over = trainer.step == trainer.settings.n_steps or (trainer.step > 0 and now - started >= seconds)
+        if over or now >= due:
+            yield _snapshot(trainer, ids, now - started)
+            due = now + seconds / n_snapshots
+            trainer.history = []
+        if over:
+            return
+        trainer.update()
+
+
+def _snapshot(trainer, ids, seconds):
+    profiles = capture(trainer.snapshot(), ids, "key_profile", progress=False)
+    signal = profiles.key_profile.double()  # (sequence, layer, head, key)
+    psd = spectra.psd(signal, **PAPER.spectrum_options)  # (sequence, layer, head, freq)
+    entropies = spectra.spectral_entropy(psd, base=PAPER.log_base).mean(0)  # (layer, head)
+    shares = (psd / psd.sum(-1, keepdim=True)).mean(0)  # (layer, head, freq)
+    options = PAPER.spectrum_options
+    frequency = spectra.frequencies(signal.shape[-1], pad=options["pad"], sided=options["sided"])
+    loss = float(np.mean([loss for loss, _ in trainer.history])) if trainer.history else float("nan")
+    arrays = (np.asarray(frequency), shares.numpy(), entropies.numpy())
+    return Snapshot(trainer.step, seconds, loss, *arrays)

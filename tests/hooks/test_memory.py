@@ -1,0 +1,127 @@
+"""Memory: what is chosen from what is free, and smaller steps where it runs out."""
+
+import math
+import os
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+from tiny_models import capture_quietly, make_tokens
+
+from nbhelpers.hooks import memory
+from nbhelpers.hooks.memory import plan
+from nbhelpers.hooks.reductions import KeyProfile
+
+# A model of one head and a limited address space: whole blocks do not fit it, smaller ones do.
+EXHAUST = """
+import resource, warnings, psutil, torch
+import transformers as hf
+from nbhelpers.hooks.capture import capture
+torch.set_num_threads(1)
+sizes = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4)
+special = dict(pad_token_id=0, bos_token_id=1, eos_token_id=2)
+config = hf.LlamaConfig(**sizes, **special, vocab_size=64, max_position_embeddings=4096)
+model = hf.LlamaForCausalLM(config).eval()
+ids = torch.arange(4096)[None] % 64
+whole = capture(model, ids, chunk=64, progress=False).key_profile
+limit = psutil.Process().memory_info().vms + 100 * 2**20
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    halved = capture(model, ids, chunk=4096, progress=False).key_profile
+print(*(warning.message for warning in caught), sep="\\n")
+print("equal:", torch.allclose(halved, whole, atol=1e-6), "restored:", model.config._attn_implementation)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the address space, which only Linux enforces")
+def test_where_memory_runs_out_the_blocks_are_halved_until_they_fit():
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", EXHAUST], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Not enough memory for 1 sequences in blocks of 4096 rows; going on with 1 in blocks of 2048." in (
+        done.stdout
+    )
+    assert "equal: True restored: sdpa" in done.stdout
+
+
+class Failing(KeyProfile):
+    """A key profile that raises while blocks are larger than what it may take."""
+
+    def __init__(self, error, *, batch=0, rows=0):
+        self._error, self._batch, self._rows = error, batch, rows
+        self._seen = []
+
+    def update(self, state, block, layout):
+        self._seen.append((layout.batch, block.n_rows))
+        if layout.batch > self._batch or block.n_rows > self._rows:
+            raise self._error
+        super().update(state, block, layout)
+
+
+WAYS = [
+    MemoryError(),
+    RuntimeError("std::bad_alloc"),
+    RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+]
+
+
+@pytest.mark.parametrize("error", WAYS)
+def test_first_the_batch_is_halved_then_the_chunk(llama, error):
+    ids = make_tokens(16, n=5)
+    hungry = Failing(error, batch=1, rows=8)
+    with pytest.warns(UserWarning, match="Not enough memory") as caught:
+        found = capture_quietly(llama, ids, hungry, batch_size=4, chunk=16)
+    told = [str(warning.message) for warning in caught]
+    assert "4 sequences in blocks of 16 rows; going on with 2 in blocks of 16" in told[0]
+    assert "2 sequences in blocks of 16 rows; going on with 1 in blocks of 16" in told[1]
+    assert "1 sequences in blocks of 16 rows; going on with 1 in blocks of 8" in told[2]
+    assert len(told) == 3, "what was learned on the first batch holds for the rest"
+    torch.testing.assert_close(found.key_profile, capture_quietly(llama, ids).key_profile)
+
+
+@pytest.mark.parametrize("error", WAYS)
+def test_nothing_smaller_is_left(llama, error):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        with pytest.raises(MemoryError, match=r"Not enough memory for 2 sequences.*1 at a time") as caught:
+            capture_quietly(llama, make_tokens(8), Failing(error), batch_size=2, chunk=8)
+    assert (str(error) or "MemoryError").splitlines()[0] in str(caught.value)
+    assert "bfloat16" in str(caught.value)
+
+
+def test_other_errors_are_not_called_out_of_memory(llama):
+    with pytest.raises(RuntimeError, match="size of tensor"):
+        capture_quietly(llama, make_tokens(8), Failing(RuntimeError("size of tensor a must match")))
+
+
+def test_batch_and_chunk_come_from_free_memory(llama):
+    roomy = plan(llama, 64, 128, free_bytes=math.inf)
+    assert (roomy.batch_size, roomy.n_sequences) == (memory.CPU_BATCH_TOKENS // 128, 64)
+    tight = plan(llama, 64, 128, free_bytes=roomy.working_bytes)  # of which only a part may be used
+    assert tight.batch_size == roomy.batch_size // 2
+    assert tight.working_bytes <= memory.USABLE * roomy.working_bytes
+    one = plan(llama, 1, 256, free_bytes=math.inf)
+    narrow = plan(llama, 1, 256, free_bytes=0.9 * one.working_bytes)
+    assert (narrow.batch_size, narrow.chunk) == (1, one.chunk // 2)
+
+
+def test_what_was_asked_for_is_refused_with_numbers_if_it_cannot_fit(llama):
+    with pytest.raises(MemoryError, match=r"4 at a time.*1 MB are free on cpu.*to be chosen.*bfloat16"):
+        plan(llama, 4, 256, batch_size=4, chunk=256, free_bytes=2**20)
+    with pytest.raises(MemoryError, match=r"1 at a time, blocks of 8 query rows"):
+        plan(llama, 4, 256, free_bytes=2**12)
+
+
+def test_capture_asks_what_is_free(llama, monkeypatch):
+    monkeypatch.setattr(memory, "free_memory", lambda device: 2**12)
+    with pytest.raises(MemoryError, match="are free on cpu"):
+        capture_quietly(llama, make_tokens(64))
+
+
+def test_free_memory_is_a_part_of_the_machines():
+    assert 0 < memory.free_memory(torch.device("cpu")) < 2**50

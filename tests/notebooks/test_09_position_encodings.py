@@ -1,0 +1,153 @@
+"""09_position_encodings, on what is shipped (whatever it is) and on a collected zoo with planted effects."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats as scipy_stats
+from tiny_measurements import LEVEL, write_zoo
+
+from nbhelpers.evidence.paper import claim
+from nbhelpers.evidence.verdicts import Record, judge
+from nbhelpers.lab.notebooks import run_notebooks
+from nbhelpers.lab.results import load_results
+from nbhelpers.lab.zoo_tables import WITHOUT_ROPE, ZooTables
+from nbhelpers.zoo import ENCODINGS
+
+pytestmark = pytest.mark.notebook
+NAME = "09_position_encodings"
+HALF = "scale_sensitivity_0.5"
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return ZooTables.read()
+
+
+@pytest.fixture(scope="module")
+def numbers(recorded):
+    return recorded("09")
+
+
+def run_on(folder, out):
+    (run,) = run_notebooks(["09"], size="smoke", out=out, parameters={"zoo": str(folder)}, progress=False)
+    assert run.status == "passed", run.error
+    frame = load_results(out)
+    tables = {p.stem: pd.read_parquet(p) for p in (out / "results" / NAME).glob("*.parquet")}
+    return {row.name: row for row in frame.itertuples(index=False)}, tables, run.output.read_text()
+
+
+def nano(settings):
+    return settings.preset == "nano"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("zoo")
+    return run_on(write_zoo(folder / "collected", nano), folder / "out")
+
+
+# What is shipped
+
+
+def test_every_run_is_counted_and_its_loss_recorded(numbers, shipped):
+    assert numbers["runs"].value == len(shipped.runs)
+    own = shipped.runs[shipped.runs.preset == "nano"]
+    for row in own.itertuples():
+        assert numbers[f"loss_of_{row.run}"].value == pytest.approx(row.validation_loss)
+
+
+def test_trained_means_trained_is_said_per_arm(numbers, shipped):
+    for row in shipped.runs[shipped.runs["preset"] == "nano"].itertuples():
+        note = numbers[f"loss_of_{row.run}"].note
+        if row.mask != "causal":
+            assert note == "trained: another task"
+            continue
+        met = row.validation_loss < row.bigram - 0.4
+        if row.encoding in ("rope", "prope", "alibi", "t5"):
+            met &= row.validation_loss < row.trigram
+        assert note == f"trained: {'met' if met else 'missed'}"
+
+
+def test_means_are_those_of_the_measurements(numbers, shipped):
+    ends = shipped.rows(HALF, last=True)
+    for arm in shipped.present([*ENCODINGS, "rope-bidirectional", "learned-bidirectional", "rope-bos"]):
+        by_seed = ends[ends.arm == arm].groupby("seed").value.mean()
+        row = numbers[f"half_of_{arm}"]
+        assert row.value == pytest.approx(by_seed.mean(), abs=1e-9)
+        assert np.isnan(row.low) == (len(by_seed) < 3), "no interval from fewer than three seeds"
+
+
+def test_c8_is_recorded_only_where_every_encoding_has_three_seeds(numbers, shipped):
+    complete = all(set(shipped.seeds(arm)) >= {0, 1, 2} for arm in ("rope", *WITHOUT_ROPE))
+    assert ("C8_rope_advantage" in numbers) == complete
+
+
+def test_before_training_alibi_has_its_slopes_and_nothing_else(numbers, shipped):
+    if not shipped.seeds("alibi"):
+        pytest.skip("alibi is not collected yet")
+    assert numbers["alibi_order_lag_profile_effective_support_start"].value < -0.99
+
+
+# Planted effects: RoPE is the scale-invariant one here, by 0.1
+
+
+def test_the_planted_advantage_is_found(whole):
+    numbers, _, _ = whole
+    row = numbers["C8_rope_advantage"]
+    assert row.low <= LEVEL["rope"] - LEVEL["alibi"] <= row.high
+    assert row.value == pytest.approx(-0.1, abs=0.02)
+    assert row.null > 0.02
+    verdict = judge(claim("C8"), {"C8_rope_advantage": Record(row.value, row.low, row.high, row.null)})
+    assert verdict.verdict == "supported"
+
+
+def test_planted_shares_of_variance(whole):
+    _, tables, _ = whole
+    shares = tables["shares"].set_index(["metric", "factor"])
+    assert shares.share[HALF, "encoding"] > 0.95
+    assert shares.low[HALF, "mask"] > 0.8, "0.08 between masks, 0.005 between seeds"
+    assert shares.low[HALF, "BOS"] < 0.05, "BOS does nothing here"
+    levels = np.array([LEVEL[encoding] for encoding in ENCODINGS])
+    assert shares.variance[HALF, "encoding"] == pytest.approx(levels.var(), rel=0.1)
+
+
+def test_equivalence_is_what_was_planted(whole):
+    _, tables, _ = whole
+    so = tables["equivalence"].set_index(["metric", "encoding"]).so
+    assert so[HALF, "prope"] == "equivalent"
+    assert so[HALF, "learned"] == "different by more"
+    assert (so["low_band"] == "equivalent").all()
+    assert so["spectral_entropy", "alibi"] == "different by more"
+
+
+def test_s_predicts_the_loss_beyond_as_planted(whole):
+    numbers, tables, _ = whole
+    beyond = tables["beyond"]
+    assert "learned" not in set(beyond.encoding)
+    assert len(beyond) == 18
+    row = numbers["S_predicts_cost_of_1024"]
+    expected = scipy_stats.spearmanr(beyond["S(0.5)"], beyond["cost of 1024"]).statistic
+    assert row.value == pytest.approx(expected)
+    assert row.value > 0.9
+
+
+def test_statistics_that_see_the_slopes_are_told_from_those_that_do_not(whole):
+    numbers, _, text = whole
+    assert numbers["alibi_order_lag_profile_spectral_entropy_end"].value > 0.9
+    assert abs(numbers["alibi_order_key_profile_half_end"].value) < 0.8, "S has no slopes planted"
+    assert "and not by:" in text
+
+
+# Part of a zoo
+
+
+def test_two_seeds_are_not_measured(tmp_path):
+    folder = write_zoo(tmp_path / "collected", lambda s: nano(s) and s.causal and not s.bos and s.seed < 2)
+    numbers, tables, text = run_on(folder, tmp_path / "out")
+    assert "C8_rope_advantage" not in numbers
+    assert not any(name.startswith("share_of") for name in numbers)
+    assert np.isnan(numbers["half_of_rope"].low)
+    assert tables["equivalence"].empty
+    assert "Not measured" in text
+    assert "python -m nbhelpers.zoo train-all" in text
+    assert "S_predicts_cost_of_512" in numbers, "a rank correlation over 12 runs of 6 encodings"
