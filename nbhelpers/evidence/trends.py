@@ -64,7 +64,8 @@ def trend_per_decade(parameters, values, *, confidence=0.95):
     orders = [list(order) for order in itertools.permutations(range(len(x)))]
     draws = np.array([_slopes(x, values[order]).mean() for order in orders])
     p_value = float((np.abs(draws) >= abs(slope.value) - 1e-12).mean())
-    return Trend(slope, float(draws.mean()), p_value)
+    null = float(draws.mean().round(12)) + 0.0  # 0 but for rounding, and never -0
+    return Trend(slope, null, p_value)
 
 
 def departures(parameters, means):

@@ -173,7 +173,7 @@ class ZooTables:
         if not listed:
             return ""
         least = f"the seeds {_told(range(n_seeds))}" if n_seeds > 1 else "seed 0"
-        return f"Needed are {least} of each arm; not trained yet: {listed}. Make them with: {COMMANDS}."
+        return f"Needed: {least} of each arm; not trained yet: {listed}. Make them with: {COMMANDS}."
 
     def said(self, arms):
         """Return in a line which seeds of which arms a table or figure shows, and which are missing."""

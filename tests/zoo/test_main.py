@@ -112,14 +112,14 @@ def test_device_and_threads(out, monkeypatch):
     threads = torch.get_num_threads()
     seen = []
 
-    def spy(settings, corpus, folder, *, device, report):
-        seen.append((device, torch.get_num_threads()))
+    def spy(settings, corpus, folder, *, device, compiled, report):
+        seen.append((device, compiled, torch.get_num_threads()))
         return folder
 
     monkeypatch.setattr(training, "train", spy)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     try:
-        main(["train", "--out", str(out), "--threads", "3"])
+        main(["train", "--out", str(out), "--threads", "3", "--compile"])
     finally:
         torch.set_num_threads(threads)
-    assert seen == [("cuda", 3)]
+    assert seen == [("cuda", True, 3)]

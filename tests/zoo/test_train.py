@@ -5,6 +5,7 @@ import math
 import shutil
 import subprocess
 import sys
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -76,6 +77,18 @@ def test_first_losses_are_those_recorded(moby_dick, encoding, causal):
     )
     losses = [trainer.update() for _ in range(8)]
     assert losses == pytest.approx(LOSSES[encoding, causal], abs=2e-4)
+
+
+@pytest.mark.skipif(
+    shutil.which("g++") is None, reason="no C++ compiler: compiled training is not tested here"
+)
+def test_compiled_training_learns_the_same(moby_dick):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what torch.compile does inside
+        trainer = Trainer(Settings(preset="test", precision="float32"), moby_dick, compiled=True)
+        losses = [trainer.update() for _ in range(2)]
+    assert losses == pytest.approx(LOSSES["rope", True][:2], abs=2e-4)
+    assert trainer.snapshot().state_dict().keys() == trainer.model.state_dict().keys(), "no wrapper's names"
 
 
 def test_a_text_that_repeats_is_learned():
