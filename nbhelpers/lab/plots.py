@@ -243,7 +243,7 @@ def criterion_panels(frame, *, columns=4):
         If the frame is empty.
     """
     if frame.empty:
-        raise ValueError("no criterion was measured, so there is nothing to draw; run 05 to 08 first")
+        raise ValueError("no criterion was measured, so there is nothing to draw; run 05 to 11 first")
     rows = -(-len(frame) // columns)
     shape = {"figsize": (2.8 * columns, 1.15 * rows + 0.7), "layout": "constrained"}
     figure, grid = plt.subplots(rows, columns, squeeze=False, **shape)
