@@ -1,0 +1,44 @@
+"""``make app``: the inspector as a page of its own, served by Voilà."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from nbhelpers.corpora import load_text
+from nbhelpers.lab.inspector.reading import read_text
+
+ROOT = Path(__file__).parents[2]
+APP = Path("nbhelpers", "lab", "inspector", "app.ipynb")
+
+
+@pytest.fixture(scope="module")
+def app(serve, tmp_path_factory):
+    """Address of the app, started as `make app` does, on a copy."""
+    folder = tmp_path_factory.mktemp("app")
+    shutil.copy(ROOT / APP, folder)
+    return serve("voila", folder, [APP.name], port_option="--port")
+
+
+def test_make_app_serves_this_notebook():
+    assert f"voila {APP.as_posix()}" in (ROOT / "Makefile").read_text(encoding="utf-8")
+
+
+def test_the_app_shows_the_inspector_and_answers_a_click(app, page, shot, smollm2):
+    page.goto(app)
+    page.locator(".nbh-cell").first.wait_for()
+    assert page.locator(".nbh-cell").count() == 30 * 9
+    assert "javascript error" not in page.inner_text("body")  # what a widget shows that cannot be drawn
+    assert page.locator(".nbh-curves img").evaluate("image => image.naturalWidth") > 600
+    assert "load_text" not in page.inner_text("body")  # no code on the page
+    page.locator('.nbh-cell[data-layer="4"][data-head="7"]').click()
+    page.wait_for_function(
+        "() => document.querySelector('.nbh-numbers').textContent.includes('layer 4, head 7')"
+    )
+    shot(page, "app")
+    ids = load_text("moby-dick", smollm2, n_sequences=1, length=256)
+    reading = read_text(smollm2, smollm2.tokenizer.decode(ids[0]))
+    for metric in ("low_band", "spectral_entropy"):
+        shown = page.locator(f".nbh-numbers tr[data-metric={metric}] td").first.inner_text()
+        assert shown == f"{reading.numbers(4, 7).value[metric]:.4g}"
+    assert page.complaints == []
