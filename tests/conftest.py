@@ -1,6 +1,5 @@
 """Fixtures that many test modules share."""
 
-
 import pytest
 import torch
 
