@@ -26,6 +26,8 @@ from nbhelpers.lab.execution import PeakMemory, execute_strictly
 
 __all__ = ["NotebookRun", "list_notebooks", "load_runs", "run_notebooks"]
 
+_READERS = ("load_results(", "scorecard(")  # in the source of a notebook that reads what the others measured
+PLANTER = "03_null_models"  # what it found of the rules is read by every notebook that judges
 _VERSIONED = ("torch", "transformers", "numpy", "pywavelets", "pandas")  # a change makes earlier runs stale
 
 
@@ -232,11 +234,17 @@ class _Runner:
         notebook = nbformat.read(plan.source, as_version=4)
         for cell in notebook.cells:  # outputs do not matter
             digest.update(f"{cell.cell_type}\0{cell.source}\0".encode())
-        readers = ("load_results(", "scorecard(")  # it reads what the others measured
-        if any(reader in cell.source for cell in notebook.cells for reader in readers):
-            for file in sorted((self.out / "results").glob("*.json")):
-                digest.update(b"" if file.stem == plan.name else file.read_bytes())
+        source = "\n".join(cell.source for cell in notebook.cells)
+        for file in self._results_read(source):
+            digest.update(b"" if file.stem == plan.name else file.read_bytes())
         return digest.hexdigest()
+
+    def _results_read(self, source: str) -> list[Path]:
+        """Return the files of results that a notebook's source reads: everybody's, or what 03 found."""
+        everybody = sorted((self.out / "results").glob("*.json"))
+        if any(reader in source for reader in _READERS):
+            return everybody
+        return [file for file in everybody if file.stem == PLANTER and "planted_accuracies(" in source]
 
 
 def _code_fingerprint() -> str:

@@ -65,12 +65,25 @@ def test_failed_rerun_leaves_no_stale_results(collection, notebook, tmp_path):
 
 
 def test_notebook_that_reads_results_runs_again_when_they_change(collection, notebook, tmp_path):
-    notebook("03_reads", "from nbhelpers.lab.results import load_results", parameters=GOOD_PARAMETERS)
+    reading = "from nbhelpers.lab.results import load_results\nload_results(results)"
+    notebook("03_reads", reading, parameters=GOOD_PARAMETERS)
     run = {"names": ["02", "03"], "folder": collection, "out": tmp_path, "progress": False}
     run_notebooks(**run)
     assert statuses(run_notebooks(**run)) == {"02_good": "kept", "03_reads": "kept"}
     notebook("02_good", RECORDING.replace("2 *", "3 *"), parameters=GOOD_PARAMETERS)
     assert statuses(run_notebooks(**run)) == {"02_good": "passed", "03_reads": "passed"}
+
+
+def test_notebook_that_judges_runs_again_when_the_planted_cases_change(collection, notebook, tmp_path):
+    planting = RECORDING.replace("02_good", "03_null_models")
+    notebook("03_null_models", planting, parameters=GOOD_PARAMETERS)
+    notebook("05_judges", "# planted_accuracies(results)", parameters=GOOD_PARAMETERS)
+    run = {"names": ["02", "03", "05"], "folder": collection, "out": tmp_path, "progress": False}
+    run_notebooks(**run)
+    notebook("02_good", RECORDING.replace("2 *", "3 *"), parameters=GOOD_PARAMETERS)
+    assert statuses(run_notebooks(**run))["05_judges"] == "kept", "other results are not its business"
+    notebook("03_null_models", planting.replace("2 *", "3 *"), parameters=GOOD_PARAMETERS)
+    assert statuses(run_notebooks(**run))["05_judges"] == "passed"
 
 
 def test_total_timeout_fails_what_is_left(notebook, folder, tmp_path):

@@ -100,4 +100,4 @@ def test_tables_are_stored(smoke_run, numbers):
     table3 = pd.read_parquet(folder / "table3.parquet")
     assert table3[table3.source == "paper"].row.nunique() == 7
     verdicts = pd.read_parquet(folder / "verdicts.parquet")
-    assert verdicts.claim.tolist() == ["C1", "C2", "C3", "C4", "C4"]
+    assert verdicts.claim.tolist() == ["C1", "C2", "C3", "C4"]
