@@ -105,7 +105,7 @@ def test_the_zoo_grid_has_every_encoding():
     assert {run.model for run in load_grid("zoo").runs} == {f"zoo:{encoding}" for encoding in ENCODINGS}
     missing = {run.model for run in load_grid("zoo").runs} - zoo_models().keys()
     if missing:
-        pytest.skip(f"not collected yet, so their runs would be listed as failed: {', '.join(sorted(missing))}")
+        pytest.skip(f"not collected yet, their runs would fail: {', '.join(sorted(missing))}")
 
 
 def test_a_file_and_a_shipped_name(tmp_path):
