@@ -251,8 +251,11 @@ def criterion_panels(frame, *, columns=4):
         _criterion(ax, row)
     for ax in grid.flat[len(frame) :]:
         ax.set_visible(False)
-    handles, labels = grid.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
+    marks = {}  # of all panels: the first need not have a null
+    for ax in grid.flat:
+        handles, labels = ax.get_legend_handles_labels()
+        marks |= dict(zip(labels, handles, strict=True))
+    figure.legend(marks.values(), marks, loc="outside upper center", ncols=len(marks), frameon=False)
     return grid.ravel()[: len(frame)]
 
 

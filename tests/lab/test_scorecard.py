@@ -1,6 +1,8 @@
+import matplotlib.pyplot as plt
 import pytest
 
 from nbhelpers.evidence.paper import CLAIMS, claim
+from nbhelpers.lab.plots import criterion_panels
 from nbhelpers.lab.results import Results
 from nbhelpers.lab.scorecard import criteria, missing_notebooks, planted_accuracies, rules_version, scorecard
 
@@ -66,3 +68,16 @@ def test_every_measured_criterion_has_its_row(store, tmp_path):
     assert frame.range.tolist() == ["outside", "inside"]
     assert frame.distance.tolist() == ["within", "open"]  # no null was recorded for the second
     assert frame.loc["half", "printed_high"] == 0.082
+
+
+def test_the_legend_of_the_panels_names_the_null_though_the_first_has_none(store, tmp_path):
+    store.record("C1_mixed_share", 0.4, low=0.39, high=0.41)
+    store.record("C5_half", 0.2, low=0.18, high=0.22, null=0.03)
+    panels = criterion_panels(criteria(tmp_path))
+    (legend,) = panels[0].figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "claimed range",
+        "ours, with interval",
+        "hardest null",
+    ]
+    plt.close("all")

@@ -70,7 +70,9 @@ def _verdicts(pages: list[Page], folder: Path) -> str:
         f"| {row.claim} | {_cell(row.title)} | {_badge(row.verdict)} | {_cell(row.why)} |"
         for row in card.itertuples()
     )
-    told = f"By rules fixed before the measurement; [how they came about]({SCORECARD}.ipynb)."
+    told = (
+        f"By rules committed before the notebooks that apply them; [how they came about]({SCORECARD}.ipynb)."
+    )
     return f"\n## Verdicts\n\n{told}\n\n| | claim | verdict | why |\n|---|---|---|---|\n{rows}\n"
 
 
