@@ -97,6 +97,7 @@ class ZooConfig(PreTrainedConfig):
         return round(ROTARY_SHARE.get(self.position_encoding, 0.0) * n_pairs)
 
 
+@torch.compiler.assume_constant_result  # compiled, each layer would compute it anew
 def rotations(config, length, device):
     """Return (cos, sin) of the rotation angles, (position, pair) each; None where nothing rotates."""
     if not config.rotated_pairs:
