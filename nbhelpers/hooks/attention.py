@@ -50,6 +50,9 @@ def stream_of(name, is_encoder_decoder):
 class Recorder:
     """Reduces the attention of each layer as the model computes it, for one batch.
 
+    What is kept of a layer stays on that layer's device until the pass is over: nothing is read by the host
+    between layers, and layers may lie on different devices.
+
     Parameters
     ----------
     model : transformers.PreTrainedModel
@@ -59,7 +62,7 @@ class Recorder:
     causal : bool
         Whether a query of this stream sees only keys up to itself.
     attention_mask : torch.Tensor or None, shape (batch, query)
-        1 for real queries.
+        1 for real queries. Left on the CPU, no device has to be waited for.
     chunk : int or None
         Query rows held at once.
     """
@@ -71,7 +74,7 @@ class Recorder:
         self.attention_mask = attention_mask
         self.chunk = chunk
         self.arrays = {reduction.name: [] for reduction in reductions}
-        self.layout = None
+        self.layouts = {}  # one for each device that layers lie on; they differ in nothing else
         self.n_calls = 0
         self.n_kv_heads = n_kv_heads_of(model.config.get_text_config())
         self.errors = []  # per layer, by how much rows miss a sum of 1; NaN where something is not finite
@@ -115,8 +118,9 @@ class Recorder:
         if attn.dtype in HALF or torch.is_autocast_enabled(attn.device.type):
             self.tolerance = HALF_TOLERANCE
         off = (attn.sum(-1, dtype=torch.float32) - 1).abs()  # (batch, head, query)
-        real = True if self.attention_mask is None else self.attention_mask[:, None].bool()
-        self.errors.append(torch.where(torch.as_tensor(real, device=off.device), off, 0.0).max())
+        if layout.weight is not None:
+            off = off.masked_fill(layout.weight[:, None] == 0, 0.0)
+        self.errors.append(off.max())
         starts, rows = range(0, layout.n_queries, self._rows(layout)), self._rows(layout)
         with torch.autocast(attn.device.type, enabled=False):
             self._reduce(
@@ -125,7 +129,7 @@ class Recorder:
 
     def profiles(self, family):
         """Return the Profiles of the forward pass, or say why there are none."""
-        if self.layout is None:
+        if not self.layouts:
             raise RuntimeError(
                 f"{family.model_type}: no attention was seen in the {self.stream!r} stream through the "
                 f"{family.route!r} route ({self.n_calls} calls). If it computes attention outside "
@@ -133,19 +137,18 @@ class Recorder:
                 "route='module'), replace=True)."
             )
         self._check()
+        layout = next(iter(self.layouts.values()))
         axes, coordinates = {}, {}
         for reduction in self.reductions:
             axes[reduction.name] = (*OUTER_AXES, *([reduction.axis] if reduction.axis else []))
-            coordinates[reduction.name] = reduction.coordinates(self.layout)
-        groups = [head * self.n_kv_heads // self.layout.n_heads for head in range(self.layout.n_heads)]
-        arrays = {
-            name: torch.stack(layers, 1).to("cpu", torch.float32) for name, layers in self.arrays.items()
-        }
-        return Profiles(arrays, axes, coordinates, self.layout.n_real.long().cpu(), groups)
+            coordinates[reduction.name] = reduction.coordinates(layout)
+        groups = [head * self.n_kv_heads // layout.n_heads for head in range(layout.n_heads)]
+        arrays = {name: gathered(layers, 1).float() for name, layers in self.arrays.items()}
+        return Profiles(arrays, axes, coordinates, layout.n_real.long().cpu(), groups)
 
     def _check(self):
         """Raise if the attention of a layer was not finite or did not sum to 1 over keys."""
-        errors = torch.stack(self.errors).cpu()
+        errors = gathered(self.errors, 0)
         bad = [layer for layer, error in enumerate(errors.tolist()) if not error <= self.tolerance]
         if bad:
             raise ValueError(
@@ -159,32 +162,40 @@ class Recorder:
         return self.chunk or default_chunk(layout.batch, layout.n_heads, layout.n_keys, layout.device)
 
     def _layout(self, batch, n_heads, n_queries, n_keys, device):
-        if self.layout is not None and self.layout.n_heads != n_heads:
-            raise NotImplementedError(
-                f"Layers have {self.layout.n_heads} and {n_heads} heads; profiles need equal numbers."
+        for known in self.layouts.values():
+            if known.n_heads != n_heads:
+                raise NotImplementedError(
+                    f"Layers have {known.n_heads} and {n_heads} heads; profiles need equal numbers."
+                )
+        if device not in self.layouts:
+            weight, last = None, (n_queries - 1,) * batch
+            n_real = torch.full((batch,), float(n_queries), device=device)
+            if self.attention_mask is not None and self.stream != "cross":
+                last = tuple((n_queries - 1 - self.attention_mask.flip(1).argmax(1)).tolist())
+                weight = self.attention_mask.to(device, torch.float32)  # (batch, query)
+                n_real = weight.sum(1)
+            self.layouts[device] = Layout(
+                batch, n_heads, n_queries, n_keys, self.causal, device, last, n_real, weight
             )
-        if self.layout is None:
-            mask = self.attention_mask if self.stream != "cross" else None
-            n_real = torch.full((batch,), n_queries) if mask is None else mask.sum(1).cpu()
-            last = (
-                [n_queries - 1] * batch if mask is None else (n_queries - 1 - mask.flip(1).argmax(1)).tolist()
-            )
-            real = n_real.to(device=device, dtype=torch.float32)
-            self.layout = Layout(batch, n_heads, n_queries, n_keys, self.causal, device, tuple(last), real)
-        return self.layout
+        return self.layouts[device]
 
     def _reduce(self, layout, blocks):
         states = [reduction.start(layout) for reduction in self.reductions]
-        weight = None
-        if self.attention_mask is not None and self.stream != "cross":
-            weight = self.attention_mask.to(layout.device, torch.float32)
         for start, scores, attn in blocks:
-            rows = None if weight is None else weight[:, start : start + attn.shape[-2]]
+            rows = None if layout.weight is None else layout.weight[:, start : start + attn.shape[-2]]
             block = Block(attn, scores, start, rows)
             for reduction, state in zip(self.reductions, states, strict=True):
                 reduction.update(state, block, layout)
         for reduction, state in zip(self.reductions, states, strict=True):
             self.arrays[reduction.name].append(reduction.finish(state, layout))
+
+
+def gathered(layers, dim):
+    """Return tensors of equal shape, one a layer, stacked on the CPU.
+
+    They meet on the device of the first, so that one copy comes from there, however many layers there are.
+    """
+    return torch.stack([layer.to(layers[0].device) for layer in layers], dim).cpu()
 
 
 def score_blocks(module, query, key, mask, rows, *, is_causal=None, scaling=None, softcap=None, **options):

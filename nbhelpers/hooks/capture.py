@@ -119,11 +119,11 @@ def _run_batch(network, ids, mask, decoder_ids, reductions, stream, todo):
     causal = stream == "decoder" or (
         stream == "self" and kind_of(network.config.get_text_config()) == "decoder"
     )
-    device_mask = None if mask is None else mask.to(input_device(network))
-    recorded_mask = device_mask if stream in ("self", "encoder") else None
+    recorded_mask = mask if stream in ("self", "encoder") else None
     recorder = Recorder(
         network, reductions, stream=stream, causal=causal, attention_mask=recorded_mask, chunk=todo.chunk
     )
+    device_mask = None if mask is None else mask.to(input_device(network))
     family = family_of(network.config.get_text_config())
     route = module_route if family.route == "module" else interface_route
     inputs = {"input_ids": ids.to(input_device(network)), "attention_mask": device_mask, "use_cache": False}

@@ -9,7 +9,7 @@ import contextlib
 import torch
 
 from .families import head_dim_of, kind_of
-from .models import unwrap
+from .models import input_device, unwrap
 from .recall import attention_modules
 
 # What the output projection is called inside the attention modules of transformers' families.
@@ -139,7 +139,7 @@ def token_losses(model, token_ids):
     """
     require_language_model(model)
     network = unwrap(model)
-    ids = torch.as_tensor(token_ids).to(network.device)
+    ids = torch.as_tensor(token_ids).to(input_device(network))
     if ids.ndim != 2 or ids.shape[1] < 2:
         raise ValueError(f"a loss needs sequences of at least 2 tokens, got token_ids {tuple(ids.shape)}")
     logits = network(input_ids=ids, use_cache=False).logits[:, :-1].float()  # (sequence, position − 1, word)

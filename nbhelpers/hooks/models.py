@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from nbhelpers.hooks import families
 from nbhelpers.hooks.model_files import PACKAGED, cache_folder, locate, quiet_progress
-from nbhelpers.hooks.placement import place, require_room
+from nbhelpers.hooks.placement import place, require_room, return_freed_memory
 from nbhelpers.hooks.zoo_files import zoo_models
 
 _RANDOM = "random:"
@@ -69,11 +70,15 @@ class ModelDescription:
 
 @dataclass
 class LoadedModel:
-    """A transformers model in eval mode, its tokenizer (None if it has none) and its description."""
+    """A transformers model in eval mode, its tokenizer (None if it has none) and its description.
+
+    `lock` is for programs with threads: who holds it runs the model, whose hooks another pass would meet.
+    """
 
     model: Any
     tokenizer: Any
     description: ModelDescription
+    lock: Any = field(default_factory=threading.RLock, init=False, repr=False, compare=False)
 
     def __repr__(self):
         d = self.description
@@ -154,6 +159,7 @@ def load_model(name, *, device="auto", dtype=None, revision=None, seed=0, max_me
     if fresh and placement.spread:
         raise ValueError(f"{name!r}: random weights are drawn whole, so they need one device, not 'spread'")
     config = _config(files, base)
+    return_freed_memory()  # of the model before this one
     require_room(skeleton_of(config, dtype), placement, name)
     with quiet_progress() if files.local else contextlib.nullcontext(), _seeded(seed):
         if fresh:

@@ -1,5 +1,7 @@
 """Where the weights of a model go: one device, or spread over GPUs, memory and disk."""
 
+import ctypes
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -99,3 +101,15 @@ def free_memory(device):
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached
     return psutil.virtual_memory().available
+
+
+def return_freed_memory():
+    """Hand back to the system what was freed and is kept by the C library; only glibc can be asked to.
+
+    Weights that were drawn at random lie in many small pieces, which glibc keeps for later (450 MB for
+    SmolLM2-135M); those of a checkpoint are read into pages of their own and would come on top.
+    """
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)

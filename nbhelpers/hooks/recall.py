@@ -9,7 +9,7 @@ import torch
 
 from .attention import Recorder, innermost_attention, interface_route, module_route, score_blocks, stream_of
 from .families import family_of, kind_of
-from .models import unwrap
+from .models import input_device, unwrap
 
 
 class KeptAttention:
@@ -33,6 +33,10 @@ class KeptAttention:
     def nbytes(self):
         return sum(call[part].nbytes for call in self._calls for part in (1, 2))
 
+    def at_hand(self, layer):
+        """Return whether :meth:`layer` answers without running the model."""
+        return bool(self._calls) or self._last[0] == layer
+
     def layer(self, layer):
         """Return the attention of all heads of a layer.
 
@@ -55,10 +59,12 @@ class KeptAttention:
             raise IndexError(
                 f"layer {layer} was asked for; the model has the layers 0 to {self.n_layers - 1}"
             )
-        if self._last[0] != layer:
+        held, attn = self._last
+        if held != layer:
             form = self._from_scores if self._calls else self._from_the_model
-            self._last = (layer, form(layer).cpu())
-        return self._last[1]
+            attn = form(layer).cpu()
+            self._last = (layer, attn)
+        return attn
 
     @torch.inference_mode()
     def _from_scores(self, layer):
@@ -173,7 +179,7 @@ def _causal(network):
 
 
 def _run(network, ids, recorder):
-    inputs = {"input_ids": ids.to(network.device)}
+    inputs = {"input_ids": ids.to(input_device(network))}
     if network.config.is_encoder_decoder:
         backbone = network.get_encoder()
     else:

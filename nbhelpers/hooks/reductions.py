@@ -17,10 +17,10 @@ from nbhelpers.protocol import PAPER
 
 @dataclass(frozen=True)
 class Layout:
-    """The shape of the attention of one layer for one batch.
+    """The shape of the attention of one layer for one batch, and the device it lies on.
 
     `last_query` holds, per batch entry, the index of its last query that is not padding; `n_real` how many
-    there are.
+    there are. `weight`, (batch, query), is 1 for these and 0 for padding; None if there is no padding.
     """
 
     batch: int
@@ -31,6 +31,7 @@ class Layout:
     device: torch.device
     last_query: tuple
     n_real: torch.Tensor
+    weight: torch.Tensor | None = None
 
     def zeros(self, *shape):
         """Return float32 zeros, of shape (batch, head) and then `shape`."""
@@ -330,7 +331,7 @@ class RowMetrics(RowReduction):
 
     def start(self, layout):
         return {
-            "bands": rows.band_counts(self.frequency(layout), self.protocol.edges),
+            "bands": rows.band_runs(self.frequency(layout), self.protocol.edges),
             "spectral": layout.zeros(3 + len(self.protocol.edges)),
             "entropy": layout.zeros(),
             "wavelet": layout.zeros(self.level(layout) + 1),
@@ -339,8 +340,7 @@ class RowMetrics(RowReduction):
 
     def update(self, state, block, layout):
         base = self.protocol.log_base
-        counts, order = state["bands"]
-        metrics, valid = rows.row_spectral_metrics(self.spectrum(block, layout), counts, order, base=base)
+        metrics, valid = rows.row_spectral_metrics(self.spectrum(block, layout), state["bands"], base=base)
         x = self.positional_entropy(block)  # (batch, head, row)
         coefficients = rows.row_wavelet_entropies(
             self.signal(block),

@@ -6,8 +6,10 @@ the tests hold this module to. Two facts make it fast: a causal row is zero beyo
 need sums over a row, not the normalised row itself.
 """
 
+import itertools
 from functools import lru_cache
 
+import numpy as np
 import pywt
 import torch
 
@@ -15,7 +17,7 @@ from .inputs import log_base
 from .spectra import frequencies, psd, window
 from .wavelets import dwt, wavelet_entropy
 
-__all__ = ["band_counts", "drop_sink", "row_psd", "row_spectral_metrics", "row_wavelet_entropies"]
+__all__ = ["band_runs", "drop_sink", "row_psd", "row_spectral_metrics", "row_wavelet_entropies"]
 
 
 def drop_sink(attn):
@@ -67,9 +69,8 @@ def _window(name, length, dtype, device):
     return window(name, length, dtype=dtype, device=device)
 
 
-def band_counts(frequency, edges):
-    """Return how many bins of a spectrum lie in each band, and the order that sorts bins into bands (or
-    None).
+def band_runs(frequency, edges):
+    """Return where the bins of each band lie in a spectrum, as runs of consecutive bins.
 
     Parameters
     ----------
@@ -77,21 +78,29 @@ def band_counts(frequency, edges):
         Cycles/token, as from :func:`nbhelpers.kernels.spectra.frequencies`.
     edges : sequence of float
         Fractions of Nyquist; a bin at an edge belongs to the band above (eq. 2).
+
+    Returns
+    -------
+    list of list of slice
+        From the lowest band to the highest. A band of a two-sided spectrum may be in two places; one without
+        bins has no run. Slices, unlike an index tensor, need not be brought to the device of the spectrum.
     """
-    band = torch.bucketize(frequency.abs(), 0.5 * torch.as_tensor(edges, dtype=torch.float64), right=True)
-    counts = torch.bincount(band, minlength=len(edges) + 1).tolist()
-    order = None if bool((band.diff() >= 0).all()) else band.argsort(stable=True)
-    return counts, order
+    band = np.digitize(np.abs(np.asarray(frequency)), 0.5 * np.asarray(edges, dtype=float))  # (freq,)
+    cuts = [0, *(np.flatnonzero(np.diff(band)) + 1).tolist(), len(band)]
+    runs = [[] for _ in range(len(edges) + 1)]
+    for start, stop in itertools.pairwise(cuts):
+        runs[band[start]].append(slice(start, stop))
+    return runs
 
 
-def row_spectral_metrics(power, counts, order=None, *, base=None):
+def row_spectral_metrics(power, runs, *, base=None):
     """Return spectral entropy, selectivity and band shares (eqs. 7, 3, 2) of each spectrum.
 
     Parameters
     ----------
     power : torch.Tensor, shape (..., freq)
-    counts, order
-        From :func:`band_counts`.
+    runs
+        From :func:`band_runs`; every bin in one of them.
     base : float, optional
         Logarithm base; natural (nats) if None.
 
@@ -102,11 +111,7 @@ def row_spectral_metrics(power, counts, order=None, *, base=None):
     valid : torch.Tensor of bool, shape (...)
         Where there is power.
     """
-    power = power if order is None else power[..., order.to(power.device)]
-    # Summed in float64, or total - peak would lose the digits of a sharp spectrum.
-    bands = torch.stack(
-        [part.sum(-1, dtype=torch.float64) for part in power.split(counts, -1)], -1
-    )  # (..., band)
+    bands = torch.stack([_sum_of_runs(power, band) for band in runs], -1)  # (..., band)
     total = bands.sum(-1)  # (...)
     valid = total > 0
     total = torch.where(valid, total, 1.0)
@@ -116,6 +121,12 @@ def row_spectral_metrics(power, counts, order=None, *, base=None):
     peak = power.amax(-1).double()
     metrics = torch.cat([torch.stack([entropies, peak / (total - peak)], -1), bands / total[..., None]], -1)
     return torch.where(valid[..., None], metrics, 0.0).to(power.dtype), valid
+
+
+def _sum_of_runs(power, runs):
+    # In float64, or total - peak would lose the digits of a sharp spectrum.
+    none = power[..., :0].sum(-1, dtype=torch.float64)  # (...)
+    return sum((power[..., run].sum(-1, dtype=torch.float64) for run in runs), start=none)
 
 
 def row_wavelet_entropies(rows, length, *, wavelet, mode, level, base=None):

@@ -62,9 +62,9 @@ def window(name, length, *, dtype=None, device=None):
     dtype = torch.float64 if dtype is None else dtype
     if name == "boxcar" or length == 1:
         return torch.ones(length, dtype=dtype, device=device)
-    steps = torch.arange(1 - length, length, 2, dtype=torch.float64)  # (position,)
+    steps = torch.arange(1 - length, length, 2, dtype=torch.float64, device=device)  # (position,)
     weights = 0.5 + 0.5 * torch.cos(math.pi * steps / (length - 1))  # (position,)
-    return weights.to(dtype=dtype, device=device)
+    return weights.to(dtype)
 
 
 def frequencies(length, *, pad=1, sided="one"):

@@ -3,7 +3,7 @@ memory.
 
 Every variant lives in a process of its own that has loaded the model; they are called in turn, round after
 round, so that a machine whose speed drifts slows all alike. Ratios are taken over the plain forward pass of
-the same round.
+the same round. Where there is a GPU, it gets a table of its own beside that of the CPU.
 
     python -m nbhelpers.lab.bench --out build/bench
 """
@@ -57,6 +57,13 @@ def vectorised_every_row(model, ids):
         _row_by_numpy(layer[0].float().cpu().numpy())
 
 
+def streamed_key_profile(model, ids):
+    """Capture the key profile alone, which on a GPU takes two fused passes from 2048 tokens on."""
+    from nbhelpers.hooks.capture import capture
+
+    capture(model, ids, progress=False)
+
+
 def streamed_profiles(model, ids):
     """Capture key and lag profiles."""
     from nbhelpers.hooks.capture import capture
@@ -77,6 +84,7 @@ VARIANTS = {
     "natural stack, mean signal, loops": natural_mean_signal,
     "natural stack, every row, loops": natural_every_row,
     "every row, numpy vectorised": vectorised_every_row,
+    "streamed key profile": streamed_key_profile,
     "streamed key + lag profiles": streamed_profiles,
     "streamed every row": streamed_every_row,
 }
@@ -117,9 +125,10 @@ def serve(variant, model_name, device, dtype, threads):
         model.model.set_attn_implementation("eager")
     with torch.inference_mode():  # weights read from disk page by page belong to the loaded model
         plain_forward(model, load_text("moby-dick", model, n_sequences=1, length=16).to(model.model.device))
-    on_gpu = model.model.device.type == "cuda"
-    meter = _GpuMeter() if on_gpu else _HostMeter()
-    print(json.dumps({"machine": _machine(threads, on_gpu)}), flush=True)
+    place = model.model.device
+    meter = _GpuMeter(place) if place.type == "cuda" else _HostMeter()
+    facts = {"machine": _machine(threads, place), "dtype": str(model.model.dtype).removeprefix("torch.")}
+    print(json.dumps(facts), flush=True)
     for line in sys.stdin:
         ids = load_text("moby-dick", model, n_sequences=1, length=int(line)).to(model.model.device)
         gc.collect()
@@ -131,6 +140,7 @@ def serve(variant, model_name, device, dtype, threads):
         except (MemoryError, torch.OutOfMemoryError) as error:
             print(f"{variant}, T = {int(line)}: {str(error).splitlines()[0]}", file=sys.stderr)
             answer = {"seconds": None, "peak_mb": None}
+            torch.cuda.empty_cache()  # or the other variants miss it; nothing happens without a GPU
         print(json.dumps(answer), flush=True)
 
 
@@ -158,29 +168,32 @@ class _HostMeter:
 
 
 class _GpuMeter:
-    """Seconds to the end of the last kernel, and peak device memory beyond the weights."""
+    """Seconds to the end of the last kernel, and peak memory of a device beyond the weights."""
+
+    def __init__(self, device):
+        self.device = device
 
     def __enter__(self):
         import torch
 
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        self._loaded = torch.cuda.memory_allocated()
+        torch.cuda.synchronize(self.device)
+        torch.cuda.reset_peak_memory_stats(self.device)
+        self._loaded = torch.cuda.memory_allocated(self.device)
         self._start = time.perf_counter()
 
     def __exit__(self, *exception):
         import torch
 
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(self.device)
         self.seconds = time.perf_counter() - self._start
-        self.peak_mb = (torch.cuda.max_memory_allocated() - self._loaded) / 2**20
+        self.peak_mb = (torch.cuda.max_memory_allocated(self.device) - self._loaded) / 2**20
 
 
-def _machine(threads, on_gpu):
+def _machine(threads, device):
     import torch
 
-    if on_gpu:
-        return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
     cpu = platform.processor() or platform.machine()
     with contextlib.suppress(OSError, StopIteration), open("/proc/cpuinfo") as file:
         cpu = next(line.split(":")[1].strip() for line in file if line.startswith("model name"))
@@ -188,9 +201,9 @@ def _machine(threads, on_gpu):
 
 
 class _Worker:
-    """A process that serves one variant."""
+    """A process that serves one variant on one device."""
 
-    def __init__(self, variant, arguments):
+    def __init__(self, variant, device, arguments):
         command = [
             sys.executable,
             "-m",
@@ -200,13 +213,13 @@ class _Worker:
             "--model",
             arguments.model,
         ]
-        command += ["--device", arguments.device, "--threads", str(arguments.threads)]
+        command += ["--device", device, "--threads", str(arguments.threads)]
         command += ["--dtype", arguments.dtype] if arguments.dtype else []
         environment = os.environ | (TUNED if arguments.malloc == "tuned" else {}) | {"TQDM_DISABLE": "1"}
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
-        self.machine = self._answer()["machine"]
+        self.facts = self._answer()
 
     def run(self, length):
         self.process.stdin.write(f"{length}\n")
@@ -226,16 +239,20 @@ class _Worker:
         self.process.wait()
 
 
-def measure(arguments):
+def devices_here():
+    """Return what the bench measures if no device is named: the CPU, and the GPU where there is one."""
+    import torch
+
+    return ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+
+
+def measure(device, arguments):
     """Yield, after each length, a row per variant and round so far: seconds, peak MB, ratio to the floor."""
     only = arguments.only or [""]
     names = [name for name in VARIANTS if name == FLOOR or any(part in name for part in only)]
-    workers = {name: _Worker(name, arguments) for name in names}
-    machine = workers[FLOOR].machine
-    print(
-        f"{arguments.model}, {arguments.dtype or 'default dtype'}, {arguments.malloc} malloc, {machine}",
-        flush=True,
-    )
+    workers = {name: _Worker(name, device, arguments) for name in names}
+    facts = workers[FLOOR].facts | {"malloc": arguments.malloc}
+    print("{}, {dtype}, {malloc} malloc, {machine}".format(arguments.model, **facts), flush=True)
     rows, began = [], time.perf_counter()
     for length in arguments.lengths:
         for turn in range(arguments.rounds + 1):  # turn 0 warms up
@@ -243,9 +260,7 @@ def measure(arguments):
                 answer = workers[name].run(length)
                 rows.append({"variant": name, "length": length, "round": turn, **answer})
         print(f"  T = {length} done after {time.perf_counter() - began:.0f} s", flush=True)
-        yield _with_ratios(rows).assign(
-            machine=machine, malloc=arguments.malloc, dtype=arguments.dtype or "default"
-        )
+        yield _with_ratios(rows).assign(**facts)
     for worker in workers.values():
         worker.close()
 
@@ -338,7 +353,9 @@ def main(argv=None):
         prog="python -m nbhelpers.lab.bench", description=__doc__.splitlines()[0]
     )
     parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument(
+        "--device", help="cpu, cuda or cuda:1; the CPU and, where there is one, the GPU if not given"
+    )
     parser.add_argument("--dtype")
     parser.add_argument("--lengths", type=int, nargs="+", default=[256, 512, 1024, 2048])
     parser.add_argument("--rounds", type=int, default=5)
@@ -353,9 +370,15 @@ def main(argv=None):
     if arguments.serve:
         serve(arguments.serve, arguments.model, arguments.device, arguments.dtype, arguments.threads)
         return
-    name = f"bench-{arguments.device}-{arguments.dtype or 'default'}-{arguments.malloc}"
     arguments.out.mkdir(parents=True, exist_ok=True)
-    for frame in measure(arguments):  # an interrupted run keeps the lengths it finished
+    for device in [arguments.device] if arguments.device else devices_here():
+        _bench(device, arguments)
+
+
+def _bench(device, arguments):
+    """Measure on one device, write what was found and print it."""
+    name = f"bench-{device.replace(':', '')}-{arguments.dtype or 'default'}-{arguments.malloc}"
+    for frame in measure(device, arguments):  # an interrupted run keeps the lengths it finished
         table = summarise(frame)
         table.to_csv(arguments.out / f"{name}.csv", index=False)
         (arguments.out / f"{name}.md").write_text(markdown(table), encoding="utf-8")
@@ -365,7 +388,7 @@ def main(argv=None):
         ("peak_mb", "peak MB beyond the model"),
     ]:
         wide = table.pivot(index="variant", columns="length", values=column).reindex(table.variant.unique())
-        print(f"\n{title}\n{wide.round(2).to_string()}")
+        print(f"\n{title}; {table.machine.iloc[0]}\n{wide.round(2).to_string()}")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import transformers as hf
-from tiny_models import Whole, attention_from_vectors
+from tiny_models import Whole, attention_from_vectors, make_tokens, n_hooks
 
 from nbhelpers.hooks.attention import Recorder, interface_route, module_route
 from nbhelpers.hooks.capture import capture
@@ -146,10 +146,6 @@ def eager_attentions(model, **inputs):
     return torch.stack(attentions, 1)
 
 
-def tokens(length, n=2, seed=1):
-    return torch.randint(3, 64, (n, length), generator=torch.Generator().manual_seed(seed))
-
-
 def captured(model, ids, **options):
     profiles = capture(model, ids, [Whole()], progress=False, **options)
     n_keys = len(profiles.coordinates["whole"])
@@ -169,7 +165,7 @@ def assert_same(got, expected, mask=None):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_equal_to_eager(models, family, length):
     model = models(family)
-    ids = tokens(length)
+    ids = make_tokens(length)
     got = captured(model, ids, chunk=5)
     assert_same(got, eager_attentions(model, input_ids=ids))
     if kind_of(model.config) == "decoder":
@@ -180,7 +176,7 @@ def test_equal_to_eager(models, family, length):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_equal_to_eager_with_padding(models, family, side):
     model = models(family)
-    ids, mask = tokens(20), torch.ones(2, 20, dtype=torch.long)
+    ids, mask = make_tokens(20), torch.ones(2, 20, dtype=torch.long)
     mask[1, slice(0, 7) if side == "left" else slice(13, 20)] = 0
     ids[mask == 0] = 0
     expected = eager_attentions(model, input_ids=ids, attention_mask=mask)
@@ -189,13 +185,13 @@ def test_equal_to_eager_with_padding(models, family, side):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_attention_of_the_test_models_is_far_from_uniform(models, family):
-    attn = captured(models(family), tokens(64))
+    attn = captured(models(family), make_tokens(64))
     assert attn[..., -1, :].amax() > 6 / 64
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_logits_and_model_are_unchanged(models, family):
-    model, ids = models(family), tokens(24)
+    model, ids = models(family), make_tokens(24)
     family_ = family_of(model.config)
     route = module_route if family_.route == "module" else interface_route
     causal = kind_of(model.config) == "decoder"
@@ -219,16 +215,12 @@ def test_logits_and_model_are_unchanged(models, family):
     assert n_hooks(model) == hooks
 
 
-def n_hooks(model):
-    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
-
-
 @pytest.mark.parametrize("stream", ["encoder", "decoder", "cross"])
 @pytest.mark.parametrize("family", STREAMS)
 def test_three_streams(family, stream):
     classes = {"t5": hf.T5ForConditionalGeneration, "bart": hf.BartForConditionalGeneration}
     model = build(STREAMS[family], classes[family], std=0.15)  # T5 does not scale its scores
-    ids, decoder_ids = tokens(20), tokens(9, seed=2)
+    ids, decoder_ids = make_tokens(20), make_tokens(9, seed=2)
     mask = torch.ones(2, 20, dtype=torch.long)
     mask[1, 13:] = 0
     model.set_attn_implementation("eager")
@@ -255,5 +247,5 @@ def test_three_streams(family, stream):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_scores_are_taken_in_float32(dtype):
     # The floor is that of the stored query and key: the same vectors in float64 give the same probabilities.
-    model, ids = build(*FAMILIES["llama"]).to(dtype), tokens(64)
+    model, ids = build(*FAMILIES["llama"]).to(dtype), make_tokens(64)
     assert abs(captured(model, ids).numpy() - attention_from_vectors(model, ids)).max() < 2e-6

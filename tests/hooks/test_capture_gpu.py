@@ -1,40 +1,40 @@
 """Capture on a CUDA device gives what it gives on the CPU; skipped aloud where there is none."""
 
+import copy
+
 import pytest
 import torch
 import transformers as hf
+from device_traffic import gpu_marks
+from tiny_models import assert_same_profiles, capture_quietly, make_model, make_padding, make_tokens
 
+from nbhelpers import analyze
 from nbhelpers.hooks import flash
-from nbhelpers.hooks.capture import capture
+from nbhelpers.hooks.interventions import token_losses
+from nbhelpers.hooks.recall import keep_attention
+from nbhelpers.hooks.reductions import REDUCTIONS, RowMetrics
 from nbhelpers.protocol import PAPER
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(
-        not torch.cuda.is_available(), reason="no CUDA device: capture on a GPU is not tested here"
+pytestmark = gpu_marks()
+EVERYTHING = list(REDUCTIONS)
+PROTOCOLS = {
+    "paper": PAPER,
+    "averages first": PAPER.replace(order="mean then metric"),
+    "rows": PAPER.replace(signal="rows", level="own"),
+    "other rows": PAPER.replace(
+        signal="rows", level="own", sided="two", detrend="mean", mode="periodization"
     ),
-]
-EVERYTHING = [
-    "key_profile",
-    "lag_profile",
-    "last_query",
-    "row_psd",
-    "row_entropy",
-    "local_mass",
-    "row_metrics",
-]
+    "flattened": PAPER.replace(signal="flattened", level="own"),
+}
 
 
 @pytest.fixture(scope="module")
 def model():
+    """A Llama of 2 layers, 4 query and 2 KV heads of 16, for up to 32768 tokens; on the CPU."""
     torch.manual_seed(0)
+    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 64}
     config = hf.LlamaConfig(
-        hidden_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=64,
-        max_position_embeddings=32768,
+        **shape, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=32768
     )
     model = hf.LlamaForCausalLM(config).eval()
     with torch.no_grad():
@@ -44,65 +44,106 @@ def model():
     return model
 
 
-def tokens(length, n=3):
-    return torch.randint(3, 64, (n, length), generator=torch.Generator().manual_seed(1))
+@pytest.fixture(scope="module")
+def on_gpu(model):
+    return copy.deepcopy(model).cuda()
+
+
+def peak_of(call):
+    """Return what a call gives, and the bytes that the GPU held beyond what it held before."""
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    result = call()
+    torch.cuda.synchronize()
+    return result, torch.cuda.max_memory_allocated() - before
 
 
 @pytest.mark.parametrize("length", [5, 64, 300])
-def test_equal_to_the_cpu(model, length):
-    from nbhelpers.hooks.reductions import RowMetrics
-
-    wanted = [name for name in EVERYTHING if name != "row_metrics"]
-    protocol = PAPER.replace(level="own")
-    ids = tokens(length)
-    on_cpu = capture(model.cpu(), ids, [*wanted, RowMetrics(protocol)], progress=False)
-    on_gpu = capture(model.cuda(), ids, [*wanted, RowMetrics(protocol)], progress=False)
-    for name in on_cpu.arrays:
-        torch.testing.assert_close(on_gpu[name], on_cpu[name], rtol=5e-4, atol=5e-5, equal_nan=True)
+def test_equal_to_the_cpu(model, on_gpu, length):
+    ids = make_tokens(length, n=3)
+    wanted = [*(name for name in EVERYTHING if name != "row_metrics"), RowMetrics(PAPER.replace(level="own"))]
+    got, expected = (capture_quietly(each, ids, wanted) for each in (on_gpu, model))
+    for name in expected.arrays:
+        torch.testing.assert_close(got[name], expected[name], rtol=5e-4, atol=5e-5, equal_nan=True)
 
 
-def test_block_size_does_not_matter(model):
-    ids = tokens(200)
-    whole = capture(model.cuda(), ids, EVERYTHING, progress=False)
-    parts = capture(model.cuda(), ids, EVERYTHING, chunk=16, batch_size=1, progress=False)
+@pytest.mark.parametrize("side", [None, "left", "right"])
+@pytest.mark.parametrize("family", ["llama", "bert", "bloom", "gpt_oss", "t5"])
+def test_every_route_and_padding_equal_the_cpu(family, side):
+    ids = make_tokens(40)
+    mask = None if side is None else make_padding(40, side)
+    names = ["key_profile", "lag_profile", "last_query", "row_entropy", "local_mass", "row_psd"]
+    got, expected = (
+        capture_quietly(make_model(family).to(device), ids, names, attention_mask=mask, chunk=16)
+        for device in ("cuda", "cpu")
+    )
+    assert_same_profiles(got, expected, tolerance=5e-5)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_every_signal_is_measured_alike(model, on_gpu, protocol):
+    ids = make_tokens(64, n=3)
+    got, expected = (analyze(m, ids, PROTOCOLS[protocol], progress=False).frame for m in (on_gpu, model))
+    assert got.drop(columns="value").equals(expected.drop(columns="value"))
+    values = (torch.tensor(frame.value.to_numpy()) for frame in (got, expected))
+    torch.testing.assert_close(*values, rtol=1e-3, atol=1e-4, equal_nan=True)
+
+
+def test_block_size_does_not_matter(on_gpu):
+    ids = make_tokens(200, n=3)
+    whole = capture_quietly(on_gpu, ids, EVERYTHING)
+    parts = capture_quietly(on_gpu, ids, EVERYTHING, chunk=16, batch_size=1)
     for name in whole.arrays:
         torch.testing.assert_close(parts[name], whole[name], rtol=1e-4, atol=1e-5, equal_nan=True)
 
 
-def test_hidden_states_are_unchanged(model):
-    ids = tokens(64).cuda()
-    seen = []
+def test_hidden_states_are_unchanged(on_gpu):
+    ids, seen = make_tokens(64, n=3).cuda(), []
     with torch.inference_mode():
-        plain = model.cuda().base_model(ids)[0]
-    handle = model.base_model.register_forward_hook(lambda module, args, output: seen.append(output[0]))
-    capture(model, ids, progress=False)
+        plain = on_gpu.base_model(ids)[0]
+    handle = on_gpu.base_model.register_forward_hook(lambda module, args, output: seen.append(output[0]))
+    capture_quietly(on_gpu, ids)
     handle.remove()
     assert torch.equal(seen[0], plain)
 
 
+def test_losses_and_kept_attention_equal_the_cpu(model, on_gpu):
+    ids = make_tokens(64, n=1)
+    assert (token_losses(on_gpu, ids) - token_losses(model, ids)).abs().max() < 1e-3
+    got, expected = (keep_attention(each, ids).layer(1) for each in (on_gpu, model))
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-4)
+
+
 def test_bfloat16_is_upcast_before_the_scores(model):
-    half = hf.LlamaForCausalLM(model.config).eval()
-    half.load_state_dict(model.state_dict())
-    half = half.to("cuda", torch.bfloat16)
-    profiles = capture(half, tokens(128), ["key_profile", "row_entropy"], progress=False)
+    half = copy.deepcopy(model).to("cuda", torch.bfloat16)
+    profiles = capture_quietly(half, make_tokens(128, n=3), ["key_profile", "row_entropy"])
     assert profiles.key_profile.dtype == torch.float32
     assert (profiles.key_profile.sum(-1) - 1).abs().max() < 1e-5
 
 
-def test_fused_passes_equal_blocks_and_hold_no_matrix(model):
-    length = 4096
-    ids = tokens(length, n=1)
-    model = model.cuda()
-    assert length >= flash.LEAST_KEYS
-    by_blocks = capture(model, ids, ["key_profile", "last_query"], progress=False)
-    torch.cuda.synchronize()
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    fused = capture(model, ids, progress=False)
-    assert torch.cuda.max_memory_allocated() - before < 4 * 4 * length * length / 4  # a quarter of one matrix
+@pytest.mark.parametrize("length", [flash.LEAST_KEYS, flash.LEAST_KEYS + 33, 4096])
+def test_fused_passes_equal_blocks_and_hold_no_matrix(on_gpu, length):
+    ids = make_tokens(length, n=1)
+    by_blocks = capture_quietly(on_gpu, ids, ["key_profile", "last_query"])
+    fused, peak = peak_of(lambda: capture_quietly(on_gpu, ids))
+    assert peak < 4 * 4 * length * length / 4  # a quarter of one layer's matrices
     torch.testing.assert_close(fused.key_profile, by_blocks.key_profile, rtol=1e-5, atol=1e-5)
 
 
-def test_32k_tokens(model):
-    found = capture(model.cuda(), tokens(32768, n=1), progress=False).key_profile
-    torch.testing.assert_close(found.sum(-1), torch.ones(found.shape[:-1]), rtol=1e-4, atol=0)
+def test_32k_tokens_take_memory_in_proportion(on_gpu):
+    peaks = {}
+    for length in (16384, 32768):
+        ids = make_tokens(length, n=1)
+        found, peaks[length] = peak_of(lambda ids=ids: capture_quietly(on_gpu, ids).key_profile)
+        torch.testing.assert_close(found.sum(-1), torch.ones(found.shape[:-1]), rtol=1e-4, atol=0)
+    assert peaks[32768] < 2.5 * peaks[16384], "the square would give 4"
+    assert peaks[32768] < 4 * 32768**2 / 8, "an eighth of the matrix of one head"
+
+
+def test_32k_tokens_by_blocks_give_the_same(on_gpu):
+    ids = make_tokens(32768, n=1)
+    fused, by_blocks = (
+        capture_quietly(on_gpu, ids, names) for names in (None, ["key_profile", "last_query"])
+    )
+    torch.testing.assert_close(fused.key_profile, by_blocks.key_profile, rtol=1e-4, atol=1e-6)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from device_traffic import Largest
 from tiny_models import capture_quietly, make_model, make_padding, make_tokens
 
 from nbhelpers.hooks import flash
@@ -29,6 +30,15 @@ def test_sums_equal_those_of_the_matrix(causal, n_kv, length, spread):
     assert found.dtype == torch.float32
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(found.sum(-1), torch.full((2, 4), float(length)))  # every query gives 1
+
+
+def test_32k_tokens_take_memory_in_proportion():
+    heads, length, width = 4, 32768, 16
+    query = torch.empty(1, heads, length, width, device="meta")
+    key = torch.empty(1, 2, length, width, device="meta")
+    with Largest() as made:
+        assert flash.key_sums(query, key, scaling=0.3, causal=True).shape == (1, heads, length)
+    assert made.entries == heads * length * (width + 8)
 
 
 @pytest.fixture

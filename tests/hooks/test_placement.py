@@ -1,11 +1,16 @@
 """Models that do not fit one place: refused with numbers, or spread over memory and disk."""
 
+import sys
+
+import psutil
 import pytest
 import torch
 import transformers as hf
 
 from nbhelpers import capture, load_model
 from nbhelpers.hooks import placement
+from nbhelpers.hooks.interventions import token_losses
+from nbhelpers.hooks.recall import keep_attention
 
 SHAPE = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 6, "num_attention_heads": 4}
 
@@ -54,6 +59,15 @@ def test_a_spread_model_has_a_cache_of_its_weights(folder, ids, tmp_path):
     torch.testing.assert_close(again.key_profile, found.key_profile)
 
 
+def test_losses_and_kept_attention_of_a_spread_model(folder, ids, tmp_path):
+    whole = load_model(folder, device="cpu")
+    spread = load_model(folder, device="spread", max_memory={"cpu": 10_000}, offload=tmp_path / "offload")
+    assert next(spread.model.parameters()).device.type == "meta", "the embedding waits too"
+    torch.testing.assert_close(token_losses(spread, ids), token_losses(whole, ids))
+    found, expected = (keep_attention(model, ids[:1]) for model in (spread, whole))
+    torch.testing.assert_close(found.layer(5), expected.layer(5), rtol=0, atol=1e-6)
+
+
 def test_a_model_that_does_not_fit_is_refused_before_it_is_read(folder, monkeypatch):
     monkeypatch.setattr(placement, "free_memory", lambda device: 2**20)
     with pytest.raises(MemoryError, match=r"take 0.00 GB in float32, and 0.00 GB are.*'spread'"):
@@ -68,3 +82,20 @@ def test_limits_belong_to_a_spread_model(folder):
 def test_random_weights_are_drawn_whole(folder):
     with pytest.raises(ValueError, match=r"random:.*one device"):
         load_model(f"random:{folder}", device="spread")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only glibc can be asked for what it keeps")
+def test_freed_memory_goes_back_to_the_system():
+    def resident():
+        return psutil.Process().memory_info().rss / 2**20
+
+    del [torch.ones(5 * 2**20)][0]  # 20 MB: once they are freed, smaller tensors come from the heap
+    pieces = [torch.ones(2**18) for _ in range(200)]  # 1 MB each
+    above = torch.ones(2**10)  # so that the heap cannot shrink from its end
+    held = resident()
+    del pieces
+    if held - resident() > 100:
+        pytest.skip("this malloc keeps nothing of what is freed")
+    placement.return_freed_memory()
+    assert held - resident() > 150
+    assert above.sum() == 2**10

@@ -10,7 +10,6 @@ from tolerances import TOL, assert_close
 from nbhelpers.kernels import entropy
 
 DTYPES = [torch.float32, torch.float64]
-gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: GPU results are not compared")
 
 
 def random_attn(*shape, dtype=torch.float64, seed=0, causal=False):
@@ -289,22 +288,3 @@ class TestEntropicSlack:
         measured = entropy.entropic_slack(signal)
         assert measured.dtype == torch.float32
         assert torch.equal(signal, before)
-
-
-@gpu
-@pytest.mark.gpu
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_gpu_equals_cpu(dtype):
-    attn = random_attn(3, 40, 40, dtype=dtype, causal=True)
-    for metric in (
-        entropy.positional_entropy,
-        entropy.effective_support,
-        lambda x: entropy.window_entropy(x, 16),
-        lambda x: entropy.local_mass(x, range(40), [0, 4]),
-        lambda x: entropy.local_global_ratio(x, 16),
-        entropy.entropic_slack,
-    ):
-        assert metric(attn.cuda()).is_cuda
-        assert_close(metric(attn.cuda()), metric(attn), dtype=dtype)
-    with pytest.raises(ValueError, match="do not, the worst at index"):
-        entropy.positional_entropy(0.5 * attn.cuda())

@@ -10,7 +10,6 @@ from tolerances import assert_close
 from nbhelpers.kernels import frames, spectra
 
 DTYPES = [torch.float32, torch.float64]
-gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: GPU results are not compared")
 
 # Mercedes-Benz: three unit vectors at 120 degrees
 MERCEDES = torch.tensor(
@@ -292,24 +291,3 @@ class TestMeanOffDiagonal:
     def test_errors(self, shape):
         with pytest.raises(ValueError, match=r"expected \(\.\.\., head, head\) of 2 or more heads"):
             frames.mean_off_diagonal(torch.ones(shape))
-
-
-@gpu
-@pytest.mark.gpu
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_gpu_equals_cpu(dtype):
-    vectors = normal(2, 9, 64, dtype=dtype)
-    psd, frequency = spectra.psd(vectors), spectra.frequencies(64)
-    pairs = [
-        (frames.frame_bounds(vectors.cuda()), frames.frame_bounds(vectors)),
-        (frames.constant_q_slope(psd.cuda(), frequency), frames.constant_q_slope(psd, frequency)),
-    ]
-    for on_gpu, on_cpu in pairs:
-        for ours, expected in zip(on_gpu, on_cpu, strict=True):
-            assert ours.is_cuda
-            assert_close(ours, expected, dtype=dtype)
-    similarity = frames.head_similarity(vectors.cuda(), center=True)
-    assert_close(similarity, frames.head_similarity(vectors, center=True), dtype=dtype)
-    assert_close(
-        frames.mean_off_diagonal(similarity), frames.mean_off_diagonal(similarity.cpu()), dtype=dtype
-    )

@@ -12,8 +12,6 @@ from transformers.models.t5.modeling_t5 import T5Attention
 
 from nbhelpers.kernels import rope
 
-gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: GPU results are not compared")
-
 
 def normal(*shape, dtype=torch.float64, seed=0):
     return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
@@ -237,21 +235,3 @@ class TestSinusoidal:
     def test_odd_dimensions_are_refused(self):
         with pytest.raises(ValueError, match="got 7"):
             rope.sinusoidal_embedding(4, 7)
-
-
-@gpu
-@pytest.mark.gpu
-def test_gpu_equals_cpu():
-    x, positions, frequency = (
-        normal(2, 40, 16, dtype=torch.float32),
-        torch.arange(40),
-        rope.inverse_frequencies(16),
-    )
-    rotated = rope.rotate(x.cuda(), positions, frequency)
-    assert rotated.is_cuda
-    assert_close(rotated, rope.rotate(x, positions, frequency))
-    lags = torch.arange(40)
-    assert_close(rope.lag_kernel(frequency.cuda(), lags), rope.lag_kernel(frequency, lags))
-    table = normal(32, 3, dtype=torch.float32)
-    assert_close(rope.t5_bias(table.cuda(), 300), rope.t5_bias(table, 300))
-    assert_close(rope.alibi_bias(6, 30, device="cuda"), rope.alibi_bias(6, 30))

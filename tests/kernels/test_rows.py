@@ -101,8 +101,7 @@ def test_spectral_metrics(options, edges):
         # Uneven rows: the spectrum of a flat one may be a single line, and then all else in it is rounding.
         power = torch.from_numpy(oracle_psd(whole(attention_rows(n_given, flattest=1), length), **options))
         frequency = spectra.frequencies(length, pad=options["pad"], sided=options["sided"])
-        counts, order = rows.band_counts(frequency, edges)
-        got, valid = rows.row_spectral_metrics(power.float(), counts, order)
+        got, valid = rows.row_spectral_metrics(power.float(), rows.band_runs(frequency, edges))
         has_power = power.sum(-1) > 0
         assert torch.equal(valid, has_power)
         power = power[has_power]
@@ -119,16 +118,16 @@ def test_spectral_metrics(options, edges):
 
 def test_entropy_in_another_base():
     power = attention_rows(33)
-    counts, order = rows.band_counts(spectra.frequencies(64), (0.25, 0.75))
-    nats, _ = rows.row_spectral_metrics(power, counts, order)
-    bits, _ = rows.row_spectral_metrics(power, counts, order, base=2)
+    runs = rows.band_runs(spectra.frequencies(64), (0.25, 0.75))
+    nats, _ = rows.row_spectral_metrics(power, runs)
+    bits, _ = rows.row_spectral_metrics(power, runs, base=2)
     assert_close(bits[..., 0] * np.log(2), nats[..., 0])
     assert torch.equal(bits[..., 1:], nats[..., 1:])
 
 
 def test_a_spectrum_without_power_is_marked_and_zero():
     power = torch.tensor([[0.0, 0.0, 0.0], [1.0, 2.0, 1.0]])
-    metrics, valid = rows.row_spectral_metrics(power, [1, 1, 1])
+    metrics, valid = rows.row_spectral_metrics(power, [[slice(k, k + 1)] for k in range(3)])
     assert valid.tolist() == [False, True]
     assert not metrics[0].any()
     assert_close(metrics[1, 1:], torch.tensor([1.0, 0.25, 0.5, 0.25]))
@@ -138,7 +137,7 @@ def test_the_selectivity_of_a_sharp_spectrum_keeps_its_digits():
     # A peak of 1 and 100 bins of 1e-7 each: the sum minus the peak has one digit in float32.
     power = torch.full((1, 101), 1e-7)
     power[0, 3] = 1.0
-    metrics, _ = rows.row_spectral_metrics(power, [101])
+    metrics, _ = rows.row_spectral_metrics(power, [[slice(0, 101)]])
     assert metrics[0, 1].item() == pytest.approx(1e5, rel=5e-5)
 
 
@@ -146,11 +145,17 @@ def test_the_selectivity_of_a_sharp_spectrum_keeps_its_digits():
 @pytest.mark.parametrize("length", [7, 8, 64, 101])
 def test_every_bin_is_in_one_band(length, sided):
     frequency = spectra.frequencies(length, sided=sided)
-    counts, order = rows.band_counts(frequency, (0.25, 0.75))
-    assert sum(counts) == len(frequency)
-    assert (order is None) == (sided == "one")
-    if order is not None:
-        assert sorted(order.tolist()) == list(range(length))
+    runs = rows.band_runs(frequency, (0.25, 0.75))
+    bins = np.arange(len(frequency))
+    assert sorted(k for band in runs for run in band for k in bins[run]) == bins.tolist()
+    assert len(runs[1]) == (1 if sided == "one" else 2), "positive and negative frequencies lie apart"
+
+
+def test_a_band_without_bins_has_no_power():
+    runs = rows.band_runs(spectra.frequencies(1), (0.25, 0.75))  # the zero frequency alone
+    assert runs == [[slice(0, 1)], [], []]
+    metrics, _ = rows.row_spectral_metrics(torch.tensor([[2.0]]), runs)
+    assert metrics[0, 2:].tolist() == [1.0, 0.0, 0.0]
 
 
 @pytest.mark.parametrize("mode", wavelets.MODES)

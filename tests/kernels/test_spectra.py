@@ -10,7 +10,6 @@ from tolerances import TOL, assert_close
 from nbhelpers.kernels import spectra
 
 DTYPES = [torch.float32, torch.float64]
-gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: GPU results are not compared")
 
 
 def random_signal(*shape, dtype=torch.float64, seed=0):
@@ -263,23 +262,6 @@ def test_uniform_causal_attention_under_the_literal_reading():
     assert float(spectra.spectral_entropy(power)) == pytest.approx(0.5711, abs=5e-5)
     assert float(spectra.frequency_selectivity(power)) == pytest.approx(3.2046, abs=5e-5)
     assert spectra.band_shares(power).tolist() == pytest.approx([1.0, 0.0, 0.0], abs=0.005)
-
-
-@gpu
-@pytest.mark.gpu
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_gpu_equals_cpu(dtype):
-    signal = random_signal(4, 3, 130, dtype=dtype)
-    on_gpu = spectra.psd(signal.cuda(), detrend="mean", pad=2)
-    on_cpu = spectra.psd(signal, detrend="mean", pad=2)
-    assert on_gpu.is_cuda
-    assert_close(on_gpu, on_cpu, dtype=dtype)
-    for metric in (spectra.band_shares, spectra.frequency_selectivity, spectra.spectral_entropy):
-        assert metric(on_gpu).is_cuda
-        assert_close(metric(on_gpu), metric(on_cpu), dtype=dtype)
-    axis = spectra.frequencies(130, sided="two")
-    two = spectra.psd(signal, sided="two")
-    assert_close(spectra.band_shares(two.cuda(), frequency=axis), spectra.band_shares(two, frequency=axis))
 
 
 def test_tolerances_would_see_a_periodic_window():

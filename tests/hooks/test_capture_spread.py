@@ -1,0 +1,98 @@
+"""Layers on different devices: each is reduced where it lies, and the profiles are those of one device."""
+
+import contextlib
+
+import pytest
+import torch
+import transformers as hf
+from device_traffic import needs_gpus
+from tiny_models import assert_same_profiles, capture_quietly, make_model, make_padding, make_tokens
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from nbhelpers import load_model
+from nbhelpers.hooks.attention import Recorder, gathered
+from nbhelpers.hooks.reductions import resolve
+from nbhelpers.kernels import rows
+
+NAMES = ["key_profile", "lag_profile", "last_query", "row_entropy", "local_mass", "row_psd"]
+LAYERS_ON = [0, 0, 1, 0]
+LENGTH = 24
+
+
+@pytest.fixture
+def two_devices(monkeypatch):
+    """Two devices without hardware, lazy:0 and lazy:1, on which torch works out shapes and devices alone.
+
+    An operation on tensors of both is an error, as it is on two GPUs.
+    """
+    autocast = torch.autocast
+    without = {"lazy": lambda **_: contextlib.nullcontext()}  # which autocast does not know
+    monkeypatch.setattr(
+        torch, "autocast", lambda kind, **o: without.get(kind, lambda **p: autocast(kind, **p))(**o)
+    )
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: False)
+    rows._window.cache_clear()
+    with FakeTensorMode():
+        yield [torch.device("lazy", index) for index in (0, 1)]
+    rows._window.cache_clear()
+
+
+def test_the_devices_of_these_tests_do_not_mix(two_devices):
+    one, other = (torch.ones(3, device=device) for device in two_devices)
+    with pytest.raises(RuntimeError, match="same device"):
+        one + other
+
+
+@pytest.mark.parametrize("by", ["scores", "probabilities"])
+def test_each_layer_is_reduced_where_it_lies(two_devices, by):
+    recorder = Recorder(make_model(), resolve(NAMES), stream="self", causal=True, chunk=8)
+    for device in (two_devices[index] for index in LAYERS_ON):
+        if by == "scores":
+            query, key = (torch.ones(2, n, LENGTH, 8, device=device) for n in (4, 2))
+            recorder.observe(torch.nn.Identity(), query, key, None)
+        else:
+            recorder.observe_probabilities(torch.ones(2, 4, LENGTH, LENGTH, device=device))
+    for layers in [*recorder.arrays.values(), recorder.errors]:
+        assert [layer.device.index for layer in layers] == LAYERS_ON
+        assert gathered(layers, 0).device.type == "cpu"
+        assert len(gathered(layers, 0)) == len(LAYERS_ON)
+
+
+def test_gathered_is_a_stack():
+    layers = [torch.full((2, 3), float(k)) for k in range(4)]
+    assert torch.equal(gathered(layers, 1), torch.stack(layers, 1))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A saved Llama of 6 layers, about 1.7 MB in float32."""
+    path = tmp_path_factory.mktemp("model")
+    shape = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 6, "num_attention_heads": 4}
+    torch.manual_seed(0)
+    hf.LlamaForCausalLM(hf.LlamaConfig(**shape, vocab_size=64)).save_pretrained(path)
+    return path
+
+
+def assert_profiles_of_one_device(spread, folder, *, n_devices):
+    """Assert that the layers lie on so many GPUs and that capture, padded or not, does not show it."""
+    hooked = [getattr(layer, "_hf_hook", None) for layer in spread.model.model.layers]
+    assert len({hook.execution_device for hook in hooked}) == n_devices
+    whole, ids = load_model(folder, device="cuda:0"), make_tokens(LENGTH, n=3)
+    for mask in (None, make_padding(LENGTH, "left", n=3), make_padding(LENGTH, "right", n=3)):
+        options = {"reductions": [*NAMES, "row_metrics"], "attention_mask": mask}
+        assert_same_profiles(
+            capture_quietly(spread, ids, **options), capture_quietly(whole, ids, **options), 1e-5
+        )
+
+
+@needs_gpus(2)
+def test_layers_on_two_gpus(folder):
+    spread = load_model(folder, device="spread", max_memory={0: 1_000_000, 1: 10**9})
+    assert_profiles_of_one_device(spread, folder, n_devices=2)
+
+
+@needs_gpus()
+def test_layers_on_a_gpu_and_in_memory(folder):
+    spread = load_model(folder, device="spread", max_memory={0: 1_000_000, "cpu": 10**9})
+    assert any(parameter.device.type == "meta" for parameter in spread.model.parameters()), "some wait"
+    assert_profiles_of_one_device(spread, folder, n_devices=1)

@@ -1,0 +1,199 @@
+"""While the layers of a model run, capture moves nothing between host and device, and waits for nothing."""
+
+import contextlib
+
+import pytest
+import torch
+import transformers as hf
+from device_traffic import needs_gpus, profiled, traffic, transfers
+from tiny_models import STACK, make_model, make_padding, make_tokens
+
+from nbhelpers.hooks import flash
+from nbhelpers.hooks.attention import Recorder, innermost_attention, interface_route, module_route
+from nbhelpers.hooks.reductions import REDUCTIONS, RowMetrics, resolve
+from nbhelpers.protocol import PAPER
+
+OTHER = PAPER.replace(sided="two", detrend="mean", mode="periodization", sink="drop_renormalise", level="own")
+LENGTH = 40
+
+
+def everything(protocol=PAPER):
+    """All reductions that have a name, those of rows under a protocol."""
+    made = resolve(list(REDUCTIONS))
+    for reduction in made:
+        if hasattr(reduction, "protocol"):
+            reduction.protocol = protocol.replace(level="own")
+    return made
+
+
+@pytest.fixture
+def shapes_only(monkeypatch):
+    """The device `meta`; autocast, which does not know it, is left out there."""
+    autocast, enabled = torch.autocast, torch.is_autocast_enabled
+
+    def without(device_type, *args, **options):
+        return contextlib.nullcontext() if device_type == "meta" else autocast(device_type, *args, **options)
+
+    monkeypatch.setattr(torch, "autocast", without)
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: kind != "meta" and enabled(kind))
+    return torch.device("meta")
+
+
+def recorder_of(model, reductions, *, mask=None):
+    causal = model.config.model_type != "bert"
+    return Recorder(model, reductions, stream="self", causal=causal, attention_mask=mask, chunk=16)
+
+
+def route_of(model):
+    return module_route if model.config.model_type == "bloom" else interface_route
+
+
+@torch.inference_mode()
+def forward(model, recorder, ids, mask=None):
+    with route_of(model)(model, recorder) as extra:
+        model.base_model(ids, attention_mask=mask, **extra)
+
+
+def traffic_of_capture(model, reductions, device, *, mask=None):
+    """Return what capture adds to the traffic of a forward pass."""
+    ids, on_device = make_tokens(LENGTH).to(device), None
+    if mask is not None:  # as wide as the scores, or Llama looks whether anything is hidden
+        wide = torch.zeros(len(ids), 1, LENGTH, LENGTH, device=device)
+        on_device = wide if model.config.model_type == "llama" else mask.to(device)
+    recorder = recorder_of(model, reductions, mask=mask)
+    with traffic() as plain, torch.inference_mode():
+        model.base_model(ids, attention_mask=on_device, output_attentions=route_of(model) is module_route)
+    with traffic() as captured:
+        forward(model, recorder, ids, on_device)
+    assert all(len(layers) == 2 for layers in recorder.arrays.values()), "two layers were reduced"
+    for entry in plain:
+        captured.remove(entry)
+    return captured
+
+
+@pytest.mark.parametrize("protocol", [PAPER, OTHER], ids=["paper", "other"])
+@pytest.mark.parametrize("family", ["llama", "bert", "bloom"])
+def test_no_number_passes(shapes_only, family, protocol):
+    model = make_model(family).to(shapes_only)
+    assert traffic_of_capture(model, everything(protocol), shapes_only) == []
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("family", ["llama", "bloom"])
+def test_padding_is_brought_to_the_device_once(shapes_only, family, side):
+    model = make_model(family).to(shapes_only)
+    found = traffic_of_capture(model, everything(), shapes_only, mask=make_padding(LENGTH, side))
+    assert [entry for entry in found if entry != "read from cpu"] == ["copy from cpu to meta"]
+
+
+def test_the_fused_passes_move_nothing(shapes_only, monkeypatch):
+    monkeypatch.setattr(flash, "log_sum_exp", lambda query, key, causal: (query @ key.mT).logsumexp(-1))
+    query, key = (torch.ones(2, n, LENGTH, 8, device=shapes_only) for n in (4, 2))
+    with traffic() as seen:
+        assert flash.key_sums(query, key, scaling=0.3, causal=True).shape == (2, 4, LENGTH)
+    assert seen == []
+
+
+class Leaking(RowMetrics):
+    """Does in each block what a reduction should not."""
+
+    name = "leaking"
+
+    def __init__(self, leak):
+        super().__init__(PAPER.replace(level="own"))
+        self._leak = leak
+
+    def update(self, state, block, layout):
+        super().update(state, block, layout)
+        self._leak(block.attn)
+
+
+LEAKS = {
+    "upload of a tensor": (lambda attn: torch.arange(3).to(attn.device), "copy from cpu to meta"),
+    "upload of numbers": (lambda attn: torch.tensor([1.0], device=attn.device), "copy from cpu to meta"),
+    "upload of an index": (lambda attn: attn[..., torch.arange(3)], "devices mixed by index"),
+}
+
+
+@pytest.mark.parametrize("leak", LEAKS)
+def test_a_leak_is_seen_in_every_block(shapes_only, leak):
+    act, entry = LEAKS[leak]
+    found = traffic_of_capture(make_model().to(shapes_only), [Leaking(act)], shapes_only)
+    assert found == [entry] * 6, "two layers of three blocks"
+
+
+@pytest.mark.parametrize("leak", [lambda a: a.sum().item(), lambda a: bool(a.any()), lambda a: a.cpu()])
+def test_what_the_host_reads_is_an_error(shapes_only, leak):
+    with pytest.raises((RuntimeError, NotImplementedError), match=r"meta tensors?"):
+        traffic_of_capture(make_model().to(shapes_only), [Leaking(leak)], shapes_only)
+
+
+# By the profiler, between the first layer and the last
+
+
+def profile_of_layers(model, reductions, ids):
+    """Names of the events from the end of the first layer's attention to the end of the last one's."""
+    modules, block, names = innermost_attention(model), contextlib.ExitStack(), []
+    handles = [
+        modules[0].register_forward_hook(lambda *_: names.append(block.enter_context(profiled()))),
+        modules[-1].register_forward_hook(lambda *_: block.close()),
+    ]
+    try:
+        forward(model, recorder_of(model, reductions), ids)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return names[0]
+
+
+def test_the_profiler_sees_no_number_read():
+    ids = make_tokens(LENGTH)
+    names = profile_of_layers(make_model(), everything(OTHER), ids)
+    assert "aten::bmm" in names
+    assert transfers(names) == []
+    leaking = profile_of_layers(make_model(), [Leaking(lambda attn: attn.sum().item())], ids)
+    assert transfers(leaking) == ["aten::_local_scalar_dense", "aten::item"]
+
+
+def long_model(device):
+    torch.manual_seed(0)
+    return hf.LlamaForCausalLM(hf.LlamaConfig(**STACK | {"max_position_embeddings": 4096})).eval().to(device)
+
+
+@needs_gpus()
+@pytest.mark.parametrize("wanted", ["paper", "other", "fused"])
+def test_the_profiler_sees_no_copy_on_a_gpu(wanted):
+    length = flash.LEAST_KEYS if wanted == "fused" else 512
+    reductions = {"paper": everything(), "other": everything(OTHER), "fused": resolve(None)}[wanted]
+    model, ids = long_model("cuda"), make_tokens(length).cuda()
+    forward(model, recorder_of(model, reductions), ids)  # windows and cuFFT plans are made once
+    names = profile_of_layers(model, reductions, ids)
+    assert any("gemm" in name.lower() or "fmha" in name.lower() for name in names), "kernels were seen"
+    assert transfers(names) == []
+
+
+@needs_gpus()
+def test_the_profiler_sees_copies_on_a_gpu_where_there_are_some():
+    model, ids = long_model("cuda"), make_tokens(64).cuda()
+    up = transfers(profile_of_layers(model, [Leaking(lambda a: torch.arange(3).to(a.device))], ids))
+    down = transfers(profile_of_layers(model, [Leaking(lambda a: a.sum().item())], ids))
+    assert any(name.startswith("Memcpy HtoD") for name in up)
+    assert any(name.startswith("Memcpy DtoH") for name in down)
+
+
+@needs_gpus()
+def test_the_host_waits_for_nothing_between_layers():
+    """CUDA itself raises where a call would wait, between the first layer and the last."""
+    model, ids, reductions = long_model("cuda"), make_tokens(512).cuda(), everything(OTHER)
+    forward(model, recorder_of(model, reductions), ids)
+    modules = innermost_attention(model)
+    handles = [
+        modules[0].register_forward_hook(lambda *_: torch.cuda.set_sync_debug_mode("error")),
+        modules[-1].register_forward_hook(lambda *_: torch.cuda.set_sync_debug_mode("default")),
+    ]
+    try:
+        forward(model, recorder_of(model, reductions), ids)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+        for handle in handles:
+            handle.remove()

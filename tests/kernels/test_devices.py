@@ -1,0 +1,212 @@
+"""Every public kernel on a GPU gives what it gives on the CPU, and stays on the device of its input.
+
+Without a GPU the same calls run on `meta`: shapes and devices hold, and the host reads nothing from there.
+That every public name has its call is tested too.
+"""
+
+import math
+
+import pytest
+import pywt
+import torch
+from device_traffic import needs_gpus, traffic
+from tolerances import assert_close
+
+from nbhelpers.kernels import entropy, filterbank, frames, inputs, rope, rows, sampling, spectra, wavelets
+
+MODULES = (entropy, filterbank, frames, inputs, rope, rows, sampling, spectra, wavelets)
+DTYPES = [torch.float32, torch.float64]
+HEADS, LENGTH = 5, 130
+DB2 = pywt.Wavelet("db2")
+FREQUENCY = spectra.frequencies(LENGTH)
+TWO_SIDED = spectra.frequencies(LENGTH, sided="two")
+RUNS = rows.band_runs(TWO_SIDED, (0.25, 0.75))
+
+
+def random(*shape, seed=0):
+    return torch.rand(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+SIGNAL = random(2, HEADS, LENGTH)
+ATTN = (
+    (random(2, LENGTH, LENGTH) * 6).masked_fill(torch.ones(LENGTH, LENGTH).triu(1) > 0, -math.inf).softmax(-1)
+)
+PROFILE = ATTN.mean(-2)
+LEVELS = wavelets.dwt(SIGNAL, level=3)
+SHORT = wavelets.dwt(SIGNAL[..., :65], level=3)
+TABLE = random(32, 3)
+
+
+def wavelet_rows(signal, wavelet="db2", **options):
+    return rows.row_wavelet_entropies(signal, 150, wavelet=wavelet, level=2, **options)
+
+
+# name: calls that give a tensor or tensors, of a function that puts a tensor on a device
+CALLS = {
+    "positional_entropy": [lambda on: entropy.positional_entropy(on(ATTN), check=False)],
+    "window_entropy": [lambda on: entropy.window_entropy(on(ATTN), 16, check=False)],
+    "effective_support": [lambda on: entropy.effective_support(on(ATTN), check=False)],
+    "local_mass": [
+        lambda on: entropy.local_mass(on(ATTN), on(torch.arange(LENGTH)), [0, 4], check=False),
+    ],
+    "entropic_slack": [lambda on: entropy.entropic_slack(on(SIGNAL), check=False)],
+    "split": [lambda on, mode=mode: filterbank.split(on(SIGNAL), DB2, mode) for mode in wavelets.MODES],
+    "merge": [
+        lambda on, mode=mode: filterbank.merge(*[on(part) for part in LEVELS[-1:] * 2], DB2, mode)
+        for mode in wavelets.MODES
+    ],
+    "frame_bounds": [
+        lambda on: frames.frame_bounds(on(SIGNAL), check=False),
+        lambda on: frames.frame_bounds(on(SIGNAL), normalize=True, check=False).ratio,
+    ],
+    "head_similarity": [
+        lambda on: frames.head_similarity(on(SIGNAL), check=False),
+        lambda on: frames.head_similarity(on(SIGNAL), center=True, check=False),
+    ],
+    "as_real": [lambda on: inputs.as_real(on(torch.arange(9)))],
+    "negative_p_log_p": [lambda on: inputs.negative_p_log_p(on(ATTN))],
+    "wavelengths": [lambda on: rope.wavelengths(on(rope.inverse_frequencies(16)))],
+    "rotate": [
+        lambda on, layout=layout: rope.rotate(
+            on(random(2, 40, 16)), on(torch.arange(40)), on(rope.inverse_frequencies(16)), interleaved=layout
+        )
+        for layout in (False, True)
+    ],
+    "lag_kernel": [lambda on: rope.lag_kernel(on(rope.inverse_frequencies(16)), on(torch.arange(40)))],
+    "t5_bucket": [lambda on: rope.t5_bucket(on(torch.arange(-300, 300)))],
+    "t5_bias": [lambda on: rope.t5_bias(on(TABLE), 300), lambda on: rope.t5_bias(on(TABLE), 9)],
+    "drop_sink": [lambda on: rows.drop_sink(on(ATTN))],
+    "row_psd": [
+        lambda on: rows.row_psd(on(SIGNAL), 150, window="hann", pad=1, detrend="none", sided="one"),
+        lambda on: rows.row_psd(on(SIGNAL), 150, window="boxcar", pad=2, detrend="mean", sided="two"),
+        lambda on: rows.row_psd(on(SIGNAL), 150, window="hann", pad=1, detrend="mean", sided="one"),
+    ],
+    "row_spectral_metrics": [
+        lambda on: rows.row_spectral_metrics(on(SIGNAL), RUNS),
+        lambda on: rows.row_spectral_metrics(on(SIGNAL), RUNS, base=2),
+    ],
+    "row_wavelet_entropies": [
+        lambda on, mode=mode: wavelet_rows(on(SIGNAL), mode=mode) for mode in wavelets.MODES
+    ],
+    "band_shares": [lambda on: spectra.band_shares(on(SIGNAL))],
+    "psd": [
+        lambda on: spectra.psd(on(SIGNAL), check=False),
+        lambda on: spectra.psd(on(SIGNAL), window="boxcar", pad=2, detrend="mean", sided="two", check=False),
+    ],
+    "frequency_selectivity": [lambda on: spectra.frequency_selectivity(on(SIGNAL))],
+    "spectral_entropy": [lambda on: spectra.spectral_entropy(on(SIGNAL))],
+    "dwt": [
+        lambda on, mode=mode: wavelets.dwt(on(SIGNAL), mode=mode, check=False) for mode in wavelets.MODES
+    ],
+    "inverse_dwt": [lambda on: wavelets.inverse_dwt([on(part) for part in LEVELS])],
+    "wavelet_entropy": [
+        lambda on, flag=flag: wavelets.wavelet_entropy([on(part) for part in LEVELS], normalize=flag)
+        for flag in (False, True)
+    ],
+    "level_energies": [lambda on: wavelets.level_energies([on(part) for part in LEVELS])],
+    "align": [
+        lambda on, how=how: wavelets.align(
+            *[[on(part) for part in side] for side in (LEVELS, SHORT)], alignment=how
+        )
+        for how in wavelets.ALIGNMENTS
+    ],
+    "scale_sensitivity": [
+        lambda on: wavelets.scale_sensitivity(*[[on(part) for part in side] for side in (LEVELS, SHORT)])
+    ],
+}
+# These need numbers on the host: to raise an error, to choose entries, or for an axis made there.
+READING = {
+    "local_global_ratio": [lambda on: entropy.local_global_ratio(on(PROFILE), 16)],
+    "constant_q_slope": [
+        lambda on: frames.constant_q_slope(on(SIGNAL[..., :66]), FREQUENCY),
+        lambda on: frames.constant_q_slope(on(SIGNAL[..., :66]), on(FREQUENCY)),
+    ],
+    "mean_off_diagonal": [lambda on: frames.mean_off_diagonal(on(frames.head_similarity(SIGNAL)))],
+    "softmax_of_support": [lambda on: sampling.softmax_of_support(on(SIGNAL), 9.0)],
+    "band_shares": [
+        lambda on: spectra.band_shares(on(SIGNAL), frequency=TWO_SIDED),
+        lambda on: spectra.band_shares(on(SIGNAL), frequency=on(TWO_SIDED)),
+    ],
+    "alibi_bias": [lambda on: rope.alibi_bias(6, 30, device=on(SIGNAL).device)],
+    "window": [lambda on: spectra.window("hann", 9, device=on(SIGNAL).device)],
+    "positional_entropy": [lambda on: entropy.positional_entropy(on(ATTN))],
+    "psd": [lambda on: spectra.psd(on(SIGNAL))],
+    "dwt": [lambda on: wavelets.dwt(on(SIGNAL))],
+}
+# The answer of the first is rounding, of the others an error or nothing: see the last tests.
+APART = {"reconstruction_error", "require_finite", "require_distribution"}
+# Made on the CPU, whatever is given: axes, names, draws, and what holds no tensor.
+ON_THE_CPU = {
+    "ConstantQ",
+    "FrameBounds",
+    "alibi_slopes",
+    "band_runs",
+    "entropic_bound",
+    "frequencies",
+    "inverse_frequencies",
+    "log_base",
+    "max_level",
+    "random_frame_bounds",
+    "random_vectors",
+    "require_last_axis",
+    "require_option",
+    "sinusoidal_embedding",
+}
+
+
+def each(table):
+    return [
+        pytest.param(call, id=f"{name}-{k}") for name, calls in table.items() for k, call in enumerate(calls)
+    ]
+
+
+def flat(result):
+    return [result] if isinstance(result, torch.Tensor) else list(result)
+
+
+def test_every_public_name_is_here():
+    public = {name for module in MODULES for name in module.__all__}
+    assert public == {*CALLS, *READING, *APART, *ON_THE_CPU}
+    assert not ({*CALLS, *READING} & (APART | ON_THE_CPU))
+
+
+@pytest.mark.parametrize("call", each(CALLS))
+def test_without_a_gpu_shapes_and_devices_hold_and_nothing_is_read(call):
+    expected = flat(call(lambda x: x))
+    with traffic() as seen:
+        got = flat(call(lambda x: torch.empty_like(x, device="meta")))
+    assert [entry for entry in seen if entry != "read from cpu"] == []
+    assert [tensor.shape for tensor in got] == [tensor.shape for tensor in expected]
+    assert {tensor.device.type for tensor in got} == {"meta"}
+
+
+@needs_gpus()
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("call", each(CALLS) + each(READING))
+def test_a_gpu_gives_what_the_cpu_gives(call, dtype):
+    def on_cpu(x):
+        return x.to(dtype) if x.dtype == torch.float64 else x
+
+    got, expected = flat(call(lambda x: on_cpu(x).cuda())), flat(call(on_cpu))
+    for ours, theirs in zip(got, expected, strict=True):
+        assert ours.is_cuda
+        assert ours.dtype == theirs.dtype
+        assert_close(ours, theirs, dtype=dtype)
+
+
+@needs_gpus()
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_reconstruction_on_a_gpu_misses_rounding_alone(dtype):
+    error = wavelets.reconstruction_error(SIGNAL.to("cuda", dtype))
+    assert error.is_cuda
+    assert error.max() < 10 * torch.finfo(dtype).eps
+
+
+@needs_gpus()
+def test_what_is_wrong_on_a_gpu_is_said():
+    with pytest.raises(ValueError, match="do not, the worst at index"):
+        entropy.require_distribution(0.5 * ATTN.cuda())
+    broken = SIGNAL.cuda()
+    broken[1, 2, 3] = math.nan
+    with pytest.raises(ValueError, match=r"1 of 1300 entries .* at index \(1, 2, 3\)"):
+        inputs.require_finite(broken, "signal")
