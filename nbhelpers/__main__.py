@@ -48,7 +48,8 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar=("KEY", "VALUE"),
-        help="a parameter, as papermill's; repeatable; paths are seen from the notebook's folder",
+        help="a parameter, as papermill's; repeatable; paths are seen from the notebook's folder, that of a "
+        "sweep from here",
     )
     run.add_argument("--fresh", action="store_true", help="run again what already passed")
     run.add_argument(

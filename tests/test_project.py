@@ -239,8 +239,11 @@ def test_notebook_is_in_form(path):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_papermill_lists_every_parameter_with_its_comment(path):
     listed = papermill.inspect_notebook(path)  # what `papermill --help-notebook` prints
+    cells = nbformat.read(path, as_version=4).cells
+    lines = next(c.source for c in cells if "parameters" in c.metadata.get("tags", [])).splitlines()
+    comments = {line.split(" = ")[0]: line.split("  # ", 1)[1] for line in lines}
     assert list(listed) == list(notebook_parameters(path))
-    assert all(entry["help"] for entry in listed.values())
+    assert {name: entry["help"].strip() for name, entry in listed.items()} == comments
 
 
 @pytest.mark.skipif(not NOTEBOOKS, reason="there are no notebooks yet")

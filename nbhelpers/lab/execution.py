@@ -2,7 +2,8 @@
 
 Papermill alone lets pass an error inside an output widget and a cell that leaves the kernel early,
 and says little of a hang or a dead kernel. `execute_strictly` turns each into a `Failure` that names
-the cell, and leaves the part that was executed on disk.
+the cell, and leaves the part that was executed on disk. A notebook that ends itself with `skip_notebook`
+is no failure but `Skipped`.
 """
 
 import math
@@ -24,6 +25,8 @@ import psutil
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
+
+from nbhelpers.lab.limits import SKIPPED
 
 WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
@@ -60,6 +63,13 @@ class Failure:
         lines = [f"{self.kind} {where}: {self.message}"]
         lines += [f"    | {line}" for line in self.source.splitlines()]
         return "\n".join(lines + ([self.trace] if self.trace else []))
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """Why a notebook ended itself; see `nbhelpers.lab.limits.skip_notebook`."""
+
+    reason: str
 
 
 class PeakMemory:
@@ -128,7 +138,7 @@ def execute_strictly(
     cell_timeout: float = 600,
     deadline: float | None = None,
     progress_bar: bool = False,
-) -> Failure | None:
+) -> Failure | Skipped | None:
     """Execute a notebook in a fresh kernel, in the notebook's own folder.
 
     Parameters
@@ -146,8 +156,8 @@ def execute_strictly(
 
     Returns
     -------
-    Failure or None
-        None if every cell ran and nothing failed.
+    Failure, Skipped or None
+        None if every cell ran and nothing failed; Skipped if the notebook ended itself with a reason.
     """
     clock = _CellClock(cell_timeout, deadline)
     try:
@@ -186,7 +196,7 @@ def execute_strictly(
         return Failure(
             "no kernel", "the kernel did not start or stopped answering", trace=traceback.format_exc()
         )
-    return _silent_failure(target)
+    return _skipped(target) or _silent_failure(target)
 
 
 def _kernel_transport(folder: str) -> Config:
@@ -194,6 +204,21 @@ def _kernel_transport(folder: str) -> Config:
     if sys.platform == "win32":
         return Config()
     return Config({"KernelManager": {"transport": "ipc", "ip": os.path.join(folder, "k")}})
+
+
+def _skipped(target: Path) -> Skipped | None:
+    """Return the reason of a notebook that ended itself, and write it as plain text where it stood."""
+    notebook = nbformat.read(target, as_version=4)
+    for cell in notebook.cells:
+        for place, output in enumerate(cell.get("outputs", [])):
+            shown = _plain("".join(output.get("traceback", [])))
+            if output.output_type == "error" and shown.startswith(SKIPPED):
+                cell.outputs[place] = nbformat.v4.new_output("stream", text=shown + "\n")
+                cell.metadata.papermill.update(exception=False, status="completed")
+                notebook.metadata.papermill.exception = None
+                nbformat.write(notebook, target)
+                return Skipped(shown.removeprefix(SKIPPED))
+    return None
 
 
 def _silent_failure(target: Path) -> Failure | None:

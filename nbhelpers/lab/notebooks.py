@@ -22,7 +22,7 @@ import nbformat
 
 from nbhelpers.files import replacing
 from nbhelpers.lab.collection import PlannedRun, list_notebooks, plan_runs, select_notebooks
-from nbhelpers.lab.execution import PeakMemory, execute_strictly
+from nbhelpers.lab.execution import PeakMemory, Skipped, execute_strictly
 
 __all__ = ["NotebookRun", "list_notebooks", "load_runs", "run_notebooks"]
 
@@ -40,12 +40,12 @@ class NotebookRun:
     name : str
         The notebook's file name without suffix.
     status : str
-        ``passed``, ``failed``, ``kept`` (passed earlier with the same source and parameters), or in a
-        record on disk also ``interrupted``.
+        ``passed``, ``skipped`` (the model cannot give what the notebook shows), ``failed``, ``kept`` (ended
+        well earlier with the same source and parameters), or in a record on disk also ``interrupted``.
     seconds : float
         Wall-clock time; of the earlier run if kept.
     error : str or None
-        What failed, with the cell and its traceback.
+        What failed, with the cell and its traceback; of a skipped one the reason.
     output : Path
         The executed notebook; of a failed one the part that ran.
     peak_mb : float
@@ -87,13 +87,14 @@ def run_notebooks(
         Where everything goes; created. A parameter called `results` gets ``<out>/results``, and one called
         `cache`, the profiles that notebooks share, ``<out>/profiles``.
     parameters : mapping, optional
-        Values for every notebook that has a parameter of that name. They win over the size.
+        Values for every notebook that has a parameter of that name. They win over the size. The folder of a
+        `sweep` is made absolute.
     cell_timeout, total_timeout : float
         Seconds for one cell, and for the whole call.
     folder : path, optional
         Folder of the notebooks, see `find_notebook_folder`.
     resume : bool
-        Keep what passed earlier in `out` with the same source, package, versions and parameters.
+        Keep what ended well earlier in `out` with the same source, package, versions and parameters.
     progress : bool
         Print a line per step.
 
@@ -115,6 +116,7 @@ def run_notebooks(
     out = Path(out).resolve()
     if model is not None and Path(model).exists():
         model = str(Path(model).resolve())  # kernels run in the notebook's folder
+    parameters = _with_absolute_sweep(parameters)
     paths = select_notebooks(names, folder=folder)
     places = {"results": out / "results", "cache": out / "profiles"}
     planned = plan_runs(paths, size=size, model=model, parameters=parameters, places=places, folder=folder)
@@ -208,10 +210,14 @@ class _Runner:
                 )
             except Exception:  # an error of the runner itself: recorded whole, and the next notebook runs
                 failure = f"the runner failed:\n{traceback.format_exc()}"
+        if isinstance(failure, Skipped):
+            status, error = "skipped", failure.reason
+        else:
+            status, error = ("passed", None) if failure is None else ("failed", str(failure))
         return {
-            "status": "passed" if failure is None else "failed",
+            "status": status,
             "seconds": round(time.monotonic() - started, 2),
-            "error": None if failure is None else str(failure),
+            "error": error,
             "peak_mb": round(memory.megabytes, 1),
         }
 
@@ -219,7 +225,7 @@ class _Runner:
         same = all(earlier.get(name) == json.loads(json.dumps(value)) for name, value in key.items())
         files = [self.out / "executed" / f"{earlier['name']}.ipynb"]
         files += [self._results_file(earlier["name"])] if earlier.get("has_results") else []
-        return same and earlier["status"] == "passed" and all(file.is_file() for file in files)
+        return same and earlier["status"] in ("passed", "skipped") and all(file.is_file() for file in files)
 
     def _results_file(self, name: str) -> Path:
         return self.out / "results" / f"{name}.json"
@@ -237,6 +243,8 @@ class _Runner:
         source = "\n".join(cell.source for cell in notebook.cells)
         for file in self._results_read(source):
             digest.update(b"" if file.stem == plan.name else file.read_bytes())
+        for file in _sweep_files(plan.parameters.get("sweep")):  # a sweep that went on is another one
+            digest.update(f"{file.name}\0".encode() + file.read_bytes())
         return digest.hexdigest()
 
     def _results_read(self, source: str) -> list[Path]:
@@ -245,6 +253,25 @@ class _Runner:
         if any(reader in source for reader in _READERS):
             return everybody
         return [file for file in everybody if file.stem == PLANTER and "planted_accuracies(" in source]
+
+
+def _with_absolute_sweep(parameters: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return parameters with a sweep's folder as seen from here; kernels run in the notebook's folder."""
+    given = dict(parameters or {})
+    if given.get("sweep") is None:
+        return given
+    folder = Path(given["sweep"]).resolve()
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder of a sweep at {folder} (sweep={given['sweep']!r})")
+    return given | {"sweep": str(folder)}
+
+
+def _sweep_files(folder: str | None) -> list[Path]:
+    """Return what a notebook shows of a sweep."""
+    if folder is None:
+        return []
+    names = ("grid.json", "sweep.parquet", "summaries/*.parquet")
+    return sorted(file for name in names for file in Path(folder).glob(name))
 
 
 def _code_fingerprint() -> str:
@@ -321,8 +348,10 @@ class _Log:
             self.say("\n".join(f"    {line}" for line in run.error.splitlines()))
 
     def kept(self, number: int, run: NotebookRun) -> None:
-        before = _duration(run.seconds)
-        self.say(f"{self._place(number)} {run.name}: kept (nothing changed since it passed in {before})")
+        ended = f"passed in {_duration(run.seconds)}" if run.error is None else "was skipped"
+        self.say(f"{self._place(number)} {run.name}: kept (nothing changed since it {ended})")
+        if run.error is not None:
+            self.say(f"    {run.error}")
 
     def interrupted(self, runs: list[NotebookRun], plan: PlannedRun) -> None:
         self.say(
@@ -331,10 +360,9 @@ class _Log:
         )
 
     def summary(self, runs: list[NotebookRun]) -> None:
-        counts = {
-            status: sum(run.status == status for run in runs) for status in ("passed", "kept", "failed")
-        }
-        told = ", ".join(f"{count} {status}" for status, count in counts.items())
+        statuses = [run.status for run in runs]
+        asked = ("passed", "kept", "failed", *(["skipped"] if "skipped" in statuses else []))
+        told = ", ".join(f"{statuses.count(status)} {status}" for status in asked)
         self.say(f"{len(runs)} notebooks: {told}; executed notebooks and results in {self.out}")
 
     def _place(self, number: int) -> str:

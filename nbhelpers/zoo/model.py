@@ -145,7 +145,7 @@ class ZooAttention(nn.Module):
         self.query_key_value = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
         self.output = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
-    def forward(self, x, mask, rotation, **options):
+    def forward(self, x, mask, rotation, *, seen=None, **options):
         batch, length, width = x.shape
         parts = self.query_key_value(x).view(batch, length, 3, self.n_heads, width // self.n_heads)
         query, key, value = parts.permute(2, 0, 3, 1, 4)  # (batch, head, position, head_dim) each
@@ -155,9 +155,11 @@ class ZooAttention(nn.Module):
             self.config._attn_implementation, eager_attention_forward
         )
         scaling = query.shape[-1] ** -0.5
-        mixed, _ = attend(
+        mixed, attn = attend(
             self, query, key, value, mask, scaling=scaling, is_causal=self.is_causal, dropout=0.0, **options
         )
+        if seen is not None:
+            seen.append(attn)
         return self.output(mixed.reshape(batch, length, width))
 
 
@@ -221,8 +223,8 @@ class ZooModel(ZooPreTrainedModel):
     def set_input_embeddings(self, value):
         self.token = value
 
-    def forward(self, input_ids, attention_mask=None, use_cache=None, **options):
-        """Return the last hidden states, (batch, position, hidden).
+    def forward(self, input_ids, attention_mask=None, use_cache=None, output_attentions=False, **options):
+        """Return the last hidden states, (batch, position, hidden), and, if asked, the attention.
 
         Parameters
         ----------
@@ -231,6 +233,9 @@ class ZooModel(ZooPreTrainedModel):
             1 for tokens, 0 for padding.
         use_cache : bool, optional
             Accepted for the callers of other models; there is no cache.
+        output_attentions : bool
+            Return the probabilities of each layer, (batch, head, query, key), which only the attention
+            function "eager" forms; None of any other.
         **options
             Passed to the attention function.
 
@@ -245,9 +250,10 @@ class ZooModel(ZooPreTrainedModel):
         x = x * math.sqrt(self.config.hidden_size)  # (batch, position, hidden)
         mask = self.additive_mask(attention_mask, length, device, x.dtype)
         rotation = rotations(self.config, length, device)
+        seen = [] if output_attentions else None
         for layer in self.layers:
-            x = layer(x, mask, rotation, **options)
-        return BaseModelOutput(last_hidden_state=self.norm(x))
+            x = layer(x, mask, rotation, seen=seen, **options)
+        return BaseModelOutput(last_hidden_state=self.norm(x), attentions=tuple(seen) if seen else None)
 
     def position_vectors(self, length, device):
         """Return what is added to the token embeddings, (position, hidden), or 0.0."""
@@ -327,13 +333,14 @@ class ZooForLanguageModeling(ZooPreTrainedModel):
         labels : torch.LongTensor, shape (batch, position), optional
             The token each position is to predict, already shifted; −100 where none is.
         """
-        hidden = self.model(input_ids, attention_mask=attention_mask, **options).last_hidden_state
+        output = self.model(input_ids, attention_mask=attention_mask, **options)
+        hidden = output.last_hidden_state
         if labels is not None:  # logits only where they are needed: they cost as much as two layers
             predicts = labels != -100
             hidden, labels = hidden[predicts], labels[predicts]  # (target, hidden), (target,)
         logits = self.head(hidden)
         loss = None if labels is None else functional.cross_entropy(logits.float(), labels)
-        return CausalLMOutput(loss=loss, logits=logits)
+        return CausalLMOutput(loss=loss, logits=logits, attentions=output.attentions)
 
 
 def build(config, *, seed=0):

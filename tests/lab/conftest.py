@@ -1,6 +1,9 @@
+import matplotlib
 import pytest
 from tiny_notebooks import make_notebook
 from tiny_sweeps import play_in
+
+matplotlib.use("agg")
 
 
 @pytest.fixture
@@ -25,3 +28,20 @@ def out(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     yield play_in(tmp_path)
     sweep_worker._CHILDREN.end_finished()  # where a test was the worker itself
+
+
+@pytest.fixture
+def close_figures():
+    """Close the figures of a test: ``pytestmark = pytest.mark.usefixtures("close_figures")``."""
+    from matplotlib import pyplot as plt
+
+    yield
+    plt.close("all")
+
+
+@pytest.fixture
+def ax():
+    """The axes of a figure of their own."""
+    from matplotlib import pyplot as plt
+
+    return plt.subplots()[1]

@@ -167,3 +167,25 @@ def test_papermill_alone(collection, tmp_path):
     subprocess.run(command, cwd=collection, check=True, capture_output=True, timeout=60)
     assert nbformat.read(tmp_path / "out.ipynb", as_version=4).metadata.papermill.exception is None
     assert load_results(tmp_path / "store")["value"].tolist() == [10]
+
+
+# The folder of a sweep
+
+
+def test_a_sweep_is_seen_from_here_and_read_again_once_it_went_on(notebook, folder, tmp_path, monkeypatch):
+    show = "import pathlib; print(sorted(p.name for p in pathlib.Path(sweep).rglob('*.parquet')))"
+    notebook("05_shows", show, parameters="sweep = None  # folder of a sweep")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine" / "summaries").mkdir(parents=True)
+    (tmp_path / "mine" / "summaries" / "a.parquet").touch()
+    run = {"folder": folder, "out": tmp_path / "out", "parameters": {"sweep": "mine"}, "progress": False}
+    (first,) = run_notebooks(**run)
+    assert first.status == "passed", first.error
+    assert "['a.parquet']" in first.output.read_text()
+    assert statuses(run_notebooks(**run)) == {"05_shows": "kept"}
+    (tmp_path / "mine" / "summaries" / "b.parquet").touch()
+    (second,) = run_notebooks(**run)
+    assert second.status == "passed", "a sweep that went on is another one"
+    assert "['a.parquet', 'b.parquet']" in second.output.read_text()
+    with pytest.raises(FileNotFoundError, match=r"no folder of a sweep at .*nowhere \(sweep='nowhere'\)"):
+        run_notebooks(**run | {"parameters": {"sweep": "nowhere"}})

@@ -1,7 +1,4 @@
 import matplotlib
-
-matplotlib.use("agg")
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -12,18 +9,8 @@ from matplotlib.collections import LineCollection, PathCollection
 from nbhelpers.lab.plots import band_bars, compare_rows, head_map, layer_trend, metric_label
 from nbhelpers.tables import HeadTable
 
+pytestmark = pytest.mark.usefixtures("close_figures")
 N_SEQUENCES, N_LAYERS, N_HEADS = 5, 3, 4
-
-
-@pytest.fixture(autouse=True)
-def close_figures():
-    yield
-    plt.close("all")
-
-
-@pytest.fixture
-def ax():
-    return plt.subplots()[1]
 
 
 @pytest.fixture

@@ -1,7 +1,3 @@
-import matplotlib
-
-matplotlib.use("agg")
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -21,16 +17,7 @@ from nbhelpers.lab.plots_zoo import (
 )
 from nbhelpers.zoo import ENCODINGS
 
-
-@pytest.fixture(autouse=True)
-def close_figures():
-    yield
-    plt.close("all")
-
-
-@pytest.fixture
-def ax():
-    return plt.subplots()[1]
+pytestmark = pytest.mark.usefixtures("close_figures")
 
 
 def test_every_encoding_has_its_own_colour():

@@ -26,7 +26,7 @@ TITLE = "# 01 · Figures | tables\n\nThis one draws. Is the *figure* there? See 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    """The pages of one notebook that passes and one that fails; both run and built once."""
+    """The pages of notebooks that pass, fail and skip themselves; all run and built once."""
     root = tmp_path_factory.mktemp("site")
     make_notebook(
         root / "notebooks" / "01_figure.ipynb", FIGURE, WIDGET, STRANGER, title=TITLE, tags=["gallery"]
@@ -34,6 +34,8 @@ def site(tmp_path_factory):
     make_notebook(
         root / "notebooks" / "02_bad.ipynb", "raise ValueError('told on the page')", title="# 02 · Bad"
     )
+    skips = "from nbhelpers.lab.limits import skip_notebook\nskip_notebook('no decoder: take another')"
+    make_notebook(root / "notebooks" / "03_skips.ipynb", skips, "1", title="# 03 · Skips")
     make_notebook(root / "notebooks" / "15_scorecard.ipynb", "1", title="# 15 · Card")
     out = root / "demo"
     Results("08_scale_invariance", out / "results").record("C5_half", 0.2)
@@ -53,7 +55,8 @@ def test_index_has_title_question_status_and_links(site):
     assert "Is the <em>figure</em> there?" in index
     assert re.search(r"passed, \d+ s, \d+ MB", index)
     assert "<strong>failed</strong>" in index
-    assert "2 of 3 notebooks passed, 1 did not" in index
+    assert re.search(r"skipped, \d+ s, \d+ MB", index)
+    assert "2 of 4 notebooks passed, 1 did not. 1 skipped: not to be had of this model." in index
 
 
 def test_index_shows_the_verdicts_of_the_store(site):
@@ -99,6 +102,13 @@ def test_long_code_and_imports_are_folded(site):
 def test_failed_notebook_has_its_page_with_the_error_under_the_title(site):
     page = (site / "02_bad.html").read_text()
     assert page.index("<h1>02 · Bad") < page.index("This run failed") < page.index("told on the page")
+
+
+def test_skipped_notebook_has_its_page_with_the_reason_under_the_title(site):
+    page = (site / "03_skips.html").read_text()
+    told = page.index("Skipped; what follows the reason was not run.")
+    assert page.index("<h1>03 · Skips") < told < page.index("no decoder: take another", told)
+    assert "Traceback" not in page
 
 
 def test_nothing_is_loaded_from_a_network(site):

@@ -15,6 +15,8 @@ from nbhelpers.lab import sweep_child
 from nbhelpers.lab.grids import make_grid
 from nbhelpers.lab.sweep_child import HeldModel, answer, perform
 from nbhelpers.lab.sweep_records import summary_file, table_file
+from nbhelpers.lab.sweep_summary import uniform_null
+from nbhelpers.protocol import Protocol
 
 
 def grid_of(model, **changes):
@@ -124,3 +126,20 @@ def test_it_leaves_with_its_lease_and_keeps_its_answers_clean(tmp_path):
         lease.unlink()
         assert process.wait(timeout=10) == 3
         assert process.stdout.read() == b""
+
+
+def test_a_run_of_analyze_is_summarised_beside_uniform_attention(tiny_llama_folder, tmp_path, monkeypatch):
+    held = HeldModel()
+    runs = grid_of(tiny_llama_folder, length=[32, 48], protocol=[{}, {"signal": "rows"}]).runs
+    for run in runs:
+        perform(run, tmp_path, cache=None, held=held)
+        null = pd.read_parquet(summary_file(tmp_path, run.id)).set_index("metric").null
+        expected = uniform_null(run.length, Protocol(**run.protocol), causal=True)
+        assert null.dropna().to_dict() == expected
+        assert bool(expected) == (run.protocol["signal"] == "key_profile")
+    import nbhelpers.analysis
+
+    monkeypatch.setattr(nbhelpers.analysis, "another", nbhelpers.analysis.analyze, raising=False)
+    (run,) = grid_of(tiny_llama_folder, target="nbhelpers.analysis:another").runs
+    perform(run, tmp_path, cache=None, held=held)
+    assert "null" not in pd.read_parquet(summary_file(tmp_path, run.id)), "what it measures is not known"

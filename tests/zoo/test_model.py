@@ -216,6 +216,19 @@ def test_captured_attention_is_that_of_the_eager_path(encoding, causal, side, mo
 
 
 @pytest.mark.parametrize("causal", MASKS)
+def test_attention_is_returned_where_it_is_asked_for(causal):
+    model, ids = make(causal=causal), ids_of()
+    captured = captured_matrix(model, ids)
+    model.set_attn_implementation("eager")
+    with torch.inference_mode():
+        output = model(ids, output_attentions=True)
+        assert model(ids).attentions is None
+    returned = torch.stack(output.attentions, 1).numpy()  # (sequence, layer, head, query, key)
+    assert abs(returned - captured).max() < 3e-6
+    assert_close(output.logits, logits_of(model, ids))
+
+
+@pytest.mark.parametrize("causal", MASKS)
 def test_capture_leaves_the_logits_alone(causal):
     model, ids = make(causal=causal), ids_of()
     before = logits_of(model, ids)

@@ -35,6 +35,10 @@ class Stopped(Exception):
     """Raised inside long work that was asked to stop."""
 
 
+class ModelBusy(RuntimeError):
+    """Raised where the model must run and another thread is running it."""
+
+
 @dataclass(frozen=True, eq=False)
 class Reading:
     """One text as one model read it, measured under one protocol; made by :func:`read_text`.
@@ -167,9 +171,25 @@ class Reading:
         columns = ["value", "uniform", "percentile"]
         return pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("metric")
 
-    def head(self, layer, head):
-        """Return the :class:`HeadView` of a head."""
+    def head(self, layer, head, *, wait=True):
+        """Return the :class:`HeadView` of a head.
+
+        Parameters
+        ----------
+        layer, head : int
+        wait : bool
+            Where the model must run for it (see :func:`nbhelpers.hooks.recall.keep_attention`) and another
+            thread runs it: whether to wait.
+
+        Raises
+        ------
+        IndexError
+            If there is no such head.
+        ModelBusy
+            If it would have to wait and shall not.
+        """
         self.require_head(layer, head)
+        attn = self._layer(layer, wait)[head]  # (query, key)
         profiles, null = self.observation.profiles, self._uniform.profiles
         psd, null_psd = self.signals.psd[0, layer, head], self.null_signals.psd[0, layer, head]  # (freq,)
         coefficients = self.signals.coefficients(self.signals.signal[0, layer, head])
@@ -177,7 +197,7 @@ class Reading:
             layer=layer,
             head=head,
             kv_group=self.kv_groups[head],
-            attn=self.kept.layer(layer)[head].numpy(),
+            attn=attn.numpy(),
             key_profile=profiles.key_profile[0, layer, head].numpy(),
             null_key_profile=null.key_profile[0, layer, head].numpy(),
             lags=np.asarray(profiles.coordinates["lag_profile"]),
@@ -193,6 +213,20 @@ class Reading:
             taps=pywt.Wavelet(self.protocol.wavelet).dec_len,
             periodic=self.protocol.mode == "periodization",
         )
+
+    def _layer(self, layer, wait):
+        """Return the attention of a layer, (head, query, key)."""
+        if self.kept.at_hand(layer):
+            return self.kept.layer(layer)
+        if not self.model.lock.acquire(blocking=wait):
+            raise ModelBusy(
+                f"the model is at work, and {self.model.description.family} models must run again for the "
+                f"attention of layer {layer}; wait for the work or press Stop, then click again"
+            )
+        try:
+            return self.kept.layer(layer)
+        finally:
+            self.model.lock.release()
 
     def heads_of_band(self, band):
         """Return the heads (layer, head) whose largest share is that of a band, the largest share first."""
@@ -214,7 +248,7 @@ class Reading:
         self.require_head(layer, head)
         if self.losses is None:
             raise ValueError(self.no_loss)
-        with without_head(self.model, layer, head):
+        with self.model.lock, without_head(self.model, layer, head):
             after = token_losses(self.model, self.token_ids)[0]
         changes = (after - self.losses).numpy()
         return Ablation(layer, head, float(self.losses.mean()), float(after.mean()), changes)
@@ -287,11 +321,11 @@ def read_text(model, text, protocol=PAPER, *, length=256, progress=None, stop=No
 
 @contextlib.contextmanager
 def watched(model, *, runs=1, progress=None, stop=None):
-    """Report and stop forward passes between layers.
+    """Report and stop forward passes between layers; no other thread runs the model meanwhile.
 
     Parameters
     ----------
-    model : LoadedModel or transformers.PreTrainedModel
+    model : LoadedModel
     runs : int
         Forward passes that are expected inside the block.
     progress, stop : callable, optional
@@ -308,12 +342,13 @@ def watched(model, *, runs=1, progress=None, stop=None):
         if progress is not None:
             progress(min(1.0, done / (runs * len(modules))))
 
-    handles = [module.register_forward_pre_hook(pause) for module in modules]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    with model.lock:
+        handles = [module.register_forward_pre_hook(pause) for module in modules]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
 
 def shortest_text(protocol):

@@ -21,7 +21,7 @@ from .export import export_head
 from .figures import static_picture
 from .jobs import Worker
 from .panels import PINNED, AttentionPanel, CurvesPanel, to_png
-from .reading import Reading, Stopped, read_text, watched
+from .reading import ModelBusy, Reading, Stopped, read_text, watched
 
 TYPING_PAUSE = 0.8  # seconds without a key after which typed text is read
 
@@ -110,30 +110,30 @@ class HeadInspector(widgets.VBox):
         self._show_reading(reading, seconds, metric=metric)
         self._listen()
 
-    # What a caller may do, and the controls do.
-
     def select(self, layer, head):
-        """Show a head; IndexError if there is none."""
+        """Show a head; IndexError if there is none, ModelBusy if the model must run for it and is at work."""
         started = time.perf_counter()
         with self._lock:
-            self.reading.require_head(layer, head)
+            views = self._views((layer, head), self.pinned)
             self.selected = (int(layer), int(head))
-            self._show_head()
+            self._show_heads(views)
         self.click_seconds.append(time.perf_counter() - started)
 
     def pin(self):
         """Keep the selected head beside those selected later."""
         with self._lock:
+            views = self._views(self.selected, self.selected)
             self.pinned = self.selected
             self._make_panels()
-            self._show_head()
+            self._show_heads(views)
 
     def unpin(self):
         """Show one head only."""
         with self._lock:
+            views = self._views(self.selected)
             self.pinned = None
             self._make_panels()
-            self._show_head()
+            self._show_heads(views)
 
     def step(self, direction):
         """Go to the next (1) or previous (−1) head whose largest band is the chosen one."""
@@ -206,7 +206,8 @@ class HeadInspector(widgets.VBox):
         def write():
             with self._lock:
                 folder = self.controls.folder.value
-                files = export_head(self.reading, self.selected, self.pinned, self.png(), folder)
+                picture = self.png(wait=False)
+                files = export_head(self.reading, self.selected, self.pinned, picture, folder)
                 self.controls.links.value = sentences.links(files)
 
         self._told(write)
@@ -223,11 +224,12 @@ class HeadInspector(widgets.VBox):
             self._timer.join(timeout)
         self._worker.wait(timeout)
 
-    def png(self):
-        """Return what is shown as the bytes of a PNG."""
+    def png(self, *, wait=True):
+        """Return what is shown as the bytes of a PNG; `wait` as in :meth:`Reading.head`."""
         c = self.controls
         with self._lock:
-            return to_png(static_picture(self.reading, c.metric.value, self._views(), span=c.span.value))
+            views = self._views(self.selected, self.pinned, wait=wait)
+            return to_png(static_picture(self.reading, c.metric.value, views, span=c.span.value))
 
     def _repr_mimebundle_(self, **kwargs):
         bundle = super()._repr_mimebundle_(**kwargs)
@@ -256,7 +258,7 @@ class HeadInspector(widgets.VBox):
                 c.span.value = (0, last)
             self._make_panels()
             c.map.show(reading, c.metric.value)
-            self._show_head()
+            self._show_heads(self._views(self.selected, self.pinned, wait=True))
             self._say(sentences.summary(reading, seconds))
 
     def _make_panels(self):
@@ -265,11 +267,12 @@ class HeadInspector(widgets.VBox):
         self._other = AttentionPanel(self.reading.tokens, span, colour=PINNED) if self.pinned else None
         self._curves = CurvesPanel(self.reading, 2 if self.pinned else 1)
 
-    def _views(self):
-        return [self.reading.head(*place) for place in (self.selected, self.pinned) if place is not None]
+    def _views(self, *places, wait=False):
+        """Return the views of heads, None being no head; a click must not wait, or Stop would go unheard."""
+        return [self.reading.head(*place, wait=wait) for place in places if place is not None]
 
-    def _show_head(self):
-        c, views = self.controls, self._views()
+    def _show_heads(self, views):
+        c = self.controls
         with self._silently():
             c.map.selected, c.map.pinned = list(self.selected), list(self.pinned or ())
         c.attention.value = _attention_picture(self._attention, views[0])
@@ -295,11 +298,11 @@ class HeadInspector(widgets.VBox):
             (c.ablate, self.ablate), (c.export, self.export), (c.next, lambda: self.step(1)),
             (c.previous, lambda: self.step(-1)),
         ):  # fmt: skip
-            button.on_click(lambda _, action=action: action())
+            button.on_click(lambda _, action=action: self._told(action))
         # What a control was set to is passed on: another thread may set it again before it is answered.
-        self._on(c.map, "selected", lambda place: self.select(*place))
+        self._on(c.map, "selected", self._clicked)
         self._on(c.metric, "value", lambda metric: c.map.show(self.reading, metric))
-        self._on(c.span, "value", lambda span: self._zoom())
+        self._on(c.span, "value", lambda span: self._told(self._zoom))
         self._on(c.text, "value", self._typed)
         self._on(c.sample, "value", self._sample)
         for control in (c.model, c.length):
@@ -314,10 +317,16 @@ class HeadInspector(widgets.VBox):
 
         control.observe(answer, trait)
 
+    def _clicked(self, place):
+        self._told(lambda: self.select(*place))
+        with self._silently():
+            self.controls.map.selected = list(self.selected)  # the one before, if it could not be shown
+
     def _zoom(self):
         with self._lock:
+            views = self._views(self.selected, self.pinned)
             self._make_panels()
-            self._show_head()
+            self._show_heads(views)
 
     def _typed(self, text):
         """Read the text once no key has been pressed for a moment."""
@@ -364,7 +373,7 @@ class HeadInspector(widgets.VBox):
         """Do something short and tell in the widget why it failed, if it did."""
         try:
             action()
-        except (ValueError, LookupError, OSError) as error:
+        except (ValueError, LookupError, OSError, ModelBusy) as error:
             self.error = error
             self._say_html(sentences.complaint(sentences.in_words(error)))
 

@@ -6,7 +6,10 @@ from nbhelpers.lab.scorecard import scorecard
 from nbhelpers.lab.site.pages import Page
 
 SCORECARD = "15_scorecard"
-_STATUS = {"passed": "passed", "kept": "passed", "failed": "**failed**", "interrupted": "**interrupted**"}
+_STATUS = {
+    "passed": "passed", "kept": "passed", "skipped": "skipped", "failed": "**failed**",
+    "interrupted": "**interrupted**",
+}  # fmt: skip
 
 _HOME = """\
 # What does a model's attention do across positions and scales?
@@ -45,8 +48,11 @@ def home_page(pages: list[Page], reference: list[str], folder: Path) -> str:
         Output of a run; its results give the scorecard.
     """
     statuses = [page.run.status for page in pages if page.run is not None]
-    failed = sum(_STATUS[status] != "passed" for status in statuses)
-    counts = f"{len(statuses) - failed} of {len(pages)} notebooks passed, {failed} did not."
+    skipped = statuses.count("skipped")
+    failed = sum(_STATUS[status] != "passed" for status in statuses) - skipped
+    counts = f"{len(statuses) - failed - skipped} of {len(pages)} notebooks passed, {failed} did not."
+    if skipped:
+        counts += f" {skipped} skipped: not to be had of this model."
     tree = "\n".join(reference)
     return _HOME.format(
         verdicts=_verdicts(pages, folder),

@@ -46,6 +46,9 @@ def prepare_page(path: Path, run: NotebookRun | None, source: Path) -> Page:
     if run is not None and run.status in ("failed", "interrupted"):
         note = f"This run {run.status}; what follows is the part that ran.\n~~~~text\n{run.error}\n~~~~"
         notebook.cells.insert(1, nbformat.v4.new_markdown_cell(f"````{{error}}\n{note}\n````"))
+    if run is not None and run.status == "skipped":
+        note = f"Skipped; what follows the reason was not run.\n~~~~text\n{run.error}\n~~~~"
+        notebook.cells.insert(1, nbformat.v4.new_markdown_cell(f"````{{warning}}\n{note}\n````"))
     keep_core_widgets(notebook)
     _fold_long_code(notebook)
     nbformat.write(notebook, source / path.name)
