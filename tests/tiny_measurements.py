@@ -117,7 +117,9 @@ def write_zoo(folder, keep=lambda settings: settings.preset != "small"):
         "value": "float32",
     }
     frame = pd.concat(measured, ignore_index=True).astype(small)
-    metadata = {b"nbhelpers": json.dumps({"text": {"fingerprint": "planted"}, "runs": len(runs)}).encode()}
+    told = {"text": {"fingerprint": "planted"}, "runs": len(runs)}
+    told |= {"measured_on": {"attention": [N_SEQUENCES, 256]}}
+    metadata = {b"nbhelpers": json.dumps(told).encode()}
     for table, name in ((frame, MEASUREMENTS), (pd.DataFrame(runs), RUNS)):
         arrow = pa.Table.from_pandas(table, preserve_index=False)
         pq.write_table(arrow.replace_schema_metadata(metadata), folder / name, compression="zstd")

@@ -21,7 +21,14 @@ LABELS = {
     "self_mass": "attention to lag 0 (share)",
 }
 BANDS = ("low_band", "mid_band", "high_band")
-SOURCES = {"ours": ("C0", "o"), "null": ("C1", "D"), "paper": ("0.45", "s"), "earlier run": ("C2", "^")}
+SOURCES = {
+    "ours": ("C0", "o"),
+    "this notebook": ("C0", "o"),
+    "sweep": ("0.1", "v"),
+    "null": ("C1", "D"),
+    "paper": ("0.45", "s"),
+    "earlier run": ("C2", "^"),
+}
 COMPARED = ("row", "metric", "value", "source")
 
 

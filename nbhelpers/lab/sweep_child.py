@@ -23,17 +23,16 @@ import pyarrow.parquet as pq
 import torch
 
 from nbhelpers.corpora import corpus_description, load_text
-from nbhelpers.evidence.stats import position_spectrum_correlation
 from nbhelpers.files import replacing
 from nbhelpers.hooks.capture import fingerprint
 from nbhelpers.hooks.models import load_model
-from nbhelpers.lab.grids import NOTEBOOK, NOTEBOOK_AXES, Run
+from nbhelpers.lab.grids import ANALYZE, NOTEBOOK, NOTEBOOK_AXES, Run
 from nbhelpers.lab.sweep_records import summary_file, table_file
+from nbhelpers.lab.sweep_summary import null_of, summarise
 from nbhelpers.protocol import Protocol
 from nbhelpers.tables import HeadTable
 
 LEASE_SECONDS = 0.5  # how often the lease is looked for
-CORRELATION = "position_spectrum_correlation"
 
 
 class HeldModel:
@@ -82,7 +81,7 @@ def perform(run, out, *, cache, held):
         summary = table.rename(columns={"name": "metric", "value": "mean"})
     else:
         table, provenance, facts = _function_table(run, cache, held)
-        summary = _summarise(table) if isinstance(table, HeadTable) else pd.DataFrame(columns=["metric"])
+        summary = _summary(run, table)
     provenance = provenance | {"sweep": {"id": run.id, "settings": run.settings}}
     frame = table.frame if isinstance(table, HeadTable) else table
     _write(frame, provenance, table_file(out, run.id))
@@ -111,16 +110,11 @@ def _function_table(run, cache, held):
     return table, table.provenance if isinstance(table, HeadTable) else {}, facts
 
 
-def _summarise(table):
-    """Return one row per metric, and the position-spectrum correlation (eq. 9) where it is defined."""
-    summary = table.summary().reset_index()
-    try:
-        rho = position_spectrum_correlation(table, over="heads of a layer")
-    except ValueError:  # too few sequences, or attention that is the same everywhere: no such number
-        return summary
-    row = {"metric": CORRELATION, "mean": rho.value, "low": rho.low, "high": rho.high}
-    sizes = summary[["n_sequences", "n_heads"]].iloc[0].to_dict()
-    return pd.concat([summary, pd.DataFrame([row | sizes])], ignore_index=True)
+def _summary(run, table):
+    """Return a run's table in one row per metric; without a null where another function measured it."""
+    if not isinstance(table, HeadTable):
+        return pd.DataFrame(columns=["metric"])
+    return summarise(table, null=null_of(table) if run.target == ANALYZE else None)
 
 
 def _notebook_numbers(run, out):

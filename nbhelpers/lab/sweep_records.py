@@ -1,7 +1,8 @@
 """What a sweep leaves of each run: a record of how it went, its table, a summary of the table.
 
 ``runs/ID.json``, ``tables/ID.parquet`` and ``summaries/ID.parquet`` under the sweep's folder, each written
-whole or not at all, so that what exists can be trusted when the sweep is resumed.
+whole or not at all, so that what exists can be trusted when the sweep is resumed. ``grid.json`` says which
+runs the sweep is to do.
 """
 
 import json
@@ -16,6 +17,7 @@ from nbhelpers import __version__
 from nbhelpers.files import replacing
 
 FOLDERS = ("runs", "tables", "summaries")
+PLAN = "grid.json"
 
 
 def record_file(out: Path, run_id: str) -> Path:
@@ -31,6 +33,32 @@ def table_file(out: Path, run_id: str) -> Path:
 def summary_file(out: Path, run_id: str) -> Path:
     """Return where the summary of a run's table is."""
     return Path(out) / "summaries" / f"{run_id}.parquet"
+
+
+def write_plan(out: Path, plan: Mapping[str, Any]) -> None:
+    """Write which runs a sweep is to do: the fields of its grid."""
+    with replacing(Path(out) / PLAN) as partial:
+        partial.write_text(json.dumps(plan, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def read_plan(out: Path) -> dict[str, Any] | None:
+    """Return what `write_plan` wrote; None if there is nothing, as in a folder of an earlier version.
+
+    Raises
+    ------
+    ValueError
+        If the file is damaged.
+    """
+    file = Path(out) / PLAN
+    try:
+        plan = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged ({error}); the command of the sweep writes it anew") from error
+    if not isinstance(plan, dict) or not isinstance(plan.get("runs"), list):
+        raise ValueError(f"{file} is not the grid of a sweep: it holds no list of runs")
+    return plan
 
 
 def new_record(task: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """One table of a whole sweep, and the paper's tables beside what was measured."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -40,7 +41,8 @@ def sweep_table(grid: Grid, out: str | Path) -> pd.DataFrame:
     DataFrame
         The run's settings (`run`, `model`, `revision`, `paper`, `corpus`, `n_sequences`, `length`, `seed`,
         `protocol`, `target`), `metric`, and `mean`, `low`, `high` (over sequences), `sd`, `iqr` (over heads)
-        and `n_heads`; for a notebook the numbers it recorded, with `null` and `unit`.
+        and `n_heads`; `null`, what uniform attention of the same length, mask and protocol gives, where it
+        was measured; for a notebook the numbers it recorded, with their `null` and `unit`.
     """
     parts = []
     for run in grid.runs:
@@ -135,6 +137,34 @@ def wide_beside_paper(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(lines, columns=[*keys, "source", *columns])
 
 
+def metric_of_column(column: str) -> tuple[str, str]:
+    """Return which metric a column of the paper's tables prints, and which of `STATISTICS` of it.
+
+    The entropies of Table 7 are called scale_0, scale_1, ... from coarse to fine, see `metric_at_scale`.
+    """
+    for suffix, statistic in PARTS.items():
+        if column.endswith(suffix):
+            return column.removesuffix(suffix), statistic
+    return RENAMED.get(column, column), "mean"
+
+
+def metric_at_scale(name: str, metrics: Iterable[str]) -> str:
+    """Return what a run calls the entropy of scale k, the k-th wavelet entropy from coarse to fine.
+
+    Parameters
+    ----------
+    name : str
+        "scale_k"; any other name is returned as it is, as is a scale that the run does not have.
+    metrics : iterable of str
+        Those of the run, in order.
+    """
+    k = name.removeprefix("scale_")
+    if k == name or not k.isdigit():
+        return name
+    scales = [metric for metric in metrics if metric.startswith("wavelet_entropy_")]
+    return scales[int(k)] if int(k) < len(scales) else name
+
+
 def _is_of_row(run, line):
     if run.paper != line["model"]:
         return False
@@ -144,14 +174,8 @@ def _is_of_row(run, line):
 def _measured(frame, run, column):
     """Return what a run measured of one of the paper's columns; the number is NaN where it has none."""
     mine = frame[frame.run == run.id].set_index("metric")
-    part, metric = "mean", RENAMED.get(column, column)
-    for suffix, statistic in PARTS.items():
-        if column.endswith(suffix):
-            part, metric = statistic, column.removesuffix(suffix)
-    if column.startswith("scale_") and column.removeprefix("scale_").isdigit():
-        scales = [name for name in mine.index if name.startswith("wavelet_entropy_")]  # coarse to fine
-        at = int(column.removeprefix("scale_"))
-        metric = scales[at] if at < len(scales) else column
+    name, part = metric_of_column(column)
+    metric = metric_at_scale(name, mine.index)
     axes = _axes_of(run)
     told = {key: axes[key] for key in ("corpus", "n_sequences", "length", "protocol", "run")}
     if metric not in mine.index:

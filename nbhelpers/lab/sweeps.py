@@ -1,8 +1,8 @@
 """Run a grid on an executor: what is done stays, what fails is listed, the next call resumes.
 
-A sweep leaves in its folder, for each run, a record, a table and a summary (see
-`nbhelpers.lab.sweep_records`), the logs of the workers, and at the end
-``sweep.parquet`` and the paper's tables beside it.
+A sweep leaves in its folder the grid and, for each run, a record, a table and a summary (see
+`nbhelpers.lab.sweep_records`), the logs of the workers, and at the end ``sweep.parquet`` and the paper's
+tables beside it.
 """
 
 import contextlib
@@ -22,7 +22,14 @@ from filelock import FileLock, Timeout
 from nbhelpers.lab.executors import EXECUTORS, open_executor, threads_per_run
 from nbhelpers.lab.grids import Grid, Run, load_grid
 from nbhelpers.lab.sweep_log import SweepLog
-from nbhelpers.lab.sweep_records import is_whole, new_record, read_record, remove_leftovers, write_record
+from nbhelpers.lab.sweep_records import (
+    is_whole,
+    new_record,
+    read_record,
+    remove_leftovers,
+    write_plan,
+    write_record,
+)
 from nbhelpers.lab.sweep_tables import write_tables
 from nbhelpers.lab.sweep_worker import run_in_worker
 
@@ -124,6 +131,7 @@ def run_sweep(
     out = Path(out).resolve()
     with _lease(out) as lease:
         remove_leftovers(out)
+        write_plan(out, asdict(grid))
         todo = [run for run in grid.runs if fresh or not is_whole(out, run.id)]
         log = SweepLog(grid, todo, out, workers=workers, enabled=progress)
         log.start()

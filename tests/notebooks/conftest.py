@@ -1,11 +1,14 @@
 import functools
 import os
 
+import pandas as pd
 import pytest
 from filelock import FileLock
 
+from nbhelpers.lab.grids import make_grid
 from nbhelpers.lab.notebooks import run_notebooks
 from nbhelpers.lab.results import load_results
+from nbhelpers.lab.sweeps import run_sweep
 
 
 @pytest.fixture(scope="session")
@@ -38,3 +41,34 @@ def recorded(smoke_run):
         return {row.name: row for row in frame[frame.notebook == run.name].itertuples(index=False)}
 
     return numbers
+
+
+@pytest.fixture(scope="session")
+def run_on():
+    """Run a notebook on a zoo of its own: ``run_on("09", zoo, out)`` -> numbers by name, tables, its JSON."""
+
+    def run(name, zoo, out, **parameters):
+        parameters = {"zoo": str(zoo), **parameters}
+        (done,) = run_notebooks([name], size="smoke", out=out, parameters=parameters, progress=False)
+        assert done.status == "passed", done.error
+        numbers = {row.name: row for row in load_results(out).itertuples(index=False)}
+        tables = {p.stem: pd.read_parquet(p) for p in (out / "results" / done.name).glob("*.parquet")}
+        return numbers, tables, done.output.read_text()
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def small_sweep(tmp_path_factory):
+    """The folder of a finished sweep: two models of the zoo, and the notebooks' own at the smoke size of 08.
+
+    The workers of xdist share it, as they share the runs of `smoke_run`.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "small-sweep"
+    models = ["zoo:rope@step1000", {"name": "zoo:prope", "paper": "Pythia-14M"}, "smollm2-135m"]
+    raw = {"model": models, "corpus": "moby-dick", "n_sequences": 3, "length": 128, "paper_table": 6}
+    with FileLock(f"{folder}.lock"):
+        sweep = run_sweep(make_grid(raw, name="small"), folder, timeout=600, progress=False)
+    assert sweep.failed == []
+    return folder

@@ -1,20 +1,16 @@
 """09_position_encodings, on what is shipped (whatever it is) and on a collected zoo with planted effects."""
 
 import numpy as np
-import pandas as pd
 import pytest
 from scipy import stats as scipy_stats
 from tiny_measurements import LEVEL, write_zoo
 
 from nbhelpers.evidence.paper import claim
 from nbhelpers.evidence.verdicts import Record, judge
-from nbhelpers.lab.notebooks import run_notebooks
-from nbhelpers.lab.results import load_results
 from nbhelpers.lab.zoo_tables import WITHOUT_ROPE, ZooTables
 from nbhelpers.zoo import ENCODINGS
 
 pytestmark = pytest.mark.notebook
-NAME = "09_position_encodings"
 HALF = "scale_sensitivity_0.5"
 
 
@@ -28,22 +24,14 @@ def numbers(recorded):
     return recorded("09")
 
 
-def run_on(folder, out):
-    (run,) = run_notebooks(["09"], size="smoke", out=out, parameters={"zoo": str(folder)}, progress=False)
-    assert run.status == "passed", run.error
-    frame = load_results(out)
-    tables = {p.stem: pd.read_parquet(p) for p in (out / "results" / NAME).glob("*.parquet")}
-    return {row.name: row for row in frame.itertuples(index=False)}, tables, run.output.read_text()
-
-
 def nano(settings):
     return settings.preset == "nano"
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def whole(run_on, tmp_path_factory):
     folder = tmp_path_factory.mktemp("zoo")
-    return run_on(write_zoo(folder / "collected", nano), folder / "out")
+    return run_on("09", write_zoo(folder / "collected", nano), folder / "out")
 
 
 # What is shipped
@@ -141,9 +129,9 @@ def test_statistics_that_see_the_slopes_are_told_from_those_that_do_not(whole):
 # Part of a zoo
 
 
-def test_two_seeds_are_not_measured(tmp_path):
+def test_two_seeds_are_not_measured(run_on, tmp_path):
     folder = write_zoo(tmp_path / "collected", lambda s: nano(s) and s.causal and not s.bos and s.seed < 2)
-    numbers, tables, text = run_on(folder, tmp_path / "out")
+    numbers, tables, text = run_on("09", folder, tmp_path / "out")
     assert "C8_rope_advantage" not in numbers
     assert not any(name.startswith("share_of") for name in numbers)
     assert np.isnan(numbers["half_of_rope"].low)

@@ -3,19 +3,15 @@
 import math
 
 import numpy as np
-import pandas as pd
 import pytest
 from tiny_measurements import LEVEL, write_zoo
 
 from nbhelpers.evidence.paper import claim
 from nbhelpers.evidence.verdicts import Record, judge
-from nbhelpers.lab.notebooks import run_notebooks
-from nbhelpers.lab.results import load_results
 from nbhelpers.lab.zoo_tables import WITHOUT_ROPE, ZooTables
 from nbhelpers.zoo import ENCODINGS
 
 pytestmark = pytest.mark.notebook
-NAME = "10_training_dynamics"
 
 
 @pytest.fixture(scope="module")
@@ -28,26 +24,14 @@ def numbers(recorded):
     return recorded("10")
 
 
-def run_on(folder, out):
-    parameters = {"zoo": str(folder), "live_seconds": 0.5}
-    (run,) = run_notebooks(["10"], size="smoke", out=out, parameters=parameters, progress=False)
-    assert run.status == "passed", run.error
-    tables = {p.stem: pd.read_parquet(p) for p in (out / "results" / NAME).glob("*.parquet")}
-    return (
-        {row.name: row for row in load_results(out).itertuples(index=False)},
-        tables,
-        run.output.read_text(),
-    )
-
-
 def core(settings):
     return settings.preset == "nano" and settings.causal and not settings.bos
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def whole(run_on, tmp_path_factory):
     folder = tmp_path_factory.mktemp("zoo")
-    return run_on(write_zoo(folder / "collected", core), folder / "out")
+    return run_on("10", write_zoo(folder / "collected", core), folder / "out", live_seconds=0.5)
 
 
 def verdict(number, numbers):
@@ -134,9 +118,9 @@ def test_what_the_scores_track_is_explained(whole):
     assert (half["curve's variance left"] > 0.1).all(), "its second step is no score's"
 
 
-def test_one_run_alone_is_shown_and_not_judged(tmp_path):
+def test_one_run_alone_is_shown_and_not_judged(run_on, tmp_path):
     folder = write_zoo(tmp_path / "collected", lambda s: s.name == "rope-seed0")
-    numbers, tables, text = run_on(folder, tmp_path / "out")
+    numbers, tables, text = run_on("10", folder, tmp_path / "out", live_seconds=0.5)
     assert not any(name.startswith(("C9", "C10")) for name in numbers)
     assert numbers["rising_steps_of_half_rope"].value == 2
     assert np.isnan(numbers["peak_of_rope"].low)

@@ -7,12 +7,9 @@ from tiny_measurements import PARAMETERS, write_zoo
 
 from nbhelpers.evidence.paper import claim
 from nbhelpers.evidence.verdicts import Record, judge
-from nbhelpers.lab.notebooks import run_notebooks
-from nbhelpers.lab.results import load_results
 from nbhelpers.lab.zoo_tables import SIZES, ZooTables
 
 pytestmark = pytest.mark.notebook
-NAME = "11_model_scaling"
 
 
 @pytest.fixture(scope="module")
@@ -25,25 +22,14 @@ def numbers(recorded):
     return recorded("11")
 
 
-def run_on(folder, out):
-    (run,) = run_notebooks(["11"], size="smoke", out=out, parameters={"zoo": str(folder)}, progress=False)
-    assert run.status == "passed", run.error
-    tables = {p.stem: pd.read_parquet(p) for p in (out / "results" / NAME).glob("*.parquet")}
-    return (
-        {row.name: row for row in load_results(out).itertuples(index=False)},
-        tables,
-        run.output.read_text(),
-    )
-
-
 def plain_rope(settings):
     return settings.encoding == "rope" and settings.causal and not settings.bos and settings.preset != "small"
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def whole(run_on, tmp_path_factory):
     folder = tmp_path_factory.mktemp("zoo")
-    return run_on(write_zoo(folder / "collected", plain_rope), folder / "out")
+    return run_on("11", write_zoo(folder / "collected", plain_rope), folder / "out")
 
 
 def verdict(number, numbers):
@@ -96,14 +82,14 @@ def test_no_size_stands_out(whole):
     assert verdict("C7", numbers) != "supported"
 
 
-def test_a_planted_outlier_stands_out(tmp_path):
+def test_a_planted_outlier_stands_out(run_on, tmp_path):
     folder = write_zoo(tmp_path / "collected", plain_rope)
     path = folder / "measurements.parquet"
     frame = pd.read_parquet(path)
     trained = frame.step > 100
     frame.loc[trained & (frame.preset == "micro") & (frame.metric == "spectral_entropy"), "value"] += 0.2
     frame.to_parquet(path)
-    numbers, _, _ = run_on(folder, tmp_path / "out")
+    numbers, _, _ = run_on("11", folder, tmp_path / "out")
     row = numbers["C7_largest_departure"]
     assert row.low > 3
     assert row.value * numbers["sd_over_seeds"].value > 0.15
@@ -121,9 +107,9 @@ def test_means_and_spreads_by_size(whole):
     assert len(tables["tables36"]) == 10
 
 
-def test_one_size_is_not_measured(tmp_path):
+def test_one_size_is_not_measured(run_on, tmp_path):
     folder = write_zoo(tmp_path / "collected", lambda s: plain_rope(s) and s.preset == "nano")
-    numbers, tables, text = run_on(folder, tmp_path / "out")
+    numbers, tables, text = run_on("11", folder, tmp_path / "out")
     assert "C7_largest_departure" not in numbers
     assert "C19_scale_sensitivity_trend" not in numbers
     assert numbers["sd_over_seeds"].value < 0.02, "three seeds of one size have a spread all the same"

@@ -1,0 +1,162 @@
+"""What the notebooks 05 to 11 show of a real sweep, and what they say without one."""
+
+import functools
+import json
+
+import nbformat
+import pandas as pd
+import pytest
+
+from nbhelpers import PAPER, analyze, load_model, load_text
+from nbhelpers.evidence.paper import paper_table
+from nbhelpers.evidence.stats import position_spectrum_correlation
+from nbhelpers.lab.collection import list_notebooks, notebook_parameters
+from nbhelpers.lab.finished_runs import how_to_sweep
+from nbhelpers.lab.notebooks import run_notebooks
+from nbhelpers.lab.results import load_results
+from nbhelpers.lab.sweep_rows import COLUMNS
+from nbhelpers.lab.sweep_summary import uniform_null
+from nbhelpers.lab.zoo_tables import ZooTables
+
+GRIDS = dict.fromkeys(("05", "06", "07", "08"), "paper-models")
+GRIDS |= {"09": "position-encodings", "10": "pythia-6.9b-checkpoints", "11": "pythia-sizes"}
+
+
+@pytest.fixture(scope="module")
+def with_sweep(small_sweep, smoke_run, tmp_path_factory):
+    """Run a notebook at smoke size with the sweep: ``with_sweep("08")`` -> table "sweep", numbers, run."""
+    out = tmp_path_factory.mktemp("with-sweep")
+
+    @functools.cache
+    def run(name):
+        cache = smoke_run(name).output.parents[1] / "profiles"  # captured there, so that it is not done twice
+        parameters = {"sweep": str(small_sweep), "cache": str(cache)}
+        takes = notebook_parameters(next(path for path in list_notebooks() if path.stem.startswith(name)))
+        given = {key: value for key, value in parameters.items() if key in takes}
+        (done,) = run_notebooks([name], size="smoke", out=out, parameters=given, progress=False)
+        assert done.status == "passed", done.error
+        numbers = load_results(out).query("notebook == @done.name").drop(columns="notebook")
+        rows = pd.read_parquet(out / "results" / done.name / "sweep.parquet")
+        return rows, numbers.reset_index(drop=True), done
+
+    return run
+
+
+@functools.cache
+def measured(name):
+    """What the library gives for a run of the small sweep: mean, low and high by metric."""
+    model = load_model(name)
+    ids = load_text("moby-dick", model, n_sequences=3, length=128)
+    table = analyze(model, ids, PAPER, progress=False)
+    summary = table.summary()[["mean", "low", "high"]]
+    rho = position_spectrum_correlation(table, over="heads of a layer")
+    summary.loc["position_spectrum_correlation"] = rho[:3]
+    return summary
+
+
+def assert_is_the_librarys(rows, name):
+    own = rows[(rows.source == "sweep") & (rows.model == name)].set_index("metric")
+    assert len(own)
+    expected = measured(name).loc[own.index]
+    for column, of in (("value", "mean"), ("low", "low"), ("high", "high")):
+        assert own[column].tolist() == pytest.approx(expected[of].tolist(), rel=1e-5, abs=1e-8)
+    null = uniform_null(128, PAPER, causal=True)
+    assert own["null"].dropna().to_dict() == {m: null[m] for m in own.index if m in null}
+
+
+@pytest.mark.notebook
+@pytest.mark.parametrize("name", ["05", "08"])
+def test_rows_of_the_sweep_are_what_the_library_measures(with_sweep, name):
+    rows, _, _ = with_sweep(name)
+    assert tuple(rows.columns) == COLUMNS
+    for model in ("zoo:rope@step1000", "zoo:prope", "smollm2-135m"):
+        assert_is_the_librarys(rows, model)
+    live = rows[rows.source == "this notebook"]
+    assert set(live.model) == {"smollm2-135m"}
+    assert live.metric.tolist() == rows[rows.model == "zoo:prope"].metric.tolist()
+
+
+@pytest.mark.notebook
+def test_the_same_model_on_the_same_passages_is_the_same_row(with_sweep):
+    """08 reads at smoke size what the sweep read of smollm2-135m."""
+    rows, _, _ = with_sweep("08")
+    live, swept = (
+        rows[(rows.model == "smollm2-135m") & (rows.source == source)].reset_index(drop=True)
+        for source in ("this notebook", "sweep")
+    )
+    same = [name for name in COLUMNS if name not in ("source", "target")]
+    pd.testing.assert_frame_equal(live[same], swept[same], rtol=1e-5)
+    printed = rows[rows.source == "paper"].set_index(["model", "metric"]).value
+    (line,) = paper_table(6).query("model == 'Pythia-14M'").to_dict("records")
+    metrics = ("scale_sensitivity_0.5", "scale_sensitivity_0.25")
+    assert printed.to_dict() == {("Pythia-14M", metric): line[metric] for metric in metrics}
+
+
+@pytest.mark.notebook
+@pytest.mark.parametrize("name", ["05", "08"])
+def test_a_sweep_changes_no_number_and_no_verdict(with_sweep, recorded, name):
+    _, numbers, _ = with_sweep(name)
+    without = recorded(name)
+    assert set(numbers.name) == set(without)
+    for row in numbers.itertuples():
+        assert row.value == pytest.approx(without[row.name].value, rel=1e-6, abs=1e-12), row.name
+
+
+@pytest.mark.notebook
+def test_sizes_stand_beside_the_zoos_and_those_of_the_paper(with_sweep):
+    rows, _, done = with_sweep("11")
+    for model in ("zoo:rope@step1000", "zoo:prope", "smollm2-135m"):
+        assert_is_the_librarys(rows, model)
+    swept = rows[rows.source == "sweep"].drop_duplicates("model").set_index("model")
+    assert swept.n_parameters["smollm2-135m"] == pytest.approx(134.5e6, rel=1e-3)
+    zoo = ZooTables.read()
+    live = rows[rows.source == "this notebook"].set_index(["model", "metric"])
+    ends = zoo.ends("spectral_entropy", ["rope"])["rope"]
+    assert live.value["zoo rope", "spectral_entropy"] == pytest.approx(ends.mean())
+    printed = rows[(rows.source == "paper") & (rows.protocol == "Table 6")]
+    printed = printed[printed.metric == "scale_sensitivity_0.5"].set_index("n_parameters").value
+    assert printed[[14e6, 12e9]].tolist() == [0.142, 0.059]
+    (drawn,) = figures_of_the_section(done)
+    assert drawn > 10_000, "bytes of a figure that shows something"
+
+
+def section(done):
+    """The two code cells of the section, as executed."""
+    cells = nbformat.read(done.output, as_version=4).cells
+    (at,) = [k for k, cell in enumerate(cells) if cell.source.startswith("## Runs of a sweep stand beside")]
+    return cells[at + 1 : at + 3]
+
+
+def figures_of_the_section(done):
+    data = [output.get("data", {}) for cell in section(done) for output in cell.outputs]
+    return [len(part["image/png"]) for part in data if "image/png" in part]
+
+
+@pytest.mark.notebook
+def test_without_a_sweep_one_line_says_how_to_make_one(smoke_run):
+    done = smoke_run("11")
+    first, second = section(done)
+    (output,) = first.outputs
+    assert output.text.strip() == how_to_sweep("11", "pythia-sizes")
+    assert second.outputs == []
+
+
+@pytest.mark.parametrize("number", GRIDS)
+def test_every_notebook_names_its_own_number_and_grid(number):
+    (path,) = [path for path in list_notebooks() if path.stem.startswith(number)]
+    assert notebook_parameters(path)["sweep"] is None
+    told = [cell["source"] for cell in json.loads(path.read_text())["cells"]]
+    told = ["".join(lines) for lines in told]
+    (at,) = [k for k, text in enumerate(told) if text.startswith("## Runs of a sweep stand beside this one")]
+    assert "No row of a sweep changes the verdict" in told[at].replace("\n", " ")
+    assert f'how_to_sweep("{number}", "{GRIDS[number]}")' in told[at + 1]
+    assert told[at + 3].startswith("## Recorded numbers")
+
+
+@pytest.mark.notebook
+def test_a_folder_of_something_else_fails_with_the_reason(tmp_path):
+    (done,) = run_notebooks(
+        ["11"], size="smoke", out=tmp_path / "out", parameters={"sweep": str(tmp_path)}, progress=False
+    )
+    assert done.status == "failed"
+    assert "is not the folder of a sweep: it holds out" in done.error
