@@ -130,8 +130,9 @@ def _notebook_numbers(run, out):
     folder = out / "notebooks" / run.id
     extra = {"parameters": parameters, "model": run.model}
     (done,) = run_notebooks([notebook], out=folder, cell_timeout=1e6, progress=False, **extra)
-    if done.status == "failed":
-        raise RuntimeError(f"the notebook {done.name} failed: {done.error}\n(executed part: {done.output})")
+    if done.status in ("failed", "skipped"):
+        told = f"the notebook {done.name} {done.status}: {done.error}\n(executed part: {done.output})"
+        raise RuntimeError(told)
     facts = {"executed": str(done.output.relative_to(out))}
     return load_results(folder), {"notebooks": load_provenance(folder)}, facts
 
