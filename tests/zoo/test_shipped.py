@@ -64,9 +64,7 @@ def test_a_few_updates_repeat_the_recorded_losses(runs):
     trainer = Trainer(settings, FirstBatches())
     losses = [trainer.update() for _ in range(len(trainer.corpus.batches))]
     steps = [step for step in settings.checkpoints() if step <= len(losses)]
-    means = [
-        np.mean(losses[a:b]) for a, b in itertools.pairwise(steps)
-    ]  # of the updates between two checkpoints
+    means = [np.mean(losses[a:b]) for a, b in itertools.pairwise(steps)]  # between two checkpoints
     expected = [recorded[step] for step in steps[1:]]
     # bfloat16 rounds to three digits, and not in the same way on every processor.
     assert means == pytest.approx(expected, abs=0.01)
