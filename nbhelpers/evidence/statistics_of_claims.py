@@ -65,9 +65,8 @@ def measure_criteria(table, profiles, claim, *, nulls, protocol=PAPER, n_boot=10
     Returns
     -------
     dict of str to Record
-        By name of criterion: value, interval over sequences, and the hardest of its nulls, which is the
-        largest where the claim puts the value above it, the smallest where it puts it below, else the
-        nearest. None where no null defines the statistic.
+        By name of criterion: value, interval over sequences, and the hardest of its nulls
+        (`Criterion.hardest`). None where no null defines the statistic.
 
     Raises
     ------
@@ -165,13 +164,9 @@ def _hardest_null(criterion, value, profiles, nulls, protocol, seed):
     needed = NAMED_NULL.findall(criterion.null)
     if not needed:
         return None
-    found = null_values(criterion.name, _named(criterion.name, needed, nulls), protocol=protocol).values()
-    found = [null for null in found if np.isfinite(null)]
-    if not found:
-        return None
-    if criterion.away:
-        return max(found) if criterion.away > 0 else min(found)
-    return min(found, key=lambda null: abs(null - value))
+    found = null_values(criterion.name, _named(criterion.name, needed, nulls), protocol=protocol)
+    found = {name: null for name, null in found.items() if np.isfinite(null)}
+    return criterion.hardest(value, found)[1] if found else None
 
 
 def _named(name, needed, nulls):

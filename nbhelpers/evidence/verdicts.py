@@ -41,8 +41,8 @@ class Criterion:
     claimed : tuple of float
         The range in which the claim puts it; an end may be infinite.
     null : str
-        Which nulls it is held against, in words; the nearest of them to the value is recorded. Empty if the
-        statistic is itself a difference from a null.
+        Which nulls it is held against, in words; the hardest of them is recorded (see :meth:`hardest`).
+        Empty if the statistic is itself a difference from a null.
     away : int
         On which side of the null the claim lies: 1 above, −1 below, 0 either.
     margin : float
@@ -58,6 +58,26 @@ class Criterion:
     away: int = 0
     margin: float = 0.0
     printed: tuple[int, str] | None = None
+
+    def hardest(self, value, nulls):
+        """Return the null that comes closest to meeting the claim, as (name, number).
+
+        Parameters
+        ----------
+        value : float
+            What was measured.
+        nulls : mapping of str to float
+            At least one.
+
+        Returns
+        -------
+        tuple of (str, float)
+            The largest where the claim puts the value above its null, the smallest where it puts it below,
+            else the nearest to the value.
+        """
+        reach = {name: self.away * null if self.away else -abs(null - value) for name, null in nulls.items()}
+        name = max(reach, key=reach.get)
+        return name, nulls[name]
 
     def place(self, record):
         """Return whether the interval lies "inside" the claimed range, "outside" it, or is "open"."""

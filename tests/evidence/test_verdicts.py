@@ -42,6 +42,13 @@ def test_the_claim_may_lie_above_its_null_or_on_either_side():
     assert verdict((0.4, 0.2, 0.6, 0.4), either) == "undecided"
 
 
+@pytest.mark.parametrize(("away", "name"), [(1, "far above"), (-1, "below"), (0, "near")])
+def test_the_hardest_null_comes_closest_to_meeting_the_claim(away, name):
+    criterion = Criterion(name="x", statistic="x", claimed=(0.0, 1.0), null="n", away=away)
+    nulls = {"below": 0.1, "near": 0.35, "far above": 0.9}
+    assert criterion.hardest(0.3, nulls) == (name, nulls[name])
+
+
 def test_a_difference_from_a_null_needs_no_other():
     assert verdict((0.2, 0.1, 0.3), Criterion(name="x", statistic="x", claimed=(0.0, 1.0))) == "supported"
 
