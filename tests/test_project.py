@@ -3,6 +3,7 @@
 import ast
 import functools
 import importlib.metadata
+import itertools
 import re
 import subprocess
 import sys
@@ -244,6 +245,15 @@ def test_papermill_lists_every_parameter_with_its_comment(path):
     comments = {line.split(" = ")[0]: line.split("  # ", 1)[1] for line in lines}
     assert list(listed) == list(notebook_parameters(path))
     assert {name: entry["help"].strip() for name, entry in listed.items()} == comments
+
+
+def test_notebooks_link_to_their_neighbours():
+    for before, after in itertools.pairwise(NOTEBOOKS):
+        link = re.compile(rf"next: \[{after.stem[:2]}[^]]*\]\({after.name}\)")
+        back = re.compile(rf"previous: \[{before.stem[:2]}[^]]*\]\({before.name}\)")
+        for pattern, path in ((link, before), (back, after)):
+            last = nbformat.read(path, as_version=4).cells[-1].source
+            assert pattern.search(last), f"{path.name} has no {pattern.pattern}"
 
 
 @pytest.mark.skipif(not NOTEBOOKS, reason="there are no notebooks yet")

@@ -155,7 +155,8 @@ class Results:
         shown = self.frame.drop(columns="notebook").astype(object)
         shown = shown.where(shown.notna(), "")
         table = shown.to_html(index=False, border=0, float_format=lambda number: f"{number:.4g}")
-        return f"<p>recorded by <code>{html.escape(self.notebook)}</code></p>{table}"
+        told = f"{len(shown)} numbers recorded by <code>{html.escape(self.notebook)}</code>"
+        return f"<details><summary>{told}</summary>{table}</details>"
 
     def _write(self) -> None:
         document = {

@@ -148,6 +148,7 @@ def test_html_shows_numbers_and_escapes(results):
     results.record("a<b", 0.123456789, note="<i>")
     shown = results._repr_html_()
     assert "0.1235" in shown
+    assert f"{len(results.frame)} numbers recorded by" in shown
     assert "a&lt;b" in shown
     assert "<i>" not in shown
     assert "NaN" not in shown

@@ -13,6 +13,7 @@ FIGURE = (
     "import matplotlib.pyplot as plt\nfig, ax = plt.subplots(figsize=(2, 2))\nax.plot([1, 2])\nplt.show()"
 )
 WIDGET = "import ipywidgets\nipywidgets.IntSlider(3, description='how many')"
+PRINTED = "from IPython.display import Markdown\nMarkdown(r'so $\\pi > 3$')"
 STRANGER = """\
 import ipywidgets, traitlets
 
@@ -29,7 +30,13 @@ def site(tmp_path_factory):
     """The pages of notebooks that pass, fail and skip themselves; all run and built once."""
     root = tmp_path_factory.mktemp("site")
     make_notebook(
-        root / "notebooks" / "01_figure.ipynb", FIGURE, WIDGET, STRANGER, title=TITLE, tags=["gallery"]
+        root / "notebooks" / "01_figure.ipynb",
+        FIGURE,
+        WIDGET,
+        PRINTED,
+        STRANGER,
+        title=TITLE,
+        tags=["gallery"],
     )
     make_notebook(
         root / "notebooks" / "02_bad.ipynb", "raise ValueError('told on the page')", title="# 02 · Bad"
@@ -95,7 +102,7 @@ def test_widgets_that_need_a_script_from_elsewhere_leave_no_trace(site):
 def test_long_code_and_imports_are_folded(site):
     page = (site / "01_figure.html").read_text()
     folded = re.findall(r'<details class="[^"]*hide[^"]*input.*?</details>', page, flags=re.DOTALL)
-    assert len(folded) == 3, "the three cells begin with imports; the parameters are shown"
+    assert len(folded) == 4, "the four cells begin with imports; the parameters are shown"
     assert "<img" not in "".join(folded)
 
 
@@ -126,6 +133,7 @@ def test_formulas_have_their_script(site):
     script = re.search(r'src="(_static/tex-svg-full\.js)[^"]*"', page).group(1)
     assert (site / script).stat().st_size > 500_000
     assert "\\int_0^1" in page
+    assert "\\(\\pi &gt; 3\\)" in page, "of an output too"
 
 
 def test_empty_folder(tmp_path):

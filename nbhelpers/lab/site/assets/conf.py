@@ -22,6 +22,7 @@ html_theme_options = {
 smartquotes = False  # --out stays --out
 nb_execution_mode = "off"
 nb_merge_streams = True
+nb_render_markdown_format = "myst"  # printed sentences have formulas too
 # The script that draws the core widgets comes with the pages; without it they would ask a network for it.
 nb_ipywidgets_js = {"widgets-embed.js": {}}
 # A picture beside a widget is shown instead of it: only the core widgets can be drawn without a kernel.
