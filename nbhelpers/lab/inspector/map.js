@@ -32,6 +32,8 @@ function render({ model, el }) {
   root.className = "nbh-keys";
   root.tabIndex = 0;
   root.setAttribute("role", "application");
+  // The shortcuts of JupyterLab are to leave the arrow keys alone here.
+  root.setAttribute("data-lm-suppress-shortcuts", "true");
   const drawing = document.createElementNS(SVG, "svg");
   const said = document.createElement("div");
   said.className = "nbh-map-said";
@@ -131,6 +133,7 @@ function render({ model, el }) {
     };
     if (!(event.key in moves)) return;
     event.preventDefault();
+    event.stopPropagation();
     select(...moves[event.key]);
   });
   root.addEventListener("pointerdown", () => root.focus({ preventScroll: true }));
