@@ -7,11 +7,14 @@ tables beside it.
 
 import contextlib
 import os
+import queue
+import signal
 import socket
+import threading
 import uuid
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, wait
+from concurrent.futures import BrokenExecutor, Executor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -239,32 +242,51 @@ def _was_running(task, out):
 def _submit(tasks, executor, log, lease):
     """Submit tasks and follow them to their end; return the ids that ended, and whether the pool broke."""
     futures, ended, broken = {}, set(), False
-    try:
+    arrived = queue.SimpleQueue()
+    with _ctrl_c_arrives_in(arrived):
         for task in tasks:
             try:
-                futures[executor.submit(run_in_worker, task)] = task
+                future = executor.submit(run_in_worker, task)
             except BrokenExecutor:  # those that were submitted are told so one by one, below
                 broken = True
                 break
-        waiting = set(futures)
-        while waiting:
-            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-            for future in done:
-                try:
-                    record = future.result()
-                except BrokenExecutor:  # every future that was left gets this, and is gone through here
-                    broken = True
-                    continue
-                except Exception as error:  # of the executor: run_in_worker returns what a run raises
-                    record = _lost(futures[future], error)
-                ended.add(futures[future]["id"])
-                log.done(record)
-    except KeyboardInterrupt:
-        lease.unlink(missing_ok=True)  # the workers see it, end their children and come back
-        for future in futures:
-            future.cancel()
-        raise
+            futures[future] = task
+            future.add_done_callback(arrived.put)
+        for _ in range(len(futures)):
+            future = arrived.get()
+            if future is None:
+                lease.unlink(missing_ok=True)  # the workers see it, end their children and come back
+                for waiting in futures:
+                    waiting.cancel()
+                raise KeyboardInterrupt
+            try:
+                record = future.result()
+            except BrokenExecutor:  # every future that was left gets this, and is gone through here
+                broken = True
+                continue
+            except Exception as error:  # of the executor: run_in_worker returns what a run raises
+                record = _lost(futures[future], error)
+            ended.add(futures[future]["id"])
+            log.done(record)
     return ended, broken
+
+
+@contextlib.contextmanager
+def _ctrl_c_arrives_in(arrived: queue.SimpleQueue) -> Iterator[None]:
+    """Put None into a queue on Ctrl-C, where a KeyboardInterrupt could be raised between any two steps.
+
+    One that is raised while this thread holds a lock of an executor or a future leaves the lock held: the
+    executor then waits for it for ever, and the sweep with it.
+    """
+    raises = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if not raises or threading.current_thread() is not threading.main_thread():  # no Ctrl-C comes here
+        yield
+        return
+    signal.signal(signal.SIGINT, lambda number, frame: arrived.put(None))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _lost(task, error):

@@ -26,7 +26,11 @@ CLICK = """async ([layer, head]) => {
   cell.dispatchEvent(new MouseEvent('click', {bubbles: true}));
   const shown = () => document.querySelector('.nbh-attention img').src !== before
     && document.querySelector('.nbh-numbers').textContent.includes(`layer ${layer}, head ${head}`);
-  while (!shown()) await new Promise(done => setTimeout(done, 5));
+  while (!shown()) {
+    if (performance.now() - started > 120000)  // Playwright lets a script run for ever
+      throw new Error(`no panels of ${layer}, ${head}: ${document.querySelector('.nbh-numbers').textContent}`);
+    await new Promise(done => setTimeout(done, 5));
+  }
   return performance.now() - started;
 }"""
 

@@ -5,7 +5,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
 
 import pytest
 import yaml
@@ -111,6 +111,29 @@ def test_ctrl_c_ends_what_runs_and_keeps_what_is_done(out, capsys, interruptible
     assert statuses == ["done", "done", "interrupted", None]
     assert list(out.glob(".lease-*")) == []
     wait_for(lambda: run_processes() == [], seconds=5)
+
+
+def test_ctrl_c_is_never_raised_inside_an_executor(out, interruptible):
+    """Raised where a lock is held, it would leave the lock held and the executor waiting for ever."""
+
+    class Locked(Executor):
+        def __init__(self):
+            self.lock = threading.Lock()
+            self.futures = []
+
+        def submit(self, *_):
+            self.lock.acquire()
+            os.kill(os.getpid(), signal.SIGINT)
+            self.futures.append(Future())
+            self.lock.release()
+            return self.futures[-1]
+
+    executor = Locked()
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(parts_grid("a", "b"), out, executor=executor, progress=False)
+    assert not executor.lock.locked()
+    assert [future.cancelled() for future in executor.futures] == [True, True]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_an_executor_of_ones_own(out):
