@@ -78,8 +78,8 @@ def head_keys():
     return [(-1, layer, head) for layer in range(N_LAYERS) for head in range(N_HEADS)]
 
 
-def scalar_rows(settings, generator):
-    floor = 3.4 + 2 * (LEVEL[settings.encoding] - 0.1) + generator.normal(0, 0.005)
+def scalar_rows(settings, generator, *, raised=0.0):
+    floor = 3.4 + raised + 2 * (LEVEL[settings.encoding] - 0.1) + generator.normal(0, 0.005)
     loss = 7.6 - (7.6 - floor) * phase(STEPS, (10, 1000))
     frames = [pd.DataFrame({"step": STEPS, "value": loss, "metric": metric}) for metric in SCALARS]
     last = {"length_loss_256": floor, "end_loss_256": floor}
@@ -92,8 +92,8 @@ def scalar_rows(settings, generator):
     return frame, {"validation_loss": loss[-1]} | last
 
 
-def write_zoo(folder, keep=lambda settings: settings.preset != "small"):
-    """Write the runs that `keep` takes; return the folder."""
+def write_zoo(folder, keep=lambda settings: settings.preset != "small", untrained=()):
+    """Write the runs that `keep` takes, `untrained` arms with a loss near the unigram; return the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     measured, runs = [], []
     for number, settings in enumerate(s for s in arms() if keep(s)):
@@ -107,7 +107,7 @@ def write_zoo(folder, keep=lambda settings: settings.preset != "small"):
         parts = [rows_of(name, v, s) for name, v in values.items() for s in ("key_profile", "lag_profile")]
         scores = dict.fromkeys(("induction_score", "previous_token_score"), values["local_mass_16"] * 0.1)
         parts += [rows_of(name, v, "attention") for name, v in scores.items()]
-        scalars, final = scalar_rows(settings, generator)
+        scalars, final = scalar_rows(settings, generator, raised=2.9 * (about["arm"] in untrained))
         measured.append(pd.concat([*parts, scalars], ignore_index=True).assign(**about))
         ngrams = NGRAMS if settings.causal else dict.fromkeys(NGRAMS, np.nan)
         sizes = {"n_parameters": PARAMETERS[settings.preset], "n_steps": N_STEPS, "n_tokens": 12_000_000}

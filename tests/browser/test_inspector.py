@@ -28,7 +28,7 @@ CLICK = """async ([layer, head]) => {
     && document.querySelector('.nbh-numbers').textContent.includes(`layer ${layer}, head ${head}`);
   while (!shown()) {
     if (performance.now() - started > 120000)  // Playwright lets a script run for ever
-      throw new Error(`no panels of ${layer}, ${head}: ${document.querySelector('.nbh-numbers').textContent}`);
+      throw new Error('still ' + document.querySelector('.nbh-numbers').textContent);
     await new Promise(done => setTimeout(done, 5));
   }
   return performance.now() - started;
