@@ -164,8 +164,15 @@ def judge(claim, records, *, planted_accuracy=None):
     if missing:
         return Verdict("not measured", f"no record of {', '.join(missing)}; run {claim.notebook}")
     if planted_accuracy is not None and planted_accuracy < LEAST_ACCURACY:
-        told = f"the rule tells {planted_accuracy:.0%} of planted cases right, of {LEAST_ACCURACY:.0%} needed"
-        return Verdict("undecided", told)
+        told = f"tells {planted_accuracy:.0%} of planted cases right, of {LEAST_ACCURACY:.0%} needed"
+        verdict, reason = "undecided", f"the rule {told}"
+    else:
+        verdict, reason = _of_criteria(claim, records)
+    left_out = f". Not tested: {claim.untested.rstrip('.')}" if claim.untested else ""
+    return Verdict(verdict, reason + left_out)
+
+
+def _of_criteria(claim, records):
     found = {c: _checked(c, records[c.name]) for c in claim.criteria}
     places = {c.name: c.place(record) for c, record in found.items()}
     distances = {c.name: c.distance(record) for c, record in found.items()}

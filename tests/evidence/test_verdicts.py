@@ -107,3 +107,12 @@ def test_what_is_printed_is_read_from_the_tables():
     assert printed_range(claim("C3").criteria[0]) is None
     with pytest.raises(LookupError, match="C19"):
         claim("C20")
+
+
+def test_what_the_rule_leaves_out_is_said_beside_its_verdict():
+    found = judge(claim("C7"), {"C7_largest_departure": Record(0.5, 0.2, 2.7, 1.1)})
+    assert found.verdict == "contradicted"
+    assert found.reason.endswith("that Pythia-2.8B is special can only be tested on it")
+    records = {"C4_selectivity_over_null": Record(0.1, 0.08, 0.12), "C4_tracks_peak": Record(0.9, 0.8, 0.95)}
+    assert "needs more models than one" in judge(claim("C4"), records, planted_accuracy=0.5).reason
+    assert "Not tested" not in judge(claim("C8"), {"C8_rope_advantage": Record(-0.1, -0.12, -0.08)}).reason
