@@ -1,5 +1,7 @@
 """09_position_encodings, on what is shipped (whatever it is) and on a collected zoo with planted effects."""
 
+import re
+
 import numpy as np
 import pytest
 from scipy import stats as scipy_stats
@@ -87,11 +89,13 @@ def test_the_planted_advantage_is_found(whole):
 
 
 def test_planted_shares_of_variance(whole):
-    _, tables, _ = whole
+    _, tables, text = whole
     shares = tables["shares"].set_index(["metric", "factor"])
     assert shares.share[HALF, "encoding"] > 0.95
     assert shares.low[HALF, "mask"] > 0.8, "0.08 between masks, 0.005 between seeds"
     assert shares.low[HALF, "BOS"] < 0.05, "BOS does nothing here"
+    told = re.search(r"S\(0\.5\) of rope-bidirectional less rope: (\S+) ", text)
+    assert float(told[1]) == pytest.approx(0.08, abs=0.02)
     levels = np.array([LEVEL[encoding] for encoding in ENCODINGS])
     assert shares.variance[HALF, "encoding"] == pytest.approx(levels.var(), rel=0.1)
 
