@@ -79,7 +79,7 @@ def head_keys():
 
 
 def scalar_rows(settings, generator, *, raised=0.0):
-    floor = 3.4 + raised + 2 * (LEVEL[settings.encoding] - 0.1) + generator.normal(0, 0.005)
+    floor = 3.3 + raised + 2 * (LEVEL[settings.encoding] - 0.1) + generator.normal(0, 0.005)
     loss = 7.6 - (7.6 - floor) * phase(STEPS, (10, 1000))
     frames = [pd.DataFrame({"step": STEPS, "value": loss, "metric": metric}) for metric in SCALARS]
     last = {"length_loss_256": floor, "end_loss_256": floor}
@@ -110,7 +110,8 @@ def write_zoo(folder, keep=lambda settings: settings.preset != "small", untraine
         scalars, final = scalar_rows(settings, generator, raised=2.9 * (about["arm"] in untrained))
         measured.append(pd.concat([*parts, scalars], ignore_index=True).assign(**about))
         ngrams = NGRAMS if settings.causal else dict.fromkeys(NGRAMS, np.nan)
-        sizes = {"n_parameters": PARAMETERS[settings.preset], "n_steps": N_STEPS, "n_tokens": 12_000_000}
+        sizes = {"n_parameters": PARAMETERS[settings.preset], "n_steps": N_STEPS}
+        sizes |= {"n_tokens": settings.n_tokens, "warmup_share": settings.warmup_share}
         runs.append(about | sizes | {"seconds": 1000.0} | final | ngrams)
     small = dict.fromkeys(["seed", "sequence", "layer", "head"], "int16") | {
         "step": "int32",

@@ -24,7 +24,11 @@ WITHOUT_ROPE = ("learned", "sinusoidal", "alibi", "t5", "nope")
 SIZES = ("rope-pico", "rope-micro", "rope", "rope-mini", "rope-small")
 LEAST_SEEDS = 3
 LOSSES = ["validation_loss", "unigram", "bigram", "trigram"]
-RUN_COLUMNS = ["run", "arm", "encoding", "mask", "bos", "preset", "seed", "n_parameters", *LOSSES]
+RUN_COLUMNS = [
+    *("run", "arm", "encoding", "mask", "bos", "preset", "seed"),
+    *("n_parameters", "n_tokens", "warmup_share"),
+    *LOSSES,
+]
 ROW_COLUMNS = ["run", "arm", "seed", "step", "signal", "sequence", "layer", "head", "metric", "value"]
 SEQUENCES, HEADS = "sequences", "heads"
 

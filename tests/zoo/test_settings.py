@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 
 from nbhelpers.zoo.model import ENCODINGS
-from nbhelpers.zoo.settings import LENGTH, PRESETS, Settings, arms, checkpoint_steps
+from nbhelpers.zoo.settings import LENGTH, MASKED_SHARE, PRESETS, Settings, arms, checkpoint_steps
 
 
 @pytest.mark.parametrize("n_steps", [44, 45, 50, 100, 999, 2929, 12207, 100_000])
@@ -47,6 +47,17 @@ def test_learning_rate_rises_then_follows_a_cosine():
     assert all(b < a for a, b in pairwise(rates[warmup:]))
 
 
+def test_learned_positions_without_causal_mask_train_longer_and_rise_slower():
+    slow, plain = Settings(encoding="learned", causal=False), Settings(encoding="learned")
+    assert slow.n_tokens * MASKED_SHARE == pytest.approx(plain.n_tokens), "as many predictions"
+    assert (slow.warmup_share, plain.warmup_share) == (0.4, 0.05)
+    assert Settings(causal=False).warmup_share == 0.05, "rope needs none of it"
+    peak = slow.size.learning_rate
+    assert slow.learning_rate(slow.n_steps // 10) == pytest.approx(peak / 4, rel=0.01)
+    asked = Settings(encoding="learned", causal=False, n_tokens=8192, warmup_share=0.1)
+    assert (asked.n_tokens, asked.warmup_share) == (8192, 0.1), "what is asked for counts"
+
+
 def test_names():
     assert Settings().name == "rope-seed0"
     assert Settings(preset="mini", bos=True, seed=2).name == "rope-bos-mini-seed2"
@@ -58,7 +69,10 @@ def test_the_collection():
     assert len({run.name for run in runs}) == len(runs) == 7 * 3 + 2 * 3 + 3 + 4 * 3
     assert [run.encoding for run in runs[:7]] == list(ENCODINGS)
     assert all(run.causal and not run.bos and run.preset == "nano" for run in runs[:21])
-    assert {run.n_tokens for run in runs} == {12_000_000}
+    slow = {run.name for run in runs if run.encoding == "learned" and not run.causal}
+    assert len(slow) == 3
+    assert {run.n_tokens for run in runs if run.name not in slow} == {12_000_000}
+    assert {run.n_tokens for run in runs if run.name in slow} == {40_000_000}
     assert len(arms(n_seeds=1)) == 7 + 2 + 1 + 4
     assert {run.n_tokens for run in arms(n_tokens=100_000)} == {100_000}
     assert {run.precision for run in arms(precision="float32")} == {"float32"}
