@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 from tiny_measurements import LEVEL, write_zoo
 
@@ -60,6 +61,19 @@ def test_peaks_and_rises_are_those_of_the_measurements(numbers, shipped):
         assert numbers[f"peak_of_{arm}"].value == pytest.approx(peak.mean(), abs=1e-9)
         rise = half.iloc[:, -1] - half.iloc[:, 0]
         assert numbers[f"rise_of_{arm}"].value == pytest.approx(rise.mean(), abs=1e-9)
+
+
+def test_every_arm_has_its_table_5(smoke_run, shipped):
+    run = smoke_run("10")
+    tables = run.output.parents[1] / "results" / run.name
+    frame = pd.read_parquet(tables / "every_arm.parquet").set_index(["arm", "metric"])
+    for arm in shipped.present([*ENCODINGS, "rope-bidirectional", "learned-bidirectional", "rope-bos"]):
+        rows = shipped.rows("scale_sensitivity_0.5", arms=[arm]).groupby("step").value.mean()
+        row = frame.loc[(arm, "scale_sensitivity_0.5")]
+        assert row.updates == rows.index.max()
+        for step in ("0", "10", "100", "1000"):
+            assert row[step] == pytest.approx(rows[int(step)], abs=1e-9)
+        assert row.end == pytest.approx(rows.iloc[-1], abs=1e-9)
 
 
 def test_claims_are_recorded_only_with_their_seeds_and_nulls(numbers, shipped):

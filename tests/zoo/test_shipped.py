@@ -12,7 +12,7 @@ from nbhelpers.hooks.models import available_models, load_model
 from nbhelpers.hooks.zoo_files import shipped_folder
 from nbhelpers.zoo import measure, shipped
 from nbhelpers.zoo.model import ENCODINGS
-from nbhelpers.zoo.settings import Settings
+from nbhelpers.zoo.settings import Settings, arms
 from nbhelpers.zoo.shipping import LIMIT_BYTES
 from nbhelpers.zoo.train import Trainer
 
@@ -115,10 +115,17 @@ def test_every_run_is_measured_densely_from_step_0(runs):
 
 
 def test_trained_means_trained(runs):
+    assert (runs.validation_loss <= runs.bigram.min() - 0.4).all()
     core = runs[(runs.preset == "nano") & (runs["mask"] == "causal")]
-    assert (core.validation_loss <= core.bigram - 0.4).all()
     strong = core[core.encoding.isin(["rope", "prope", "alibi", "t5"])]
     assert (strong.validation_loss < strong.trigram).all()
+
+
+def test_every_run_had_the_schedule_that_is_planned_for_it(runs):
+    planned = {arm.name: arm for arm in arms()}
+    for row in runs.itertuples():
+        arm = planned[row.run]
+        assert (row.n_tokens, row.warmup_share) == (arm.n_tokens, arm.warmup_share), row.run
 
 
 def test_every_core_arm_is_there(runs):
