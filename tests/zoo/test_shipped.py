@@ -116,9 +116,7 @@ def test_every_run_is_measured_densely_from_step_0(runs):
 
 def test_trained_means_trained(runs):
     short = set(runs.run[runs.validation_loss > runs.bigram.min() - 0.4])
-    assert short == {"learned-bidirectional-seed2"}, (
-        "the one run that README.md says did not train"
-    )
+    assert short == {"learned-bidirectional-seed2"}, "the one run that README.md says did not train"
     core = runs[(runs.preset == "nano") & (runs["mask"] == "causal")]
     strong = core[core.encoding.isin(["rope", "prope", "alibi", "t5"])]
     assert (strong.validation_loss < strong.trigram).all()
