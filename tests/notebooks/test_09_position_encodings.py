@@ -140,6 +140,7 @@ def test_a_masked_arm_that_did_not_train_says_nothing_about_the_mask(run_on, tmp
     assert numbers["loss_of_learned-bidirectional-seed0"].note == "trained: missed"
     assert "since not every seed of it trained: learned-bidirectional" in text
     shares = tables["shares"].set_index(["metric", "factor"])
+    assert shares.n_arms[HALF, "mask"] == 2, "rope, with and without the causal mask"
     assert (HALF, "mask and schedule") not in shares.index, "learned is the only arm of that"
     assert shares.low[HALF, "mask"] > 0.8
 
