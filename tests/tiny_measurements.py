@@ -112,6 +112,7 @@ def write_zoo(folder, keep=lambda settings: settings.preset != "small", untraine
         ngrams = NGRAMS if settings.causal else dict.fromkeys(NGRAMS, np.nan)
         sizes = {"n_parameters": PARAMETERS[settings.preset], "n_steps": N_STEPS}
         sizes |= {"n_tokens": settings.n_tokens, "warmup_share": settings.warmup_share}
+        sizes |= {"position_initializer_range": settings.config().position_initializer_range}
         runs.append(about | sizes | {"seconds": 1000.0} | final | ngrams)
     small = dict.fromkeys(["seed", "sequence", "layer", "head"], "int16") | {
         "step": "int32",

@@ -26,7 +26,7 @@ LEAST_SEEDS = 3
 LOSSES = ["validation_loss", "unigram", "bigram", "trigram"]
 RUN_COLUMNS = [
     *("run", "arm", "encoding", "mask", "bos", "preset", "seed"),
-    *("n_parameters", "n_tokens", "warmup_share"),
+    *("n_parameters", "n_tokens", "warmup_share", "position_initializer_range"),
     *LOSSES,
 ]
 ROW_COLUMNS = ["run", "arm", "seed", "step", "signal", "sequence", "layer", "head", "metric", "value"]

@@ -49,8 +49,10 @@ class ZooConfig(PreTrainedConfig):
     rope_theta : float
         Base of the rotations. 1000 for 256 tokens is the ratio of GPT-NeoX and Pythia, 10000 for 2048, so the
         slowest pairs turn as far within a sequence as theirs do.
+    position_initializer_range : float
+        Standard deviation of learned position vectors at the start.
     initializer_range : float
-        Standard deviation of all weights at the start; divided by √(2 · layers) where a block writes into the
+        Standard deviation of all other weights; divided by √(2 · layers) where a block writes into the
         residual stream.
     """
 
@@ -64,6 +66,7 @@ class ZooConfig(PreTrainedConfig):
     is_causal: bool = True
     train_length: int = 256
     rope_theta: float = 1000.0
+    position_initializer_range: float = 0.02
     initializer_range: float = 0.02
     bos_token_id: int | None = 0
     tie_word_embeddings: bool = True
@@ -193,6 +196,8 @@ class ZooPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module, generator=None):
         std = self.config.initializer_range
+        if module is getattr(self.base_model, "position", None):
+            std = self.config.position_initializer_range
         if isinstance(module, nn.Linear):
             writes = module.out_features == self.config.hidden_size  # into the residual stream
             scale = math.sqrt(2 * self.config.num_hidden_layers) if writes else 1.0

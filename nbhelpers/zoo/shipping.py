@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 
 from nbhelpers.hooks.zoo_files import INDEX, shipped_folder
 from nbhelpers.zoo import measure
+from nbhelpers.zoo.model import ZooConfig
 from nbhelpers.zoo.ngrams import baselines
 from nbhelpers.zoo.runs import FINAL
 from nbhelpers.zoo.settings import LENGTH, PRESETS, Settings, arms
@@ -247,12 +248,17 @@ def _all_runs(runs, losses):
                 for key in ("precision", "weight_decay", "warmup_share", "last_share", "clip")
             }
             | {"learning_rate": settings.size.learning_rate, "batch_size": settings.size.batch_size}
+            | {"position_initializer_range": _config(run).position_initializer_range}
             | {"seconds": manifest["seconds"], "device": manifest["device"], **manifest["machine"]}
             | {key: value for key, value in manifest["final"].items() if key != "tokens"}
             | {name: loss if comparable else float("nan") for name, loss in losses.items()}
             | {"text": manifest["text"]["fingerprint"], **manifest["versions"]}
         )
     return pd.DataFrame(rows)
+
+
+def _config(run):
+    return ZooConfig.from_pretrained(run.folder / "weights" / FINAL)
 
 
 def _n_parameters(run):

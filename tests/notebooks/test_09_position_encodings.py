@@ -93,10 +93,10 @@ def test_planted_shares_of_variance(whole):
     shares = tables["shares"].set_index(["metric", "factor"])
     assert shares.share[HALF, "encoding"] > 0.95
     assert shares.low[HALF, "mask"] > 0.8, "0.08 between masks, 0.005 between seeds"
-    for factor in ("mask", "mask and schedule"):  # learned has a schedule of its own without the causal mask
+    for factor in ("mask", "mask and recipe"):  # learned has a recipe of its own without the causal mask
         assert shares.n_arms[HALF, factor] == 2
-    assert re.search(r"40 million tokens, .* for 40% of them: learned-bidirectional\\n", text)
-    assert re.search(r"12 million tokens, .* for 5% of them: rope, .*rope-bidirectional", text)
+    assert re.search(r"40 million tokens, .* for 70% of them, .* std 0\.002: learned-bidirectional\\n", text)
+    assert re.search(r"12 million tokens, .* for 5% of them, .* std 0\.02: rope, .*rope-bidirectional", text)
     assert shares.low[HALF, "BOS"] < 0.05, "BOS does nothing here"
     told = re.search(r"S\(0\.5\) of rope-bidirectional less rope: (\S+) ", text)
     assert float(told[1]) == pytest.approx(0.08, abs=0.02)
@@ -141,7 +141,7 @@ def test_a_masked_arm_that_did_not_train_says_nothing_about_the_mask(run_on, tmp
     assert "since not every seed of it trained: learned-bidirectional" in text
     shares = tables["shares"].set_index(["metric", "factor"])
     assert shares.n_arms[HALF, "mask"] == 2, "rope, with and without the causal mask"
-    assert (HALF, "mask and schedule") not in shares.index, "learned is the only arm of that"
+    assert (HALF, "mask and recipe") not in shares.index, "learned is the only arm of that"
     assert shares.low[HALF, "mask"] > 0.8
 
 

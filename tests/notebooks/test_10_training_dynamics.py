@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats as scipy_stats
 from tiny_measurements import LEVEL, write_zoo
 
 from nbhelpers.evidence.paper import claim
@@ -66,14 +67,16 @@ def test_peaks_and_rises_are_those_of_the_measurements(numbers, shipped):
 def test_every_arm_has_its_table_5(smoke_run, shipped):
     run = smoke_run("10")
     tables = run.output.parents[1] / "results" / run.name
-    frame = pd.read_parquet(tables / "every_arm.parquet").set_index(["arm", "metric"])
+    frame = pd.read_parquet(tables / "every_arm.parquet")
     for arm in shipped.present([*ENCODINGS, "rope-bidirectional", "learned-bidirectional", "rope-bos"]):
-        rows = shipped.rows("scale_sensitivity_0.5", arms=[arm]).groupby("step").value.mean()
-        row = frame.loc[(arm, "scale_sensitivity_0.5")]
-        assert row.updates == rows.index.max()
-        for step in ("0", "10", "100", "1000"):
-            assert row[step] == pytest.approx(rows[int(step)], abs=1e-9)
-        assert row.end == pytest.approx(rows.iloc[-1], abs=1e-9)
+        rows = shipped.rows("scale_sensitivity_0.5", arms=[arm]).groupby(["step", "seed"]).value.mean()
+        own = frame[(frame.arm == arm) & (frame.metric == "scale_sensitivity_0.5")].set_index("update")
+        assert own.index[-1] == rows.index.get_level_values("step").max()
+        for step in (0, 10, 100, 1000, own.index[-1]):
+            assert own.value[step] == pytest.approx(rows[step].mean(), abs=1e-9)
+            if len(rows[step]) == 3:
+                half = scipy_stats.t.ppf(0.975, 2) * rows[step].sem()
+                assert own.high[step] - own.low[step] == pytest.approx(2 * half, abs=1e-9)
 
 
 def test_claims_are_recorded_only_with_their_seeds_and_nulls(numbers, shipped):

@@ -106,6 +106,17 @@ def test_sinusoidal_and_learned_add_position_vectors():
     assert make("rope").model.position_vectors(LENGTH, "cpu") == 0.0
 
 
+def test_learned_positions_may_start_smaller_than_all_else():
+    shape = {"hidden_size": 32, "num_attention_heads": 4, "vocab_size": 64, "train_length": 64}
+    config = ZooConfig(position_encoding="learned", position_initializer_range=0.002, **shape)
+    small = dict(build(config, seed=3).named_parameters())
+    usual = dict(build(ZooConfig(position_encoding="learned", **shape), seed=3).named_parameters())
+    differ = {name for name in usual if not torch.equal(small[name], usual[name])}
+    assert differ == {"model.position.weight"}
+    assert_close(small["model.position.weight"].detach(), usual["model.position.weight"].detach() / 10)
+    assert float(small["model.position.weight"].detach().std()) == pytest.approx(0.002, rel=0.05)
+
+
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_only_nope_is_blind_to_order_without_a_mask(encoding):
     model, ids = make(encoding, causal=False), ids_of()
