@@ -4,6 +4,7 @@ Nothing of size layers × heads × T × T is ever held: each layer's attention i
 query rows, reduced, and dropped. The model's own output is not changed.
 """
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -103,7 +104,7 @@ def capture(
                     with explained(todo):
                         part = _run_batch(network, *inputs, made, stream, todo)
                 except MemoryError as error:
-                    todo = step_down(todo, error)
+                    todo = step_down(network, todo, error)
                     continue
                 part.provenance.update(facts)
                 store.save(rows, part)
@@ -131,7 +132,8 @@ def _run_batch(network, ids, mask, decoder_ids, reductions, stream, todo):
         inputs["decoder_input_ids"] = _decoder_input(network, ids, decoder_ids)
     if kind_of(network.config.get_text_config()) == "encoder":
         del inputs["use_cache"]
-    torch.empty(LARGEST_KEPT_BYTES, dtype=torch.uint8)  # allocated and freed untouched: costs nothing
+    with contextlib.suppress(RuntimeError):  # a hint: where there is no room for it, blocks may still fit
+        torch.empty(LARGEST_KEPT_BYTES, dtype=torch.uint8)  # allocated and freed untouched: costs nothing
     backbone = network.base_model  # without the language-model head: its logits are most of the memory
     with route(network, recorder) as extra:
         backbone(**inputs, **extra)

@@ -81,19 +81,19 @@ def plan(model, n_sequences, length, *, batch_size=None, chunk=None, free_bytes=
     rows = min(length, chunk or default_chunk(size, describe(model).n_heads, length, device))
     chosen = _estimate(model, Plan(n_sequences, length, size, rows, 0, 0))
     while chosen.working_bytes > USABLE * free_bytes:
-        fewer = smaller(chosen, batch=batch_size is None, chunk=chunk is None)
+        fewer = smaller(model, chosen, batch=batch_size is None, chunk=chunk is None)
         if fewer is None:
             raise MemoryError(_too_little(chosen, free_bytes, device))
-        chosen = _estimate(model, fewer)
+        chosen = fewer
     return chosen
 
 
-def smaller(todo, *, batch=True, chunk=True):
+def smaller(model, todo, *, batch=True, chunk=True):
     """Return a plan with half the batch or, at one sequence, half the chunk; None if there is none."""
     if batch and todo.batch_size > 1:
-        return replace(todo, batch_size=todo.batch_size // 2)
+        return _estimate(model, replace(todo, batch_size=todo.batch_size // 2))
     if chunk and todo.chunk > LEAST_CHUNK:
-        return replace(todo, chunk=max(LEAST_CHUNK, todo.chunk // 2))
+        return _estimate(model, replace(todo, chunk=max(LEAST_CHUNK, todo.chunk // 2)))
     return None
 
 
@@ -114,9 +114,9 @@ def explained(todo):
         ) from error
 
 
-def step_down(todo, error):
+def step_down(model, todo, error):
     """Return a smaller plan after a MemoryError, and warn of it; raise the error if there is none."""
-    fewer = smaller(todo)
+    fewer = smaller(model, todo)
     if fewer is None:
         raise error
     warnings.warn(

@@ -84,6 +84,22 @@ def test_first_the_batch_is_halved_then_the_chunk(llama, error):
     torch.testing.assert_close(found.key_profile, capture_quietly(llama, ids).key_profile)
 
 
+def test_the_hint_to_the_allocator_is_no_reason_to_fail(llama, monkeypatch):
+    monkeypatch.setattr("nbhelpers.hooks.capture.LARGEST_KEPT_BYTES", 2**60)
+    ids = make_tokens(16)
+    with pytest.raises(RuntimeError, match="allocate"):
+        torch.empty(2**60, dtype=torch.uint8)
+    assert capture_quietly(llama, ids).key_profile.isfinite().all()
+
+
+def test_a_smaller_plan_tells_its_own_bytes(llama):
+    todo = plan(llama, 4, 64, batch_size=2, chunk=32, free_bytes=math.inf)
+    with pytest.warns(UserWarning, match="2 sequences in blocks of 32 rows; going on with 1 in blocks of 32"):
+        fewer = memory.step_down(llama, todo, MemoryError())
+    assert fewer == plan(llama, 4, 64, batch_size=1, chunk=32, free_bytes=math.inf)
+    assert fewer.block_bytes == todo.block_bytes / 2
+
+
 @pytest.mark.parametrize("error", WAYS)
 def test_nothing_smaller_is_left(llama, error):
     with warnings.catch_warnings():
