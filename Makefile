@@ -52,10 +52,10 @@ lab: setup ## open JupyterLab on the notebooks
 	$(BIN)/jupyter lab notebooks
 
 app: setup ## serve the head inspector as a page of its own (Voila)
-	$(BIN)/voila nbhelpers/lab/inspector/app.ipynb
+	$(BIN)/voila nbhelpers/inspector/app.ipynb
 
 bench: setup ## measure time and memory against the baselines
-	$(BIN)/python -m nbhelpers.lab.bench
+	$(BIN)/python tests/benchmarks/bench.py
 
 site: setup ## build the pages of what was run into build/demo
 	$(BIN)/python -m nbhelpers site $(OUT)

@@ -9,22 +9,22 @@ import importlib
 __version__ = "0.1.0"
 
 _HOME = {
-    "load_model": "hooks.models",
-    "available_models": "hooks.models",
-    "describe": "hooks.models",
-    "load_text": "corpora",
-    "scaled_variant": "corpora",
+    "load_model": "inputs.models",
+    "available_models": "inputs.models",
+    "describe": "inputs.models",
+    "load_text": "inputs.text",
+    "scaled_variant": "inputs.text",
     "capture": "hooks.capture",
     "plan": "hooks.memory",
     "Profiles": "profiles",
     "Protocol": "protocol",
     "PAPER": "protocol",
-    "observe": "analysis",
-    "measure": "analysis",
-    "analyze": "analysis",
-    "Observation": "analysis",
-    "HeadTable": "tables",
-    "inspect_heads": "lab.inspector",
+    "observe": "metrics",
+    "measure": "metrics",
+    "analyze": "metrics",
+    "Observation": "metrics",
+    "HeadTable": "table",
+    "inspect_heads": "inspector",
     "kernels": "kernels",
 }
 

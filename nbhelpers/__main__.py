@@ -37,7 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.set_defaults(command=_run)
     run.add_argument(
-        "notebooks", nargs="*", metavar="NOTEBOOK", help="05, 05_frequency_bands or a path; default all"
+        "notebooks", nargs="*", metavar="NOTEBOOK", help="07, 07_frequency_bands or a path; default all"
     )
     run.add_argument("--size", default="reader", help="smoke, reader (default) or full")
     run.add_argument("--model", help="passed to the notebooks that take a model")
@@ -95,7 +95,7 @@ def _add_sweep_options(sweep: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from nbhelpers.lab.notebooks import run_notebooks
+    from nbhelpers.collection.run import run_notebooks
 
     runs = run_notebooks(
         options.notebooks or None,
@@ -112,7 +112,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _sweep(options: argparse.Namespace) -> int:
-    from nbhelpers.lab.grids import load_grid, shipped_grids
+    from nbhelpers.sweeps.grids import load_grid, shipped_grids
 
     if options.grid is None:
         for name, about in shipped_grids().items():
@@ -121,18 +121,18 @@ def _sweep(options: argparse.Namespace) -> int:
     grid = load_grid(options.grid)
     out = options.out or f"build/sweeps/{grid.name}"
     if options.dry_run:
-        from nbhelpers.lab.sweep_log import print_plan
+        from nbhelpers.sweeps.sweep_log import print_plan
 
         print_plan(grid, out, workers=options.workers)
         return 0
-    from nbhelpers.lab.sweeps import run_sweep
+    from nbhelpers.sweeps.sweeps import run_sweep
 
     settings = {name: getattr(options, name) for name in ("executor", "scheduler", "workers", "timeout")}
     return 1 if run_sweep(grid, out, fresh=options.fresh, **settings).failed else 0
 
 
 def _models(options: argparse.Namespace) -> int:
-    from nbhelpers.hooks.models import available_models
+    from nbhelpers.inputs.models import available_models
 
     models = available_models()
     for name in models:
@@ -141,8 +141,8 @@ def _models(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from nbhelpers.lab.results import load_results
-    from nbhelpers.lab.scorecard import missing_notebooks, rules_version, scorecard
+    from nbhelpers.collection.results import load_results
+    from nbhelpers.collection.scorecard import missing_notebooks, rules_version, scorecard
 
     numbers = load_results(options.folder)
     for notebook, rows in numbers.groupby("notebook"):
@@ -163,7 +163,7 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _site(options: argparse.Namespace) -> int:
-    from nbhelpers.lab.site import build_site
+    from nbhelpers.collection.site import build_site
 
     index = build_site(Path(options.folder) / "executed", options.out or options.folder)
     print(f"pages: {index}")

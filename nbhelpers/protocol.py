@@ -86,7 +86,7 @@ class Protocol:
     log_base : float or None
         Base of all entropies; natural logarithm if None.
     wavelet, mode : str
-        As in :func:`nbhelpers.kernels.wavelets.dwt`.
+        As in :func:`nbhelpers.kernels.wavelets.wavedec`.
     level : str
         ``shortest``: the deepest level that the shortest scaled variant allows; ``own``: the deepest for each
         signal.

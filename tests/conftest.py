@@ -1,7 +1,10 @@
 """Fixtures that many test modules share."""
 
+import matplotlib
 import pytest
 import torch
+
+matplotlib.use("agg")
 
 
 @pytest.fixture(scope="session")
@@ -51,7 +54,7 @@ def tiny_llama_folder(tmp_path_factory, tiny_tokenizer):
 @pytest.fixture(scope="session")
 def tiny_llama(tiny_llama_folder):
     """What load_model returns for `tiny_llama_folder`, on the CPU."""
-    from nbhelpers.hooks.models import load_model
+    from nbhelpers.inputs.models import load_model
 
     return load_model(tiny_llama_folder, device="cpu")
 
@@ -59,6 +62,23 @@ def tiny_llama(tiny_llama_folder):
 @pytest.fixture(scope="session")
 def smollm2():
     """SmolLM2-135M on the CPU; the first run on a machine converts it, which takes about 20 s."""
-    from nbhelpers.hooks.models import load_model
+    from nbhelpers.inputs.models import load_model
 
     return load_model("smollm2-135m", device="cpu")
+
+
+@pytest.fixture
+def close_figures():
+    """Close the figures of a test: ``pytestmark = pytest.mark.usefixtures("close_figures")``."""
+    from matplotlib import pyplot as plt
+
+    yield
+    plt.close("all")
+
+
+@pytest.fixture
+def ax():
+    """The axes of a figure of their own."""
+    from matplotlib import pyplot as plt
+
+    return plt.subplots()[1]

@@ -56,7 +56,7 @@ def test_wrong_input_is_one_line_and_status_2(folder, monkeypatch, capsys, argum
 
 
 def test_report_prints_the_numbers(folder, capsys):
-    from nbhelpers.lab.results import Results
+    from nbhelpers.collection.results import Results
 
     Results("05_bands", folder).record("share", 0.123456, low=0.1, high=0.2, unit="1")
     assert main(["report", str(folder)]) == 0
@@ -65,7 +65,7 @@ def test_report_prints_the_numbers(folder, capsys):
     assert "0.1235" in told
     assert "1 numbers of 1 notebooks" in told
     assert "C5" in told
-    assert "08_scale_invariance" in told.splitlines()[-1]  # the command that measures what is missing
+    assert "10_scale_invariance" in told.splitlines()[-1]  # the command that measures what is missing
     assert (folder / "scorecard.csv").read_text().startswith("claim,title")
 
 

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 from tiny_models import make_model, make_tokens
 
-from nbhelpers.analysis import Observation, analyze, measure, observe
+from nbhelpers.metrics import Observation, analyze, measure, observe
 from nbhelpers.protocol import PAPER
 
 LENGTH = 64

@@ -17,7 +17,7 @@ import yaml
 from tiny_notebooks import make_notebook
 
 import nbhelpers
-from nbhelpers.lab.collection import list_notebooks, load_sizes, notebook_parameters
+from nbhelpers.collection.plan import list_notebooks, load_sizes, notebook_parameters
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -114,23 +114,19 @@ def test_version():
     assert PROJECT["project"]["version"] == nbhelpers.__version__
 
 
-# Floors of imports: what each part of the package may import of ours.
+# Floors of imports: a room imports from lower floors only, and from no other room of its own.
 
-GROUND = {"protocol", "profiles", "tables", "hub", "files"}
-FLOORS = {
-    **dict.fromkeys(GROUND, GROUND),
-    "data": set(),
-    "kernels": {"kernels"},
-    "corpora": {"hub"},
-    "hooks": {"hooks", "kernels", *GROUND},
-    "evidence": {"evidence", "kernels", *GROUND},
-    "zoo": {"zoo", "kernels", "hooks", "corpora", "analysis", *GROUND},
-    "analysis": {"hooks", "kernels", "corpora", "evidence", *GROUND},
-    "lab": {"lab", "evidence", "zoo", "hooks", "kernels", "corpora", "analysis", *GROUND},
-    "__main__": {"lab", "hooks", *GROUND},
-}
-# Imports inside a function, which load nothing until they are called: whole floors, or one module of a floor.
-LATER = {"corpora": {"hooks"}, "hooks": {"zoo.model"}}
+FLOORS = (
+    {"kernels", "protocol", "files", "stats", "plots"},
+    {"profiles", "table", "inputs"},
+    {"hooks", "claims"},
+    {"metrics", "collection"},
+    {"nulls"},
+    {"sweeps", "inspector"},
+    {"zoo", "__main__"},
+    {"zoo.training"},
+)
+LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 
 
 def imports(source, package=("nbhelpers",)):
@@ -147,47 +143,53 @@ def imports(source, package=("nbhelpers",)):
             yield from ((f"{prefix}.{alias.name}", top) for alias in node.names)
 
 
-def floor_faults(floor, source, package=("nbhelpers",)):
-    """Return the imports of ours that this floor may not make."""
-    allowed = FLOORS[floor]
+def room_of(parts):
+    """Return the room of a module, given its dotted parts below the package."""
+    inner = ".".join(parts[:2])
+    return inner if inner in LEVEL else parts[0]
+
+
+def floor_faults(module, source):
+    """Return the imports of ours that a module, such as ``kernels/rows.py``, may not make."""
+    parts = module.removesuffix(".py").split("/")
+    room, package = room_of(parts), ("nbhelpers", *parts[:-1])
     faults = []
-    for name, top in imports(source, package):
-        parts = name.split(".")
-        if parts[0] == "nbhelpers" and parts[1:] not in ([], ["__version__"]):
-            later = set() if top else LATER.get(floor, set())
-            faults += [] if {parts[1], ".".join(parts[1:3])} & (allowed | later) else [name]
+    for name, _ in imports(source, package):
+        target = name.split(".")
+        if target[0] == "nbhelpers" and target[1:] not in ([], ["__version__"]):
+            other = room_of(target[1:])
+            if other != room and LEVEL.get(other, len(FLOORS)) >= LEVEL[room]:
+                faults.append(name)
     return faults
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_floors(path):
-    floor = path.relative_to(ROOT / "nbhelpers").parts[0].removesuffix(".py")
-    package = path.relative_to(ROOT).parent.parts
-    if floor != "__init__":
-        assert floor in FLOORS, f"nbhelpers/{floor} is new: say in FLOORS what it may import"
-        assert floor_faults(floor, path.read_text(encoding="utf-8"), package) == []
+    module = path.relative_to(ROOT / "nbhelpers").as_posix()
+    if module not in ("__init__.py", "data/__init__.py"):
+        room = room_of(module.removesuffix(".py").split("/"))
+        assert room in LEVEL, f"nbhelpers/{room} is new: say in FLOORS on which floor it stands"
+        assert floor_faults(module, path.read_text(encoding="utf-8")) == []
 
 
 @pytest.mark.parametrize(
-    ("floor", "source", "faults"),
+    ("module", "source", "faults"),
     [
-        ("kernels", "from nbhelpers.hooks import capture", ["nbhelpers.hooks.capture"]),
-        ("kernels", "from nbhelpers import hooks", ["nbhelpers.hooks"]),
-        ("evidence", "def f():\n    import nbhelpers.hooks.models", ["nbhelpers.hooks.models"]),
-        ("corpora", "from nbhelpers.hooks.models import describe", ["nbhelpers.hooks.models.describe"]),
-        ("corpora", "def f():\n    from nbhelpers.hooks.models import describe", []),
-        ("hooks", "from nbhelpers.zoo import model", ["nbhelpers.zoo.model"]),
-        ("hooks", "def f():\n    from nbhelpers.zoo import model", []),
-        ("hooks", "def f():\n    from nbhelpers.zoo import train", ["nbhelpers.zoo.train"]),
-        ("kernels", "from .inputs import as_real", []),
-        ("kernels", "from ..hooks.capture import capture", ["nbhelpers.hooks.capture.capture"]),
-        ("kernels", "from .. import profiles", ["nbhelpers.profiles"]),
-        ("analysis", "from nbhelpers import __version__", []),
-        ("analysis", "from nbhelpers.lab.plots import head_map", ["nbhelpers.lab.plots.head_map"]),
+        ("kernels/rows.py", "from nbhelpers.hooks import capture", ["nbhelpers.hooks.capture"]),
+        ("kernels/rows.py", "from nbhelpers import hooks", ["nbhelpers.hooks"]),
+        ("kernels/rows.py", "from ..hooks.capture import capture", ["nbhelpers.hooks.capture.capture"]),
+        ("kernels/rows.py", "from .. import profiles", ["nbhelpers.profiles"]),
+        ("kernels/rows.py", "from .checks import as_real", []),
+        ("claims/paper.py", "def f():\n    import nbhelpers.hooks.capture", ["nbhelpers.hooks.capture"]),
+        ("metrics.py", "from nbhelpers import __version__", []),
+        ("metrics.py", "from nbhelpers.plots import head_map", []),
+        ("zoo/live.py", "from nbhelpers.zoo.train import Trainer", []),
+        ("zoo/live.py", "from nbhelpers.zoo.training import runs", ["nbhelpers.zoo.training.runs"]),
+        ("zoo/training/runs.py", "from nbhelpers.zoo.train import Trainer", []),
     ],
 )
-def test_floors_are_told_apart(floor, source, faults):
-    assert floor_faults(floor, source, ("nbhelpers", floor)) == faults
+def test_floors_are_told_apart(module, source, faults):
+    assert floor_faults(module, source) == faults
 
 
 # Notebooks as stored

@@ -189,7 +189,7 @@ def test_the_shortest_variant_sets_the_level(change, length):
 def test_the_shortest_variant_is_as_long_as_the_one_drawn():
     import torch
 
-    from nbhelpers.corpora import scaled_variant
+    from nbhelpers.inputs.text import scaled_variant
 
     for length in range(4, 301):
         for factor in (0.5, 0.25, 0.29, 0.1, 0.7):

@@ -9,10 +9,10 @@ from pathlib import Path
 import pandas as pd
 import psutil
 
-from nbhelpers.lab.grids import Grid, make_grid
-from nbhelpers.lab.sweep_records import read_records, summary_file, table_file, write_record
+from nbhelpers.sweeps.grids import Grid, make_grid
+from nbhelpers.sweeps.sweep_records import read_records, summary_file, table_file, write_record
 
-CHILD = "nbhelpers.lab.sweep_child"
+CHILD = "nbhelpers.sweeps.sweep_child"
 
 # Python imports sitecustomize in every process that finds it; only the process of a run is replaced. What it
 # does with a run is the run's revision, which no model of a test needs.
@@ -50,7 +50,7 @@ STAND_IN = """
             shutil.copy(out / "template.parquet", out / folder / (run_id + ".parquet"))
         return done
 
-    if "nbhelpers.lab.sweep_child" in getattr(sys, "orig_argv", ()):
+    if "nbhelpers.sweeps.sweep_child" in getattr(sys, "orig_argv", ()):
         WORKER = os.getppid()
         threading.Thread(target=leave_with_worker, daemon=True).start()
         print(json.dumps({"status": "ready"}), flush=True)

@@ -14,10 +14,10 @@ import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from nbhelpers.inputs.families import n_kv_heads_of
 from nbhelpers.profiles import Profiles
 
 from . import flash
-from .families import n_kv_heads_of
 from .reductions import Block, Layout
 
 HALF = (torch.float16, torch.bfloat16)

@@ -16,12 +16,12 @@ import torch
 from tqdm.auto import tqdm
 
 from nbhelpers import __version__
+from nbhelpers.inputs.families import family_of, kind_of
+from nbhelpers.inputs.models import describe, input_device, unwrap
 from nbhelpers.profiles import Profiles
 
 from .attention import Recorder, interface_route, module_route
-from .families import family_of, kind_of
 from .memory import explained, plan, step_down
-from .models import describe, input_device, unwrap
 from .reductions import resolve
 
 # glibc hands freed memory back to the system, and every block of a layer is then paid for again page by page,

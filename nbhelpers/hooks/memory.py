@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from nbhelpers.inputs.devices import free_memory
+from nbhelpers.inputs.models import describe, input_device, unwrap
+
 from .attention import default_chunk
-from .models import describe, input_device, unwrap
-from .placement import free_memory
 
 CPU_BATCH_TOKENS = 1024  # more tokens per forward pass gain nothing on a CPU
 CUDA_BATCH_TOKENS = 32768

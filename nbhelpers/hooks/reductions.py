@@ -11,7 +11,7 @@ from functools import cached_property
 import torch
 
 from nbhelpers.kernels import rows, spectra, wavelets
-from nbhelpers.kernels.inputs import log_base
+from nbhelpers.kernels.checks import log_base
 from nbhelpers.protocol import PAPER
 
 
@@ -322,7 +322,7 @@ class RowMetrics(RowReduction):
 
     def level(self, layout):
         """Return the wavelet level: what the shortest scaled variant, or the row itself, allows."""
-        return wavelets.max_level(self.protocol.shortest(self.length(layout)), self.protocol.wavelet)
+        return wavelets.dwt_max_level(self.protocol.shortest(self.length(layout)), self.protocol.wavelet)
 
     def coordinates(self, layout):
         spectral = ["spectral_entropy", "frequency_selectivity", *self.protocol.band_names]

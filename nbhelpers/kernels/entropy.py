@@ -8,7 +8,7 @@ import math
 
 import torch
 
-from .inputs import as_real, log_base, negative_p_log_p, require_finite, require_last_axis
+from .checks import as_real, log_base, negative_p_log_p, require_finite, require_last_axis
 
 __all__ = [
     "effective_support",

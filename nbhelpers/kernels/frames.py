@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-from .inputs import as_real, require_finite, require_last_axis
+from .checks import as_real, require_finite, require_last_axis
 from .sampling import random_vectors
 
 __all__ = [

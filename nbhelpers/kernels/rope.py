@@ -8,7 +8,7 @@ import math
 
 import torch
 
-from .inputs import as_real
+from .checks import as_real
 
 __all__ = [
     "alibi_bias",

@@ -13,9 +13,9 @@ import numpy as np
 import pywt
 import torch
 
-from .inputs import log_base
+from .checks import log_base
 from .spectra import frequencies, psd, window
-from .wavelets import dwt, wavelet_entropy
+from .wavelets import wavedec, wavelet_entropy
 
 __all__ = ["band_runs", "drop_sink", "row_psd", "row_spectral_metrics", "row_wavelet_entropies"]
 
@@ -137,18 +137,17 @@ def row_wavelet_entropies(rows, length, *, wavelet, mode, level, base=None):
     rows, length
         As in :func:`row_psd`.
     wavelet, mode, level, base
-        As in :func:`nbhelpers.kernels.wavelets.dwt` and :func:`~nbhelpers.kernels.wavelets.wavelet_entropy`.
+        As in `wavedec` and `wavelet_entropy` of `nbhelpers.kernels.wavelets`.
 
     Returns
     -------
     torch.Tensor, shape (..., level)
-        In the order of :func:`~nbhelpers.kernels.wavelets.dwt`: approximation, then details from coarse to
-        fine.
+        In the order of `wavedec`: approximation, then details from coarse to fine.
     """
     filters = pywt.Wavelet(wavelet)
     if mode == "periodization" or rows.shape[-1] < filters.dec_len:
         padded = torch.nn.functional.pad(rows, (0, length - rows.shape[-1]))
-        levels = dwt(padded, wavelet=wavelet, mode=mode, level=level, check=False)
+        levels = wavedec(padded, wavelet=wavelet, mode=mode, level=level, check=False)
         return wavelet_entropy(levels, base=base)
     flat = rows.reshape(-1, rows.shape[-1])  # (row, key)
     entropies = list(_level_entropies(flat, length, filters, mode, level))[::-1]

@@ -5,7 +5,7 @@ Draws are made in float64 on the CPU, from a seed.
 
 import torch
 
-from .inputs import as_real, require_finite, require_last_axis, require_option
+from .checks import as_real, require_finite, require_last_axis, require_option
 
 __all__ = ["random_vectors", "softmax_of_support"]
 

@@ -8,7 +8,7 @@ import math
 
 import torch
 
-from .inputs import (
+from .checks import (
     as_real,
     log_base,
     negative_p_log_p,

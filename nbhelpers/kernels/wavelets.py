@@ -9,25 +9,25 @@ import math
 import pywt
 import torch
 
+from .checks import as_real, log_base, negative_p_log_p, require_finite, require_last_axis, require_option
 from .filterbank import merge, split
-from .inputs import as_real, log_base, negative_p_log_p, require_finite, require_last_axis, require_option
 
 __all__ = [
     "align",
-    "dwt",
-    "inverse_dwt",
+    "dwt_max_level",
     "level_energies",
-    "max_level",
     "reconstruction_error",
     "scale_sensitivity",
+    "wavedec",
     "wavelet_entropy",
+    "waverec",
 ]
 
 MODES = ("symmetric", "zero", "periodization")
 ALIGNMENTS = ("concatenate-truncate", "per-level", "interpolate")
 
 
-def max_level(length, wavelet="db2"):
+def dwt_max_level(length, wavelet="db2"):
     """Return the largest useful decomposition level, `pywt.dwt_max_level`.
 
     Parameters
@@ -52,7 +52,7 @@ def max_level(length, wavelet="db2"):
     return pywt.dwt_max_level(length, pywt.Wavelet(wavelet) if isinstance(wavelet, str) else wavelet)
 
 
-def dwt(signal, *, wavelet="db2", mode="symmetric", level=None, check=True):
+def wavedec(signal, *, wavelet="db2", mode="symmetric", level=None, check=True):
     """Return the multi-level wavelet coefficients of a signal along its last axis (eq. 4).
 
     Parameters
@@ -66,7 +66,7 @@ def dwt(signal, *, wavelet="db2", mode="symmetric", level=None, check=True):
         "periodization" repeats it and keeps about as many coefficients as tokens: it is the orthogonal
         transform where every level halves an even length.
     level : int, optional
-        Number of times the approximation is split; `max_level` of the length if None. 0 returns the signal.
+        Number of times the approximation is split; `dwt_max_level` if None. 0 returns the signal.
     check : bool
         Look for NaN and infinity first. On CUDA this waits for the device; False skips it.
 
@@ -80,7 +80,7 @@ def dwt(signal, *, wavelet="db2", mode="symmetric", level=None, check=True):
     ------
     ValueError
         If the signal is empty, complex or not finite, an option is unknown, or the level is above
-        `max_level` (where PyWavelets only warns).
+        `dwt_max_level` (where PyWavelets only warns).
 
     Notes
     -----
@@ -111,15 +111,15 @@ def dwt(signal, *, wavelet="db2", mode="symmetric", level=None, check=True):
     return [x, *reversed(details)]
 
 
-def inverse_dwt(coefficients, *, wavelet="db2", mode="symmetric", length=None):
-    """Return the signal whose wavelet coefficients are given, the inverse of `dwt`.
+def waverec(coefficients, *, wavelet="db2", mode="symmetric", length=None):
+    """Return the signal whose wavelet coefficients are given, the inverse of `wavedec`.
 
     Parameters
     ----------
     coefficients : sequence of torch.Tensor or array_like, each of shape (..., coefficient)
         ``[cA_n, cD_n, …, cD_1]``. Not modified.
     wavelet, mode
-        As given to `dwt`.
+        As given to `wavedec`.
     length : int, optional
         Number of tokens of the signal. An odd length comes back one token longer unless it is given here.
 
@@ -146,8 +146,8 @@ def inverse_dwt(coefficients, *, wavelet="db2", mode="symmetric", length=None):
         if surplus not in (0, 1):
             raise ValueError(
                 f"a level of {detail.shape[-1]} detail coefficients meets an approximation of {x.shape[-1]}; "
-                "they must be equal, or the approximation one longer. Pass the wavelet and mode given to dwt "
-                f"(here {filters.name}, {mode})."
+                "they must be equal, or the approximation one longer. Pass the wavelet and mode given to "
+                f"wavedec (here {filters.name}, {mode})."
             )
         x = _join(x[..., : detail.shape[-1]], detail, filters, mode)  # (..., position)
     full = x.shape[-1]
@@ -165,7 +165,7 @@ def wavelet_entropy(coefficients, *, normalize=False, base=None):
     Parameters
     ----------
     coefficients : sequence of torch.Tensor or array_like, each of shape (..., coefficient)
-        As from `dwt`.
+        As from `wavedec`.
     normalize : bool
         False is the literal reading, −Σ_τ |W|² log |W|² with |W|² as it is: not an entropy of a distribution,
         it depends on the scale of the signal and may be negative. True divides |W|² by its sum over the
@@ -202,7 +202,7 @@ def level_energies(coefficients, *, normalize=True):
     Parameters
     ----------
     coefficients : sequence of torch.Tensor or array_like, each of shape (..., coefficient)
-        As from `dwt`.
+        As from `wavedec`.
     normalize : bool
         Divide by the energy of all levels.
 
@@ -228,7 +228,7 @@ def reconstruction_error(signal, *, wavelet="db2", mode="symmetric", level=None,
     signal : torch.Tensor or array_like, shape (..., position)
         Real signal. Not modified.
     wavelet, mode, level, check
-        As in `dwt`.
+        As in `wavedec`.
 
     Returns
     -------
@@ -239,15 +239,15 @@ def reconstruction_error(signal, *, wavelet="db2", mode="symmetric", level=None,
     Raises
     ------
     ValueError
-        As `dwt`.
+        As `wavedec`.
 
     References
     ----------
     .. [1] Ruscio et al., arXiv:2410.18067, eq. 11.
     """
     x = as_real(signal, "signal")  # (..., position)
-    coefficients = dwt(x, wavelet=wavelet, mode=mode, level=level, check=check)
-    back = inverse_dwt(coefficients, wavelet=wavelet, mode=mode, length=x.shape[-1])  # (..., position)
+    coefficients = wavedec(x, wavelet=wavelet, mode=mode, level=level, check=check)
+    back = waverec(coefficients, wavelet=wavelet, mode=mode, length=x.shape[-1])  # (..., position)
     return torch.linalg.vector_norm(x - back, dim=-1) / torch.linalg.vector_norm(x, dim=-1)
 
 
@@ -257,7 +257,7 @@ def align(coefficients, coefficients_scaled, *, alignment="concatenate-truncate"
     Parameters
     ----------
     coefficients, coefficients_scaled : sequence of torch.Tensor, each of shape (..., coefficient)
-        As from `dwt`, of the full and of the shortened signal.
+        As from `wavedec`, of the full and of the shortened signal.
     alignment : {"concatenate-truncate", "per-level", "interpolate"}
         The paper does not say how eq. 10 compares vectors of unequal length. "concatenate-truncate": all
         levels in a row, cut to the shorter. "per-level": each level cut to the shorter of the two, then in a
@@ -299,7 +299,7 @@ def scale_sensitivity(coefficients, coefficients_scaled, *, alignment="concatena
     Parameters
     ----------
     coefficients, coefficients_scaled : sequence of torch.Tensor, each of shape (..., coefficient)
-        As from `dwt`, of the full and of the shortened signal.
+        As from `wavedec`, of the full and of the shortened signal.
     alignment : {"concatenate-truncate", "per-level", "interpolate"}
         See `align`.
 
@@ -342,7 +342,7 @@ def _goes_through_pywt(*tensors):
 
 
 def _resolve_level(length, level, filters):
-    largest = max_level(length, filters)
+    largest = dwt_max_level(length, filters)
     if level is None:
         return largest
     if not 0 <= level <= largest:
@@ -357,10 +357,10 @@ def _resolve_level(length, level, filters):
 
 def _as_levels(coefficients):
     if isinstance(coefficients, torch.Tensor):
-        raise ValueError("expected a list of coefficient tensors as dwt returns, got a single tensor")
+        raise ValueError("expected a list of coefficient tensors as wavedec returns, got a single tensor")
     levels = [as_real(level, "coefficients") for level in coefficients]
     if not levels:
-        raise ValueError("expected a list of coefficient tensors as dwt returns, got an empty list")
+        raise ValueError("expected a list of coefficient tensors as wavedec returns, got an empty list")
     return levels
 
 
@@ -377,7 +377,7 @@ def _interpolate(x, count):
 
 
 def level_names(level):
-    """Return the names of the levels in the order of `dwt`: ``["a2", "d2", "d1"]`` for level 2.
+    """Return the names of the levels in the order of `wavedec`: ``["a2", "d2", "d1"]`` for level 2.
 
     "a" is the approximation, "d" a detail; the number is the level, 1 the finest (scale 2 tokens).
     """

@@ -10,7 +10,7 @@ _HOME = {
     "zoo_runs": "shipped",
     "zoo_yardstick": "shipped",
     "Settings": "settings",
-    "ENCODINGS": "model",
+    "ENCODINGS": "settings",
 }
 
 __all__ = list(_HOME)

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from nbhelpers import analysis
+from nbhelpers import metrics as analysis
 from nbhelpers.hooks.capture import capture
 from nbhelpers.hooks.reductions import Reduction
 from nbhelpers.protocol import PAPER

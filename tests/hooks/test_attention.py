@@ -27,8 +27,8 @@ from nbhelpers.hooks.attention import (
     stream_of,
 )
 from nbhelpers.hooks.capture import capture
-from nbhelpers.hooks.families import family_of
 from nbhelpers.hooks.reductions import resolve
+from nbhelpers.inputs.families import family_of
 
 BATCH, HEADS, GROUPS, LENGTH, WIDTH = 2, 4, 2, 11, 6
 

@@ -16,9 +16,9 @@ from tiny_models import (
     make_tokens,
 )
 
-from nbhelpers.corpora import load_text
 from nbhelpers.hooks.attention import RECORDER
 from nbhelpers.hooks.capture import capture, fingerprint, plan
+from nbhelpers.inputs.text import load_text
 from nbhelpers.protocol import PAPER
 
 ALL = ["key_profile", "last_query", "lag_profile", "local_mass", "row_psd", "row_entropy", "row_metrics"]

@@ -7,8 +7,8 @@ from tiny_models import Whole, attention_from_vectors, make_tokens, n_hooks
 
 from nbhelpers.hooks.attention import Recorder, interface_route, module_route
 from nbhelpers.hooks.capture import capture
-from nbhelpers.hooks.families import family_of, kind_of
 from nbhelpers.hooks.reductions import resolve
+from nbhelpers.inputs.families import family_of, kind_of
 
 SMALL = {
     "hidden_size": 32,

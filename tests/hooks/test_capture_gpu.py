@@ -10,8 +10,8 @@ from tiny_models import assert_same_profiles, capture_quietly, make_model, make_
 
 from nbhelpers import analyze
 from nbhelpers.hooks import flash
-from nbhelpers.hooks.interventions import token_losses
-from nbhelpers.hooks.recall import keep_attention
+from nbhelpers.hooks.ablation import token_losses
+from nbhelpers.hooks.recompute import cache_attention
 from nbhelpers.hooks.reductions import REDUCTIONS, RowMetrics
 from nbhelpers.protocol import PAPER
 
@@ -111,7 +111,7 @@ def test_hidden_states_are_unchanged(on_gpu):
 def test_losses_and_kept_attention_equal_the_cpu(model, on_gpu):
     ids = make_tokens(64, n=1)
     assert (token_losses(on_gpu, ids) - token_losses(model, ids)).abs().max() < 1e-3
-    got, expected = (keep_attention(each, ids).layer(1) for each in (on_gpu, model))
+    got, expected = (cache_attention(each, ids).layer(1) for each in (on_gpu, model))
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-4)
 
 

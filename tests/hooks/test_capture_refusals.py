@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny_models import capture_quietly, make_model, make_padding, make_tokens, n_hooks
 
-from nbhelpers.hooks import families
+from nbhelpers.inputs import families
 
 
 def test_train_mode_is_refused():

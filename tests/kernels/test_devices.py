@@ -12,7 +12,8 @@ import torch
 from device_traffic import needs_gpus, traffic
 from tolerances import assert_close
 
-from nbhelpers.kernels import entropy, filterbank, frames, inputs, rope, rows, sampling, spectra, wavelets
+from nbhelpers.kernels import checks as inputs
+from nbhelpers.kernels import entropy, filterbank, frames, rope, rows, sampling, spectra, wavelets
 
 MODULES = (entropy, filterbank, frames, inputs, rope, rows, sampling, spectra, wavelets)
 DTYPES = [torch.float32, torch.float64]
@@ -32,8 +33,8 @@ ATTN = (
     (random(2, LENGTH, LENGTH) * 6).masked_fill(torch.ones(LENGTH, LENGTH).triu(1) > 0, -math.inf).softmax(-1)
 )
 PROFILE = ATTN.mean(-2)
-LEVELS = wavelets.dwt(SIGNAL, level=3)
-SHORT = wavelets.dwt(SIGNAL[..., :65], level=3)
+LEVELS = wavelets.wavedec(SIGNAL, level=3)
+SHORT = wavelets.wavedec(SIGNAL[..., :65], level=3)
 TABLE = random(32, 3)
 
 
@@ -95,10 +96,10 @@ CALLS = {
     ],
     "frequency_selectivity": [lambda on: spectra.frequency_selectivity(on(SIGNAL))],
     "spectral_entropy": [lambda on: spectra.spectral_entropy(on(SIGNAL))],
-    "dwt": [
-        lambda on, mode=mode: wavelets.dwt(on(SIGNAL), mode=mode, check=False) for mode in wavelets.MODES
+    "wavedec": [
+        lambda on, mode=mode: wavelets.wavedec(on(SIGNAL), mode=mode, check=False) for mode in wavelets.MODES
     ],
-    "inverse_dwt": [lambda on: wavelets.inverse_dwt([on(part) for part in LEVELS])],
+    "waverec": [lambda on: wavelets.waverec([on(part) for part in LEVELS])],
     "wavelet_entropy": [
         lambda on, flag=flag: wavelets.wavelet_entropy([on(part) for part in LEVELS], normalize=flag)
         for flag in (False, True)
@@ -131,7 +132,7 @@ READING = {
     "window": [lambda on: spectra.window("hann", 9, device=on(SIGNAL).device)],
     "positional_entropy": [lambda on: entropy.positional_entropy(on(ATTN))],
     "psd": [lambda on: spectra.psd(on(SIGNAL))],
-    "dwt": [lambda on: wavelets.dwt(on(SIGNAL))],
+    "wavedec": [lambda on: wavelets.wavedec(on(SIGNAL))],
 }
 # The answer of the first is rounding, of the others an error or nothing: see the last tests.
 APART = {"reconstruction_error", "require_finite", "require_distribution"}
@@ -145,7 +146,7 @@ ON_THE_CPU = {
     "frequencies",
     "inverse_frequencies",
     "log_base",
-    "max_level",
+    "dwt_max_level",
     "random_frame_bounds",
     "random_vectors",
     "require_last_axis",

@@ -162,7 +162,7 @@ def test_a_band_without_bins_has_no_power():
 @pytest.mark.parametrize("wavelet", ["haar", "db2", "sym4"])
 def test_wavelet_entropies_with_zero_tails(wavelet, mode):
     for length in (8, 17, 64, 101, 200):
-        top = wavelets.max_level(length, wavelet)
+        top = wavelets.dwt_max_level(length, wavelet)
         for n_given in sorted({1, 2, length // 3 + 1, length - 1, length}):
             for level in sorted({0, 1, min(2, top), top} & set(range(top + 1))):
                 given = attention_rows(n_given)
@@ -177,7 +177,7 @@ def test_wavelet_entropies_where_the_head_is_shorter_than_the_signal(length, mod
     # Long enough that transforming the head alone pays: levels below, at and above where it ends.
     for n_given in (1, 7, 64, 129, length // 2, length - 5):
         given = attention_rows(n_given, leading=(3,))
-        for level in range(1, wavelets.max_level(length, "db2") + 1):
+        for level in range(1, wavelets.dwt_max_level(length, "db2") + 1):
             options = {"wavelet": "db2", "mode": mode, "level": level}
             got = rows.row_wavelet_entropies(given, length, **options)
             assert_metric(got, oracle_wavelet_entropies(whole(given, length), **options))
@@ -187,7 +187,7 @@ def test_wavelet_entropies_equal_the_plain_kernel():
     given = attention_rows(50)
     padded = torch.nn.functional.pad(given, (0, 51))
     for base in (None, 2.0):
-        plain = wavelets.wavelet_entropy(wavelets.dwt(padded, level=3), base=base)
+        plain = wavelets.wavelet_entropy(wavelets.wavedec(padded, level=3), base=base)
         assert_close(
             rows.row_wavelet_entropies(given, 101, wavelet="db2", mode="symmetric", level=3, base=base), plain
         )

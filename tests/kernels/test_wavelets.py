@@ -32,9 +32,9 @@ class TestDwt:
             signal = random_signal(2, length, dtype=dtype)
             for level in range(pywt.dwt_max_level(length, wavelet) + 1):
                 expected = pywt.wavedec(signal.double().numpy(), wavelet, mode=mode, level=level)
-                through_pywt = wavelets.dwt(signal, wavelet=wavelet, mode=mode, level=level)
+                through_pywt = wavelets.wavedec(signal, wavelet=wavelet, mode=mode, level=level)
                 tracked = signal.clone().requires_grad_()
-                through_torch = wavelets.dwt(tracked, wavelet=wavelet, mode=mode, level=level)
+                through_torch = wavelets.wavedec(tracked, wavelet=wavelet, mode=mode, level=level)
                 assert len(through_pywt) == len(through_torch) == level + 1
                 for ours, theirs in zip(through_pywt + through_torch, expected + expected, strict=True):
                     assert ours.dtype == dtype
@@ -42,82 +42,88 @@ class TestDwt:
 
     def test_the_default_is_db2_symmetric_at_the_largest_level(self):
         signal = random_signal(64)
-        for ours, theirs in zip(wavelets.dwt(signal), pywt.wavedec(signal.numpy(), "db2"), strict=True):
+        for ours, theirs in zip(wavelets.wavedec(signal), pywt.wavedec(signal.numpy(), "db2"), strict=True):
             assert_close(ours, theirs)
 
     def test_haar_closed_form(self):
-        approximation, detail = wavelets.dwt(torch.tensor([1.0, 3.0, 2.0, 8.0]), wavelet="db1", level=1)
+        approximation, detail = wavelets.wavedec(torch.tensor([1.0, 3.0, 2.0, 8.0]), wavelet="db1", level=1)
         assert_close(approximation, np.array([4, 10]) / math.sqrt(2))
         assert_close(detail, np.array([-2, -6]) / math.sqrt(2))
 
     def test_db2_ignores_straight_lines_inside(self):
-        detail = wavelets.dwt(torch.arange(32, dtype=torch.float64), level=1)[-1]
+        detail = wavelets.wavedec(torch.arange(32, dtype=torch.float64), level=1)[-1]
         assert detail[1:-1].abs().max() < 1e-12
         assert detail[0].abs() > 0.1
 
     def test_periodization_keeps_energy(self):
         signal = random_signal(3, 64)
         for x in (signal, signal.clone().requires_grad_()):
-            energy = wavelets.level_energies(wavelets.dwt(x, mode="periodization"), normalize=False).sum(-1)
+            energy = wavelets.level_energies(wavelets.wavedec(x, mode="periodization"), normalize=False).sum(
+                -1
+            )
             assert_close(energy, signal.square().sum(-1))
 
     def test_level_zero_and_short_signals_come_back(self):
         for signal in (random_signal(2, 3), torch.tensor([0.5])):
-            assert wavelets.max_level(signal.shape[-1]) == 0
-            (only,) = wavelets.dwt(signal)
+            assert wavelets.dwt_max_level(signal.shape[-1]) == 0
+            (only,) = wavelets.wavedec(signal)
             assert torch.equal(only, signal)
-        (only,) = wavelets.dwt(random_signal(64), level=0)
+        (only,) = wavelets.wavedec(random_signal(64), level=0)
         assert torch.equal(only, random_signal(64))
 
     def test_batched_equals_loop_and_input_is_unmodified(self):
         signal = random_signal(2, 3, 45)
         strided = signal.transpose(0, 1).contiguous().transpose(0, 1)
         before = signal.clone()
-        batched = wavelets.dwt(strided)
+        batched = wavelets.wavedec(strided)
         assert torch.equal(strided, before)
         for i in range(2):
             for j in range(3):
-                for whole, part in zip(batched, wavelets.dwt(signal[i, j]), strict=True):
+                for whole, part in zip(batched, wavelets.wavedec(signal[i, j]), strict=True):
                     assert_close(whole[i, j], part)
 
     def test_empty_batch(self):
-        assert [tuple(c.shape) for c in wavelets.dwt(torch.zeros(0, 16), level=2)] == [(0, 6), (0, 6), (0, 9)]
+        assert [tuple(c.shape) for c in wavelets.wavedec(torch.zeros(0, 16), level=2)] == [
+            (0, 6),
+            (0, 6),
+            (0, 9),
+        ]
 
     def test_half_precision_is_upcast_and_arrays_are_taken(self):
         signal = random_signal(32, dtype=torch.float32).half()
-        for half, single in zip(wavelets.dwt(signal), wavelets.dwt(signal.float()), strict=True):
+        for half, single in zip(wavelets.wavedec(signal), wavelets.wavedec(signal.float()), strict=True):
             assert half.dtype == torch.float32
             assert torch.equal(half, single)
-        assert torch.equal(wavelets.dwt(signal.double().numpy())[0], wavelets.dwt(signal.double())[0])
+        assert torch.equal(wavelets.wavedec(signal.double().numpy())[0], wavelets.wavedec(signal.double())[0])
 
     @pytest.mark.parametrize("mode", wavelets.MODES)
     def test_gradient(self, mode):
         signal = random_signal(2, 13).requires_grad_()
-        assert torch.autograd.gradcheck(lambda x: wavelets.dwt(x, mode=mode, level=2), signal)
+        assert torch.autograd.gradcheck(lambda x: wavelets.wavedec(x, mode=mode, level=2), signal)
 
     def test_a_level_beyond_the_largest_is_an_error_without_warning(self):
-        assert wavelets.max_level(16) == pywt.dwt_max_level(16, "db2") == 2
+        assert wavelets.dwt_max_level(16) == pywt.dwt_max_level(16, "db2") == 2
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             with pytest.raises(
                 ValueError, match=r"level 3 is not possible for 16 tokens.*largest is 2.*24 tokens"
             ):
-                wavelets.dwt(random_signal(16), level=3)
-        wavelets.dwt(random_signal(24), level=3)
+                wavelets.wavedec(random_signal(16), level=3)
+        wavelets.wavedec(random_signal(24), level=3)
         with pytest.raises(ValueError, match="level -1"):
-            wavelets.dwt(random_signal(16), level=-1)
+            wavelets.wavedec(random_signal(16), level=-1)
 
     def test_errors(self):
         with pytest.raises(ValueError, match="unknown mode 'reflect'; choose one of 'symmetric'"):
-            wavelets.dwt(random_signal(16), mode="reflect")
+            wavelets.wavedec(random_signal(16), mode="reflect")
         with pytest.raises(ValueError, match="db99"):
-            wavelets.dwt(random_signal(16), wavelet="db99")
+            wavelets.wavedec(random_signal(16), wavelet="db99")
         with pytest.raises(ValueError, match=r"shape \(2, 0\)"):
-            wavelets.dwt(torch.zeros(2, 0))
+            wavelets.wavedec(torch.zeros(2, 0))
         with pytest.raises(ValueError, match="signal has 1 of 16"):
-            wavelets.dwt(torch.full((16,), math.nan).where(torch.arange(16) == 4, 0.0))
+            wavelets.wavedec(torch.full((16,), math.nan).where(torch.arange(16) == 4, 0.0))
         with pytest.raises(ValueError, match="length 0"):
-            wavelets.max_level(0)
+            wavelets.dwt_max_level(0)
 
 
 class TestInverse:
@@ -126,42 +132,42 @@ class TestInverse:
     def test_perfect_reconstruction_on_both_paths(self, wavelet, mode):
         for length in (1, 2, 15, 16, 31, 61, 130):
             signal = random_signal(2, length)
-            for level in range(wavelets.max_level(length, wavelet) + 1):
+            for level in range(wavelets.dwt_max_level(length, wavelet) + 1):
                 options = {"wavelet": wavelet, "mode": mode}
-                coefficients = wavelets.dwt(signal, level=level, **options)
+                coefficients = wavelets.wavedec(signal, level=level, **options)
                 tracked = [c.clone().requires_grad_() for c in coefficients]
                 expected = pywt.waverec([c.numpy() for c in coefficients], **options)
                 for given in (coefficients, tracked):
-                    assert_close(wavelets.inverse_dwt(given, **options), expected)
+                    assert_close(wavelets.waverec(given, **options), expected)
                     # The filters of PyWavelets are printed to about 1e-12, so that is what comes back.
-                    back = wavelets.inverse_dwt(given, length=length, **options)
+                    back = wavelets.waverec(given, length=length, **options)
                     assert (back - signal).abs().max() < 1e-10
 
     @pytest.mark.parametrize("mode", wavelets.MODES)
     def test_gradient(self, mode):
-        coefficients = [c.requires_grad_() for c in wavelets.dwt(random_signal(13), level=2, mode=mode)]
-        assert torch.autograd.gradcheck(lambda *c: wavelets.inverse_dwt(c, mode=mode), coefficients)
+        coefficients = [c.requires_grad_() for c in wavelets.wavedec(random_signal(13), level=2, mode=mode)]
+        assert torch.autograd.gradcheck(lambda *c: wavelets.waverec(c, mode=mode), coefficients)
 
     def test_coefficients_are_unmodified(self):
-        coefficients = wavelets.dwt(random_signal(3, 33))
+        coefficients = wavelets.wavedec(random_signal(3, 33))
         before = [c.clone() for c in coefficients]
-        wavelets.inverse_dwt(coefficients)
+        wavelets.waverec(coefficients)
         assert all(torch.equal(a, b) for a, b in zip(coefficients, before, strict=True))
 
     def test_errors(self):
-        coefficients = wavelets.dwt(random_signal(33), level=2)
+        coefficients = wavelets.wavedec(random_signal(33), level=2)
         with pytest.raises(ValueError, match="33 or 34 tokens, not 32"):
-            wavelets.inverse_dwt(coefficients, length=32)
+            wavelets.waverec(coefficients, length=32)
         with pytest.raises(ValueError, match="33 tokens, not 34"):
-            wavelets.inverse_dwt([random_signal(33)], length=34)
+            wavelets.waverec([random_signal(33)], length=34)
         with pytest.raises(ValueError, match="17 detail coefficients meets an approximation of 10"):
-            wavelets.inverse_dwt([coefficients[0], random_signal(17)])
+            wavelets.waverec([coefficients[0], random_signal(17)])
         with pytest.raises(ValueError, match="leading shapes"):
-            wavelets.inverse_dwt([random_signal(2, 10), random_signal(3, 10)])
+            wavelets.waverec([random_signal(2, 10), random_signal(3, 10)])
         with pytest.raises(ValueError, match="empty list"):
-            wavelets.inverse_dwt([])
+            wavelets.waverec([])
         with pytest.raises(ValueError, match="single tensor"):
-            wavelets.inverse_dwt(random_signal(2, 10))
+            wavelets.waverec(random_signal(2, 10))
 
     @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-6), (torch.float64, 1e-11)])
     def test_reconstruction_error_is_rounding(self, dtype, bound):
@@ -175,7 +181,7 @@ class TestInverse:
 
     def test_reconstruction_error_is_relative_to_the_signal(self):
         signal = random_signal(40)
-        back = wavelets.inverse_dwt(wavelets.dwt(signal))
+        back = wavelets.waverec(wavelets.wavedec(signal))
         expected = np.linalg.norm(signal.numpy() - back.numpy()) / np.linalg.norm(signal.numpy())
         assert float(wavelets.reconstruction_error(signal)) == pytest.approx(expected, rel=1e-6, abs=0)
 
@@ -190,7 +196,7 @@ class TestWaveletEntropy:
     @pytest.mark.parametrize("normalize", [False, True])
     @pytest.mark.parametrize("base", [None, 2])
     def test_is_the_slow_sum(self, normalize, base):
-        coefficients = wavelets.dwt(random_signal(2, 3, 40))
+        coefficients = wavelets.wavedec(random_signal(2, 3, 40))
         measured = wavelets.wavelet_entropy(coefficients, normalize=normalize, base=base)
         assert measured.shape == (2, 3, len(coefficients))
         for level, values in enumerate(coefficients):
@@ -216,7 +222,7 @@ class TestWaveletEntropy:
         signal = torch.zeros(16, dtype=torch.float64)
         signal[5] = 1.0  # most coefficients are exactly zero
         signal.requires_grad_()
-        entropy = wavelets.wavelet_entropy(wavelets.dwt(signal, level=1), normalize=normalize)
+        entropy = wavelets.wavelet_entropy(wavelets.wavedec(signal, level=1), normalize=normalize)
         entropy.sum().backward()
         assert signal.grad.isfinite().all()
         assert signal.grad.abs().max() > 0
@@ -244,8 +250,8 @@ class TestAlign:
         assert v.tolist() == torch.cat(self.scaled).tolist()
 
     def test_interpolate_is_numpys(self):
-        full = wavelets.dwt(random_signal(2, 3, 100), level=3)
-        scaled = wavelets.dwt(random_signal(2, 3, 37), level=3)
+        full = wavelets.wavedec(random_signal(2, 3, 100), level=3)
+        scaled = wavelets.wavedec(random_signal(2, 3, 37), level=3)
         u, v = wavelets.align(full, scaled, alignment="interpolate")
         assert_close(v, torch.cat(scaled, -1))
         expected = []
@@ -283,17 +289,17 @@ class TestScaleSensitivity:
         ],
     )
     def test_uniform_causal_attention(self, mode, n, half, quarter):
-        level = wavelets.max_level(n // 4)
-        full = wavelets.dwt(causal_key_profile(n), mode=mode, level=level)
+        level = wavelets.dwt_max_level(n // 4)
+        full = wavelets.wavedec(causal_key_profile(n), mode=mode, level=level)
         for length, expected in ((n // 2, half), (n // 4, quarter)):
-            scaled = wavelets.dwt(causal_key_profile(length), mode=mode, level=level)
+            scaled = wavelets.wavedec(causal_key_profile(length), mode=mode, level=level)
             assert round(float(wavelets.scale_sensitivity(full, scaled)), 3) == expected
 
     @pytest.mark.parametrize("n", [64, 128, 256])
     def test_uniform_bidirectional_attention(self, n):
-        level = wavelets.max_level(n // 4)
+        level = wavelets.dwt_max_level(n // 4)
         full, half, quarter = (
-            wavelets.dwt(torch.full((m,), 1 / m, dtype=torch.float64), level=level)
+            wavelets.wavedec(torch.full((m,), 1 / m, dtype=torch.float64), level=level)
             for m in (n, n // 2, n // 4)
         )
         assert round(float(wavelets.scale_sensitivity(full, half)), 3) == 0.255
@@ -302,15 +308,15 @@ class TestScaleSensitivity:
     @pytest.mark.parametrize("alignment", wavelets.ALIGNMENTS)
     def test_is_one_minus_cosine(self, alignment):
         full, scaled = (
-            wavelets.dwt(random_signal(4, 90), level=3),
-            wavelets.dwt(random_signal(4, 45), level=3),
+            wavelets.wavedec(random_signal(4, 90), level=3),
+            wavelets.wavedec(random_signal(4, 45), level=3),
         )
         u, v = wavelets.align(full, scaled, alignment=alignment)
         cosine = (u * v).sum(-1) / (u.norm(dim=-1) * v.norm(dim=-1))
         assert_close(wavelets.scale_sensitivity(full, scaled, alignment=alignment), 1 - cosine)
 
     def test_bounds_and_exact_zero(self):
-        coefficients = wavelets.dwt(random_signal(8, 60, dtype=torch.float32))
+        coefficients = wavelets.wavedec(random_signal(8, 60, dtype=torch.float32))
         negated = [-c for c in coefficients]
         assert (wavelets.scale_sensitivity(coefficients, coefficients) == 0).all()
         assert_close(wavelets.scale_sensitivity(coefficients, negated), torch.full((8,), 2.0))
@@ -335,11 +341,11 @@ def test_on_a_gpu_every_level_and_the_way_back_are_pywts(wavelet, mode, dtype):
         signal = random_signal(2, length, dtype=dtype)
         for level in range(pywt.dwt_max_level(length, wavelet) + 1):
             expected = pywt.wavedec(signal.double().numpy(), wavelet, mode=mode, level=level)
-            got = wavelets.dwt(signal.cuda(), wavelet=wavelet, mode=mode, level=level)
+            got = wavelets.wavedec(signal.cuda(), wavelet=wavelet, mode=mode, level=level)
             for ours, theirs in zip(got, expected, strict=True):
                 assert ours.is_cuda
                 assert_close(ours, theirs, dtype=dtype)
-            back = wavelets.inverse_dwt(got, wavelet=wavelet, mode=mode, length=length)
+            back = wavelets.waverec(got, wavelet=wavelet, mode=mode, length=length)
             assert back.is_cuda
             assert_close(back, pywt.waverec(expected, wavelet, mode=mode)[..., :length], dtype=dtype)
 
@@ -349,5 +355,5 @@ def test_on_a_gpu_every_level_and_the_way_back_are_pywts(wavelet, mode, dtype):
 def test_on_a_gpu_gradients_are_those_of_the_cpu(mode):
     signals = [random_signal(3, 129).to(device).requires_grad_() for device in ("cuda", "cpu")]
     for signal in signals:
-        wavelets.dwt(signal, mode=mode)[-1].square().sum().backward()
+        wavelets.wavedec(signal, mode=mode)[-1].square().sum().backward()
     assert_close(signals[0].grad, signals[1].grad, dtype=torch.float64)

@@ -5,15 +5,15 @@ import pandas as pd
 import pytest
 from filelock import FileLock
 
-from nbhelpers.lab.grids import make_grid
-from nbhelpers.lab.notebooks import run_notebooks
-from nbhelpers.lab.results import load_results
-from nbhelpers.lab.sweeps import run_sweep
+from nbhelpers.collection.results import load_results
+from nbhelpers.collection.run import run_notebooks
+from nbhelpers.sweeps.grids import make_grid
+from nbhelpers.sweeps.sweeps import run_sweep
 
 
 @pytest.fixture(scope="session")
 def smoke_run(tmp_path_factory):
-    """Run a notebook of the collection at smoke size, once a session: ``smoke_run("05")`` -> NotebookRun.
+    """Run a notebook of the collection at smoke size, once a session: ``smoke_run("07")`` -> NotebookRun.
 
     All runs share one results folder, ``run.output.parents[1] / "results"``, and the workers of xdist share
     the runs: the second that asks for a notebook waits, and is told "kept".
@@ -24,7 +24,7 @@ def smoke_run(tmp_path_factory):
 
     @functools.cache
     def run(name):
-        with FileLock(out / f"{name[:2]}.lock"):  # "05" and "05_frequency_bands" are the same notebook
+        with FileLock(out / f"{name[:2]}.lock"):  # "07" and "07_frequency_bands" are the same notebook
             return run_notebooks([name], size="smoke", out=out, progress=False)[0]
 
     return run
@@ -32,7 +32,7 @@ def smoke_run(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def recorded(smoke_run):
-    """Run a notebook, return its recorded numbers by name: ``recorded("05")["low_band"].value``."""
+    """Run a notebook, return its recorded numbers by name: ``recorded("07")["low_band"].value``."""
 
     def numbers(name):
         run = smoke_run(name)
@@ -45,7 +45,7 @@ def recorded(smoke_run):
 
 @pytest.fixture(scope="session")
 def run_on():
-    """Run a notebook on a zoo of its own: ``run_on("09", zoo, out)`` -> numbers by name, tables, its JSON."""
+    """Run a notebook on a zoo of its own: ``run_on("11", zoo, out)`` -> numbers by name, tables, its JSON."""
 
     def run(name, zoo, out, **parameters):
         parameters = {"zoo": str(zoo), **parameters}
@@ -60,7 +60,7 @@ def run_on():
 
 @pytest.fixture(scope="session")
 def small_sweep(tmp_path_factory):
-    """The folder of a finished sweep: two models of the zoo, and the notebooks' own at the smoke size of 08.
+    """The folder of a finished sweep: two models of the zoo, and the notebooks' own at the smoke size of 10.
 
     The workers of xdist share it, as they share the runs of `smoke_run`.
     """

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import pywt
 
-from nbhelpers.lab.results import load_tables
+from nbhelpers.collection.results import load_tables
 
 pytestmark = pytest.mark.notebook
 NAME = "00_start_here"

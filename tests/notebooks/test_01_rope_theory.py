@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from nbhelpers.lab.collection import find_notebook_folder, load_sizes
+from nbhelpers.collection.plan import find_notebook_folder, load_sizes
 
 pytestmark = pytest.mark.notebook
 

@@ -6,9 +6,9 @@ import pandas as pd
 import pytest
 import pywt
 
-from nbhelpers.evidence.paper import claim
-from nbhelpers.evidence.planted import BANKS, PLANTED_CLAIMS, TRUTH
-from nbhelpers.evidence.verdicts import LEAST_ACCURACY
+from nbhelpers.claims.paper import claim
+from nbhelpers.claims.planted import BANKS, PLANTED_CLAIMS, TRUTH
+from nbhelpers.claims.verdicts import LEAST_ACCURACY
 
 pytestmark = pytest.mark.notebook
 

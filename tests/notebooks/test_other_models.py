@@ -8,8 +8,8 @@ import nbformat
 import pytest
 
 from nbhelpers import load_model
-from nbhelpers.lab.notebooks import run_notebooks
-from nbhelpers.lab.results import load_results
+from nbhelpers.collection.results import load_results
+from nbhelpers.collection.run import run_notebooks
 
 pytestmark = pytest.mark.notebook
 LENGTH = 64  # tokens of a passage at smoke size
@@ -27,7 +27,7 @@ def encoder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """Run a notebook with a model, once a module: ``run("04", "zoo:rope")`` -> (NotebookRun, numbers)."""
+    """Run a notebook with a model, once a module: ``run("05", "zoo:rope")`` -> (NotebookRun, numbers)."""
     out = tmp_path_factory.mktemp("others")
 
     @functools.cache
@@ -47,7 +47,7 @@ def printed(ended):
 
 
 def test_a_zoo_model_is_captured_exactly(run):
-    ended, numbers = run("04", "zoo:rope")
+    ended, numbers = run("05", "zoo:rope")
     assert ended.status == "passed"
     for profile in ("key_profile", "lag_profile"):
         assert numbers[f"float32_{profile}_error"].value < 1e-6
@@ -64,7 +64,7 @@ def test_an_encoder_starts_beside_the_uniform_matrix_without_a_mask(run, encoder
 
 
 def test_a_notebook_that_needs_a_decoder_is_skipped_with_its_reason(run, encoder):
-    ended, numbers = run("04", encoder)
+    ended, numbers = run("05", encoder)
     assert ended.status == "skipped"
     assert "(bert) is no decoder, and this notebook needs one" in ended.error
     assert numbers == {}
@@ -72,7 +72,7 @@ def test_a_notebook_that_needs_a_decoder_is_skipped_with_its_reason(run, encoder
 
 
 def test_of_an_encoder_no_loss_is_recorded_and_the_rest_is(run, encoder):
-    ended, numbers = run("14", encoder)
+    ended, numbers = run("06", encoder)
     assert ended.status == "passed"
     assert "skipped: this bert model is an encoder: it predicts no next token" in printed(ended)
     assert not {"loss", "ablation_change"} & set(numbers)

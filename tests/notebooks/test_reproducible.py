@@ -4,11 +4,11 @@ same numbers."""
 import pandas as pd
 import pytest
 
-from nbhelpers.lab.notebooks import run_notebooks
-from nbhelpers.lab.results import load_results, load_tables
+from nbhelpers.collection.results import load_results, load_tables
+from nbhelpers.collection.run import run_notebooks
 
 pytestmark = pytest.mark.notebook
-NAME = "06_multiresolution"  # models, twins with random weights, shuffled text, nulls and bootstraps
+NAME = "08_multiresolution"  # models, controls with random weights, shuffled text, nulls and bootstraps
 CONSUMES_TIME = ("seconds", "peak_mb")
 JUDGED = ["verdict", "why"]
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from nbhelpers.lab.notebooks import list_notebooks
-from nbhelpers.lab.results import load_results
+from nbhelpers.collection.results import load_results
+from nbhelpers.collection.run import list_notebooks
 
 
 @pytest.mark.notebook

@@ -1,4 +1,4 @@
-"""What the notebooks 05 to 11 show of a real sweep, and what they say without one."""
+"""What the notebooks 07 to 13 show of a real sweep, and what they say without one."""
 
 import functools
 import json
@@ -8,23 +8,23 @@ import pandas as pd
 import pytest
 
 from nbhelpers import PAPER, analyze, load_model, load_text
-from nbhelpers.evidence.paper import paper_table
-from nbhelpers.evidence.stats import position_spectrum_correlation
-from nbhelpers.lab.collection import list_notebooks, notebook_parameters
-from nbhelpers.lab.finished_runs import how_to_sweep
-from nbhelpers.lab.notebooks import run_notebooks
-from nbhelpers.lab.results import load_results
-from nbhelpers.lab.sweep_rows import COLUMNS
-from nbhelpers.lab.sweep_summary import uniform_null
-from nbhelpers.lab.zoo_tables import ZooTables
+from nbhelpers.claims.paper import paper_table
+from nbhelpers.collection.plan import list_notebooks, notebook_parameters
+from nbhelpers.collection.results import load_results
+from nbhelpers.collection.run import run_notebooks
+from nbhelpers.nulls.uniform import uniform_null
+from nbhelpers.stats import position_spectrum_correlation
+from nbhelpers.sweeps.finished_runs import how_to_sweep
+from nbhelpers.sweeps.sweep_rows import COLUMNS
+from nbhelpers.zoo.tables import ZooTables
 
-GRIDS = dict.fromkeys(("05", "06", "07", "08"), "paper-models")
-GRIDS |= {"09": "position-encodings", "10": "pythia-6.9b-checkpoints", "11": "pythia-sizes"}
+GRIDS = dict.fromkeys(("07", "08", "09", "10"), "paper-models")
+GRIDS |= {"11": "position-encodings", "12": "pythia-6.9b-checkpoints", "13": "pythia-sizes"}
 
 
 @pytest.fixture(scope="module")
 def with_sweep(small_sweep, smoke_run, tmp_path_factory):
-    """Run a notebook at smoke size with the sweep: ``with_sweep("08")`` -> table "sweep", numbers, run."""
+    """Run a notebook at smoke size with the sweep: ``with_sweep("10")`` -> table "sweep", numbers, run."""
     out = tmp_path_factory.mktemp("with-sweep")
 
     @functools.cache
@@ -65,7 +65,7 @@ def assert_is_the_librarys(rows, name):
 
 
 @pytest.mark.notebook
-@pytest.mark.parametrize("name", ["05", "08"])
+@pytest.mark.parametrize("name", ["07", "10"])
 def test_rows_of_the_sweep_are_what_the_library_measures(with_sweep, name):
     rows, _, _ = with_sweep(name)
     assert tuple(rows.columns) == COLUMNS
@@ -78,8 +78,8 @@ def test_rows_of_the_sweep_are_what_the_library_measures(with_sweep, name):
 
 @pytest.mark.notebook
 def test_the_same_model_on_the_same_passages_is_the_same_row(with_sweep):
-    """08 reads at smoke size what the sweep read of smollm2-135m."""
-    rows, _, _ = with_sweep("08")
+    """10 reads at smoke size what the sweep read of smollm2-135m."""
+    rows, _, _ = with_sweep("10")
     live, swept = (
         rows[(rows.model == "smollm2-135m") & (rows.source == source)].reset_index(drop=True)
         for source in ("this notebook", "sweep")
@@ -93,7 +93,7 @@ def test_the_same_model_on_the_same_passages_is_the_same_row(with_sweep):
 
 
 @pytest.mark.notebook
-@pytest.mark.parametrize("name", ["05", "08"])
+@pytest.mark.parametrize("name", ["07", "10"])
 def test_a_sweep_changes_no_number_and_no_verdict(with_sweep, recorded, name):
     _, numbers, _ = with_sweep(name)
     without = recorded(name)
@@ -104,7 +104,7 @@ def test_a_sweep_changes_no_number_and_no_verdict(with_sweep, recorded, name):
 
 @pytest.mark.notebook
 def test_sizes_stand_beside_the_zoos_and_those_of_the_paper(with_sweep):
-    rows, _, done = with_sweep("11")
+    rows, _, done = with_sweep("13")
     for model in ("zoo:rope@step1000", "zoo:prope", "smollm2-135m"):
         assert_is_the_librarys(rows, model)
     swept = rows[rows.source == "sweep"].drop_duplicates("model").set_index("model")
@@ -134,10 +134,10 @@ def figures_of_the_section(done):
 
 @pytest.mark.notebook
 def test_without_a_sweep_one_line_says_how_to_make_one(smoke_run):
-    done = smoke_run("11")
+    done = smoke_run("13")
     first, second = section(done)
     (output,) = first.outputs
-    assert output.text.strip() == how_to_sweep("11", "pythia-sizes")
+    assert output.text.strip() == how_to_sweep("13", "pythia-sizes")
     assert second.outputs == []
 
 
@@ -156,7 +156,7 @@ def test_every_notebook_names_its_own_number_and_grid(number):
 @pytest.mark.notebook
 def test_a_folder_of_something_else_fails_with_the_reason(tmp_path):
     (done,) = run_notebooks(
-        ["11"], size="smoke", out=tmp_path / "out", parameters={"sweep": str(tmp_path)}, progress=False
+        ["13"], size="smoke", out=tmp_path / "out", parameters={"sweep": str(tmp_path)}, progress=False
     )
     assert done.status == "failed"
     assert "is not the folder of a sweep: it holds out" in done.error

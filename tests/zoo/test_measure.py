@@ -10,10 +10,10 @@ from tiny_models import captured_matrix
 
 import nbhelpers
 from nbhelpers.hooks.reductions import Block, Layout
+from nbhelpers.inputs.zoo import ZooConfig, build
 from nbhelpers.protocol import PAPER
 from nbhelpers.zoo import measure
 from nbhelpers.zoo.measure import WHOLE, AttentionAtLag, Yardstick, measure_checkpoint, measure_lengths
-from nbhelpers.zoo.model import ZooConfig, build
 from nbhelpers.zoo.text import BOS_ID, MASK_ID
 
 LENGTH, PERIOD = measure.LENGTH, measure.PERIOD

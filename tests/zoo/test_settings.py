@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from nbhelpers.zoo.model import ENCODINGS
+from nbhelpers.inputs.zoo import ENCODINGS
 from nbhelpers.zoo.settings import LENGTH, MASKED_SHARE, PRESETS, Settings, arms, checkpoint_steps
 
 

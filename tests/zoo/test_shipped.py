@@ -8,13 +8,13 @@ import itertools
 import numpy as np
 import pytest
 
-from nbhelpers.hooks.models import available_models, load_model
-from nbhelpers.hooks.zoo_files import shipped_folder
+from nbhelpers.inputs.models import available_models, load_model
+from nbhelpers.inputs.zoo import ENCODINGS
+from nbhelpers.inputs.zoo_files import shipped_folder
 from nbhelpers.zoo import measure, shipped
-from nbhelpers.zoo.model import ENCODINGS
 from nbhelpers.zoo.settings import Settings, arms
-from nbhelpers.zoo.shipping import LIMIT_BYTES
 from nbhelpers.zoo.train import Trainer
+from nbhelpers.zoo.training.shipping import LIMIT_BYTES
 
 pytestmark = pytest.mark.skipif(
     not (shipped_folder() / shipped.MEASUREMENTS).exists(),
@@ -52,7 +52,7 @@ def settings_of(row):
 
 def lm(model, name):
     """Return the model with its language-model head, which load_model leaves out of a bidirectional one."""
-    from nbhelpers.zoo.model import ZooForLanguageModeling
+    from nbhelpers.inputs.zoo import ZooForLanguageModeling
 
     entry = shipped_folder() / "models" / name.removeprefix("zoo:")
     return ZooForLanguageModeling.from_pretrained(entry, dtype="float32").eval()

@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from nbhelpers import corpora
+from nbhelpers.inputs import text as corpora
 from nbhelpers.zoo import text
 from nbhelpers.zoo.text import (
     BOS_ID,

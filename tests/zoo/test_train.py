@@ -15,12 +15,13 @@ import torch
 from safetensors.torch import load_file
 from tiny_zoo import SMALL
 
-from nbhelpers.zoo import measure, runs
-from nbhelpers.zoo.model import ENCODINGS
-from nbhelpers.zoo.runs import BusyError, RunFolder
+from nbhelpers.inputs.zoo import ENCODINGS
+from nbhelpers.zoo import measure
 from nbhelpers.zoo.settings import Settings
 from nbhelpers.zoo.text import Corpus
 from nbhelpers.zoo.train import Trainer, duration, train
+from nbhelpers.zoo.training import runs
+from nbhelpers.zoo.training.runs import BusyError, RunFolder
 
 STEP = 512  # tokens of one update of the preset "test"
 N_STEPS = 5
@@ -365,7 +366,7 @@ def test_a_full_disk_loses_nothing(moby_dick, whole, tmp_path, monkeypatch, what
             raise full
         return original(*args, **options)
 
-    from nbhelpers.zoo.model import ZooForLanguageModeling
+    from nbhelpers.inputs.zoo import ZooForLanguageModeling
 
     owner, name = {
         "state": (runs, "save_file"),

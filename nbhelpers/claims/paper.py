@@ -1,0 +1,436 @@
+"""The paper (Ruscio et al., arXiv:2410.18067) as data: its printed numbers, its claims, and the rules that
+judge them."""
+
+from importlib import resources
+
+import pandas as pd
+
+from .verdicts import Claim, Criterion
+
+TABLES = {
+    1: "table1_scale_and_tradeoff.csv",
+    2: "table2_window_entropy.csv",
+    3: "table3_spectral_distribution.csv",
+    4: "table4_position_encoding_ablation.csv",
+    5: "table5_training_dynamics.csv",
+    6: "table6_pythia_scaling.csv",
+    7: "table7_wavelet_entropy_per_scale.csv",
+}
+
+
+def paper_table(number):
+    """Return one of the paper's tables as printed.
+
+    Parameters
+    ----------
+    number : int
+        1 scale sensitivity, position-spectrum correlation and reconstruction error; 2 window entropy;
+        3 distribution over heads of spectral entropy and selectivity; 4 position encodings; 5 training
+        checkpoints; 6 sizes of Pythia; 7 wavelet entropy per scale.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per model (table 5: per checkpoint), in the printed order; the first column is ``model``.
+
+    Raises
+    ------
+    ValueError
+        If the paper has no table of that number.
+    """
+    if number not in TABLES:
+        listed = ", ".join(
+            f"{n} ({name.partition('_')[2][:-4].replace('_', ' ')})" for n, name in TABLES.items()
+        )
+        raise ValueError(f"the paper has the tables 1 to {len(TABLES)}, got {number!r}; they are {listed}")
+    with resources.files("nbhelpers.data").joinpath("paper", TABLES[number]).open(encoding="utf-8") as file:
+        return pd.read_csv(file)
+
+
+NEAREST = "nearest of N0 uniform, N1 random weights, N2 permuted"
+INFINITE = float("inf")
+
+# The rules. Ranges come from the paper's words or tables; thresholds and margins that it does not give are
+# ours. They were fixed before the notebooks that apply them were run on a model, and are not moved after; for
+# C1 to C4 a first measurement of SmolLM2 by an earlier wording of the same rules was known by then.
+CLAIMS = (
+    Claim(
+        number="C1",
+        title="heads are local or global",
+        statement="Heads attend either locally or globally, the more so the deeper the layer (Fig. 1).",
+        notebook="07_frequency_bands",
+        criteria=(
+            Criterion(
+                name="C1_mixed_share",
+                statistic="share of heads with 1/3 to 2/3 of their attention within 16 tokens",
+                claimed=(0.0, 1 / 3),  # shares spread evenly over [0, 1] would give a third
+            ),
+            Criterion(
+                name="C1_rarer_share",
+                statistic="share of local heads (over 2/3) or of global heads (under 1/3), the smaller",
+                claimed=(0.1, 0.5),
+                null=NEAREST,
+                away=1,
+                margin=0.05,
+            ),
+            Criterion(
+                name="C1_mixed_change",
+                statistic="change of the share of mixed heads from the first to the last layer",
+                claimed=(-1.0, -0.05),
+                null="nearest of N0 uniform, N1 random weights",
+                away=-1,
+                margin=0.05,
+            ),
+        ),
+    ),
+    Claim(
+        number="C2",
+        title="power splits into three bands",
+        statement="Heads hold 60-80 % of their power in the low band, 15-25 % in the mid band and 5-15 % in "
+        "the high band (Fig. 2).",
+        notebook="07_frequency_bands",
+        criteria=tuple(
+            Criterion(
+                name=f"C2_{band}",
+                statistic=f"mean share of the {band} band over heads",
+                claimed=claimed,
+                null=NEAREST,
+                margin=0.05,
+            )
+            for band, claimed in (("low", (0.60, 0.80)), ("mid", (0.15, 0.25)), ("high", (0.05, 0.15)))
+        ),
+    ),
+    Claim(
+        number="C3",
+        title="the low band tapers with depth",
+        statement="Over layers the low band shrinks while the mid and high bands grow (Fig. 3).",
+        notebook="07_frequency_bands",
+        criteria=(
+            Criterion(
+                name="C3_low_change",
+                statistic="change of the mean low-band share from the first to the last layer",
+                claimed=(-1.0, -0.05),
+                null="nearest of N0 uniform, N1 random weights",
+                away=-1,
+                margin=0.05,
+            ),
+        ),
+    ),
+    Claim(
+        number="C4",
+        title="selectivity measures tuning",
+        statement="Frequency selectivity S says how finely a head is tuned, and models differ in their "
+        "toolkit of it (Table 3).",
+        notebook="07_frequency_bands",
+        criteria=(
+            Criterion(
+                name="C4_selectivity_over_null",
+                statistic="mean S over heads, less the largest mean S of N0 uniform and N1 random weights",
+                claimed=(0.05, INFINITE),
+                printed=(3, "frequency_selectivity_mean"),
+            ),
+            Criterion(
+                name="C4_tracks_peak",
+                statistic="rank correlation over heads of S with the share of power in the largest bin above "
+                "the low band",
+                claimed=(0.3, 1.0),
+                null="N2 permuted",
+                away=1,
+                margin=0.1,
+            ),
+        ),
+        untested="That models differ in their toolkit needs more models than one.",
+    ),
+    Claim(
+        number="C5",
+        title="scale invariance",
+        statement="Scale sensitivity is low and about doubles from 0.5x to 0.25x, as a wavelet's would "
+        "(Table 1).",
+        notebook="10_scale_invariance",
+        criteria=(
+            Criterion(
+                name="C5_half",
+                statistic="mean scale sensitivity at 0.5x over heads",
+                claimed=(0.0, 0.1),
+                null="nearest of N0 uniform, N1 random weights",
+                away=-1,
+                margin=0.01,
+                printed=(1, "scale_sensitivity_0.5"),
+            ),
+            Criterion(
+                name="C5_ratio",
+                statistic="mean scale sensitivity at 0.25x over that at 0.5x",
+                claimed=(1.5, 3.0),
+                null="nearest of N0 uniform, N1 random weights",
+                margin=0.25,
+            ),
+        ),
+    ),
+    Claim(
+        number="C6",
+        title="uncertainty principle learned",
+        statement="Positional and spectral entropy are negatively correlated in every model, which shows "
+        "that the Heisenberg-Gabor trade-off was learned (Tables 1 and 3).",
+        notebook="09_uncertainty_tradeoff",
+        criteria=(
+            Criterion(
+                name="C6_rho",
+                statistic="correlation of positional and spectral entropy over the heads of a layer",
+                claimed=(-1.0, -0.2),
+                null="the most negative of N1 random weights, N3 iid softmax, N4 exponential",
+                away=-1,
+                margin=0.1,
+                printed=(1, "position_spectrum_correlation"),
+            ),
+            Criterion(
+                name="C6_partial_rho",
+                statistic="the same correlation given the effective support",
+                claimed=(-1.0, -0.1),
+                null="N2 permuted",
+                away=-1,
+                margin=0.1,
+            ),
+            Criterion(
+                name="C6_slack",
+                statistic="mean slack of the entropic bound for the square root of the profile (nats)",
+                claimed=(0.0, INFINITE),
+                null="the smallest of N1 random weights, N2 permuted, N4 exponential",
+                away=-1,
+                margin=0.05,
+            ),
+        ),
+    ),
+    Claim(
+        number="C7",
+        title="transitional size",
+        statement="Properties are not monotone in size: Pythia-2.8B is a transitional phase, and capacity "
+        "has a threshold near 410M (Tables 3 and 6).",
+        notebook="13_model_scaling",
+        criteria=(
+            Criterion(
+                name="C7_largest_departure",
+                statistic="largest departure of a size's mean spectral entropy from the trend over the other "
+                "sizes, in standard deviations over seeds",
+                claimed=(3.0, INFINITE),
+                null="the same of seeds drawn within sizes",
+                away=1,
+                margin=1.0,
+            ),
+        ),
+        untested="Our sizes are far below 410M; that Pythia-2.8B is special can only be tested on it.",
+    ),
+    Claim(
+        number="C8",
+        title="scale invariance is unique to RoPE",
+        statement="Only RoPE models are scale-invariant (Table 4).",
+        notebook="11_position_encodings",
+        criteria=(
+            Criterion(
+                name="C8_rope_advantage",
+                statistic="mean scale sensitivity at 0.5x of RoPE less that of the best other encoding, same "
+                "mask and training",
+                claimed=(-INFINITE, -0.05),
+                null="the same with encodings exchanged over seeds",
+                away=-1,
+                margin=0.02,
+                printed=(4, "scale_sensitivity_0.5_mean"),
+            ),
+        ),
+    ),
+    Claim(
+        number="C9",
+        title="three phases of training",
+        statement="Training passes through a default, an exploration (peak of spectral entropy at step 1000) "
+        "and a specialisation phase (Table 5).",
+        notebook="12_training_dynamics",
+        criteria=(
+            Criterion(
+                name="C9_interior_peak",
+                statistic="largest mean spectral entropy during training less the larger of its ends (nats)",
+                claimed=(0.1, INFINITE),
+                null="the nearest of the arms without RoPE",
+                away=1,
+                margin=0.1,
+            ),
+        ),
+    ),
+    Claim(
+        number="C10",
+        title="scale sensitivity rises in two steps",
+        statement="During training scale sensitivity rises, in two steps (Table 5).",
+        notebook="12_training_dynamics",
+        criteria=(
+            Criterion(
+                name="C10_rise",
+                statistic="scale sensitivity at 0.5x at the end of training less that at step 0",
+                claimed=(0.05, INFINITE),
+                null="the nearest of the arms without RoPE",
+                away=1,
+                margin=0.05,
+            ),
+            Criterion(
+                name="C10_steps",
+                statistic="number of rising change points of scale sensitivity at 0.5x over log step",
+                claimed=(1.5, 2.5),
+            ),
+        ),
+    ),
+    Claim(
+        number="C11",
+        title="tiny error shows a frame",
+        statement="A reconstruction error near 1e-7 shows that the heads form a frame-like basis (Table 1).",
+        notebook="08_multiresolution",
+        criteria=(
+            Criterion(
+                name="C11_error",
+                statistic="mean reconstruction error in float32",
+                claimed=(0.0, 1e-6),
+                null="nearest of N0 uniform, N2 permuted, white noise",
+                away=-1,
+                margin=1e-7,
+                printed=(1, "reconstruction_error"),
+            ),
+        ),
+    ),
+    Claim(
+        number="C12",
+        title="window entropy is stable",
+        statement="Window entropy is much the same for windows of 16, 32 and 64 tokens (Table 2).",
+        notebook="08_multiresolution",
+        criteria=(
+            Criterion(
+                name="C12_change",
+                statistic="mean window entropy at 64 tokens less that at 16, each over its maximum",
+                claimed=(-0.02, 0.02),
+                null=NEAREST,
+                margin=0.02,
+            ),
+            Criterion(
+                name="C12_level",
+                statistic="mean window entropy at 32 tokens over its maximum",
+                claimed=(0.68, 0.93),
+                null=NEAREST,
+                margin=0.02,
+                printed=(2, "window_32"),
+            ),
+        ),
+    ),
+    Claim(
+        number="C13",
+        title="wavelet entropy by scale",
+        statement="Wavelet entropy has a characteristic profile over six scales (Table 7).",
+        notebook="08_multiresolution",
+        criteria=(
+            Criterion(
+                name="C13_rank_correlation",
+                statistic="rank correlation over scales of our mean wavelet entropies with the mean of the "
+                "paper's models",
+                claimed=(0.7, 1.0),
+                null=NEAREST,
+                away=1,
+                margin=0.2,
+            ),
+        ),
+    ),
+    Claim(
+        number="C14",
+        title="heads form a wavelet frame",
+        statement="Heads approximate wavelets, and their ensemble a wavelet frame, nearly orthogonal and of "
+        "minimal mutual information (section 6).",
+        notebook="08_multiresolution",
+        criteria=(
+            Criterion(
+                name="C14_constant_q",
+                statistic="slope over heads of log bandwidth on log centroid frequency, lag profiles; "
+                "wavelets have 1",
+                claimed=(0.75, 1.25),
+                null="nearest of N2 permuted, N3 iid softmax, N4 exponential",
+                margin=0.25,
+            ),
+            Criterion(
+                name="C14_coherence",
+                statistic="mean absolute cosine of centred lag profiles over the pairs of heads of a layer",
+                claimed=(0.0, 0.2),
+                null="N1 random weights, N4 exponential",
+                away=-1,
+                margin=0.05,
+            ),
+            Criterion(
+                name="C14_condition",
+                statistic="log10 of the ratio B/A of the frame bounds of a layer's lag profiles",
+                claimed=(0.0, INFINITE),
+                null="random sets of as many non-negative profiles of equal effective support",
+                away=-1,
+                margin=0.1,
+            ),
+        ),
+        untested="Mutual information between heads is not estimated.",
+    ),
+    Claim(
+        number="C15",
+        title="bands have linguistic roles",
+        statement="The high band carries syntax, the mid band sentences, the low band discourse.",
+        untested="The paper has no experiment; interventions on heads and RoPE pairs are not part of the "
+        "collection yet.",
+    ),
+    Claim(
+        number="C16",
+        title="practical implications",
+        statement="Heads can be pruned by frequency, training monitored, heads pre-initialised.",
+        untested="The paper has no experiment; interventions are not part of the collection yet.",
+    ),
+    Claim(
+        number="C17",
+        title="harmonics in MLPs",
+        statement="MLPs create harmonics of the RoPE frequencies, and phase alignment sharpens attention "
+        "(version 1).",
+        untested="Only attention is captured here; MLP activations are not.",
+    ),
+    Claim(
+        number="C18",
+        title="RoPE trades position for frequency",
+        statement="RoPE trades position against frequency and aliases with length (section 6, appendix).",
+        untested="A property of the encoding, derived and drawn in 01_rope_theory; no measurement of a model "
+        "decides it.",
+    ),
+    Claim(
+        number="C19",
+        title="grows with model size",
+        statement="The wavelet-like properties grow with model size (version 3).",
+        notebook="13_model_scaling",
+        criteria=(
+            Criterion(
+                name="C19_scale_sensitivity_trend",
+                statistic="change of mean scale sensitivity at 0.5x per decade of parameters",
+                claimed=(-INFINITE, -0.01),
+                null="the same with sizes exchanged",
+                away=-1,
+                margin=0.01,
+            ),
+        ),
+    ),
+)
+
+
+def claim(number):
+    """Return the claim of a number such as "C5".
+
+    Raises
+    ------
+    LookupError
+        If the paper has no such claim; the message lists those there are.
+    """
+    for known in CLAIMS:
+        if known.number == number:
+            return known
+    listed = ", ".join(f"{known.number} {known.title}" for known in CLAIMS)
+    raise LookupError(f"no claim is called {number!r}; there are {listed}")
+
+
+def printed_range(criterion):
+    """Return the least and largest value that the paper prints for a criterion, or None."""
+    if criterion.printed is None:
+        return None
+    number, column = criterion.printed
+    values = paper_table(number)[column]
+    return float(values.min()), float(values.max())

@@ -1,0 +1,318 @@
+"""The statistics that the rules of :mod:`nbhelpers.claims.paper` ask for, by name of criterion.
+
+Every one is a function of means over sequences, so one bootstrap over sequences serves all. The same
+functions measure a model, its nulls and planted attention; nothing here knows which of them it is given.
+"""
+
+import re
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy import stats as scipy_stats
+
+from nbhelpers.kernels import entropy, frames, rows, spectra
+from nbhelpers.protocol import PAPER
+from nbhelpers.stats import bootstrap_interval, partial_correlation, pearson
+
+from . import paper
+from .verdicts import Record
+
+LOCAL, GLOBAL = 2 / 3, 1 / 3  # shares of attention nearby from which a head counts as local, and as global
+NAMED_NULL = re.compile(r"N\d|white noise")
+FLOAT32_RANK = 1e-6  # profiles are float32: smaller singular values, relatively, are rounding
+RANDOM_SETS = 64
+
+
+class Measured(NamedTuple):
+    """Attention as a rule sees it: its table of metrics and the profiles behind them."""
+
+    table: object
+    profiles: object
+
+
+class Statistic(NamedTuple):
+    """How a criterion's number is made.
+
+    ``columns`` takes a table, its profiles and the protocol, and returns an array (sequence, column);
+    ``combine`` takes means over sequences, (..., column), and returns the number, (...).
+    """
+
+    columns: object
+    combine: object = staticmethod(lambda means: means[..., 0])
+
+
+def measure_criteria(table, profiles, claim, *, nulls, protocol=PAPER, n_boot=1000, confidence=0.95, seed=0):
+    """Measure everything that the rule of a claim needs.
+
+    Parameters
+    ----------
+    table : HeadTable
+        Of the key profile, one number per sequence; at least 3 sequences.
+    profiles : Profiles
+        What the table was measured from, with key_profile and lag_profile.
+    claim : Claim or str
+        Or its number, such as "C6".
+    nulls : dict of str to (HeadTable, Profiles), or to a list of them
+        By the number of the null, such as "N2"; of several (seeds) the mean counts. More than needed does no
+        harm. "white noise" is a name too.
+    protocol : Protocol
+        With which the table was measured.
+    n_boot, confidence, seed
+        As in `bootstrap_interval`.
+
+    Returns
+    -------
+    dict of str to Record
+        By name of criterion: value, interval over sequences, and the most conservative of its nulls
+        (`Criterion.most_conservative`). None where no null defines the statistic.
+
+    Raises
+    ------
+    LookupError
+        If a null that a criterion names is not given, or a criterion has no statistic here.
+    ValueError
+        As `bootstrap_interval`, or if a statistic is not defined for this attention.
+    """
+    claim = paper.claim(claim) if isinstance(claim, str) else claim
+    records = {}
+    for criterion in claim.criteria:
+        statistic = _statistic(criterion.name)
+        columns = _finite_rows(statistic.columns(table, profiles, protocol))
+        if not len(columns):
+            raise ValueError(
+                f"{criterion.name} ({criterion.statistic}) is not defined for any of the "
+                f"{profiles.n_sequences} sequences: the heads do not differ in it"
+            )
+        shift = _shift(criterion.name, nulls, protocol)
+        interval = bootstrap_interval(
+            columns,
+            n_boot=n_boot,
+            confidence=confidence,
+            seed=seed,
+            statistic=lambda draw, axis, combine=statistic.combine: combine(draw.mean(axis)),
+        )
+        value, low, high = (float(end) - shift for end in interval[:3])
+        low, high = min(low, value), max(high, value)  # a bootstrap of few sequences may miss the value
+        null = _most_conservative_null(criterion, value, profiles, nulls, protocol, seed)
+        records[criterion.name] = Record(value, low, high, null)
+    return records
+
+
+def criterion_value(name, table, profiles, *, protocol=PAPER):
+    """Return the number of one criterion, without interval and null; NaN where it is not defined.
+
+    "C4_selectivity_over_null" is a difference from its nulls; without them this is the mean selectivity.
+
+    Parameters
+    ----------
+    name : str
+        Of a criterion, such as "C6_rho".
+    table, profiles, protocol
+        As in `measure_criteria`.
+
+    Returns
+    -------
+    float
+
+    Raises
+    ------
+    LookupError
+        If there is no statistic of that name; the message lists those there are.
+    """
+    statistic = _statistic(name)
+    columns = _finite_rows(statistic.columns(table, profiles, protocol))
+    return float(statistic.combine(columns.mean(0))) if len(columns) else float("nan")
+
+
+def null_values(name, nulls, *, protocol=PAPER):
+    """Return the number of a criterion for every null, the mean where there are several of one kind.
+
+    Parameters
+    ----------
+    name, protocol
+        As in `criterion_value`.
+    nulls : dict
+        As in `measure_criteria`.
+
+    Returns
+    -------
+    dict of str to float
+        NaN where a null does not define the statistic.
+    """
+    values = {}
+    for label, of in nulls.items():
+        each = [of] if isinstance(of, tuple) else of
+        found = [criterion_value(name, *one, protocol=protocol) for one in each]
+        known = [value for value in found if np.isfinite(value)]
+        values[label] = float(np.mean(known)) if known else float("nan")
+    return values
+
+
+def _shift(name, nulls, protocol):
+    """Return what is subtracted of a statistic that is itself a difference from its nulls."""
+    if name != "C4_selectivity_over_null":
+        return 0.0
+    found = null_values(name, _named(name, ["N0", "N1"], nulls), protocol=protocol)
+    return max(value for value in found.values() if np.isfinite(value))
+
+
+def _most_conservative_null(criterion, value, profiles, nulls, protocol, seed):
+    if criterion.name == "C14_condition":
+        return _random_condition(profiles, seed)
+    needed = NAMED_NULL.findall(criterion.null)
+    if not needed:
+        return None
+    found = null_values(criterion.name, _named(criterion.name, needed, nulls), protocol=protocol)
+    found = {name: null for name, null in found.items() if np.isfinite(null)}
+    return criterion.most_conservative(value, found)[1] if found else None
+
+
+def _named(name, needed, nulls):
+    missing = [label for label in needed if label not in nulls]
+    if missing:
+        raise LookupError(
+            f"{name} is held against {', '.join(needed)}; of these {', '.join(missing)} is not given, only "
+            f"{', '.join(nulls) or 'none'}. Make it with nbhelpers.nulls.nulls."
+        )
+    return {label: nulls[label] for label in needed}
+
+
+def _statistic(name):
+    if name not in STATISTICS:
+        raise LookupError(f"no statistic is called {name!r}; there are {', '.join(STATISTICS)}")
+    return STATISTICS[name]
+
+
+def _finite_rows(columns):
+    columns = np.asarray(columns, dtype=np.float64)
+    columns = columns[:, None] if columns.ndim == 1 else columns
+    return columns[np.isfinite(columns).all(1)]
+
+
+def _mean_over_heads(values):
+    """Mean over the heads that are not NaN of (sequence, layer, head), or over those of (sequence, layer)."""
+    flat = values.reshape(len(values), -1)
+    known = np.isfinite(flat)
+    count = known.sum(1)
+    return np.where(count > 0, np.where(known, flat, 0.0).sum(1) / np.maximum(count, 1), np.nan)
+
+
+def _change_over_depth(per_layer):
+    """Least-squares change from the first to the last layer, (sequence, layer) to (sequence,)."""
+    if per_layer.shape[1] < 2:
+        raise ValueError("a change over depth needs at least 2 layers, got 1")
+    return np.polyfit(np.linspace(0, 1, per_layer.shape[1]), per_layer.T, 1)[0]
+
+
+def _local_share(table, protocol):
+    return table.values(f"local_mass_{protocol.local_distance}")  # (sequence, layer, head)
+
+
+def _mixed(table, protocol):
+    local = _local_share(table, protocol)
+    return ((local >= GLOBAL) & (local <= LOCAL)).astype(float)
+
+
+def _polar_shares(table, profiles, protocol):
+    local = _local_share(table, protocol)
+    return np.stack([(local > LOCAL).mean((1, 2)), (local < GLOBAL).mean((1, 2))], -1)
+
+
+def _metric(name):
+    return Statistic(lambda table, profiles, protocol: _mean_over_heads(table.values(name)))
+
+
+def _peak_tracking(table, profiles, protocol):
+    """Spearman's correlation over heads of S with the largest share of a bin above the low band."""
+    signal = profiles[protocol.signal].double()  # (sequence, layer, head, position)
+    signal = rows.drop_sink(signal) if protocol.sink != "keep" else signal
+    options = protocol.spectrum_options
+    power = spectra.psd(signal, **options)  # (sequence, layer, head, freq)
+    frequency = spectra.frequencies(signal.shape[-1], pad=options["pad"], sided=options["sided"])
+    above = frequency.abs() >= 0.5 * protocol.edges[0]
+    peak = (power[..., above].amax(-1) / power.sum(-1)).numpy()  # (sequence, layer, head)
+    ranks = [scipy_stats.rankdata(v.reshape(len(v), -1), axis=1) for v in (_selectivity(table), peak)]
+    return pearson(*ranks, axis=1)
+
+
+def _selectivity(table):
+    return table.values("frequency_selectivity")
+
+
+def _sensitivities(table, profiles, protocol):
+    return np.stack([_mean_over_heads(table.values(f"scale_sensitivity_{a}")) for a in ("0.25", "0.5")], -1)
+
+
+def _entropies(table):
+    return table.values("positional_entropy"), table.values("spectral_entropy")
+
+
+def _rho(table, profiles, protocol):
+    return _mean_over_heads(pearson(*_entropies(table), axis=2))
+
+
+def _partial_rho(table, profiles, protocol):
+    """Correlation over the heads of a layer of what log N_eff leaves of both entropies."""
+    given = [np.log(table.values("effective_support"))]
+    return _mean_over_heads(partial_correlation(*_entropies(table), given))
+
+
+def _slack(table, profiles, protocol):
+    amplitude = profiles.key_profile.double().sqrt()  # (sequence, layer, head, position)
+    return _mean_over_heads(entropy.entropic_slack(amplitude).numpy())
+
+
+def _constant_q(table, profiles, protocol):
+    lag_profile = profiles.lag_profile.double().flatten(1, 2)  # (sequence, head of any layer, lag)
+    # No window: a Hann window is zero at the ends, and the nearest keys are an end of a causal lag profile.
+    power = spectra.psd(lag_profile, window="boxcar", detrend="mean")
+    return frames.constant_q_slope(power, spectra.frequencies(lag_profile.shape[-1])).slope.numpy()
+
+
+def _coherence(table, profiles, protocol):
+    similarity = frames.head_similarity(profiles.lag_profile.double(), center=True)
+    return _mean_over_heads(frames.mean_off_diagonal(similarity, absolute=True).numpy())
+
+
+def _condition(table, profiles, protocol):
+    bounds = frames.frame_bounds(profiles.lag_profile.double(), normalize=True, rtol=FLOAT32_RANK)
+    return _mean_over_heads(bounds.ratio.log10().numpy())
+
+
+def _random_condition(profiles, seed):
+    """Mean log10 B/A of random sets, whose vectors have the effective supports of the lag profiles."""
+    profile = profiles.lag_profile.double().mean(0)  # (layer, head, lag)
+    support = entropy.effective_support(profile / profile.sum(-1, keepdim=True))  # (layer, head)
+    n_draws = max(RANDOM_SETS, len(support))
+    support = support[torch.arange(n_draws) % len(support)]  # (draw, head)
+    bounds = frames.random_frame_bounds(
+        *profile.shape[1:], n_draws=n_draws, effective_support=support, seed=seed
+    )
+    return float(bounds.ratio.log10().mean())
+
+
+STATISTICS = {
+    "C1_mixed_share": Statistic(lambda t, p, protocol: _mixed(t, protocol).mean((1, 2))),
+    "C1_rarer_share": Statistic(_polar_shares, lambda means: means.min(-1)),
+    "C1_mixed_change": Statistic(lambda t, p, protocol: _change_over_depth(_mixed(t, protocol).mean(2))),
+    "C2_low": _metric("low_band"),
+    "C2_mid": _metric("mid_band"),
+    "C2_high": _metric("high_band"),
+    "C3_low_change": Statistic(lambda t, p, protocol: _change_over_depth(t.values("low_band").mean(2))),
+    "C4_selectivity_over_null": _metric("frequency_selectivity"),
+    "C4_tracks_peak": Statistic(_peak_tracking),
+    "C5_half": _metric("scale_sensitivity_0.5"),
+    "C5_ratio": Statistic(_sensitivities, lambda means: means[..., 0] / means[..., 1]),
+    "C6_rho": Statistic(_rho),
+    "C6_partial_rho": Statistic(_partial_rho),
+    "C6_slack": Statistic(_slack),
+    "C11_error": _metric("reconstruction_error"),
+    "C12_change": Statistic(
+        lambda t, p, protocol: _mean_over_heads(t.values("window_entropy_64") - t.values("window_entropy_16"))
+    ),
+    "C12_level": _metric("window_entropy_32"),
+    "C14_constant_q": Statistic(_constant_q),
+    "C14_coherence": Statistic(_coherence),
+    "C14_condition": Statistic(_condition),
+}

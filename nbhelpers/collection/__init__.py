@@ -1,0 +1,1 @@
+"""The notebook collection: runner, results, scorecard, pages."""

@@ -1,0 +1,287 @@
+"""The results store: named numbers and tables a notebook measured, written as they come.
+
+A folder of results holds, per notebook, ``NOTEBOOK.json`` (numbers and provenance) and
+``NOTEBOOK/TABLE.parquet``. The files carry no time stamp: the same seed gives the same bytes.
+"""
+
+import html
+import json
+import math
+import numbers
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from nbhelpers.files import replacing
+
+COLUMNS = ("notebook", "name", "value", "low", "high", "null", "unit", "note")
+
+
+class Results:
+    """What one run of one notebook measured.
+
+    Creating it empties what an earlier run of the same notebook left in the folder.
+
+    Parameters
+    ----------
+    notebook : str
+        Name of the notebook, e.g. ``"07_frequency_bands"``; letters, digits, ``_``, ``-`` and ``.``.
+    folder : path
+        Folder of the store, created; shared by all notebooks of a run.
+
+    Examples
+    --------
+    >>> results = Results("07_frequency_bands", folder)                               # doctest: +SKIP
+    >>> results.record("share_low", 0.65, low=0.63, high=0.68, null=0.99, unit="1")   # doctest: +SKIP
+    """
+
+    def __init__(self, notebook: str, folder: str | Path) -> None:
+        self.notebook = _file_name(notebook, "notebook")
+        self.folder = Path(folder)
+        self._numbers: dict[str, dict[str, Any]] = {}
+        self._tables: dict[str, dict[str, Any]] = {}
+        self._facts: dict[str, Any] = {}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for stale in (self.folder / notebook).glob("*.parquet"):
+            stale.unlink()
+        self._write()
+
+    def record(
+        self,
+        name: str,
+        value: float,
+        *,
+        low: float | None = None,
+        high: float | None = None,
+        null: float | None = None,
+        unit: str = "",
+        note: str = "",
+    ) -> None:
+        """Record a number under a name and write it to disk at once.
+
+        Parameters
+        ----------
+        name : str
+            Unique within the notebook.
+        value : float
+            Finite; numpy and torch scalars are taken too.
+        low, high : float, optional
+            Ends of its interval, both or neither.
+        null : float, optional
+            What attention that learned nothing gives.
+        unit, note : str
+            For the reader.
+
+        Raises
+        ------
+        ValueError
+            If a number is not finite, the interval is half given or reversed, or the name is taken.
+        TypeError
+            If a number is not a real number, or a text not a string.
+        """
+        _check_text(name=name, unit=unit, note=note)
+        if not name:
+            raise ValueError("a recorded number needs a name, got ''")
+        if name in self._numbers:
+            raise ValueError(
+                f"{name!r} is already recorded by {self.notebook} as {self._numbers[name]['value']}; "
+                "choose another name, or rerun from the cell that makes Results"
+            )
+        entry = {"value": _number(f"{name}: value", value)}
+        for label, given in (("low", low), ("high", high), ("null", null)):
+            entry[label] = None if given is None else _number(f"{name}: {label}", given)
+        if (low is None) != (high is None):
+            raise ValueError(f"{name}: an interval needs low and high, got low={low} and high={high}")
+        if low is not None and entry["low"] > entry["high"]:
+            raise ValueError(f"{name}: low {entry['low']} is above high {entry['high']}")
+        self._numbers[name] = entry | {"unit": unit, "note": note}
+        self._write()
+
+    def table(self, name: str, frame: pd.DataFrame) -> Path:
+        """Store a table as Parquet and return its path.
+
+        An index other than 0, 1, 2, … becomes columns. Missing values are allowed in tables.
+
+        Raises
+        ------
+        TypeError
+            If `frame` is not a DataFrame or a column's name not a string.
+        ValueError
+            If the name is taken or cannot be a file name.
+        """
+        _file_name(name, "table")
+        if not isinstance(frame, pd.DataFrame):
+            raise TypeError(f"table {name}: expected a pandas DataFrame, got {type(frame).__name__}")
+        if name in self._tables:
+            raise ValueError(f"table {name!r} is already stored by {self.notebook}; choose another name")
+        plain = frame if isinstance(frame.index, pd.RangeIndex) else frame.reset_index()
+        odd = [column for column in plain.columns if not isinstance(column, str)]
+        if odd:
+            raise TypeError(f"table {name}: column names must be strings, got {odd[:5]}")
+        path = self.folder / self.notebook / f"{name}.parquet"
+        path.parent.mkdir(exist_ok=True)
+        with replacing(path) as partial:
+            plain.to_parquet(partial, index=False)
+        self._tables[name] = {"rows": len(plain), "columns": list(plain.columns)}
+        self._write()
+        return path
+
+    def provenance(self, **facts: Any) -> None:
+        """Add facts about where the numbers come from (model, revision, corpus, protocol, seed, versions).
+
+        Parameters
+        ----------
+        **facts
+            Strings, finite numbers, booleans, None, and lists or mappings of these. A later fact of
+            the same name replaces the earlier one.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If a fact cannot be written as strict JSON.
+        """
+        self._facts |= {name: _plain_fact(name, fact) for name, fact in facts.items()}
+        self._write()
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """The numbers recorded so far, columns as `load_results` gives them."""
+        return _as_frame([(self.notebook, self._numbers)])
+
+    def _repr_html_(self) -> str:
+        shown = self.frame.drop(columns="notebook").astype(object)
+        shown = shown.where(shown.notna(), "")
+        table = shown.to_html(index=False, border=0, float_format=lambda number: f"{number:.4g}")
+        told = f"{len(shown)} numbers recorded by <code>{html.escape(self.notebook)}</code>"
+        return f"<details><summary>{told}</summary>{table}</details>"
+
+    def _write(self) -> None:
+        document = {
+            "notebook": self.notebook,
+            "numbers": self._numbers,
+            "tables": self._tables,
+            "provenance": self._facts,
+        }
+        text = json.dumps(document, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False)
+        with replacing(self.folder / f"{self.notebook}.json") as partial:
+            partial.write_text(text + "\n", encoding="utf-8")
+
+
+def load_results(folder: str | Path) -> pd.DataFrame:
+    """Return every recorded number of a folder, one row each.
+
+    Parameters
+    ----------
+    folder : path
+        The folder given to `Results`, or a run's output folder that holds it as ``results/``.
+
+    Returns
+    -------
+    DataFrame
+        Columns notebook, name, value, low, high, null, unit, note; sorted by notebook and name.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder holds no results.
+    ValueError
+        If a file is not strict JSON of this form.
+    """
+    documents = _load_documents(folder)
+    return _as_frame([(document["notebook"], document["numbers"]) for document in documents])
+
+
+def load_tables(folder: str | Path) -> dict[tuple[str, str], pd.DataFrame]:
+    """Return every stored table of a folder, keyed by (notebook, table)."""
+    folder = _results_folder(folder)
+    return {
+        (document["notebook"], name): pd.read_parquet(folder / document["notebook"] / f"{name}.parquet")
+        for document in _load_documents(folder)
+        for name in document["tables"]
+    }
+
+
+def load_provenance(folder: str | Path) -> dict[str, dict[str, Any]]:
+    """Return the recorded facts of a folder, keyed by notebook."""
+    return {document["notebook"]: document["provenance"] for document in _load_documents(folder)}
+
+
+def _results_folder(folder: str | Path) -> Path:
+    folder = Path(folder)
+    return folder / "results" if (folder / "results").is_dir() else folder
+
+
+def _load_documents(folder: str | Path) -> list[dict[str, Any]]:
+    folder = _results_folder(folder)
+    files = sorted(folder.glob("*.json"))
+    if not files:
+        raise FileNotFoundError(
+            f"{folder} holds no results (*.json); run the notebooks that record them first"
+        )
+    return [_load_document(file) for file in files]
+
+
+def _load_document(file: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+        return {key: document[key] for key in ("notebook", "numbers", "tables", "provenance")}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{file} is not a file of results ({error!r}); delete it and run its notebook again"
+        ) from error
+
+
+def _refuse_constant(token: str) -> None:
+    raise ValueError(f"{token} is not strict JSON")
+
+
+def _as_frame(numbers_by_notebook: list[tuple[str, Mapping[str, Mapping[str, Any]]]]) -> pd.DataFrame:
+    rows = [
+        {"notebook": notebook, "name": name, **entry}
+        for notebook, entries in sorted(numbers_by_notebook)
+        for name, entry in sorted(entries.items())
+    ]
+    frame = pd.DataFrame(rows, columns=list(COLUMNS))
+    return frame.astype(dict.fromkeys(("value", "low", "high", "null"), float))
+
+
+def _number(label: str, value: Any) -> float | int:
+    """Return a finite plain number; zero-dimensional arrays and tensors are unpacked."""
+    if getattr(value, "shape", None) == () and hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{label} must be one real number, got {type(value).__name__} {value!r}"[:300])
+    if not math.isfinite(value):
+        raise ValueError(
+            f"{label} must be finite, got {value}; what could not be measured is left out and said in words"
+        )
+    return value
+
+
+def _check_text(**texts: Any) -> None:
+    for label, text in texts.items():
+        if not isinstance(text, str):
+            raise TypeError(f"{label} must be a string, got {type(text).__name__} {text!r}")
+
+
+def _file_name(name: Any, label: str) -> str:
+    if not isinstance(name, str) or not re.fullmatch(r"[\w-][\w.-]*", name):
+        raise ValueError(
+            f"{label} name {name!r} cannot be a file name; use letters, digits, '_', '-' and '.'"
+        )
+    return name
+
+
+def _plain_fact(name: str, fact: Any) -> Any:
+    if fact is None or isinstance(fact, (str, bool)):
+        return fact
+    if isinstance(fact, Path):
+        return str(fact)
+    if isinstance(fact, Mapping):
+        return {str(key): _plain_fact(f"{name}.{key}", value) for key, value in fact.items()}
+    if isinstance(fact, (list, tuple)):
+        return [_plain_fact(f"{name}[{place}]", value) for place, value in enumerate(fact)]
+    return _number(f"provenance {name}", fact)

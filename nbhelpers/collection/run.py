@@ -1,0 +1,375 @@
+"""Run the collection with papermill: every failure counted, what is done kept, the next run resumes.
+
+A run leaves under its output folder ``executed/NAME.ipynb`` (saved after every cell), ``runs/NAME.json``
+(what was run with which parameters, and how it ended) and ``results/`` (numbers and tables).
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import sys
+import time
+import traceback
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nbformat
+
+from nbhelpers.collection.execution import PeakMemory, Skipped, execute_strictly
+from nbhelpers.collection.plan import PlannedRun, list_notebooks, plan_runs, select_notebooks
+from nbhelpers.files import replacing
+
+__all__ = ["NotebookRun", "list_notebooks", "load_runs", "run_notebooks"]
+
+_READERS = ("load_results(", "scorecard(")  # in the source of a notebook that reads what the others measured
+PLANTER = "03_null_models"  # what it found of the rules is read by every notebook that judges
+_VERSIONED = ("torch", "transformers", "numpy", "pywavelets", "pandas")  # a change makes earlier runs stale
+
+
+@dataclass(frozen=True)
+class NotebookRun:
+    """How the run of one notebook ended.
+
+    Attributes
+    ----------
+    name : str
+        The notebook's file name without suffix.
+    status : str
+        ``passed``, ``skipped`` (the model cannot give what the notebook shows), ``failed``, ``kept`` (ended
+        well earlier with the same source and parameters), or in a record on disk also ``interrupted``.
+    seconds : float
+        Wall-clock time; of the earlier run if kept.
+    error : str or None
+        What failed, with the cell and its traceback; of a skipped one the reason.
+    output : Path
+        The executed notebook; of a failed one the part that ran.
+    peak_mb : float
+        Largest memory of the kernel and its children, in MB.
+    """
+
+    name: str
+    status: str
+    seconds: float
+    error: str | None
+    output: Path
+    peak_mb: float = 0.0
+
+
+def run_notebooks(
+    names: Iterable[str | Path] | None = None,
+    *,
+    size: str = "reader",
+    model: str | None = None,
+    out: str | Path,
+    parameters: Mapping[str, Any] | None = None,
+    cell_timeout: float = 600,
+    total_timeout: float | None = None,
+    folder: str | Path | None = None,
+    resume: bool = True,
+    progress: bool = True,
+) -> list[NotebookRun]:
+    """Run notebooks one after the other, each in a fresh kernel; a failed one does not stop the others.
+
+    Parameters
+    ----------
+    names : iterable of str or path, optional
+        ``"07"``, ``"07_frequency_bands"`` or a path; the whole collection if None.
+    size : {"smoke", "reader", "full"}
+        Reader's is the notebooks' own defaults, the others come from ``sizes.toml`` beside them.
+    model : str, optional
+        Passed to the notebooks that have a parameter `model`; a local folder is made absolute.
+    out : path
+        Where everything goes; created. A parameter called `results` gets ``<out>/results``, and one called
+        `cache`, the profiles that notebooks share, ``<out>/profiles``.
+    parameters : mapping, optional
+        Values for every notebook that has a parameter of that name. They win over the size. The folder of a
+        `sweep` is made absolute.
+    cell_timeout, total_timeout : float
+        Seconds for one cell, and for the whole call.
+    folder : path, optional
+        Folder of the notebooks, see `find_notebook_folder`.
+    resume : bool
+        Keep what ended well earlier in `out` with the same source, package, versions and parameters.
+    progress : bool
+        Print a line per step.
+
+    Returns
+    -------
+    list of NotebookRun
+        In the order run.
+
+    Raises
+    ------
+    LookupError, ValueError, FileNotFoundError
+        Before anything runs: an unknown notebook, size or parameter.
+    KeyboardInterrupt
+        On Ctrl-C, after the current notebook's finished part is saved.
+    """
+    for label, seconds in (("cell_timeout", cell_timeout), ("total_timeout", total_timeout)):
+        if seconds is not None and not seconds > 0:
+            raise ValueError(f"{label} must be above 0 seconds, got {seconds}")
+    out = Path(out).resolve()
+    if model is not None and Path(model).exists():
+        model = str(Path(model).resolve())  # kernels run in the notebook's folder
+    parameters = _with_absolute_sweep(parameters)
+    paths = select_notebooks(names, folder=folder)
+    places = {"results": out / "results", "cache": out / "profiles"}
+    planned = plan_runs(paths, size=size, model=model, parameters=parameters, places=places, folder=folder)
+    for sub in ("executed", "runs", "results"):
+        (out / sub).mkdir(parents=True, exist_ok=True)
+    deadline = None if total_timeout is None else time.monotonic() + total_timeout
+    log = _Log(planned, out, enabled=progress)
+    runner = _Runner(out, _code_fingerprint(), cell_timeout, deadline, resume, log)
+    runs = []
+    for number, plan in enumerate(planned):
+        try:
+            runs.append(runner.run(number, plan))
+        except KeyboardInterrupt:
+            log.interrupted(runs, plan)
+            raise
+    log.summary(runs)
+    return runs
+
+
+def load_runs(out: str | Path) -> list[NotebookRun]:
+    """Return what the last runs into `out` recorded, sorted by name.
+
+    Raises
+    ------
+    FileNotFoundError
+        If nothing was run into that folder.
+    """
+    folder = Path(out) / "runs"
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} does not exist: nothing was run into {out}")
+    records = [_read_record(file) for file in sorted(folder.glob("*.json"))]
+    return [_as_run(record, Path(out)) for record in records if record is not None]
+
+
+@dataclass(frozen=True)
+class _Runner:
+    """Settings shared by the notebooks of one call."""
+
+    out: Path
+    code: str
+    cell_timeout: float
+    deadline: float | None
+    resume: bool
+    log: "_Log"
+
+    def run(self, number: int, plan: PlannedRun) -> NotebookRun:
+        record_file = self.out / "runs" / f"{plan.name}.json"
+        key = {
+            "fingerprint": self._fingerprint(plan),
+            "parameters": plan.parameters,
+        }
+        earlier = _read_record(record_file)
+        if self.resume and earlier is not None and self._still_good(earlier, key):
+            run = _as_run(earlier, self.out, status="kept")
+            self.log.kept(number, run)
+            return run
+        self.log.start(number, plan)
+        record = {"name": plan.name, "versions": _versions(), **key}
+        try:
+            ending = self._execute(plan)
+        except KeyboardInterrupt:
+            interrupted = {
+                "status": "interrupted",
+                "seconds": 0.0,
+                "error": "interrupted by Ctrl-C",
+                "peak_mb": 0.0,
+            }
+            _write_record(record_file, record | interrupted)
+            raise
+        record |= ending | {"has_results": self._results_file(plan.name).is_file()}
+        _write_record(record_file, record)
+        run = _as_run(record, self.out)
+        self.log.done(number, run)
+        return run
+
+    def _execute(self, plan: PlannedRun) -> dict[str, Any]:
+        started = time.monotonic()
+        if self.deadline is not None and started >= self.deadline:
+            error = "not started: the time of the whole run was spent (total_timeout)"
+            return {"status": "failed", "seconds": 0.0, "error": error, "peak_mb": 0.0}
+        self._remove_results(plan.name)
+        with PeakMemory() as memory:
+            try:
+                failure = execute_strictly(
+                    plan.source,
+                    self.out / "executed" / f"{plan.name}.ipynb",
+                    plan.parameters,
+                    cell_timeout=self.cell_timeout,
+                    deadline=self.deadline,
+                    progress_bar=self.log.bars,
+                )
+            except Exception:  # an error of the runner itself: recorded whole, and the next notebook runs
+                failure = f"the runner failed:\n{traceback.format_exc()}"
+        if isinstance(failure, Skipped):
+            status, error = "skipped", failure.reason
+        else:
+            status, error = ("passed", None) if failure is None else ("failed", str(failure))
+        return {
+            "status": status,
+            "seconds": round(time.monotonic() - started, 2),
+            "error": error,
+            "peak_mb": round(memory.megabytes, 1),
+        }
+
+    def _still_good(self, earlier: Mapping[str, Any], key: Mapping[str, Any]) -> bool:
+        same = all(earlier.get(name) == json.loads(json.dumps(value)) for name, value in key.items())
+        files = [self.out / "executed" / f"{earlier['name']}.ipynb"]
+        files += [self._results_file(earlier["name"])] if earlier.get("has_results") else []
+        return same and earlier["status"] in ("passed", "skipped") and all(file.is_file() for file in files)
+
+    def _results_file(self, name: str) -> Path:
+        return self.out / "results" / f"{name}.json"
+
+    def _remove_results(self, name: str) -> None:
+        """Delete what an earlier run of the notebook recorded: if this one fails, nothing stale is left."""
+        self._results_file(name).unlink(missing_ok=True)
+        shutil.rmtree(self.out / "results" / name, ignore_errors=True)
+
+    def _fingerprint(self, plan: PlannedRun) -> str:
+        digest = hashlib.sha256(self.code.encode())
+        notebook = nbformat.read(plan.source, as_version=4)
+        for cell in notebook.cells:  # outputs do not matter
+            digest.update(f"{cell.cell_type}\0{cell.source}\0".encode())
+        source = "\n".join(cell.source for cell in notebook.cells)
+        for file in self._results_read(source):
+            digest.update(b"" if file.stem == plan.name else file.read_bytes())
+        for file in _sweep_files(plan.parameters.get("sweep")):  # a sweep that went on is another one
+            digest.update(f"{file.name}\0".encode() + file.read_bytes())
+        return digest.hexdigest()
+
+    def _results_read(self, source: str) -> list[Path]:
+        """Return the files of results that a notebook's source reads: everybody's, or what 03 found."""
+        everybody = sorted((self.out / "results").glob("*.json"))
+        if any(reader in source for reader in _READERS):
+            return everybody
+        return [file for file in everybody if file.stem == PLANTER and "planted_accuracies(" in source]
+
+
+def _with_absolute_sweep(parameters: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return parameters with a sweep's folder as seen from here; kernels run in the notebook's folder."""
+    given = dict(parameters or {})
+    if given.get("sweep") is None:
+        return given
+    folder = Path(given["sweep"]).resolve()
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder of a sweep at {folder} (sweep={given['sweep']!r})")
+    return given | {"sweep": str(folder)}
+
+
+def _sweep_files(folder: str | None) -> list[Path]:
+    """Return what a notebook shows of a sweep."""
+    if folder is None:
+        return []
+    names = ("grid.json", "sweep.parquet", "summaries/*.parquet")
+    return sorted(file for name in names for file in Path(folder).glob(name))
+
+
+def _code_fingerprint() -> str:
+    """Return a hash of the package's source and of the versions beneath it."""
+    digest = hashlib.sha256(json.dumps(_versions(), sort_keys=True).encode())
+    root = Path(__file__).parents[1]
+    for file in sorted(root.rglob("*.py")):
+        digest.update(f"{file.relative_to(root)}\0".encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version()} | {
+        name: importlib.metadata.version(name) for name in _VERSIONED
+    }
+
+
+def _write_record(file: Path, record: Mapping[str, Any]) -> None:
+    text = json.dumps(record, indent=1, sort_keys=True, ensure_ascii=False)
+    with replacing(file) as partial:
+        partial.write_text(text + "\n", encoding="utf-8")
+
+
+def _read_record(file: Path) -> dict[str, Any] | None:
+    if not file.is_file():
+        return None
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        asked = ("name", "status", "seconds", "error", "peak_mb")
+        return {key: record[key] for key in asked} | record
+    except (ValueError, KeyError, TypeError) as error:
+        print(
+            f"{file} is not a record of a run ({error!r}): ignored, the notebook runs again", file=sys.stderr
+        )
+        return None
+
+
+def _as_run(record: Mapping[str, Any], out: Path, status: str | None = None) -> NotebookRun:
+    output = out / "executed" / f"{record['name']}.ipynb"
+    status = status or record["status"]
+    return NotebookRun(record["name"], status, record["seconds"], record["error"], output, record["peak_mb"])
+
+
+class _Log:
+    """Plain lines about a run on stdout: one when a notebook starts, one when it ends."""
+
+    def __init__(self, planned: list[PlannedRun], out: Path, *, enabled: bool) -> None:
+        self.enabled = enabled
+        self.out = out
+        self.names = [plan.name for plan in planned]
+        self.bars = enabled and sys.stderr.isatty() and not os.environ.get("TQDM_DISABLE")
+        records = [_read_record(out / "runs" / f"{name}.json") for name in self.names]
+        # seconds of earlier runs that got to the end, to estimate the time left
+        self.expected = {
+            r["name"]: r["seconds"] for r in records if r is not None and r["status"] == "passed"
+        }
+
+    def say(self, text: str) -> None:
+        if self.enabled:
+            print(text, flush=True)
+
+    def start(self, number: int, plan: PlannedRun) -> None:
+        for note in plan.notes:
+            self.say(f"note: {note}")
+        left = [self.expected.get(name) for name in self.names[number:]]
+        estimate = "" if None in left else f"  (about {_duration(sum(left))} left)"
+        self.say(f"{self._place(number)} {plan.name}: start{estimate}")
+
+    def done(self, number: int, run: NotebookRun) -> None:
+        self.expected[run.name] = run.seconds
+        spent = f"{_duration(run.seconds)}, peak {run.peak_mb:.0f} MB"
+        self.say(f"{self._place(number)} {run.name}: {run.status} in {spent}")
+        if run.error is not None:
+            self.say("\n".join(f"    {line}" for line in run.error.splitlines()))
+
+    def kept(self, number: int, run: NotebookRun) -> None:
+        ended = f"passed in {_duration(run.seconds)}" if run.error is None else "was skipped"
+        self.say(f"{self._place(number)} {run.name}: kept (nothing changed since it {ended})")
+        if run.error is not None:
+            self.say(f"    {run.error}")
+
+    def interrupted(self, runs: list[NotebookRun], plan: PlannedRun) -> None:
+        self.say(
+            f"interrupted in {plan.name}; {len(runs)} of {len(self.names)} notebooks are done and kept in "
+            f"{self.out}. The same command resumes there; --fresh starts again."
+        )
+
+    def summary(self, runs: list[NotebookRun]) -> None:
+        statuses = [run.status for run in runs]
+        asked = ("passed", "kept", "failed", *(["skipped"] if "skipped" in statuses else []))
+        told = ", ".join(f"{statuses.count(status)} {status}" for status in asked)
+        self.say(f"{len(runs)} notebooks: {told}; executed notebooks and results in {self.out}")
+
+    def _place(self, number: int) -> str:
+        return f"[{number + 1}/{len(self.names)}]"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{int(seconds) // 60} min {int(seconds) % 60:02d} s"

@@ -1,0 +1,103 @@
+"""Build the site: write Sphinx's source into a scratch folder, run Sphinx, keep its pages and warnings."""
+
+import importlib.metadata
+import shutil
+import subprocess
+import sys
+import tempfile
+from importlib import resources
+from pathlib import Path
+
+from nbhelpers.collection.run import load_runs
+from nbhelpers.collection.site.home import home_page
+from nbhelpers.collection.site.pages import prepare_page
+from nbhelpers.collection.site.reference import write_reference
+
+_MATHJAX = "sphinx-mathjax-offline/static/mathjax/tex-svg-full.js"  # one file, draws with no font to load
+_STATIC = ("site.css", "widgets-embed.js", "1551f4f60c37af51121f.woff2")  # the last: icons of the widgets
+
+
+def build_site(
+    executed_folder: str | Path, out: str | Path, *, reference: bool = True, show_warnings: bool = True
+) -> Path:
+    """Build pages from executed notebooks, without running them and without a network.
+
+    Parameters
+    ----------
+    executed_folder : path
+        Folder of executed notebooks. Where a folder ``runs`` lies beside it (see `run_notebooks`), the
+        pages tell how each run ended; a failed notebook's page begins with its error. A folder ``results``
+        beside it gives the home page its scorecard.
+    out : path
+        Folder of the pages; ``index.html`` is the first.
+    reference : bool
+        Add the reference of the package, from its docstrings, and the page of error messages.
+    show_warnings : bool
+        Print Sphinx's warnings on stderr; they are kept in ``<out>/sphinx-warnings.txt`` too.
+
+    Returns
+    -------
+    Path
+        The index page.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no executed notebook.
+    RuntimeError
+        If Sphinx fails; the message ends with what it said.
+    """
+    executed, out = Path(executed_folder), Path(out)
+    notebooks = sorted(executed.glob("*.ipynb"))
+    if not notebooks:
+        state = "holds no executed notebook" if executed.is_dir() else "does not exist"
+        raise FileNotFoundError(
+            f"{executed} {state}; run the notebooks first: python -m nbhelpers run --out {out}"
+        )
+    runs = {}
+    if (executed.parent / "runs").is_dir():
+        runs = {run.name: run for run in load_runs(executed.parent)}
+    with tempfile.TemporaryDirectory(prefix="site-") as scratch:  # Sphinx wants its source outside its output
+        source = Path(scratch).resolve() / "source"
+        _write_static(source)
+        pages = [prepare_page(path, runs.get(path.stem), source) for path in notebooks]
+        names = write_reference(source) if reference else []
+        (source / "index.md").write_text(home_page(pages, names, executed.parent), encoding="utf-8")
+        told = _run_sphinx(source, out.resolve())
+    (out / "sphinx-warnings.txt").write_text(told, encoding="utf-8")
+    if told and show_warnings:
+        print(f"sphinx warns:\n{told}", file=sys.stderr)
+    return out / "index.html"
+
+
+def _write_static(source: Path) -> None:
+    """Write Sphinx's settings, the style sheet and the scripts."""
+    (source / "_static").mkdir(parents=True)
+    assets = resources.files("nbhelpers.collection.site") / "assets"
+    conf = (assets / "conf.py").read_text(encoding="utf-8").replace("@repository@", repository_url())
+    (source / "conf.py").write_text(conf, encoding="utf-8")
+    (source / "mathjax-config.js").write_bytes((assets / "mathjax-config.js").read_bytes())
+    for name in _STATIC:
+        (source / "_static" / name).write_bytes((assets / name).read_bytes())
+    mathjax = importlib.metadata.distribution("sphinx-mathjax-offline").locate_file(_MATHJAX)
+    shutil.copy(str(mathjax), source / "_static")
+
+
+def repository_url() -> str:
+    """Return the address of the repository, as pyproject.toml names it."""
+    for entry in importlib.metadata.metadata("nbhelpers").get_all("Project-URL") or []:
+        label, _, url = entry.partition(", ")
+        if label == "Repository":
+            return url
+    return ""
+
+
+def _run_sphinx(source: Path, out: Path) -> str:
+    """Build the pages and return Sphinx's warnings, files named as seen from its source folder."""
+    warnings = source.parent / "warnings.txt"
+    places = ["-d", source.parent / "doctrees", "-w", warnings, source, out]
+    command = [sys.executable, "-m", "sphinx", "-q", "-b", "html", *places]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"sphinx failed with status {done.returncode}:\n{done.stderr[-3000:]}")
+    return warnings.read_text(encoding="utf-8").replace(f"{source}/", "")

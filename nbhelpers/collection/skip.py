@@ -1,0 +1,109 @@
+"""What a notebook does where its model cannot give what it shows: say so, and go on or end there."""
+
+from IPython import get_ipython
+
+SKIPPED = "Skipped: "  # what the output of such a cell begins with; the runner looks for it
+
+
+class NotebookSkipped(Exception):
+    """Raised by :func:`skip_notebook`; its message is the reason."""
+
+
+def skip_notebook(reason):
+    """End the notebook here and show why, as one sentence instead of a traceback.
+
+    JupyterLab stops *Run All*; papermill ends without an error and leaves the remaining cells as they are;
+    ``python -m nbhelpers run`` counts the notebook as skipped and prints the reason.
+
+    Parameters
+    ----------
+    reason : str
+        What is missing, and what to do to see the notebook.
+
+    Raises
+    ------
+    NotebookSkipped
+        Always.
+    """
+    shell = get_ipython()
+    if shell is not None:
+        shell.set_custom_exc((NotebookSkipped,), _show)
+    raise NotebookSkipped(reason)
+
+
+def require_decoder(description, why):
+    """Skip the notebook unless its model is a decoder: position i sees the positions up to i.
+
+    Parameters
+    ----------
+    description : nbhelpers.inputs.models.ModelDescription
+    why : str
+        What needs it, such as "it compares causal attention".
+
+    Raises
+    ------
+    NotebookSkipped
+        If the model sees later positions too.
+    """
+    if not description.causal:
+        skip_notebook(
+            f"{description.name} ({description.family}) is no decoder, and this notebook needs one: {why}. "
+            "Give it a decoder with the parameter model; the default is one."
+        )
+
+
+def nearest_head(description, layer, head):
+    """Return the head asked for, or the nearest there is, which is then said.
+
+    Parameters
+    ----------
+    description : nbhelpers.inputs.models.ModelDescription
+    layer, head : int
+        From 0.
+
+    Returns
+    -------
+    tuple of int
+        Layer and head.
+    """
+    there = min(layer, description.n_layers - 1), min(head, description.n_heads - 1)
+    if there != (layer, head):
+        print(
+            f"{description.name} has {description.n_layers} layers of {description.n_heads} heads: layer "
+            f"{there[0]}, head {there[1]} is taken instead of layer {layer}, head {head}"
+        )
+    return there
+
+
+def fitting_lengths(description, lengths):
+    """Return the lengths that a model has positions for; the others are said to be left out.
+
+    Parameters
+    ----------
+    description : nbhelpers.inputs.models.ModelDescription
+    lengths : sequence of int
+        Tokens.
+
+    Returns
+    -------
+    list of int
+        The longest there is, if all are too long.
+    """
+    most = description.max_positions
+    if most is None:
+        return list(lengths)
+    fitting = [length for length in lengths if length <= most] or [most]
+    left_out = [str(length) for length in lengths if length > most]
+    if left_out:
+        print(
+            f"{description.name} has {most} positions: skipped at {', '.join(left_out)} tokens, measured at "
+            f"{', '.join(map(str, fitting))}"
+        )
+    return fitting
+
+
+def _show(shell, kind, error, trace, tb_offset=None):
+    """Show the reason in place of a traceback; to papermill an exit with status 0 is no error."""
+    shown = [f"{SKIPPED}{error}"]
+    shell._showtraceback(SystemExit, SystemExit(0), shown)
+    return shown

@@ -1,1 +1,0 @@
-"""What makes a number mean something: the printed tables, and the statistics of its error."""

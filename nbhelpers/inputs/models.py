@@ -1,0 +1,341 @@
+"""Load a model by name and say what it is."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import warnings
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from nbhelpers.inputs import families
+from nbhelpers.inputs.devices import place, require_room, return_freed_memory
+from nbhelpers.inputs.files import PACKAGED, cache_folder, locate, quiet_progress
+from nbhelpers.inputs.zoo_files import zoo_models
+
+_RANDOM = "random:"
+_FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in _FLOATS}
+
+
+@dataclass(frozen=True)
+class ModelDescription:
+    """What a model is, as far as its attention is concerned.
+
+    Attributes
+    ----------
+    name : str
+        As it was asked for.
+    family : str
+        `config.model_type`.
+    n_layers, n_heads, n_kv_heads, head_dim : int
+        Layers, query heads and key/value heads per layer, width of a head; of the encoder where there are an
+        encoder and a decoder.
+    position_encoding : str
+        See `families.Family`.
+    rope_theta, rotary_fraction : float or None
+        Base of the rotations and rotated share of each head; None where nothing rotates.
+    causal : bool
+        Whether position i sees only positions up to i in every layer. False for an encoder-decoder.
+    bos_token : str or None
+        The token that opens a sequence (the tokenizer's BOS, else CLS); None without tokenizer or such token.
+    max_positions : int or None
+        Longest sequence in tokens; None where the encoding sets no limit.
+    revision : str or None
+        Commit of the Hub, pin of the package, or a hash of the files; None if unknown.
+    n_parameters : int
+        Tied weights are counted once.
+    dtype : str
+        "float32", "bfloat16", ...
+    """
+
+    name: str
+    family: str
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    position_encoding: str
+    rope_theta: float | None
+    rotary_fraction: float | None
+    causal: bool
+    bos_token: str | None
+    max_positions: int | None
+    revision: str | None
+    n_parameters: int
+    dtype: str
+
+
+@dataclass
+class LoadedModel:
+    """A transformers model in eval mode, its tokenizer (None if it has none) and its description.
+
+    `lock` is for programs with threads: who holds it runs the model, whose hooks another pass would meet.
+    """
+
+    model: Any
+    tokenizer: Any
+    description: ModelDescription
+    lock: Any = field(default_factory=threading.RLock, init=False, repr=False, compare=False)
+
+    def __repr__(self):
+        d = self.description
+        rope = f" (theta {d.rope_theta:g}, {d.rotary_fraction:.0%} of each head)" if d.rope_theta else ""
+        return (
+            f"<{d.name}: {d.family}, {d.n_layers} layers x {d.n_heads} heads ({d.n_kv_heads} KV) "
+            f"of {d.head_dim}, {d.position_encoding}{rope}, {'causal' if d.causal else 'not causal'}, "
+            f"{d.n_parameters / 1e6:.3g} M parameters, {d.dtype} on {self.model.device}>"
+        )
+
+
+def available_models():
+    """Return the models that load without a network: a dict name -> a few words."""
+    listed = {name: entry.about for name, entry in PACKAGED.items()}
+    controls = {_RANDOM + name: f"the architecture of {name}, fresh random weights" for name in PACKAGED}
+    return listed | controls | {name: entry.about for name, entry in zoo_models().items()}
+
+
+def load_model(name, *, device="auto", dtype=None, revision=None, seed=0, max_memory=None, offload=None):
+    """Load a model and its tokenizer.
+
+    Only safetensors and GGUF weights are read, never pickles, and no code from a repository is run.
+
+    Parameters
+    ----------
+    name : str
+        A Hub id ("EleutherAI/pythia-160m"), a folder, a .gguf file, an alias of `available_models`, an arm of
+        the zoo ("zoo:rope", "zoo:rope-bidirectional", "zoo:alibi@step1000"), or "random:<name>": the
+        architecture and tokenizer of <name> with fresh weights drawn from `seed`.
+        A GGUF model, the alias smollm2-135m included, is converted to safetensors on its first load (about
+        20 s) and read from the cache folder (`$NBHELPERS_CACHE`, else nbhelpers/ in the user's cache) later.
+    device : str or torch.device
+        "auto" takes CUDA where there is a GPU, else the CPU. "spread" lays the layers over all GPUs, then
+        memory, then disk: for models that fit none of them (accelerate's ``device_map="auto"``).
+    dtype : str or torch.dtype, optional
+        "float32", "bfloat16", "float16", "float64" or "auto" (the checkpoint's own). None means float32 on
+        the CPU and "auto" elsewhere.
+    revision : str, optional
+        Branch, tag or commit of a Hub repository.
+    seed : int
+        Of the fresh weights. Torch's global random state is left as it was.
+    max_memory : dict, optional
+        With "spread": device (0, 1, ..., "cpu") to the most it may hold, in bytes or as "20GB".
+    offload : path, optional
+        With "spread": folder for weights that wait on disk, unless they can be read where they are.
+
+    Returns
+    -------
+    LoadedModel
+
+    Raises
+    ------
+    LookupError
+        No such name, or no such revision.
+    FileNotFoundError
+        No such file or folder, no config.json in it, or no weights.
+    ConnectionError
+        The Hub cannot be reached and the model is not in its cache.
+    PermissionError
+        The Hub repository is gated.
+    ModuleNotFoundError
+        The package of an alias is not installed; the message holds the pip command.
+    ValueError
+        Only pickled weights, a damaged file, limits without "spread", an architecture unknown to
+        transformers, an unknown dtype or device word, or a revision for something local.
+    RuntimeError
+        CUDA asked for without a GPU.
+    MemoryError
+        The weights do not fit the free memory of the device; the message says what would.
+    """
+    if not isinstance(name, str):
+        name = str(name)  # a pathlib.Path
+    placement = place(device, max_memory=max_memory, offload=offload)
+    dtype = _dtype(dtype, placement.device)
+    base = name.removeprefix(_RANDOM)
+    fresh = base != name
+    files = locate(base, revision=revision, weights=not fresh)
+    if fresh and placement.spread:
+        raise ValueError(f"{name!r}: random weights are drawn whole, so they need one device, not 'spread'")
+    config = _config(files, base)
+    return_freed_memory()  # of the model before this one
+    require_room(skeleton_of(config, dtype), placement, name)
+    with quiet_progress() if files.local else contextlib.nullcontext(), _seeded(seed):
+        if fresh:
+            model = _fresh_model(config, dtype)
+        else:
+            model = _pretrained_model(files, config, dtype, base, placement.spread)
+        tokenizer = _tokenizer(files)
+    if not placement.spread:
+        model = model.to(placement.device)
+    model.eval()
+    known = f"random weights, seed {seed}, of {files.revision}" if fresh else files.revision
+    return LoadedModel(model, tokenizer, describe(model, name=name, tokenizer=tokenizer, revision=known))
+
+
+def describe(model, *, name=None, tokenizer=None, revision=None):
+    """Return the `ModelDescription` of a transformers model, or of what `load_model` returned.
+
+    Parameters
+    ----------
+    model : LoadedModel or transformers.PreTrainedModel
+    name, revision : str, optional
+        What the model does not know itself; taken from its configuration if None.
+    tokenizer : optional
+        For `bos_token`.
+    """
+    if isinstance(model, LoadedModel):
+        return model.description
+    model = unwrap(model)
+    config = model.config.get_text_config()
+    theta, fraction = families.rope_of(config)
+    return ModelDescription(
+        name=name or config._name_or_path or type(model).__name__,
+        family=config.model_type,
+        n_layers=config.num_hidden_layers,
+        n_heads=config.num_attention_heads,
+        n_kv_heads=families.n_kv_heads_of(config),
+        head_dim=families.head_dim_of(config),
+        position_encoding=families.position_encoding_of(config),
+        rope_theta=theta,
+        rotary_fraction=fraction,
+        causal=families.kind_of(config) == "decoder",
+        bos_token=(tokenizer.bos_token or tokenizer.cls_token) if tokenizer is not None else None,
+        max_positions=families.max_positions_of(config),
+        revision=revision or getattr(config, "_commit_hash", None),
+        n_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        dtype=str(model.dtype).removeprefix("torch."),
+    )
+
+
+def unwrap(model):
+    """Return the `transformers.PreTrainedModel` of a `LoadedModel` or a bare model; TypeError otherwise."""
+    from transformers import PreTrainedModel
+
+    inner = model.model if isinstance(model, LoadedModel) else model
+    if isinstance(inner, PreTrainedModel):
+        return inner
+    if isinstance(inner, str):
+        raise TypeError(
+            f"expected a model, got the string {inner!r}: load it first with load_model({inner!r})"
+        )
+    raise TypeError(
+        f"expected what load_model returns or a transformers PreTrainedModel, got {type(inner).__name__}"
+    )
+
+
+def input_device(model):
+    """Return the device a model wants its token ids on, wherever its weights wait."""
+    embedding = unwrap(model).get_input_embeddings()
+    hook = getattr(embedding, "_hf_hook", None)  # accelerate's, where the model is spread over devices
+    device = getattr(hook, "execution_device", None)
+    return next(embedding.parameters()).device if device is None else torch.device(device)
+
+
+def _dtype(dtype, device):
+    """Return a torch.dtype, or "auto" for the checkpoint's own."""
+    if dtype is None:
+        return torch.float32 if device.type == "cpu" else "auto"
+    if dtype == "auto" or dtype in _DTYPES.values():
+        return dtype
+    word = str(dtype).removeprefix("torch.")
+    if word not in _DTYPES:
+        raise ValueError(f"unknown dtype {dtype!r}: expected one of {', '.join(_DTYPES)}, 'auto' or None")
+    return _DTYPES[word]
+
+
+@contextlib.contextmanager
+def _seeded(seed):
+    """Draw from `seed` inside the block and leave torch's CPU random state as it was; CUDA's is not used."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPUs as well
+        yield
+
+
+def _where(files):
+    """Return the keyword arguments by which from_pretrained finds the files."""
+    revision = {} if files.local else {"revision": files.revision}
+    return {"pretrained_model_name_or_path": files.path, "local_files_only": files.local, **revision}
+
+
+def _config(files, name):
+    import transformers
+
+    raw, _ = transformers.PreTrainedConfig.get_config_dict(**_where(files))
+    model_type = raw.get("model_type")
+    if model_type == "nbhelpers_zoo":
+        from nbhelpers.inputs import zoo as model  # noqa: F401 (registers its classes with transformers)
+    if model_type not in transformers.CONFIG_MAPPING:
+        own_code = "; it brings its own code (auto_map), which is not run" if "auto_map" in raw else ""
+        raise ValueError(
+            f"the model type {model_type!r} of {name!r} is not known to transformers "
+            f"{transformers.__version__}{own_code}; a newer transformers may know it"
+        )
+    return transformers.AutoConfig.from_pretrained(**_where(files), trust_remote_code=False)
+
+
+def _auto_class(config):
+    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    kind = families.kind_of(config.get_text_config())
+    if kind == "decoder" and type(config) in AutoModelForCausalLM._model_mapping:
+        return AutoModelForCausalLM
+    if kind == "encoder-decoder" and type(config) in AutoModelForSeq2SeqLM._model_mapping:
+        return AutoModelForSeq2SeqLM
+    return AutoModel
+
+
+def skeleton_of(config, dtype):
+    """Return a model without weights, on torch's meta device; `dtype` "auto" is the checkpoint's own."""
+    own = getattr(config, "dtype", None) or torch.float32
+    with torch.device("meta"):
+        return _auto_class(config).from_config(config, dtype=own if dtype == "auto" else dtype)
+
+
+def _pretrained_model(files, config, dtype, name, spread):
+    from safetensors import SafetensorError
+
+    try:
+        model, report = _auto_class(config).from_pretrained(
+            **_where(files),
+            config=config,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **({"offload_folder": str(cache_folder() / "offload")} | spread if spread else {}),
+        )
+    except SafetensorError as error:
+        raise ValueError(
+            f"a weight file of {name!r} is damaged ({error}), for example by a download that was cut off; "
+            "delete it and download it again"
+        ) from error
+    missing = sorted(key for key in report["missing_keys"] if "pooler" not in key)  # poolers do not attend
+    if missing:
+        warnings.warn(
+            f"{len(missing)} weights of {name!r} are not in its checkpoint and were drawn at random: "
+            f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}",
+            stacklevel=3,
+        )
+    return model
+
+
+def _fresh_model(config, dtype):
+    own = getattr(config, "dtype", None) or torch.float32  # read first: from_config overwrites it
+    # Drawn in float32 on the CPU, so the weights are the same in every precision and on every device.
+    model = _auto_class(config).from_config(config, dtype=torch.float32, trust_remote_code=False)
+    for parameter in model.parameters():  # and no buffers: a loaded model keeps RoPE's frequencies in float32
+        parameter.data = parameter.data.to(own if dtype == "auto" else dtype)
+    return model
+
+
+def _tokenizer(files):
+    from transformers import AutoTokenizer
+
+    if not files.has_tokenizer:
+        return None
+    where = _where(files)
+    if files.tokenizer_path is not None:
+        where["pretrained_model_name_or_path"] = files.tokenizer_path
+    return AutoTokenizer.from_pretrained(**where, trust_remote_code=False)

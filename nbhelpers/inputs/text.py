@@ -1,0 +1,367 @@
+"""Token sequences from text: the bundled book, files, folders and Hugging Face data sets; scaled variants."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import platform
+import sysconfig
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import torch
+
+from nbhelpers.inputs.hub import ask_hub
+
+BUNDLED = {"moby-dick": "moby_dick.txt"}
+STDLIB = "python-stdlib"
+WIKIPEDIA, DUMP = "wikimedia/wikipedia", "20231101"
+BOS_POLICIES = ("tokenizer", "add", "none")
+_TEXT_SUFFIXES = (".txt", ".md", ".rst", ".jsonl", ".parquet")
+_BETWEEN_DOCUMENTS = "\n\n\n"
+_NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", "lib2to3"}
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A Hub data set: repository, configuration (None for its only one) and the column that holds text."""
+
+    repository: str
+    configuration: str | None = None
+    column: str = "text"
+
+
+# Short names of Hub data sets. The English dump is what stands for the paper's "500 Wikipedia sequences",
+# whose dump, lengths and selection it does not state.
+DATA_SETS = {
+    "wikipedia": DataSet(WIKIPEDIA, f"{DUMP}.en"),
+    "wikipedia-<language>": DataSet(WIKIPEDIA, f"{DUMP}.<language>"),  # de, ja, zh, ar, ...
+    "python-code": DataSet("codeparrot/codeparrot-clean-valid", column="content"),
+}
+
+
+def load_text(name, tokenizer, *, n_sequences, length, bos="tokenizer", seed=0):
+    """Draw passages of equal length from a text, as token ids.
+
+    The text is cut into equal stretches of characters, which are drawn in random order; each passage is the
+    first tokens of one stretch, from a word boundary on, so passages never overlap and only the drawn
+    stretches are tokenized. Where they are too few, the whole text is tokenized and cut tight. The documents
+    of a folder or data set are joined, so a passage may run over from one to the next.
+
+    Parameters
+    ----------
+    name : str or pathlib.Path
+        "moby-dick" (bundled), "python-stdlib" (the source files of the running Python's standard library:
+        code without a network), a text file, a .jsonl or .parquet file with a `text` field, a folder of such
+        files (read in sorted order) or saved by `datasets`, or a Hub data set, whose train split is streamed
+        from its beginning, as far as needed: "wikipedia" (English, dump of 2023-11-01), "wikipedia-de" and so
+        on for other languages, "python-code" (files of public repositories), "owner/name" or
+        "owner/name:configuration" with a `text` column.
+    tokenizer : transformers tokenizer or LoadedModel
+    n_sequences, length : int
+        How many passages, and tokens of each including special tokens.
+    bos : str
+        "tokenizer": the special tokens the tokenizer sets by itself (none for SmolLM2, [CLS] ... [SEP] for
+        BERT); "add": these, and BOS (or CLS) first even if the tokenizer does not set it; "none": no special
+        token.
+    seed : int
+        Which passages are drawn. The same seed gives the same passages in every process.
+
+    Returns
+    -------
+    torch.LongTensor, shape (sequence, position)
+
+    Raises
+    ------
+    ValueError
+        The text is too short, an unknown `bos`, no BOS to add, or a length with no room for text.
+    FileNotFoundError, LookupError, ConnectionError
+        No such file or data set, or the Hub cannot be reached.
+    """
+    tokenizer = _bare_tokenizer(tokenizer)
+    if bos not in BOS_POLICIES:
+        raise ValueError(f"bos is {bos!r}, expected one of {', '.join(BOS_POLICIES)}")
+    if n_sequences < 1 or length < 1:
+        raise ValueError(f"n_sequences and length must be at least 1, got {n_sequences} and {length}")
+    prefix, suffix = _special_tokens(tokenizer, bos)
+    content = length - len(prefix) - len(suffix)
+    if content < 1:
+        raise ValueError(
+            f"length {length} leaves no room for text beside {len(prefix) + len(suffix)} special tokens; "
+            "ask for a greater length or bos='none'"
+        )
+    # 16 characters for each token asked are plenty in any language (English has 4 to 5), and bound a stream.
+    text = read_text(name, max_characters=100_000 + 16 * n_sequences * length)
+    # Stretches are sized by `length`, so that every BOS policy draws the same stretches of text.
+    passages = _draw_passages(text, tokenizer, n_sequences, length, seed=seed, name=name)
+    return torch.tensor([prefix + passage[:content] + suffix for passage in passages])  # (sequence, position)
+
+
+def scaled_variant(token_ids, alpha, *, how="prefix", seed=0):
+    """Return the scaled input x_alpha of eq. 10: floor(alpha * n) of the n tokens of each sequence.
+
+    Parameters
+    ----------
+    token_ids : torch.Tensor, shape (sequence, position)
+        Not modified. Leading dimensions are kept whatever they are.
+    alpha : float
+        Share of the tokens that is kept, in (0, 1].
+    how : str
+        "prefix": the first ones; "stride": evenly spaced, the first included; "random": positions drawn for
+        each sequence, in order.
+    seed : int
+        Of the random positions.
+
+    Returns
+    -------
+    torch.Tensor, shape (sequence, floor(alpha * position))
+
+    Raises
+    ------
+    ValueError
+        `alpha` is outside (0, 1] or leaves no token, or `how` is unknown.
+
+    References
+    ----------
+    .. [1] Ruscio et al., arXiv:2410.18067, eq. 10.
+    """
+    if not 0 < alpha <= 1:
+        raise ValueError(f"alpha is {alpha}, expected a number above 0 and at most 1")
+    n = token_ids.shape[-1]
+    kept = math.floor(alpha * n + 1e-9)  # 0.29 * 100 is 28.999999999999996 in floating point
+    if kept < 1:
+        raise ValueError(f"alpha {alpha} of {n} tokens leaves none; take at least {1 / max(n, 1):.3g}")
+    if how == "prefix":
+        return token_ids[..., :kept].clone()
+    if how == "stride":
+        positions = torch.arange(kept, device=token_ids.device) * n // kept  # (position,)
+        return token_ids[..., positions]
+    if how == "random":
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.rand(token_ids.shape, generator=generator).argsort(-1)  # (sequence, position)
+        positions = order[..., :kept].sort(-1).values.to(token_ids.device)  # (sequence, kept)
+        return token_ids.gather(-1, positions)
+    raise ValueError(f"how is {how!r}, expected prefix, stride or random")
+
+
+def read_text(name, *, max_characters=None):
+    """Return the text behind a corpus name (see `load_text`), its documents joined by blank lines.
+
+    Parameters
+    ----------
+    name : str or pathlib.Path
+    max_characters : int, optional
+        Where a data set is streamed, stop after the document that reaches this; files are read whole.
+
+    Returns
+    -------
+    str
+    """
+    if name in BUNDLED:
+        return _bundled(name).read_text(encoding="utf-8")
+    if name == STDLIB:
+        return _BETWEEN_DOCUMENTS.join(_standard_library())
+    path = Path(name).expanduser()
+    if path.is_file():
+        return _BETWEEN_DOCUMENTS.join(_documents_of_file(path))
+    if path.is_dir():
+        return _BETWEEN_DOCUMENTS.join(_documents_of_folder(path))
+    return _BETWEEN_DOCUMENTS.join(_streamed_documents(str(name), _data_set(str(name)), max_characters))
+
+
+def is_local_corpus(name):
+    """Return whether a corpus is read from this machine: bundled, the standard library, a file or folder.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such file, and it cannot be the name of a data set either.
+    """
+    local = name in BUNDLED or name == STDLIB or Path(name).expanduser().exists()
+    return local or _data_set(str(name)) is None
+
+
+def corpus_description(name):
+    """Return the provenance of a corpus in one string: its name and, where it is local, a hash of its text.
+
+    Returns
+    -------
+    str
+        "moby-dick sha256:e8c8da17fb92", "python-stdlib 3.11.4 sha256:...", the file or folder name with the
+        hash of its text, or "owner/name:configuration (Hugging Face data set)", spelled out for a short name.
+    """
+    if not is_local_corpus(name):
+        data_set = _data_set(str(name))
+        if name == data_set.repository:
+            return f"{name} (Hugging Face data set)"
+        configuration = f":{data_set.configuration}" if data_set.configuration else ""
+        return f"{data_set.repository}{configuration} (Hugging Face data set)"
+    label = name if name in BUNDLED else Path(name).expanduser().resolve().name
+    label = f"{STDLIB} {platform.python_version()}" if name == STDLIB else label
+    return f"{label} sha256:{hashlib.sha256(read_text(name).encode()).hexdigest()[:12]}"
+
+
+def _bare_tokenizer(tokenizer):
+    if callable(tokenizer) and hasattr(tokenizer, "bos_token_id"):
+        return tokenizer
+    inner = getattr(tokenizer, "tokenizer", None)
+    if callable(inner):
+        return inner
+    if hasattr(tokenizer, "description"):
+        raise ValueError(f"the model {tokenizer.description.name!r} came without a tokenizer; pass one")
+    raise TypeError(f"expected a tokenizer or what load_model returns, got {type(tokenizer).__name__}")
+
+
+def _encode(tokenizer, text):
+    # verbose=False: a text longer than the model's context is no mistake here
+    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+
+def _special_tokens(tokenizer, bos):
+    """Return the token ids before and after the text under a BOS policy."""
+    if bos == "none":
+        return [], []
+    bare = _encode(tokenizer, "a")
+    dressed = tokenizer("a")["input_ids"]
+    starts = [i for i in range(len(dressed) - len(bare) + 1) if dressed[i : i + len(bare)] == bare]
+    if not starts:
+        raise ValueError("cannot tell the tokenizer's special tokens from the text; use bos='none'")
+    prefix, suffix = dressed[: starts[0]], dressed[starts[0] + len(bare) :]
+    if bos == "tokenizer":
+        return prefix, suffix
+    first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.cls_token_id
+    if first is None:
+        raise ValueError("bos='add' was asked for, but the tokenizer has neither a BOS nor a CLS token")
+    return (prefix if prefix[:1] == [first] else [first, *prefix]), suffix
+
+
+def _draw_passages(text, tokenizer, n_sequences, length, *, seed, name):
+    """Return `n_sequences` lists of `length` token ids from disjoint stretches of the text."""
+    generator = torch.Generator().manual_seed(seed)
+    sample = text[:20_000]
+    characters_per_token = len(sample) / max(1, len(_encode(tokenizer, sample)))
+    stretch = int(1.5 * characters_per_token * length) + 200
+    n_stretches = len(text) // stretch
+    passages = []
+    for i in torch.randperm(n_stretches, generator=generator).tolist() if n_stretches >= n_sequences else ():
+        tokens = _encode(tokenizer, _from_word_boundary(text[i * stretch : (i + 1) * stretch], first=i == 0))
+        if len(tokens) >= length:
+            passages.append(tokens[:length])
+        if len(passages) == n_sequences:
+            return passages
+    tokens = _encode(tokenizer, text)
+    n_fit = len(tokens) // length
+    if n_fit < n_sequences:
+        raise ValueError(
+            f"the text {str(name)!r} has {len(tokens)} tokens; {n_sequences} passages of {length} tokens "
+            f"need {n_sequences * length}. It has room for {n_fit} of that length, or for {n_sequences} of "
+            f"{len(tokens) // n_sequences}"
+        )
+    order = torch.randperm(n_fit, generator=generator)[:n_sequences].tolist()
+    return [tokens[i * length : (i + 1) * length] for i in order]
+
+
+def _from_word_boundary(stretch, *, first):
+    """Drop the word the start of the stretch may have cut; nothing where no blank comes soon (Chinese)."""
+    if first:
+        return stretch
+    blank = next((i for i, character in enumerate(stretch[:100]) if character.isspace()), -1)
+    return stretch[blank + 1 :].lstrip()
+
+
+def _bundled(name):
+    return resources.files("nbhelpers.data").joinpath("text", BUNDLED[name])
+
+
+def _documents_of_file(path):
+    if path.suffix == ".parquet":
+        import pyarrow.parquet
+
+        columns = pyarrow.parquet.read_schema(path).names
+        _require_text(columns, path)
+        return pyarrow.parquet.read_table(path, columns=["text"])["text"].to_pylist()
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text ({error}); convert it first") from error
+    if path.suffix != ".jsonl":
+        return [text]
+    rows = [json.loads(line) for line in text.split("\n") if line.strip()]
+    for row in rows:
+        _require_text(row, path)
+    return [row["text"] for row in rows]
+
+
+def _documents_of_folder(path):
+    if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
+        import datasets
+
+        saved = datasets.load_from_disk(str(path))
+        if isinstance(saved, dict):
+            saved = saved["train"] if "train" in saved else next(iter(saved.values()))
+        _require_text(saved.column_names, path)
+        return list(saved["text"])
+    files = sorted(file for file in path.rglob("*") if file.is_file() and file.suffix in _TEXT_SUFFIXES)
+    if not files:
+        raise FileNotFoundError(f"the folder {path} holds no text files ({', '.join(_TEXT_SUFFIXES)})")
+    return [document for file in files for document in _documents_of_file(file)]
+
+
+def _standard_library():
+    """Return the source files of the standard library that are UTF-8, without its tests, in sorted order."""
+    documents = []
+    for folder, folders, files in os.walk(sysconfig.get_path("stdlib")):
+        folders[:] = sorted(set(folders) - _NOT_LIBRARY)  # in place: os.walk goes into these, in this order
+        for file in sorted(file for file in files if file.endswith(".py")):
+            # A few modules keep another encoding on purpose.
+            with contextlib.suppress(UnicodeDecodeError):
+                documents.append(Path(folder, file).read_text(encoding="utf-8"))
+    return documents
+
+
+def _data_set(name):
+    """Return the Hub data set of a name; FileNotFoundError if it cannot be one."""
+    language = name.removeprefix("wikipedia-")
+    if name in DATA_SETS:
+        return DATA_SETS[name]
+    if language != name and language.replace("-", "").isalpha():
+        return DataSet(WIKIPEDIA, f"{DUMP}.{language}")
+    suffix = Path(name).suffix
+    if suffix in _TEXT_SUFFIXES or name.startswith((".", "~", "/")) or "/" not in name:
+        raise FileNotFoundError(
+            f"no text {name!r}: there is no such file or folder; bundled: {', '.join(BUNDLED)}; on every "
+            f"machine: {STDLIB}; data sets of the Hub: {', '.join(DATA_SETS)} and owner/name"
+        )
+    repository, _, configuration = name.partition(":")
+    return DataSet(repository, configuration or None)
+
+
+def _streamed_documents(name, data_set, max_characters):
+    answer = ask_hub(data_set.repository, kind="dataset")
+    if not answer.reachable:
+        raise ConnectionError(
+            f"cannot stream {name!r}: the Hugging Face Hub could not be reached ({answer.reason}); without a "
+            f"network there are {', '.join(BUNDLED)} (bundled), {STDLIB}, text files and folders"
+        )
+    import datasets
+
+    stream = datasets.load_dataset(
+        data_set.repository, data_set.configuration, split="train", streaming=True, revision=answer.commit
+    )
+    documents, n_characters = [], 0
+    for row in stream:
+        _require_text(row, name, data_set.column)
+        documents.append(row[data_set.column])
+        n_characters += len(row[data_set.column])
+        if max_characters is not None and n_characters >= max_characters:
+            break
+    return documents
+
+
+def _require_text(columns, where, column="text"):
+    if column not in columns:
+        raise ValueError(f"{where} has no column {column!r}, only {', '.join(columns)}")

@@ -1,0 +1,384 @@
+"""What the inspector knows of one text as one model read it; no widgets, no figures.
+
+:func:`read_text` runs the model (seconds), :meth:`Reading.under` measures again under another protocol (a
+twentieth of a second), :meth:`Reading.head` shows one head (milliseconds).
+"""
+
+import contextlib
+import dataclasses
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+import pywt
+import torch
+
+from nbhelpers.hooks.ablation import token_losses, without_head
+from nbhelpers.hooks.recompute import AttentionCache, attention_modules, cache_attention
+from nbhelpers.inputs.models import LoadedModel
+from nbhelpers.kernels import wavelets
+from nbhelpers.metrics import Observation, Signals, measure, observe, signals_of
+from nbhelpers.nulls import nulls
+from nbhelpers.protocol import PAPER, Protocol
+from nbhelpers.table import HeadTable
+
+from .views import Ablation, HeadView
+
+BANDS = ("low_band", "mid_band", "high_band")
+FIRST_METRICS = (*BANDS, "spectral_entropy", "frequency_selectivity", "local_mass", "sink_mass", "self_mass",
+                 "positional_entropy", "scale_sensitivity")  # fmt: skip
+SIGNALS = ("key_profile", "last_query", "lag_profile")  # what can be measured again without the model
+
+
+class Stopped(Exception):
+    """Raised inside long work that was asked to stop."""
+
+
+class ModelBusy(RuntimeError):
+    """Raised where the model must run and another thread is running it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """One text as one model read it, measured under one protocol; made by :func:`read_text`.
+
+    Attributes
+    ----------
+    model : LoadedModel
+    text : str
+        What was asked for; `tokens` may be fewer.
+    token_ids : torch.LongTensor, shape (1, position)
+    tokens : list of str
+        Each token as text.
+    note : str
+        What a reader should know, such as that the text was cut; empty if nothing.
+    protocol : Protocol
+    observation : Observation
+    kept : AttentionCache
+    losses : torch.Tensor or None, shape (position − 1,)
+        nats per predicted token with all heads; None where the model predicts no next token.
+    no_loss : str
+        Why `losses` is None.
+    """
+
+    model: LoadedModel
+    text: str
+    token_ids: torch.Tensor
+    tokens: list
+    note: str
+    protocol: Protocol
+    observation: Observation
+    kept: AttentionCache
+    losses: torch.Tensor | None
+    no_loss: str
+
+    @property
+    def n_tokens(self):
+        return len(self.tokens)
+
+    @property
+    def shape(self):
+        """Layers and heads per layer."""
+        return tuple(self.observation.profiles.key_profile.shape[1:3])
+
+    @property
+    def kv_groups(self):
+        return list(self.observation.profiles.kv_groups)
+
+    @cached_property
+    def table(self) -> HeadTable:
+        """All metrics of all heads."""
+        return measure(self.observation, self.protocol)
+
+    @cached_property
+    def null_table(self) -> HeadTable:
+        """The same of uniform attention (N0)."""
+        return measure(self._uniform, self.protocol)
+
+    @cached_property
+    def signals(self) -> Signals:
+        """What the metrics are computed from."""
+        return signals_of(self.observation, self.protocol)
+
+    @cached_property
+    def null_signals(self) -> Signals:
+        return signals_of(self._uniform, self.protocol)
+
+    # Reading a table takes longer than drawing a head, and a click needs every metric.
+    @cached_property
+    def _values(self):
+        return {}
+
+    @cached_property
+    def _null_values(self):
+        return {}
+
+    @cached_property
+    def _uniform(self):
+        return self.observation.map(nulls.uniform)
+
+    @property
+    def _positions(self):
+        coordinates = np.asarray(self.observation.profiles.coordinates[self.protocol.signal])
+        return coordinates[len(coordinates) - self.signals.signal.shape[-1] :]  # without a dropped sink
+
+    @cached_property
+    def metrics(self):
+        """Names of all metrics, those of the map first."""
+        names = self.table.metrics
+        first = [name for start in FIRST_METRICS for name in names if name.startswith(start)]
+        return [*first, *(name for name in names if name not in first)]
+
+    def values(self, metric):
+        """Return a metric of all heads, array (layer, head)."""
+        if metric not in self._values:
+            self._values[metric] = self.table.values(metric)[0]
+        return self._values[metric]
+
+    def null_value(self, metric):
+        """Return what uniform attention has, the same for every head."""
+        if metric not in self._null_values:
+            self._null_values[metric] = float(self.null_table.values(metric)[0].flat[0])
+        return self._null_values[metric]
+
+    def under(self, protocol):
+        """Return the reading measured under another protocol, without the model.
+
+        Raises
+        ------
+        ValueError
+            If the protocol needs what was not observed.
+        """
+        changed = dataclasses.replace(self, protocol=protocol)
+        _ = changed.table, changed.null_table  # computed now, so that a refusal comes here
+        return changed
+
+    def numbers(self, layer, head):
+        """Return the numbers of one head: a frame with index metric.
+
+        Columns: value, uniform (the null's), percentile (share of heads below, ties counting half, in %).
+        """
+        self.require_head(layer, head)
+        rows = {}
+        for metric in self.metrics:
+            values = self.values(metric)
+            rows[metric] = (
+                values[layer, head],
+                self.null_value(metric),
+                percentile(values, values[layer, head]),
+            )
+        columns = ["value", "uniform", "percentile"]
+        return pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("metric")
+
+    def head(self, layer, head, *, wait=True):
+        """Return the :class:`HeadView` of a head.
+
+        Parameters
+        ----------
+        layer, head : int
+        wait : bool
+            Where the model must run for it (`nbhelpers.hooks.recompute.cache_attention`) and another
+            thread runs it: whether to wait.
+
+        Raises
+        ------
+        IndexError
+            If there is no such head.
+        ModelBusy
+            If it would have to wait and shall not.
+        """
+        self.require_head(layer, head)
+        attn = self._layer(layer, wait)[head]  # (query, key)
+        profiles, null = self.observation.profiles, self._uniform.profiles
+        psd, null_psd = self.signals.psd[0, layer, head], self.null_signals.psd[0, layer, head]  # (freq,)
+        coefficients = self.signals.coefficients(self.signals.signal[0, layer, head])
+        return HeadView(
+            layer=layer,
+            head=head,
+            kv_group=self.kv_groups[head],
+            attn=attn.numpy(),
+            key_profile=profiles.key_profile[0, layer, head].numpy(),
+            null_key_profile=null.key_profile[0, layer, head].numpy(),
+            lags=np.asarray(profiles.coordinates["lag_profile"]),
+            lag_profile=profiles.lag_profile[0, layer, head].numpy(),
+            null_lag_profile=null.lag_profile[0, layer, head].numpy(),
+            frequency=self.signals.frequency.numpy(),
+            psd=(psd / psd.sum()).numpy(),
+            null_psd=(null_psd / null_psd.sum()).numpy(),
+            positions=self._positions,
+            levels=wavelets.level_names(len(coefficients) - 1),
+            coefficients=[level.numpy() for level in coefficients],
+            wavelet=self.protocol.wavelet,
+            taps=pywt.Wavelet(self.protocol.wavelet).dec_len,
+            periodic=self.protocol.mode == "periodization",
+        )
+
+    def _layer(self, layer, wait):
+        """Return the attention of a layer, (head, query, key)."""
+        if self.kept.at_hand(layer):
+            return self.kept.layer(layer)
+        if not self.model.lock.acquire(blocking=wait):
+            raise ModelBusy(
+                f"the model is at work, and {self.model.description.family} models must run again for the "
+                f"attention of layer {layer}; wait for the work or press Stop, then click again"
+            )
+        try:
+            return self.kept.layer(layer)
+        finally:
+            self.model.lock.release()
+
+    def heads_of_band(self, band):
+        """Return the heads (layer, head) whose largest share is that of a band, the largest share first."""
+        shares = np.stack([self.values(name) for name in self.protocol.band_names])  # (band, layer, head)
+        own = shares[self.protocol.band_names.index(band)]
+        found = np.argwhere(shares.argmax(0) == self.protocol.band_names.index(band))
+        return [tuple(map(int, place)) for place in sorted(found, key=lambda place: -own[tuple(place)])]
+
+    def ablate(self, layer, head):
+        """Return the :class:`Ablation` of a head: the model runs once, with the head set to zero.
+
+        Raises
+        ------
+        ValueError
+            If the model predicts no next token.
+        NotImplementedError
+            If the family keeps its output projection where it is not looked for.
+        """
+        self.require_head(layer, head)
+        if self.losses is None:
+            raise ValueError(self.no_loss)
+        with self.model.lock, without_head(self.model, layer, head):
+            after = token_losses(self.model, self.token_ids)[0]
+        changes = (after - self.losses).numpy()
+        return Ablation(layer, head, float(self.losses.mean()), float(after.mean()), changes)
+
+    def require_head(self, layer, head):
+        """Raise IndexError unless there is such a head."""
+        n_layers, n_heads = self.shape
+        if not (0 <= layer < n_layers and 0 <= head < n_heads):
+            raise IndexError(
+                f"there is no layer {layer}, head {head}: layers run from 0 to {n_layers - 1}, heads from 0 "
+                f"to {n_heads - 1}"
+            )
+
+
+def percentile(values, value):
+    """Return the share of `values` below `value` in %, ties counting half; NaN where the value is NaN."""
+    values = values[np.isfinite(values)]
+    if not np.isfinite(value):
+        return float("nan")
+    return 100 * float((values < value).sum() + 0.5 * (values == value).sum()) / values.size
+
+
+def read_text(model, text, protocol=PAPER, *, length=256, progress=None, stop=None):
+    """Run a model over a text and measure all its heads.
+
+    Parameters
+    ----------
+    model : LoadedModel
+        With a tokenizer.
+    text : str
+    protocol : Protocol
+        Its signal is the key profile, the last query or the lag profile.
+    length : int
+        Tokens read at most; a longer text is cut, and `note` says so.
+    progress : callable, optional
+        Called with the share done, in [0, 1].
+    stop : callable, optional
+        Asked between layers; once it returns True, :class:`Stopped` is raised.
+
+    Returns
+    -------
+    Reading
+
+    Raises
+    ------
+    ValueError
+        For text that is empty or too short for the protocol's wavelet and scaled variants, for more tokens
+        than the model has positions, and for a protocol whose signal must stream.
+    Stopped
+        When `stop` said so.
+    """
+    if protocol.signal not in SIGNALS:
+        raise ValueError(
+            f"the inspector measures {', '.join(SIGNALS)}; signal={protocol.signal!r} needs "
+            "analyze(model, ids, protocol)"
+        )
+    ids, note = _tokens_of(model, text, protocol, length)
+    runs = len(protocol.factors) + 3  # the text and its variants, its queries and keys, its loss
+    with watched(model, runs=runs, progress=progress, stop=stop):
+        observation = observe(model, ids, protocol, corpus="typed text", progress=False)
+        kept = cache_attention(model, ids)
+        try:
+            losses, no_loss = token_losses(model, ids)[0], ""
+        except ValueError as error:  # an encoder has no loss, but everything else
+            losses, no_loss = None, str(error)
+    tokens = [model.tokenizer.decode([token]) for token in ids[0].tolist()]
+    reading = Reading(model, text, ids, tokens, note, protocol, observation, kept, losses, no_loss)
+    return reading.under(protocol)
+
+
+@contextlib.contextmanager
+def watched(model, *, runs=1, progress=None, stop=None):
+    """Report and stop forward passes between layers; no other thread runs the model meanwhile.
+
+    Parameters
+    ----------
+    model : LoadedModel
+    runs : int
+        Forward passes that are expected inside the block.
+    progress, stop : callable, optional
+        As in :func:`read_text`.
+    """
+    modules = attention_modules(model)
+    done = 0
+
+    def pause(module, args):
+        nonlocal done
+        if stop is not None and stop():
+            raise Stopped
+        done += 1
+        if progress is not None:
+            progress(min(1.0, done / (runs * len(modules))))
+
+    with model.lock:
+        handles = [module.register_forward_pre_hook(pause) for module in modules]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def shortest_text(protocol):
+    """Return the fewest tokens that give every variant one wavelet level."""
+    length = 2
+    while wavelets.dwt_max_level(max(1, protocol.shortest(length)), protocol.wavelet) < 1:
+        length += 1
+    return length
+
+
+def _tokens_of(model, text, protocol, length):
+    """Return ids (1, position) and a note, or say why the text cannot be read."""
+    name = model.description.name
+    if model.tokenizer is None:
+        raise ValueError(f"{name} came without a tokenizer, so it cannot read text")
+    if not text.strip():
+        raise ValueError("the text is empty; type at least a sentence")
+    found = model.tokenizer(text, verbose=False)["input_ids"]
+    ids, note = found[:length], ""
+    if len(found) > length:
+        note = f"The first {length:,} of {len(found):,} tokens are read; raise the limit to read more."
+    least, most = shortest_text(protocol), model.description.max_positions
+    if len(ids) < least:
+        raise ValueError(
+            f"the text has {len(ids)} token{'s' if len(ids) > 1 else ''}; at least {least} are needed, so "
+            f"that the {min(protocol.factors, default=1):g}x variant has a level of {protocol.wavelet}"
+        )
+    if most is not None and len(ids) > most:
+        raise ValueError(
+            f"the text has {len(ids):,} tokens but {name} has {most:,} positions; shorten it, or read "
+            f"at most {most:,} tokens"
+        )
+    return torch.tensor([ids]), note

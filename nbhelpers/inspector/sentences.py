@@ -1,0 +1,129 @@
+"""What the inspector says, as HTML: messages, the table of numbers, the effect of an ablation, links."""
+
+import base64
+import html
+import struct
+import traceback
+
+import numpy as np
+
+from nbhelpers.plots import metric_label
+
+RANK = '<abbr title="percentile among all heads">%ile</abbr>'
+FORESEEN = (ValueError, LookupError, OSError, ImportError, MemoryError, RuntimeError, TypeError)
+
+
+def note(text):
+    """Return a message."""
+    return f'<div class="nbh-note" role="status">{html.escape(text)}</div>' if text else ""
+
+
+def complaint(text, *, kept=True):
+    """Return an error in words; `kept` adds that what is shown is what was shown before."""
+    text = text[:1].upper() + text[1:]
+    text += "" if text.endswith((".", "!", "?")) else "."
+    still = " What is shown is still the last good reading." if kept else ""
+    return f'<div class="nbh-error" role="alert">{html.escape(text + still)}</div>'
+
+
+def summary(reading, seconds):
+    """Return one line about a reading."""
+    n_layers, n_heads = reading.shape
+    megabytes = reading.kept.nbytes / 1e6
+    line = (
+        f"{reading.model.description.name}: {reading.n_tokens} tokens, {n_layers} layers × {n_heads} heads, "
+        f"protocol {reading.protocol.hash}, measured in {seconds:.2f} s; {megabytes:.0f} MB of queries and "
+        "keys are kept."
+    )
+    return f"{line} {reading.note}".strip()
+
+
+def numbers_table(frame, name, other=None, other_name=""):
+    """Return the numbers of a head as a table, with those of a pinned head beside them.
+
+    Parameters
+    ----------
+    frame : pandas.DataFrame
+        From :meth:`Reading.numbers`.
+    name : str
+        Of the head.
+    other : pandas.DataFrame, optional
+    other_name : str
+    """
+    heads = ["metric", f'<span class="nbh-of-selected">{name}</span>', RANK]
+    heads += [f'<span class="nbh-of-pinned">{other_name}</span>', RANK] if other is not None else []
+    rows = [f"<tr>{''.join(f'<th scope=col>{head}</th>' for head in [*heads, 'uniform'])}</tr>"]
+    for metric, row in frame.iterrows():
+        cells = [number(row.value), rank(row.percentile)]
+        if other is not None:
+            cells += [number(other.value[metric]), rank(other.percentile[metric])]
+        cells.append(number(row.uniform))
+        label, row = html.escape(metric_label(metric)), "".join(f"<td>{cell}</td>" for cell in cells)
+        rows.append(f'<tr data-metric="{metric}"><th scope=row>{label}</th>{row}</tr>')
+    return f'<div class="nbh-numbers"><table>{"".join(rows)}</table></div>'
+
+
+def ablation(result, n_predicted):
+    """Return a sentence on what the loss does without a head."""
+    error = float(np.std(result.changes, ddof=1) / np.sqrt(len(result.changes)))
+    return note(
+        f"Without layer {result.layer}, head {result.head}, the loss on these {n_predicted} predicted tokens "
+        f"goes from {result.before:.4f} to {result.after:.4f} nats per token: {result.change:+.4f} ± "
+        f"{error:.4f} (standard error over tokens)."
+    )
+
+
+def picture(png, described):
+    """Return a PNG (bytes) as an image with a description for those who cannot see it."""
+    width, height = struct.unpack(">II", png[16:24])  # reserves the place, so that nothing jumps at a click
+    data = base64.b64encode(png).decode()
+    return (
+        f'<img alt="{html.escape(described)}" width="{width}" height="{height}" '
+        f'src="data:image/png;base64,{data}">'
+    )
+
+
+def links(files):
+    """Return links that download files, whose paths are said too.
+
+    Parameters
+    ----------
+    files : dict of pathlib.Path to str
+        Path to media type.
+    """
+    parts = []
+    for path, media in files.items():
+        data, name = base64.b64encode(path.read_bytes()).decode(), html.escape(path.name)
+        parts.append(f'<a download="{name}" href="data:{media};base64,{data}">{name}</a>')
+    folder = html.escape(str(next(iter(files)).parent))
+    return f'<div class="nbh-note" role="status">Written to {folder}: {" · ".join(parts)}</div>'
+
+
+def number(value):
+    """Return a number with four significant digits."""
+    return "–" if not np.isfinite(value) else f"{value:.4g}"
+
+
+def rank(percentile):
+    """Return a percentile."""
+    return "–" if not np.isfinite(percentile) else f"{percentile:.0f}"
+
+
+def in_words(error):
+    """Return what an exception says; the name too of one that nobody foresaw."""
+    words = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    if not words:
+        words = f"{type(error).__name__} without a message"
+    known = (
+        ValueError,
+        LookupError,
+        OSError,
+        ImportError,
+        MemoryError,
+        NotImplementedError,
+        RuntimeError,
+        TypeError,
+    )
+    if not isinstance(error, known):
+        words = f"unexpected {''.join(traceback.format_exception_only(error)).strip()}"
+    return words

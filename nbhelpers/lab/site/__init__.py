@@ -1,6 +1,0 @@
-"""The published site: executed notebooks, scorecard and reference as pages that need no network."""
-
-from nbhelpers.lab.site.build import build_site
-from nbhelpers.lab.site.pages import read_title
-
-__all__ = ["build_site", "read_title"]

@@ -1,0 +1,96 @@
+"""The rows that several notebooks put side by side: a model, the same architecture and input without what was
+learned, and an encoder that sees both ways."""
+
+from tqdm.auto import tqdm
+
+from nbhelpers.inputs.models import load_model
+from nbhelpers.inputs.text import load_text
+from nbhelpers.metrics import observe
+from nbhelpers.nulls.nulls import random_tokens, shuffled_tokens
+from nbhelpers.protocol import PAPER
+
+CONTROL_SEQUENCES = 4  # untrained attention hardly differs between passages
+SHUFFLED, RANDOM = "shuffled tokens", "random tokens"
+
+
+def control_label(seed):
+    """Return the label of the untrained control of a seed."""
+    return f"random weights, seed {seed}"
+
+
+def bare_label(encoder):
+    """Return the label of an encoder that reads no special tokens."""
+    return f"{encoder}, no special tokens"
+
+
+def panel(
+    model,
+    text,
+    *,
+    n_sequences,
+    length,
+    bos="tokenizer",
+    seed=0,
+    control_seeds=5,
+    encoder="minilm-l6",
+    cache=None,
+    protocol=PAPER,
+    progress=True,
+):
+    """Observe a model beside what learned nothing and beside a bidirectional encoder.
+
+    Parameters
+    ----------
+    model : str
+        Name as in :func:`nbhelpers.load_model`.
+    text, n_sequences, length, bos, seed
+        As in :func:`nbhelpers.load_text`.
+    control_seeds : int
+        Number of untrained controls; each reads 4 sequences at most.
+    encoder : str or None
+        A bidirectional model; none if None, or if it is the model itself.
+    cache : path, optional
+        Folder in which observations are kept: the next notebook that asks for the same panel finds it.
+    protocol : Protocol
+        Says which scaled variants are observed.
+    progress : bool
+        Show a bar over the rows.
+
+    Returns
+    -------
+    dict of str to Observation
+        The model by its own name, "random weights, seed k", "shuffled tokens", "random tokens", the encoder
+        by its name, and the encoder without special tokens, in this order.
+    """
+    rows = _rows(model, text, n_sequences, length, bos, seed, control_seeds, encoder)
+    n_rows = 3 + control_seeds + 2 * (encoder is not None and encoder != model)
+    observations = {}
+    with tqdm(total=n_rows, desc="panel", unit="row", disable=None if progress else True) as bar:
+        for label, network, ids in rows:
+            bar.set_postfix_str(label)
+            observations[label] = observe(
+                network, ids, protocol, corpus=text, seed=seed, cache=cache, progress=False
+            )
+            bar.update()
+            del network  # or it would stay while the next one is loaded
+    return observations
+
+
+def _rows(model, text, n_sequences, length, bos, seed, control_seeds, encoder):
+    """Yield label, model and sequences of each row; one model is held at a time."""
+    loaded = load_model(model)
+    sizes = {"n_sequences": n_sequences, "length": length, "seed": seed}
+    ids = load_text(text, loaded, bos=bos, **sizes)  # (sequence, position)
+    keep = loaded.tokenizer.all_special_ids
+    yield model, loaded, ids
+    yield SHUFFLED, loaded, shuffled_tokens(ids, seed=seed, keep=keep)
+    yield RANDOM, loaded, random_tokens(ids, len(loaded.tokenizer), seed=seed, keep=keep)
+    del loaded
+    for control_seed in range(seed, seed + control_seeds):
+        control = load_model(f"random:{model.removeprefix('random:')}", seed=control_seed)
+        yield control_label(control_seed), control, ids[:CONTROL_SEQUENCES]
+        del control
+    if encoder is not None and encoder != model:
+        loaded = load_model(encoder)
+        yield encoder, loaded, load_text(text, loaded, bos="tokenizer", **sizes)
+        yield bare_label(encoder), loaded, load_text(text, loaded, bos="none", **sizes)

@@ -1,0 +1,360 @@
+"""Signals made to share one property with given ones and nothing else; what the null models are built from.
+
+Tensors in, float64 tensors out, any leading dimensions, every draw from a seed. The profiles of a model go
+through :mod:`nbhelpers.nulls.nulls`.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from nbhelpers.kernels import spectra
+from nbhelpers.kernels.checks import as_real, require_finite, require_last_axis
+
+__all__ = [
+    "PowerLaw",
+    "exponential_attention",
+    "exponential_decay",
+    "exponential_profiles",
+    "fit_power_law",
+    "iaaft",
+    "power_law_order",
+    "random_order",
+    "softmax_of_support",
+]
+
+BISECTIONS = 64  # halvings of a bracket: beyond the digits of float64
+STEEPEST = 64.0  # log ratio of neighbours; e^-64 of the mass is none in float64
+ROWS_AT_ONCE = 4096  # signals that go through the iterations of IAAFT together
+
+
+class PowerLaw(NamedTuple):
+    """A spectrum P(f) = scale · f^−exponent, f in cycles/token."""
+
+    exponent: torch.Tensor
+    scale: torch.Tensor
+
+
+def random_order(signal, *, seed=0):
+    """Return the values of each signal in random order.
+
+    Parameters
+    ----------
+    signal : torch.Tensor or array_like, shape (..., position)
+    seed : int
+
+    Returns
+    -------
+    torch.Tensor, shape (..., position)
+    """
+    x = _signal(signal)
+    order = torch.rand(x.shape, generator=_generator(seed), dtype=x.dtype).argsort(-1)
+    return x.gather(-1, order)
+
+
+def softmax_of_support(support, length, *, seed=0):
+    """Return the softmax of independent normal scores, at the temperature that gives a support (N3).
+
+    Parameters
+    ----------
+    support : torch.Tensor or array_like, shape (...)
+        N_eff = 1 / Σ a² of each signal, from 1 to `length`, in tokens.
+    length : int
+        Positions.
+    seed : int
+
+    Returns
+    -------
+    torch.Tensor, shape (..., position)
+        Sums to 1. Its N_eff is the one asked for, to about 1e-12.
+
+    Raises
+    ------
+    ValueError
+        If a support is below 1 or above `length`.
+    """
+    target = torch.as_tensor(support, dtype=torch.float64)  # (...)
+    if not bool(((target > 1 - 1e-6) & (target < length * (1 + 1e-6))).all()):
+        raise ValueError(
+            f"supports run from {float(target.min()):.6g} to {float(target.max()):.6g}; of {length} "
+            f"positions they must lie in 1 to {length}"
+        )
+    z = torch.randn(*target.shape, length, generator=_generator(seed), dtype=torch.float64)  # (..., position)
+
+    def effective(beta):
+        return 1 / (beta[..., None] * z).softmax(-1).square().sum(
+            -1
+        )  # falls from `length` to 1 as beta grows
+
+    highest = torch.ones_like(target)
+    while bool((far := effective(highest) > target * (1 + 1e-12)).any()) and float(highest.max()) < 2.0**60:
+        highest = torch.where(far, 2 * highest, highest)
+    beta = _bisect(lambda beta: -effective(beta), -target, torch.zeros_like(target), highest)
+    return (beta[..., None] * z).softmax(-1)
+
+
+def exponential_decay(distance, length, *, causal):
+    """Return the log ratio s of an exponential kernel exp(s·|i − j|) with a given mean distance.
+
+    Parameters
+    ----------
+    distance : torch.Tensor or array_like, shape (...)
+        Mean of |query − key| over all queries and their attention, in tokens.
+    length : int
+        Queries and keys.
+    causal : bool
+        Whether a query sees only the keys up to itself.
+
+    Returns
+    -------
+    torch.Tensor, shape (...)
+        Negative for attention nearer than uniform (mean distance (n − 1)/4 if causal, (n² − 1)/(3n) if not),
+        positive where it is farther: a head that looks at the first token is one.
+
+    Raises
+    ------
+    ValueError
+        If a distance is negative or larger than any attention over `length` tokens can have.
+    """
+    target = torch.as_tensor(distance, dtype=torch.float64)  # (...)
+    ends = [
+        float(_mean_distance(torch.tensor(s, dtype=torch.float64), length, causal))
+        for s in (-STEEPEST, STEEPEST)
+    ]
+    # Captured lag profiles are float32: the largest distances may be passed by rounding.
+    if float(target.min()) < 0 or float(target.max()) > ends[1] * (1 + 1e-5) + 1e-9:
+        raise ValueError(
+            f"mean distances run from {float(target.min()):.6g} to {float(target.max()):.6g} tokens; "
+            f"{'causal' if causal else 'two-sided'} attention over {length} tokens has 0 to {ends[1]:.6g}"
+        )
+    low, high = torch.full_like(target, -STEEPEST), torch.full_like(target, STEEPEST)
+    return _bisect(lambda s: _mean_distance(s, length, causal), target, low, high)
+
+
+def exponential_profiles(decay, length):
+    """Return the profiles of :func:`exponential_attention`, causal, without forming the matrix.
+
+    Parameters
+    ----------
+    decay : torch.Tensor or array_like, shape (...)
+    length : int
+
+    Returns
+    -------
+    dict of str to torch.Tensor
+        key_profile and last_query, shape (..., key), and lag_profile, shape (..., lag). O(length) per head.
+    """
+    s = torch.as_tensor(decay, dtype=torch.float64)  # (...)
+    n, a, far = length, s.abs()[..., None], s[..., None] > 0
+    weight = (-a * torch.arange(n, dtype=torch.float64)).exp()  # (..., position from the heavy end)
+    inverse = 1 / weight.cumsum(-1)  # (..., query)
+    # Profile from the heavy end of every row: w_k Σ_{i≥k} 1/Z_i; from the other end: Σ_{i≥k} w_{i−k}/Z_i.
+    heavy = weight * inverse.flip(-1).cumsum(-1).flip(-1) / n
+    light, running, ratio = torch.empty_like(heavy), torch.zeros_like(s), (-a[..., 0]).exp()
+    for k in reversed(range(n)):
+        running = inverse[..., k] + ratio * running
+        light[..., k] = running / n
+    last = weight * inverse[..., -1:]
+    # The heavy end is the query itself (lag 0), or the first key where attention grows with distance.
+    return {
+        "key_profile": torch.where(far, heavy, light),
+        "last_query": torch.where(far, last, last.flip(-1)),
+        "lag_profile": torch.where(far, light, heavy),
+    }
+
+
+def exponential_attention(decay, length, *, causal):
+    """Return the attention matrix of an exponential kernel, softmax over the visible keys of s·|i − j|.
+
+    Parameters
+    ----------
+    decay : torch.Tensor or array_like, shape (...)
+        s, from :func:`exponential_decay`.
+    length, causal
+        As there.
+
+    Returns
+    -------
+    torch.Tensor, shape (..., query, key)
+    """
+    position = torch.arange(length, dtype=torch.float64)
+    lag = position[:, None] - position  # (query, key)
+    scores = torch.as_tensor(decay, dtype=torch.float64)[..., None, None] * lag.abs()  # (..., query, key)
+    return (scores.masked_fill(lag < 0, -math.inf) if causal else scores).softmax(-1)
+
+
+def iaaft(signal, *, seed=0, n_iterations=50):
+    """Return surrogates with the values of each signal and nearly its power spectrum (N5).
+
+    Iterated amplitude-adjusted Fourier transform: in turn, the amplitudes of the spectrum are put right and
+    the values are put right, until the order of the values no longer changes. The last step puts the values
+    right, so they are exact, and the spectrum is as near as it came: amplitudes within a few per cent where
+    many positions share the mass, within tens where a few spikes hold it and leave few orders to choose from.
+
+    Parameters
+    ----------
+    signal : torch.Tensor or array_like, shape (..., position)
+    seed : int
+        Of the random order it starts from.
+    n_iterations : int
+        At most.
+
+    Returns
+    -------
+    torch.Tensor, shape (..., position)
+
+    References
+    ----------
+    .. [1] Schreiber and Schmitz, Improved surrogate data for nonlinearity tests, Phys. Rev. Lett. 77 (1996).
+    """
+    x = _signal(signal)
+    start = random_order(x, seed=seed)
+    flat, drawn = x.flatten(0, -2) if x.ndim > 1 else x[None], start.reshape(-1, x.shape[-1])
+    parts = [
+        _iterate(values, order, n_iterations)
+        for values, order in zip(flat.split(ROWS_AT_ONCE), drawn.split(ROWS_AT_ONCE), strict=True)
+    ]
+    return torch.cat(parts).reshape(x.shape)
+
+
+def fit_power_law(psd, frequency):
+    """Return the power law f^−chi that is nearest to a spectrum, by least squares in log-log.
+
+    Parameters
+    ----------
+    psd : torch.Tensor or array_like, shape (..., freq)
+        Power. Bins without power are left out.
+    frequency : torch.Tensor or array_like, shape (freq,)
+        Cycles/token of each bin, as from :func:`nbhelpers.kernels.spectra.frequencies`. DC is left out;
+        negative frequencies count like positive ones.
+
+    Returns
+    -------
+    PowerLaw
+        ``exponent`` and ``scale``, each of shape (...). NaN where fewer than two frequencies have power.
+
+    Raises
+    ------
+    ValueError
+        If the two differ in their number of bins, or fewer than two frequencies lie above zero.
+    """
+    power = as_real(psd, "psd").double()  # (..., freq)
+    frequency = torch.as_tensor(frequency, dtype=torch.float64).abs()  # (freq,)
+    if power.ndim == 0 or power.shape[-1] != len(frequency):
+        raise ValueError(f"psd has shape {tuple(power.shape)} for {len(frequency)} frequencies")
+    if len(torch.unique(frequency[frequency > 0])) < 2:
+        raise ValueError(
+            f"a power law needs at least two frequencies above zero, got {frequency.tolist()}; take 4 tokens "
+            "or more"
+        )
+    weight = ((frequency > 0) & (power > 0)).double()  # (..., freq)
+    u = torch.where(weight > 0, frequency, 1.0).log()
+    v = torch.where(weight > 0, power, 1.0).log()
+    count = weight.sum(-1)
+    mean_u, mean_v = (weight * u).sum(-1) / count, (weight * v).sum(-1) / count  # (...)
+    centred = weight * (u - mean_u[..., None])
+    slope = (centred * v).sum(-1) / (centred * u).sum(-1)
+    return PowerLaw(-slope, (mean_v - slope * mean_u).exp())
+
+
+def power_law_order(signal, *, seed=0):
+    """Return the values of each signal in the order of noise with the signal's own power law (N6).
+
+    The exponent is fitted to the Hann-windowed spectrum without mean. Gaussian noise with that exponent is
+    drawn, and its largest sample is replaced by the largest value of the signal, and so on.
+
+    Parameters
+    ----------
+    signal : torch.Tensor or array_like, shape (..., position)
+        At least 4 positions.
+    seed : int
+
+    Returns
+    -------
+    torch.Tensor, shape (..., position)
+
+    Raises
+    ------
+    ValueError
+        For fewer than 4 positions.
+    """
+    x = _signal(signal)
+    n = x.shape[-1]
+    frequency = spectra.frequencies(n).double()  # (freq,)
+    exponent = fit_power_law(spectra.psd(x, detrend="mean"), frequency).exponent  # (...)
+    # A constant signal has no spectrum to fit; its values are equal, so any order is the same.
+    chi = exponent.nan_to_num(0.0)[..., None]
+    shape = (*x.shape[:-1], len(frequency))
+    noise = torch.randn(shape, generator=_generator(seed), dtype=torch.complex128)  # (..., freq)
+    noise = noise * torch.where(frequency > 0, frequency, 1.0) ** (-chi / 2)
+    noise[..., 0] = 0
+    return _in_order_of(x.sort(-1).values, torch.fft.irfft(noise, n=n))
+
+
+def _iterate(values, surrogate, n_iterations):
+    """Return the IAAFT surrogates of (row, position); rows that no longer change are left out."""
+    ranked, amplitude = values.sort(-1).values, torch.fft.rfft(values).abs()
+    surrogate = surrogate.clone()
+    rows = torch.arange(len(values))
+    for _ in range(n_iterations):
+        spectrum = torch.fft.rfft(surrogate[rows])  # (row, freq)
+        phasor = spectrum / spectrum.abs().clamp_min(torch.finfo(spectrum.real.dtype).tiny)
+        smooth = torch.fft.irfft(amplitude[rows] * phasor, n=values.shape[-1])
+        new = _in_order_of(ranked[rows], smooth)  # (row, position)
+        changed = (new != surrogate[rows]).any(-1)
+        surrogate[rows] = new
+        rows = rows[changed]
+        if len(rows) == 0:
+            break
+    return surrogate
+
+
+def _in_order_of(ranked, example):
+    """Return ascending values so placed that their ranks are those of `example`, (..., position)."""
+    order = torch.from_numpy(np.argsort(example.numpy(), axis=-1))  # several times as fast as torch's
+    return torch.empty_like(ranked).scatter_(-1, order, ranked)
+
+
+def _mean_distance(s, length, causal):
+    """Mean of |i − j| under softmax over the visible j of s·|i − j|, over queries i; shape of `s`.
+
+    Row i needs only the sums of e^{−a d} and d e^{−a d} over d up to i, so a head costs O(length).
+    """
+    d = torch.arange(length, dtype=torch.float64)  # (distance,)
+    a = s.abs()[..., None]
+    weight = (-a * d).exp()
+    sums, moments = weight.cumsum(-1), (d * weight).cumsum(-1)  # (..., query), distances up to the query
+    far = s[..., None] > 0  # weights grow with distance: count them from the far end
+    if causal:
+        mean = moments / sums
+        return torch.where(far, d - mean, mean).mean(-1)
+    after, rest, rest_moments = d.flip(0), sums.flip(-1), moments.flip(-1)  # the same for the keys behind
+    near = (moments + rest_moments) / (sums + rest - 1)  # distance 0 is in both
+    top = torch.maximum(d, after)
+    before_weight, after_weight = (a * (d - top)).exp(), (a * (after - top)).exp()
+    total = before_weight * sums + after_weight * rest - (-a * top).exp()
+    moment = before_weight * (d * sums - moments) + after_weight * (after * rest - rest_moments)
+    return torch.where(far, moment / total, near).mean(-1)
+
+
+def _bisect(function, target, low, high):
+    """Return where a rising function meets `target`, entry by entry."""
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        below = function(middle) < target
+        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+    return (low + high) / 2
+
+
+def _signal(signal):
+    x = as_real(signal, "signal").double()  # (..., position)
+    if require_last_axis(x, "signal") < 2:
+        raise ValueError("a signal of 1 position has no other arrangement; take at least 2")
+    require_finite(x, "signal")
+    return x
+
+
+def _generator(seed):
+    return torch.Generator().manual_seed(seed)

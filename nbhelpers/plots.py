@@ -1,0 +1,360 @@
+"""Figures of head metrics: data first, `ax` optional, the axes returned, nothing shown.
+
+Each function draws numbers that a table already holds; an interval is seaborn's bootstrap over sequences, or
+columns that the caller computed.
+"""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+
+LABELS = {
+    "spectral_entropy": "spectral entropy (nats)",
+    "positional_entropy": "positional entropy (nats)",
+    "frequency_selectivity": "frequency selectivity (ratio)",
+    "low_band": "low band (share of power)",
+    "mid_band": "mid band (share of power)",
+    "high_band": "high band (share of power)",
+    "effective_support": "effective support (tokens)",
+    "sink_mass": "attention to key 0 (share)",
+    "self_mass": "attention to lag 0 (share)",
+}
+BANDS = ("low_band", "mid_band", "high_band")
+SOURCES = {
+    "ours": ("C0", "o"),
+    "this notebook": ("C0", "o"),
+    "sweep": ("0.1", "v"),
+    "null": ("C1", "D"),
+    "paper": ("0.45", "s"),
+    "earlier run": ("C2", "^"),
+}
+COMPARED = ("row", "metric", "value", "source")
+
+
+def metric_label(metric):
+    """Return a metric's name with its unit, as an axis shows it.
+
+    An unknown name is shown without underscores, unless it holds mathematics ($…$) and is a label already.
+    """
+    return metric if "$" in metric else LABELS.get(metric, metric.replace("_", " "))
+
+
+def head_map(data, metric=None, *, ax=None, kv_groups=None, label=None, center=None, **options):
+    """Draw a metric of every head as a layer × head heat map, lines between the KV groups.
+
+    Parameters
+    ----------
+    data : HeadTable or array_like, shape (layer, head) or (sequence, layer, head)
+        The mean over sequences is drawn.
+    metric : str, optional
+        Which metric of a HeadTable.
+    ax : matplotlib.axes.Axes, optional
+    kv_groups : sequence of int, shape (head,), optional
+        KV group of each head of an array; a table knows its own.
+    label : str, optional
+        Of the colour bar, with the unit; the metric's name if None.
+    center : float, optional
+        Value in the middle of a diverging palette; a sequential palette if None.
+    **options
+        Of `seaborn.heatmap`, such as `vmin` and `vmax`.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+
+    Raises
+    ------
+    ValueError
+        If a table comes without a metric, or the array has another number of axes.
+    """
+    values, kv_groups = _per_head(data, metric, kv_groups)
+    if values.ndim == 3:
+        values = values.mean(0)  # (layer, head)
+    if values.ndim != 2:
+        raise ValueError(f"head_map draws (layer, head) or (sequence, layer, head), got shape {values.shape}")
+    ax = _axes(ax)
+    label = label or (metric_label(metric) if metric else "value")
+    style = {"cmap": "viridis"} if center is None else _diverging(values, center)
+    sns.heatmap(values, ax=ax, **({"cbar_kws": {"label": label}} | style | options))
+    edges = _group_edges(kv_groups, values.shape[1])
+    for edge in edges:
+        ax.axvline(edge, color="white" if center is None else "black", linewidth=1.5)
+    ax.set(xlabel="head (lines part the KV groups)" if edges else "head", ylabel="layer")
+    ax.tick_params(axis="y", rotation=0)
+    return ax
+
+
+def band_bars(table, *, ax=None, order="layer", bands=BANDS):
+    """Draw the band shares of every head as stacked bars (the paper's Figure 2).
+
+    Parameters
+    ----------
+    table : HeadTable
+    ax : matplotlib.axes.Axes, optional
+    order : str
+        "layer": by layer, then head, a line between layers; "share": by the first band's share.
+    bands : sequence of str
+        Metrics whose sum is 1 for every head.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+
+    Raises
+    ------
+    ValueError
+        If `order` is unknown or the shares of a head do not sum to 1.
+    """
+    if order not in ("layer", "share"):
+        raise ValueError(f"unknown order {order!r}; choose 'layer' or 'share'")
+    heads = table.per_head()
+    total = heads[list(bands)].sum(axis=1)
+    if not np.allclose(total, 1, atol=1e-5):
+        raise ValueError(
+            f"the bands {', '.join(bands)} sum to {total.min():.4f} to {total.max():.4f} over a head, not 1"
+        )
+    heads = heads.sort_values(["layer", "head"] if order == "layer" else list(bands), ignore_index=True)
+    tidy = heads.rename_axis("place").reset_index()
+    tidy = tidy.melt(["place", "layer"], bands, var_name="band", value_name="share")
+    tidy["band"] = tidy["band"].str.replace("_", " ")
+    ax = _axes(ax)
+    palette = sns.color_palette("viridis", len(bands))
+    names = [band.replace("_", " ") for band in bands]
+    # seaborn stacks from the top down: the reverse order puts the first band at the bottom
+    options = {"hue_order": names[::-1], "palette": palette[::-1], "linewidth": 0, "alpha": 1}
+    sns.histplot(
+        tidy, x="place", weights="share", hue="band", multiple="stack", discrete=True, ax=ax, **options
+    )
+    ax.set(ylim=(0, 1), ylabel="share of power", xlim=(-0.5, len(heads) - 0.5))
+    sns.move_legend(ax, "upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, title=None)
+    if order == "share":
+        ax.set_xlabel(f"{len(heads)} heads, by share of the {names[0]}")
+        return ax
+    _mark_layers(ax, heads["layer"].to_numpy())
+    return ax
+
+
+def layer_trend(table, metrics, *, ax=None, n_boot=1000, confidence=0.95, seed=0, ylabel=None):
+    """Draw the mean over heads of some metrics at each layer, with an interval over sequences (Figure 3).
+
+    Parameters
+    ----------
+    table : HeadTable
+        Metrics of each sequence, not of averaged signals.
+    metrics : str or sequence of str
+        Of one unit: they share the axis.
+    ax : matplotlib.axes.Axes, optional
+    n_boot, confidence, seed
+        Of the bootstrap over sequences.
+    ylabel : str, optional
+        With the unit; from the metrics if None.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+
+    Raises
+    ------
+    KeyError
+        If the table has no such metric.
+    ValueError
+        If the table holds averaged signals.
+    """
+    metrics = [metrics] if isinstance(metrics, str) else list(metrics)
+    if table.averaged:
+        raise ValueError("layer_trend needs one value per sequence; measure with order='metric then mean'")
+    parts = []
+    for metric in metrics:
+        values = table.values(metric).mean(-1)  # (sequence, layer)
+        sequence, layer = (index.ravel() for index in np.indices(values.shape))
+        name = metric_label(metric).partition(" (")[0]
+        parts.append(
+            pd.DataFrame({"metric": name, "sequence": sequence, "layer": layer, "value": values.ravel()})
+        )
+    tidy = pd.concat(parts, ignore_index=True)
+    ax = _axes(ax)
+    options = {"palette": "colorblind", "markers": True, "dashes": False}
+    sns.lineplot(
+        tidy,
+        x="layer",
+        y="value",
+        hue="metric",
+        style="metric",
+        errorbar=("ci", 100 * confidence),
+        n_boot=n_boot,
+        seed=seed,
+        ax=ax,
+        **options,
+    )
+    unit = metric_label(metrics[0]).partition(" (")[2].rstrip(")")
+    ax.set(xlabel="layer", ylabel=ylabel or (unit if len(metrics) > 1 else metric_label(metrics[0])))
+    ax.legend(frameon=False, title=None)
+    return ax
+
+
+def compare_rows(frame, *, axes=None, metrics=None):
+    """Draw a forest plot: one panel per metric, one line per row, intervals where there are any.
+
+    Parameters
+    ----------
+    frame : pandas.DataFrame
+        Columns row (what is compared, in the order drawn), metric, value, source (a key of :data:`SOURCES`);
+        low and high, NaN or absent where there is no interval.
+    axes : sequence of matplotlib.axes.Axes, optional
+        One per metric; made if None.
+    metrics : sequence of str, optional
+        Which, in which order; all if None.
+
+    Returns
+    -------
+    numpy.ndarray of matplotlib.axes.Axes, shape (metric,)
+
+    Raises
+    ------
+    ValueError
+        If a column is missing, a source unknown, a metric not in the frame, or the axes do not match.
+    """
+    metrics = _checked_comparison(frame, metrics)
+    rows = list(dict.fromkeys(frame["row"]))
+    if axes is None:
+        size = (3.1 * len(metrics) + 1.5, 0.3 * len(rows) + 1.2)
+        axes = plt.subplots(1, len(metrics), figsize=size, sharey=True, squeeze=False)[1][0]
+    axes = np.atleast_1d(axes)
+    if len(axes) != len(metrics):
+        raise ValueError(f"{len(metrics)} metrics need {len(metrics)} axes, got {len(axes)}")
+    for ax, metric in zip(axes, metrics, strict=True):
+        _forest(ax, frame[frame["metric"] == metric], rows)
+        ax.set(xlabel=metric_label(metric), ylabel="")
+    return axes
+
+
+def criterion_panels(frame, *, columns=4):
+    """Draw every criterion of a scorecard in a panel of its own: claimed range, interval and null.
+
+    Parameters
+    ----------
+    frame : pandas.DataFrame
+        As from :func:`nbhelpers.collection.scorecard.criteria`.
+    columns : int
+        Panels side by side.
+
+    Returns
+    -------
+    numpy.ndarray of matplotlib.axes.Axes
+        One per row of the frame.
+
+    Raises
+    ------
+    ValueError
+        If the frame is empty.
+    """
+    if frame.empty:
+        raise ValueError("no criterion was measured, so there is nothing to draw; run 07 to 13 first")
+    rows = -(-len(frame) // columns)
+    shape = {"figsize": (2.8 * columns, 1.15 * rows + 0.7), "layout": "constrained"}
+    figure, grid = plt.subplots(rows, columns, squeeze=False, **shape)
+    for ax, row in zip(grid.flat, frame.itertuples(), strict=False):
+        _criterion(ax, row)
+    for ax in grid.flat[len(frame) :]:
+        ax.set_visible(False)
+    marks = {}  # of all panels: the first need not have a null
+    for ax in grid.flat:
+        handles, labels = ax.get_legend_handles_labels()
+        marks |= dict(zip(labels, handles, strict=True))
+    figure.legend(marks.values(), marks, loc="outside upper center", ncols=len(marks), frameon=False)
+    return grid.ravel()[: len(frame)]
+
+
+def _criterion(ax, row):
+    """Draw one criterion; an infinite end of the claimed range runs to the end of the axis."""
+    ours, null = SOURCES["ours"], SOURCES["null"]
+    shown = [
+        x for x in (row.low, row.high, row.null, row.least, row.most) if x is not None and np.isfinite(x)
+    ]
+    pad = 0.08 * (max(shown) - min(shown)) or 0.1
+    left, right = min(shown) - pad, max(shown) + pad
+    ax.axvspan(max(row.least, left), min(row.most, right), color="0.88", zorder=0, label="claimed range")
+    ax.hlines(0, row.low, row.high, color=ours[0], linewidth=3, alpha=0.6)
+    ax.scatter(row.value, 0, color=ours[0], marker=ours[1], s=36, zorder=3, label="ours, with interval")
+    if row.null is not None and np.isfinite(row.null):
+        ax.scatter(row.null, 0, color=null[0], marker=null[1], s=36, zorder=2, label="most conservative null")
+    ax.set(xlim=(left, right), ylim=(-1, 1), yticks=[])
+    ax.set_title(f"{row.claim} {row.criterion}", fontsize=9, loc="left")
+    ax.tick_params(labelsize=8)
+    ax.spines[["left", "top", "right"]].set_visible(False)
+
+
+def _checked_comparison(frame, metrics):
+    missing = [column for column in COMPARED if column not in frame]
+    if missing:
+        raise ValueError(
+            f"compare_rows needs the columns {', '.join(COMPARED)}; {', '.join(missing)} missing"
+        )
+    unknown = sorted(set(frame["source"]) - set(SOURCES))
+    if unknown:
+        raise ValueError(f"unknown source {unknown}; there are {', '.join(SOURCES)}")
+    known = list(dict.fromkeys(frame["metric"]))
+    metrics = known if metrics is None else list(metrics)
+    absent = [metric for metric in metrics if metric not in known]
+    if absent:
+        raise ValueError(f"the frame has no metric {absent}; it has {', '.join(known)}")
+    return metrics
+
+
+def _forest(ax, part, rows):
+    """Draw the points and intervals of one metric."""
+    for source, (colour, marker) in SOURCES.items():
+        own = part[part["source"] == source]
+        if own.empty:
+            continue
+        place = own["row"].map(rows.index).to_numpy()
+        if {"low", "high"} <= set(own):
+            ax.hlines(place, own["low"], own["high"], color=colour, linewidth=2.5, alpha=0.6)
+        ax.scatter(own["value"], place, color=colour, marker=marker, s=32, zorder=3, label=source)
+    ax.set_yticks(range(len(rows)), rows)
+    ax.set_ylim(len(rows) - 0.5, -0.5)  # the first row on top
+    ax.grid(axis="x", alpha=0.4)
+
+
+def _axes(ax):
+    return plt.subplots(layout="constrained")[1] if ax is None else ax
+
+
+def _per_head(data, metric, kv_groups):
+    """Return values and KV groups of a HeadTable or an array."""
+    if not hasattr(data, "per_head"):
+        return np.asarray(data, dtype=float), kv_groups
+    if metric is None:
+        raise ValueError(f"say which metric of the table to draw: {', '.join(data.metrics)}")
+    heads = data.frame.drop_duplicates("head").sort_values("head")
+    values = data.values(metric)
+    return (values[:1] if data.averaged else values), heads["kv_group"].to_list()
+
+
+def _diverging(values, center):
+    """Return a palette and limits with `center` in the middle."""
+    half = np.nanmax(np.abs(values - center))
+    return {"cmap": "vlag", "vmin": center - half, "vmax": center + half}
+
+
+def _group_edges(kv_groups, n_heads):
+    """Return where KV groups meet; nothing if each head has its own, or all share one."""
+    if kv_groups is None:
+        return []
+    groups = np.asarray(kv_groups)
+    if len(groups) != n_heads:
+        raise ValueError(f"kv_groups names {len(groups)} heads, the data have {n_heads}")
+    edges = (np.flatnonzero(np.diff(groups)) + 1).tolist()
+    return edges if len(edges) + 1 < n_heads else []
+
+
+def _mark_layers(ax, layers):
+    """Part the layers by thin lines and name about ten of them, at their centres."""
+    starts = np.flatnonzero(np.diff(layers, prepend=-1))
+    for start in starts[1:]:
+        ax.axvline(start - 0.5, color="white", linewidth=0.8)
+    centres = starts + np.diff(starts, append=len(layers)) / 2 - 0.5
+    step = max(1, len(starts) // 10)
+    ax.set_xticks(centres[::step], layers[starts[::step]])
+    ax.set_xlabel(f"layer ({len(layers)} heads)")

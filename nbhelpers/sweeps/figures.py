@@ -1,0 +1,121 @@
+"""Figures of a sweep's rows beside those of a notebook and of the paper; data first, axes returned."""
+
+import textwrap
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+
+from nbhelpers.plots import SOURCES, compare_rows
+from nbhelpers.sweeps.sweep_rows import HERE, PRINTED, SWEEP, row_labels
+from nbhelpers.zoo.plots import label_of
+
+MOST_INCHES = 14.0  # the width of a page
+LABEL_CHARACTERS = 18  # of an axis, in a line
+OVER = {"step": "training step (+ 1)", "n_parameters": "parameters"}
+NAMES = {"null": "uniform attention", PRINTED: "printed by the paper"}
+
+
+def compare_sources(rows, *, axes=None, metrics=None):
+    """Draw a panel per metric and a line per measured row: value, interval, null and what the paper prints.
+
+    Parameters
+    ----------
+    rows : pandas.DataFrame
+        From `nbhelpers.sweeps.sweep_rows.rows_beside`. A printed value stands on the lines of the sweep that
+        have its model (and its step, where it has one), and on a line of its own where there is none.
+    axes : sequence of matplotlib.axes.Axes, optional
+        One per metric; made if None.
+    metrics : sequence of str, optional
+        Which, in which order; all if None.
+
+    Returns
+    -------
+    numpy.ndarray of matplotlib.axes.Axes, shape (metric,)
+
+    Raises
+    ------
+    ValueError
+        As `compare_rows`.
+    """
+    metrics = list(dict.fromkeys(rows.metric)) if metrics is None else list(metrics)
+    forest = _forest_of(rows[rows.metric.isin(metrics)])
+    ours = axes is None
+    if ours:
+        size = (min(2.6 * len(metrics) + 3.5, MOST_INCHES), 0.3 * forest.row.nunique() + 1.9)
+        options = {"sharey": True, "squeeze": False, "layout": "constrained"}
+        axes = plt.subplots(1, len(metrics), figsize=size, **options)[1][0]
+    axes = compare_rows(forest, axes=axes, metrics=metrics)
+    marks = {}  # of all panels: the first need not have a null
+    for ax, metric in zip(axes, metrics, strict=True):
+        ax.set_xlabel(textwrap.fill(label_of(metric), LABEL_CHARACTERS))
+        handles, labels = ax.get_legend_handles_labels()
+        marks |= {NAMES.get(name, name): handle for name, handle in zip(labels, handles, strict=True)}
+    at = {"loc": "outside lower center", "ncols": len(marks)} if ours else {"loc": "best"}
+    (axes[0].figure if ours else axes[-1]).legend(marks.values(), marks, frameon=False, **at)
+    return axes
+
+
+def _forest_of(rows):
+    """Return what `compare_rows` draws: nulls and printed values as marks on the lines they belong to."""
+    rows = rows.assign(row=row_labels(rows))
+    measured, printed = rows[rows.source != PRINTED], rows[rows.source == PRINTED]
+    nulls = measured.dropna(subset=["null"])
+    nulls = nulls.assign(value=nulls.null, source="null", low=np.nan, high=np.nan)
+    matched = [_lines_of(line, measured) for line in printed.itertuples()]
+    return pd.concat([measured, nulls, *matched], ignore_index=True)
+
+
+def _lines_of(line, measured):
+    """Return a printed value once for each measured row of its model, or once under its own name."""
+    mine = (measured.paper == line.paper) & (measured.metric == line.metric)
+    mine &= (measured.step == line.step) | pd.isna(line.step)
+    names = list(measured.row[mine].unique()) or [line.row]
+    told = {"metric": line.metric, "value": line.value, "low": np.nan, "high": np.nan, "source": PRINTED}
+    return pd.DataFrame({"row": names}).assign(**told)
+
+
+def rows_over(rows, over, metric, *, ax=None):
+    """Draw a metric over training steps or over the number of parameters, on a logarithmic axis.
+
+    Parameters
+    ----------
+    rows : pandas.DataFrame
+        From `nbhelpers.sweeps.sweep_rows.rows_beside`. Rows without a place on the axis are left out.
+    over : {"step", "n_parameters"}
+    metric : str
+    ax : matplotlib.axes.Axes, optional
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        Hollow diamonds are uniform attention of the same length and mask.
+
+    Raises
+    ------
+    ValueError
+        If `over` is unknown or no row of the metric has a place on the axis.
+    """
+    if over not in OVER:
+        raise ValueError(f"rows have a place over {' or '.join(OVER)}, not over {over!r}")
+    drawn = rows[(rows.metric == metric) & rows[over].notna()]
+    if drawn.empty:
+        raise ValueError(f"none of the {len(rows)} rows has {metric} and a known {over}")
+    ax = plt.subplots(layout="constrained")[1] if ax is None else ax
+    for source in (HERE, SWEEP, PRINTED):
+        own = drawn[drawn.source == source].sort_values(over)
+        # The checkpoints of a model make a curve; the models of different sizes make one together.
+        series = "model" if over == "step" and source == HERE else "source"
+        for number, (name, part) in enumerate(own.groupby(series, sort=False)):
+            colour, marker = SOURCES[source]
+            colour = sns.color_palette("colorblind")[number % 10] if source == HERE else colour
+            x = part[over] + (over == "step")
+            ax.vlines(x, part.low, part.high, color=colour, alpha=0.5, linewidth=2)
+            style = {"ls": "-", "lw": 1.2, "ms": 4} if source == HERE else {"ls": "", "ms": 6, "zorder": 3}
+            ax.plot(x, part.value, marker, color=colour, label=NAMES.get(name, name), **style)
+    nulls = drawn.dropna(subset=["null"]).drop_duplicates([over, "null"])
+    style = {"color": "0.55", "mfc": "none", "ms": 4, "label": NAMES["null"]}
+    ax.plot(nulls[over] + (over == "step"), nulls.null, "D", **style)
+    ax.set(xscale="log", xlabel=OVER[over], ylabel=label_of(metric))
+    return ax

@@ -1,0 +1,1 @@
+"""How the zoo was trained and shipped; nothing else imports it."""

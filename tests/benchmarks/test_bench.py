@@ -1,0 +1,122 @@
+"""The bench: what is summarised from its rows, and the table written for the README."""
+
+import io
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from benchmarks import bench
+from benchmarks.bench import FLOOR, _GpuMeter, _with_ratios, devices_here, markdown, serve, summarise
+from device_traffic import gpu_marks, needs_gpus
+
+SECONDS = {(FLOOR, 64): [2.0, 1.0, 4.0], ("other", 64): [3.0, 3.0, 4.0]}
+SECONDS |= {(FLOOR, 128): [2.0, 2.0, 2.0], ("other", 128): [None, None, None]}  # out of memory
+
+
+@pytest.fixture
+def table():
+    rows = [
+        {"variant": variant, "length": length, "round": turn, "seconds": s, "peak_mb": s and 100 * s}
+        for (variant, length), seconds in SECONDS.items()
+        for turn, s in enumerate([9.0, *seconds])  # turn 0 warms up
+    ]
+    frame = _with_ratios(rows).assign(machine="one, 2 threads", malloc="stock", dtype="default")
+    return summarise(frame)
+
+
+def test_minima_medians_and_ratios(table):
+    by = table.set_index(["variant", "length"])
+    assert by.loc[("other", 64), "seconds_min"] == 3.0, "the warm-up does not count"
+    assert by.loc[("other", 64), "ratio_of_minima"] == 3.0
+    assert by.loc[("other", 64), "ratio_median"] == np.median([3 / 2, 3 / 1, 4 / 4])
+    assert by.loc[("other", 64), "peak_mb"] == 400.0
+    assert np.isnan(by.loc[("other", 128), "ratio_of_minima"])
+    assert (table.rounds == 3).all()
+
+
+def test_markdown_holds_the_summary(table):
+    lines = markdown(table).splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[:4]]
+    assert cells[0] == ["time over a plain forward pass", "64", "128", "peak MB over the model, T = 128"]
+    assert cells[1] == ["---"] * 4
+    assert cells[2] == [FLOOR, "1.00", "1.00", "200"]
+    assert cells[3] == ["other", "3.00", "-", "-"], "a dash where memory ran out"
+    assert lines[5] == "one, 2 threads; dtype default, stock malloc, minima of 3 rounds"
+
+
+def test_markdown_of_a_table_read_from_its_csv(table, tmp_path):
+    table.to_csv(tmp_path / "bench.csv", index=False)
+    assert markdown(pd.read_csv(tmp_path / "bench.csv")) == markdown(table)
+
+
+def served(folder, monkeypatch, capsys, *, device, variant="streamed key profile"):
+    """What a worker answers that is asked for 16 and for 48 tokens."""
+    monkeypatch.setattr("sys.stdin", io.StringIO("16\n48\n"))
+    serve(variant, str(folder), device, None, torch.get_num_threads())
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=gpu_marks())])
+def test_a_worker_names_its_machine_and_measures(tiny_llama_folder, monkeypatch, capsys, device):
+    facts, *answers = served(tiny_llama_folder, monkeypatch, capsys, device=device)
+    assert ("threads" in facts["machine"]) == (device == "cpu")
+    assert facts["dtype"] == "float32"
+    assert len(answers) == 2
+    assert all(answer["seconds"] > 0 for answer in answers)
+    assert all(np.isfinite(answer["peak_mb"]) for answer in answers)
+
+
+def test_out_of_memory_is_an_answer(tiny_llama_folder, monkeypatch, capsys):
+    def exhausted(model, ids):
+        if ids.shape[1] > 16:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setitem(bench.VARIANTS, "exhausted", exhausted)
+    answers = served(tiny_llama_folder, monkeypatch, capsys, device="cpu", variant="exhausted")[1:]
+    assert answers[0]["seconds"] > 0
+    assert answers[1] == {"seconds": None, "peak_mb": None}
+
+
+@pytest.mark.parametrize("available", [True, False])
+def test_a_gpu_is_measured_beside_the_cpu(monkeypatch, tmp_path, capsys, available):
+    def measure(device, arguments):
+        rows = [
+            {"variant": variant, "length": 64, "round": turn, "seconds": 1.0, "peak_mb": 2.0}
+            for variant in (FLOOR, "other")
+            for turn in (0, 1)
+        ]
+        yield _with_ratios(rows).assign(machine=f"the {device}", malloc="stock", dtype="float32")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
+    monkeypatch.setattr(bench, "measure", measure)
+    bench.main(["--out", str(tmp_path)])
+    expected = ["cpu", "cuda"] if available else ["cpu"]
+    assert devices_here() == expected
+    assert sorted(path.name.split("-")[1] for path in tmp_path.glob("*.md")) == expected
+    printed = capsys.readouterr().out
+    for device in ("cpu", "cuda"):
+        assert (f"peak MB beyond the model; the {device}" in printed) == (device in expected)
+        if device in expected:
+            text = (tmp_path / f"bench-{device}-default-stock.md").read_text()
+            assert text.splitlines()[-1] == f"the {device}; dtype float32, stock malloc, minima of 1 rounds"
+
+
+@needs_gpus()
+def test_the_meter_of_a_gpu_waits_and_sees_the_peak():
+    device = torch.device("cuda", torch.cuda.current_device())
+    meter, kept = _GpuMeter(device), torch.ones(2**20, device=device)
+    product = torch.ones(4096, 4096, device=device)
+    product @ product  # the first call of a kernel loads it
+    torch.cuda.synchronize()
+    with meter:
+        began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        began.record()
+        for _ in range(20):
+            product @ product
+        ended.record()
+        made = torch.ones(2**24, device=device)  # 64 MB
+    assert meter.peak_mb >= 64
+    assert meter.seconds >= 1e-3 * began.elapsed_time(ended)
+    assert kept.numel() < made.numel()

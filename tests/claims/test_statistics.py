@@ -1,0 +1,212 @@
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats as scipy_stats
+
+from nbhelpers.claims import paper
+from nbhelpers.claims.planted import planted_profiles
+from nbhelpers.claims.statistics import (
+    STATISTICS,
+    Measured,
+    criterion_value,
+    measure_criteria,
+    null_values,
+)
+from nbhelpers.claims.verdicts import judge
+from nbhelpers.metrics import Observation, measure
+from nbhelpers.nulls import nulls
+from nbhelpers.protocol import PAPER
+from nbhelpers.stats import bootstrap_interval, position_spectrum_correlation
+
+SIZES = {"n_sequences": 3, "n_layers": 4, "n_heads": 6, "length": 64}
+CLAIMS = ("C1", "C2", "C3", "C4", "C5", "C6", "C11", "C12", "C14")
+MEASURED = {"N0": nulls.uniform, "N2": nulls.permuted, "N3": nulls.iid_softmax, "N4": nulls.exponential}
+
+
+def observe_planted(bank, **options):
+    observation = Observation(*planted_profiles(bank, **SIZES, **options))
+    return observation, Measured(measure(observation), observation.profiles)
+
+
+@pytest.fixture(scope="module")
+def planted():
+    return observe_planted("alibi", noise=0.7, key_noise=0.7, seed=2)
+
+
+@pytest.fixture(scope="module")
+def null_models(planted):
+    observation, _ = planted
+    made = {label: observation.map(null) for label, null in MEASURED.items()}
+    found = {label: Measured(measure(o), o.profiles) for label, o in made.items()}
+    return found | {"N1": [found["N0"], found["N3"]], "white noise": found["N3"]}
+
+
+@pytest.fixture(scope="module")
+def records(planted, null_models):
+    _, (table, profiles) = planted
+    by_claim = (measure_criteria(table, profiles, c, nulls=null_models, n_boot=50) for c in CLAIMS)
+    return {name: record for found in by_claim for name, record in found.items()}
+
+
+def heads(profiles):
+    return itertools.product(*(range(n) for n in profiles.key_profile.shape[:3]))
+
+
+def test_every_criterion_of_the_claims_has_its_statistic(records):
+    expected = [criterion.name for claim in CLAIMS for criterion in paper.claim(claim).criteria]
+    assert list(records) == expected == list(STATISTICS)
+    assert all(record.low <= record.value <= record.high for record in records.values())
+
+
+def test_kinds_of_heads_are_counted(planted, records):
+    local = planted[1].profiles.local_mass[..., 5].numpy()  # distances 0, 1, 2, 4, 8, 16
+    kinds = np.where(local > 2 / 3, "local", np.where(local < 1 / 3, "global", "mixed"))
+    assert records["C1_mixed_share"].value == pytest.approx((kinds == "mixed").mean())
+    assert records["C1_rarer_share"].value == pytest.approx(
+        min((kinds == kind).mean() for kind in ("local", "global"))
+    )
+    per_layer = (kinds == "mixed").mean((0, 2))
+    slope = scipy_stats.linregress([0, 1 / 3, 2 / 3, 1], per_layer).slope
+    assert records["C1_mixed_change"].value == pytest.approx(slope, abs=1e-12)
+
+
+def test_means_are_those_of_the_table_with_the_bootstrap_of_the_sequences(planted, records):
+    table = planted[1].table
+    of = {"C2_low": "low_band", "C2_high": "high_band", "C5_half": "scale_sensitivity_0.5"}
+    for name, metric in of.items():
+        expected = bootstrap_interval(table.values(metric).mean((1, 2)), n_boot=50)
+        assert records[name][:3] == pytest.approx(expected[:3], rel=1e-9)
+    assert records["C5_ratio"].value == pytest.approx(
+        table.values("scale_sensitivity_0.25").mean() / table.values("scale_sensitivity_0.5").mean()
+    )
+    window = [table.values(f"window_entropy_{w}").mean() for w in (16, 32, 64)]
+    assert records["C12_change"].value == pytest.approx(window[2] - window[0])
+    assert records["C12_level"].value == pytest.approx(window[1])
+
+
+def test_selectivity_is_less_the_largest_of_its_nulls(planted, null_models, records):
+    named = {label: null_models[label] for label in ("N0", "N1")}
+    largest = max(null_values("C4_selectivity_over_null", named).values())
+    own = planted[1].table.values("frequency_selectivity").mean()
+    assert records["C4_selectivity_over_null"].value == pytest.approx(own - largest)
+    assert criterion_value("C4_selectivity_over_null", *planted[1]) == pytest.approx(own)
+    assert records["C4_selectivity_over_null"].null is None
+
+
+@pytest.mark.parametrize("signal", ["key_profile", "last_query"])
+def test_peaks_are_tracked_by_rank(planted, signal):
+    observation, (_, profiles) = planted
+    protocol = PAPER.replace(signal=signal)
+    table = measure(observation, protocol)
+    expected = []
+    for sequence in range(3):
+        windowed = profiles[signal][sequence].double().flatten(0, 1).numpy() * np.hanning(64)
+        power = np.abs(np.fft.rfft(windowed)) ** 2
+        peak = power[:, 8:].max(1) / power.sum(1)  # 0.125 cycles/token is bin 8 of 64
+        selectivity = table.values("frequency_selectivity")[sequence].ravel()
+        expected.append(scipy_stats.spearmanr(selectivity, peak).statistic)
+    found = criterion_value("C4_tracks_peak", table, profiles, protocol=protocol)
+    assert found == pytest.approx(np.mean(expected), rel=1e-9)
+
+
+def test_correlations_are_over_the_heads_of_a_layer(planted, records):
+    table = planted[1].table
+    expected = position_spectrum_correlation(table, over="heads of a layer", n_boot=10).value
+    assert records["C6_rho"].value == pytest.approx(expected, rel=1e-9)
+    position, spectrum, support = (
+        table.values(m) for m in ("positional_entropy", "spectral_entropy", "effective_support")
+    )
+    partial = []
+    for layer in itertools.product(range(3), range(4)):
+        xy, xz, yz = (
+            np.corrcoef(a[layer], b[layer])[0, 1]
+            for a, b in itertools.combinations((position, spectrum, np.log(support)), 2)
+        )
+        partial.append((xy - xz * yz) / np.sqrt((1 - xz**2) * (1 - yz**2)))
+    assert records["C6_partial_rho"].value == pytest.approx(np.mean(partial), rel=1e-6)
+
+
+def test_slack_is_that_of_the_square_root(planted, records):
+    slack = []
+    for head in heads(planted[1].profiles):
+        a = planted[1].profiles.key_profile[head].double().numpy()
+        spectrum = np.abs(np.fft.fft(np.sqrt(a))) ** 2 / len(a)
+        slack.append(scipy_stats.entropy(a) + scipy_stats.entropy(spectrum) - np.log(len(a)))
+    assert records["C6_slack"].value == pytest.approx(np.mean(slack), rel=1e-6)
+
+
+def test_frame_statistics_are_of_the_lag_profiles(planted, records):
+    profiles = planted[1].profiles
+    coherence, condition = [], []
+    for sequence, layer in itertools.product(range(3), range(4)):
+        lag = profiles.lag_profile[sequence, layer].double().numpy()
+        cosines = np.abs(np.corrcoef(lag))[np.triu_indices(6, 1)]
+        coherence.append(cosines.mean())
+        unit = lag / np.linalg.norm(lag, axis=1, keepdims=True)
+        eigenvalues = np.linalg.eigvalsh(unit @ unit.T)
+        condition.append(np.log10(eigenvalues[-1] / eigenvalues[0]))
+    assert records["C14_coherence"].value == pytest.approx(np.mean(coherence), rel=1e-6)
+    assert records["C14_condition"].value == pytest.approx(np.mean(condition), rel=1e-4)
+    assert 0 < records["C14_condition"].null < 3, "random sets of 6 in 64 dimensions"
+
+
+def test_constant_q_is_one_for_dilated_copies():
+    # Exact lag profiles over many octaves, without rows that see too little.
+    lag = torch.arange(4096.0, dtype=torch.float64)
+
+    class Held:
+        key_profile = None
+
+    def slope(widths):
+        bank = torch.stack([torch.exp(-0.5 * ((lag - 8 * w) / w) ** 2) for w in widths])
+        held = Held()
+        held.lag_profile = bank[None, None]
+        return criterion_value("C14_constant_q", None, held)
+
+    assert slope([4, 8, 16, 32, 64]) == pytest.approx(1, abs=0.05)
+
+
+def test_the_null_on_record_is_the_most_conservative(planted, null_models, records):
+    found = {name: null_values(name, null_models) for name in records}
+    of = {name: [found[name][label] for label in ("N0", "N1", "N2")] for name in ("C1_rarer_share", "C2_low")}
+    assert records["C1_rarer_share"].null == max(of["C1_rarer_share"])
+    assert records["C2_low"].null == min(of["C2_low"], key=lambda null: abs(null - records["C2_low"].value))
+    assert records["C6_slack"].null == min(found["C6_slack"][label] for label in ("N1", "N2", "N4"))
+    each = [criterion_value("C2_low", *one) for one in null_models["N1"]]
+    assert found["C2_low"]["N1"] == pytest.approx(np.mean(each)), "the mean over seeds"
+
+
+def test_a_null_that_does_not_define_a_statistic_is_left_out(null_models):
+    assert np.isnan(criterion_value("C6_rho", *null_models["N0"])), "all heads are alike"
+    _, iid = observe_planted("iid", noise=0.2)
+    only = {"N1": null_models["N0"], "N3": null_models["N3"], "N4": null_models["N4"]}
+    only |= {"N2": null_models["N2"]}
+    assert measure_criteria(*iid, "C6", nulls=only, n_boot=10)["C6_rho"].null == min(
+        value for label, value in null_values("C6_rho", only).items() if label in ("N3", "N4")
+    )
+
+
+def test_what_is_missing_is_named(planted, null_models):
+    table, profiles = planted[1]
+    fewer = {label: null for label, null in null_models.items() if label != "N2"}
+    with pytest.raises(LookupError, match=r"C2_low is held against N0, N1, N2; of these N2 is not given"):
+        measure_criteria(table, profiles, "C2", nulls=fewer)
+    with pytest.raises(LookupError, match="no statistic is called 'C9_interior_peak'"):
+        measure_criteria(table, profiles, "C9", nulls=null_models)
+    uniform = null_models["N0"]
+    with pytest.raises(ValueError, match=r"C6_rho .* is not defined for any of the 3 sequences"):
+        measure_criteria(*uniform, "C6", nulls=null_models)
+    with pytest.raises(LookupError, match="no claim is called 'C99'"):
+        measure_criteria(table, profiles, "C99", nulls=null_models)
+
+
+def test_records_are_judged_as_they_come():
+    observation, found = observe_planted("sink_local", seed=1)
+    made = {label: observation.map(MEASURED[label]) for label in ("N0", "N2")}
+    null_models = {label: Measured(measure(o), o.profiles) for label, o in made.items()}
+    null_models["N1"] = null_models["N0"]
+    records = measure_criteria(*found, "C1", nulls=null_models, n_boot=50)
+    assert records["C1_mixed_change"].value < -0.3
+    assert judge(paper.claim("C1"), records).verdict in ("supported", "undecided")

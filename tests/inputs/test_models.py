@@ -1,0 +1,232 @@
+"""Loading and describing models."""
+
+import dataclasses
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from nbhelpers.inputs.models import LoadedModel, available_models, describe, load_model, unwrap
+
+
+def test_folder_gives_its_weights_in_eval_mode(tiny_llama_folder, tiny_llama):
+    saved = load_file(tiny_llama_folder / "model.safetensors")
+    held = dict(tiny_llama.model.named_parameters())
+    assert saved.keys() == held.keys()
+    for name, weight in saved.items():
+        assert torch.equal(held[name], weight)
+    assert not tiny_llama.model.training
+    assert tiny_llama.model.config._attn_implementation == "sdpa"
+    assert tiny_llama.tokenizer.decode(tiny_llama.tokenizer("the whale")["input_ids"]) == "the whale"
+
+
+def test_description_of_a_folder(tiny_llama_folder, tiny_llama):
+    d = tiny_llama.description
+    assert d.name == str(tiny_llama_folder)
+    assert (d.family, d.n_layers, d.n_heads, d.n_kv_heads, d.head_dim) == ("llama", 2, 4, 2, 8)
+    assert (d.position_encoding, d.rope_theta, d.rotary_fraction, d.causal) == ("rope", 5000.0, 1.0, True)
+    assert (d.bos_token, d.max_positions, d.dtype) == ("<s>", 256, "float32")
+    attention = 32 * 32 * 2 + 32 * 16 * 2
+    assert d.n_parameters == 2 * 300 * 32 + 32 + 2 * (attention + 3 * 32 * 48 + 2 * 32)
+    assert d.revision.startswith("folder sampled-sha256:")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        d.name = "other"
+
+
+def test_repr_is_one_readable_line(tiny_llama):
+    text = repr(tiny_llama)
+    assert "llama, 2 layers x 4 heads (2 KV) of 8, rope (theta 5000, 100% of each head), causal" in text
+    assert "float32 on cpu" in text
+    assert "\n" not in text
+
+
+def test_tied_weights_are_counted_once():
+    config = LlamaConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4, vocab_size=100,
+        tie_word_embeddings=True, pad_token_id=None,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    n = describe(model).n_parameters
+    assert n == 100 * 32 + 32 + 4 * 32 * 32 + 3 * 32 * 48 + 2 * 32
+
+
+def test_revision_follows_the_content(tiny_llama_folder, tiny_llama, tmp_path):
+    copy = shutil.copytree(tiny_llama_folder, tmp_path / "copy")
+    assert load_model(copy, device="cpu").description.revision == tiny_llama.description.revision
+    weights = load_file(copy / "model.safetensors")
+    weights["model.norm.weight"][0] += 1
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    assert load_model(copy, device="cpu").description.revision != tiny_llama.description.revision
+
+
+def test_random_weights_depend_on_the_seed_alone(tiny_llama_folder, tmp_path):
+    name = f"random:{tiny_llama_folder}"
+    torch.manual_seed(1)
+    first = load_model(name, device="cpu", seed=3)
+    after = torch.rand(1)
+    again = load_model(name, device="cpu", seed=3)
+    other = load_model(name, device="cpu", seed=4)
+    torch.manual_seed(1)
+    assert torch.equal(after, torch.rand(1))  # the global state was left alone
+    key = "model.layers.0.self_attn.q_proj.weight"
+    assert torch.equal(first.model.get_parameter(key), again.model.get_parameter(key))
+    assert not torch.equal(first.model.get_parameter(key), other.model.get_parameter(key))
+    trained = load_file(tiny_llama_folder / "model.safetensors")[key]
+    assert not torch.equal(first.model.get_parameter(key), trained)
+    assert first.description.revision.startswith("random weights, seed 3, of folder")
+    assert first.tokenizer("the whale")["input_ids"] == other.tokenizer("the whale")["input_ids"]
+    assert not first.model.training
+    (tmp_path / "config.json").write_bytes((tiny_llama_folder / "config.json").read_bytes())
+    bare = load_model(f"random:{tmp_path}", device="cpu", seed=3)  # the configuration is enough
+    assert torch.equal(first.model.get_parameter(key), bare.model.get_parameter(key))
+    assert bare.tokenizer is None
+    assert bare.description.bos_token is None
+
+
+@pytest.mark.parametrize(
+    ("asked", "given"),
+    [
+        (None, torch.float32),
+        ("bfloat16", torch.bfloat16),
+        (torch.float64, torch.float64),
+        ("torch.float16", torch.float16),
+        ("auto", torch.bfloat16),
+    ],
+)
+def test_dtype(tiny_llama, tmp_path, asked, given):
+    stored = LlamaForCausalLM(tiny_llama.model.config).to(torch.bfloat16)
+    stored.save_pretrained(tmp_path)
+    loaded = load_model(tmp_path, device="cpu", dtype=asked)
+    assert loaded.model.dtype == given
+    assert loaded.description.dtype == str(given).removeprefix("torch.")
+    fresh = load_model(f"random:{tmp_path}", device="cpu", dtype=asked)
+    assert fresh.model.dtype == given
+
+
+@pytest.mark.parametrize("dtype", ["float31", torch.int64, "int8"])
+def test_unknown_dtype(tiny_llama_folder, dtype):
+    with pytest.raises(
+        ValueError, match=r"unknown dtype .*expected one of float32, float64, bfloat16, float16"
+    ):
+        load_model(tiny_llama_folder, dtype=dtype)
+
+
+def test_device(tiny_llama_folder, monkeypatch):
+    with pytest.raises(ValueError, match="unknown device 'gpu'"):
+        load_model(tiny_llama_folder, device="gpu")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(RuntimeError, match=r"'cuda' was asked for, but torch .* sees 0 CUDA GPUs"):
+        load_model(tiny_llama_folder, device="cuda")
+    assert load_model(tiny_llama_folder).model.device.type == "cpu"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_same_model_on_a_gpu(tiny_llama_folder, tiny_llama):
+    state = torch.cuda.get_rng_state()
+    on_gpu = load_model(tiny_llama_folder)
+    assert on_gpu.model.device.type == "cuda"
+    fresh = [load_model(f"random:{tiny_llama_folder}", device=device, seed=5) for device in ("cpu", "cuda")]
+    for cpu, gpu in zip(*(each.model.parameters() for each in fresh), strict=True):
+        assert torch.equal(cpu, gpu.cpu())
+    for cpu, gpu in zip(tiny_llama.model.parameters(), on_gpu.model.parameters(), strict=True):
+        assert torch.equal(cpu, gpu.cpu())
+    assert torch.equal(torch.cuda.get_rng_state(), state)
+
+
+def test_revision_of_something_local(tiny_llama_folder):
+    with pytest.raises(ValueError, match=r"revision='main' was given, but .* is local"):
+        load_model(tiny_llama_folder, revision="main")
+
+
+def test_unknown_architecture(tiny_llama_folder, tmp_path):
+    folder = shutil.copytree(tiny_llama_folder, tmp_path / "odd")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "wavelet_net", "auto_map": {}}))
+    with pytest.raises(ValueError, match=r"'wavelet_net' of .* not known to transformers .*own code"):
+        load_model(folder)
+
+
+def test_weights_missing_from_a_checkpoint_are_said(tiny_llama_folder, tmp_path):
+    folder = shutil.copytree(tiny_llama_folder, tmp_path / "lacking")
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.layers.1.self_attn.k_proj.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.warns(
+        UserWarning, match=r"1 weights of .* drawn at random: model\.layers\.1\.self_attn\.k_proj"
+    ):
+        load_model(folder, device="cpu")
+
+
+def test_models_of_each_kind_get_their_class(tmp_path):
+    from transformers import BertConfig, BertModel, T5Config, T5ForConditionalGeneration
+
+    bert = BertConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, vocab_size=64
+    )
+    BertModel(bert).save_pretrained(tmp_path / "bert")
+    t5 = T5Config(d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, vocab_size=64)
+    T5ForConditionalGeneration(t5).save_pretrained(tmp_path / "t5")
+    assert type(load_model(tmp_path / "bert", device="cpu").model) is BertModel
+    assert type(load_model(tmp_path / "t5", device="cpu").model) is T5ForConditionalGeneration
+
+
+def test_unwrap_and_describe_take_both_forms(tiny_llama):
+    assert unwrap(tiny_llama) is tiny_llama.model
+    assert unwrap(tiny_llama.model) is tiny_llama.model
+    assert describe(tiny_llama) is tiny_llama.description
+    bare = describe(tiny_llama.model)
+    assert dataclasses.replace(bare, name="", revision=None, bos_token=None) == dataclasses.replace(
+        tiny_llama.description, name="", revision=None, bos_token=None
+    )
+    with pytest.raises(TypeError, match=r"load it first with load_model\('smollm2-135m'\)"):
+        unwrap("smollm2-135m")
+    with pytest.raises(TypeError, match="got Linear"):
+        unwrap(torch.nn.Linear(2, 2))
+
+
+def test_available_models_all_load_offline():
+    packaged = [name for name in available_models() if not name.startswith("zoo:")]
+    assert packaged == ["smollm2-135m", "minilm-l6", "random:smollm2-135m", "random:minilm-l6"]
+    assert all(available_models().values())
+
+
+@torch.no_grad()
+def test_smollm2_is_the_model_of_its_card(smollm2):
+    assert isinstance(smollm2, LoadedModel)
+    d = smollm2.description
+    assert (d.family, d.n_layers, d.n_heads, d.n_kv_heads, d.head_dim) == ("llama", 30, 9, 3, 64)
+    assert (d.rope_theta, d.rotary_fraction, d.max_positions) == (100000.0, 1.0, 8192)
+    assert d.n_parameters == 134515008
+    prompt = smollm2.tokenizer("The capital of France is", return_tensors="pt")["input_ids"]
+    likeliest = smollm2.model(prompt).logits[0, -1].argmax()
+    assert smollm2.tokenizer.decode(likeliest).strip() == "Paris"
+
+
+@torch.no_grad()
+def test_minilm_tells_close_sentences_from_distant_ones():
+    loaded = load_model("minilm-l6", device="cpu")
+    d = loaded.description
+    assert (d.family, d.n_layers, d.n_heads, d.head_dim, d.position_encoding) == (
+        "bert",
+        6,
+        12,
+        32,
+        "learned",
+    )
+    assert (d.causal, d.bos_token, d.max_positions, d.rope_theta) == (False, "[CLS]", 512, None)
+
+    def embed(sentence):
+        token_ids = loaded.tokenizer(sentence, return_tensors="pt")
+        return loaded.model(**token_ids).last_hidden_state.mean(1)  # (1, width)
+
+    whale, other, bank = (
+        embed("A whale swims."),
+        embed("The big fish is swimming."),
+        embed("Banks raise rates."),
+    )
+    assert torch.cosine_similarity(whale, other) > torch.cosine_similarity(whale, bank) + 0.3

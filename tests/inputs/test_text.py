@@ -1,0 +1,438 @@
+"""Token sequences: drawn without overlap, reproducible, with the special tokens asked for."""
+
+import gzip
+import hashlib
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from nbhelpers.inputs import text as corpora
+from nbhelpers.inputs.hub import HubAnswer
+from nbhelpers.inputs.models import load_model
+from nbhelpers.inputs.text import corpus_description, is_local_corpus, load_text, read_text, scaled_variant
+
+
+@pytest.fixture(scope="module")
+def minilm():
+    return load_model("minilm-l6", device="cpu")
+
+
+@pytest.fixture
+def numbered(tmp_path):
+    """A text of 2,000 different words, so that overlap can be seen."""
+    path = tmp_path / "numbered.txt"
+    path.write_text(" ".join(f"w{i:05d}" for i in range(2000)), encoding="utf-8")
+    return path
+
+
+def words(tokenizer, token_ids):
+    """Return the sets of whole words of `numbered` in each sequence; a cut last word is left out."""
+    texts = [tokenizer.decode(row) for row in token_ids]
+    return [{word for word in text.split() if len(word) == 6} for text in texts]
+
+
+def test_bundled_book_is_the_one_described():
+    text = read_text("moby-dick")
+    assert len(text.encode()) == 1216552
+    assert text.startswith("ETYMOLOGY.")
+    chapters = re.findall(r"^CHAPTER (\d+)\. ", text, flags=re.MULTILINE)
+    assert chapters == [str(number) for number in range(1, 136)]
+    assert "Call me Ishmael. Some years ago" in text
+    assert text.rstrip().endswith("only found another orphan.")
+    readme = Path(corpora.__file__).parent / "data" / "text" / "README.md"
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    assert digest in readme.read_text(encoding="utf-8")
+    assert corpus_description("moby-dick") == f"moby-dick sha256:{digest[:12]}"
+
+
+@pytest.mark.parametrize(("n_sequences", "length"), [(1, 1), (3, 64), (40, 128), (2, 4096)])
+def test_shape_and_type(tiny_tokenizer, n_sequences, length):
+    token_ids = load_text("moby-dick", tiny_tokenizer, n_sequences=n_sequences, length=length)
+    assert token_ids.shape == (n_sequences, length)
+    assert token_ids.dtype == torch.long
+
+
+@pytest.mark.parametrize(("n_sequences", "length"), [(5, 300), (20, 150), (8, 1000), (34, 400)])
+def test_passages_are_stretches_of_the_text_and_do_not_overlap(numbered, tiny_tokenizer, n_sequences, length):
+    text = numbered.read_text()
+    n_tokens = len(tiny_tokenizer(text)["input_ids"])
+    assert n_tokens // length - n_sequences in range(0, 90)  # from loose to tight
+    token_ids = load_text(numbered, tiny_tokenizer, n_sequences=n_sequences, length=length)
+    assert all(tiny_tokenizer.decode(row) in text for row in token_ids)
+    seen = words(tiny_tokenizer, token_ids)
+    assert sum(map(len, seen)) == len(set().union(*seen))
+    assert all(len(each) > 10 for each in seen)
+
+
+@pytest.mark.parametrize("length", [90, 100, 110])  # stretches of different sizes, not all whole words
+def test_loose_passages_start_at_a_word(numbered, tiny_tokenizer, length):
+    token_ids = load_text(numbered, tiny_tokenizer, n_sequences=10, length=length)
+    assert all(tiny_tokenizer.decode(row).startswith("w") for row in token_ids)
+
+
+def test_seed_decides(tiny_tokenizer):
+    draw = {"n_sequences": 4, "length": 32}
+    torch.manual_seed(0)
+    first = load_text("moby-dick", tiny_tokenizer, **draw, seed=1)
+    after = torch.rand(1)
+    assert torch.equal(first, load_text("moby-dick", tiny_tokenizer, **draw, seed=1))
+    assert not torch.equal(first, load_text("moby-dick", tiny_tokenizer, **draw, seed=2))
+    torch.manual_seed(0)
+    assert torch.equal(after, torch.rand(1))
+    more = load_text("moby-dick", tiny_tokenizer, n_sequences=6, length=32, seed=1)
+    assert torch.equal(more[:4], first)  # asking for more keeps the first ones
+
+
+def test_the_same_in_another_process(tiny_llama_folder, tiny_llama):
+    code = (
+        "import sys; from transformers import AutoTokenizer; from nbhelpers.inputs.text import load_text;"
+        "tokenizer = AutoTokenizer.from_pretrained(sys.argv[1]);"
+        "print(load_text('moby-dick', tokenizer, n_sequences=3, length=20, seed=5).tolist())"
+    )
+    command = [sys.executable, "-W", "error", "-c", code, str(tiny_llama_folder)]
+    there = json.loads(subprocess.run(command, capture_output=True, check=True, timeout=120).stdout)
+    assert load_text("moby-dick", tiny_llama, n_sequences=3, length=20, seed=5).tolist() == there
+
+
+def test_bos_of_a_decoder(tiny_llama):
+    draw = {"n_sequences": 3, "length": 16}
+    own, added, none = (
+        load_text("moby-dick", tiny_llama, **draw, bos=bos) for bos in ("tokenizer", "add", "none")
+    )
+    bos = tiny_llama.tokenizer.bos_token_id
+    assert torch.equal(own, none)  # this tokenizer, like SmolLM2's, sets no special token by itself
+    assert not (none == bos).any()
+    assert (added[:, 0] == bos).all()
+    assert torch.equal(added[:, 1:], none[:, :-1])  # the same text
+
+
+def test_bos_of_an_encoder(minilm):
+    draw = {"n_sequences": 3, "length": 16}
+    cls, sep = minilm.tokenizer.cls_token_id, minilm.tokenizer.sep_token_id
+    own, added, none = (
+        load_text("moby-dick", minilm, **draw, bos=bos) for bos in ("tokenizer", "add", "none")
+    )
+    assert torch.equal(own, added)
+    assert (own[:, 0] == cls).all()
+    assert (own[:, -1] == sep).all()
+    assert not ((none == cls) | (none == sep)).any()
+    assert torch.equal(own[:, 1:-1], none[:, :14])
+    text = minilm.tokenizer.decode(own[0, 1:-1])
+    assert torch.equal(minilm.tokenizer(text, return_tensors="pt")["input_ids"][0], own[0])
+
+
+def test_bos_that_the_tokenizer_sets_itself_is_not_doubled(tiny_tokenizer):
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast
+
+    inner = type(tiny_tokenizer.backend_tokenizer).from_str(tiny_tokenizer.backend_tokenizer.to_str())
+    inner.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>")
+    own, added = (
+        load_text("moby-dick", tokenizer, n_sequences=2, length=9, bos=bos) for bos in ("tokenizer", "add")
+    )
+    assert torch.equal(own, added)
+    assert ((own == 0).sum(1) == 1).all()
+
+
+def test_no_bos_to_add(tiny_tokenizer):
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tiny_tokenizer.backend_tokenizer)
+    with pytest.raises(ValueError, match="neither a BOS nor a CLS token"):
+        load_text("moby-dick", tokenizer, n_sequences=1, length=4, bos="add")
+
+
+def test_too_short_a_text_says_what_would_fit(numbered, tiny_tokenizer):
+    n_tokens = len(tiny_tokenizer(numbered.read_text())["input_ids"])
+    with pytest.raises(
+        ValueError, match=rf"has {n_tokens} tokens; 50 passages of 1000 tokens need 50000"
+    ) as caught:
+        load_text(numbered, tiny_tokenizer, n_sequences=50, length=1000)
+    fits = f"room for {n_tokens // 1000} of that length, or for 50 of {n_tokens // 50}"
+    assert fits in str(caught.value)
+    load_text(numbered, tiny_tokenizer, n_sequences=n_tokens // 1000, length=1000)
+    load_text(numbered, tiny_tokenizer, n_sequences=50, length=n_tokens // 50)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"n_sequences": 0, "length": 8}, "at least 1, got 0 and 8"),
+        ({"n_sequences": 1, "length": 0}, "at least 1, got 1 and 0"),
+        ({"n_sequences": 1, "length": 8, "bos": "yes"}, "bos is 'yes', expected one of tokenizer, add, none"),
+    ],
+)
+def test_bad_options(tiny_tokenizer, options, says):
+    with pytest.raises(ValueError, match=says):
+        load_text("moby-dick", tiny_tokenizer, **options)
+
+
+def test_length_without_room_for_text(minilm):
+    with pytest.raises(ValueError, match="length 2 leaves no room for text beside 2 special tokens"):
+        load_text("moby-dick", minilm, n_sequences=1, length=2)
+
+
+def test_something_else_than_a_tokenizer(tiny_llama):
+    with pytest.raises(TypeError, match="expected a tokenizer or what load_model returns, got int"):
+        load_text("moby-dick", 3, n_sequences=1, length=4)
+    without = type(tiny_llama)(tiny_llama.model, None, tiny_llama.description)
+    with pytest.raises(ValueError, match="came without a tokenizer"):
+        load_text("moby-dick", without, n_sequences=1, length=4)
+
+
+def test_long_texts_raise_no_warning(minilm, caplog):
+    """MiniLM reads 512 tokens; its tokenizer would complain about longer text."""
+    token_ids = load_text("moby-dick", minilm, n_sequences=2, length=600)
+    assert token_ids.shape == (2, 600)
+    assert "longer" not in caplog.text
+
+
+def test_files_and_folders(tmp_path):
+    (tmp_path / "b.md").write_text("second", encoding="utf-8")
+    (tmp_path / "a.txt").write_text("first é", encoding="utf-8")
+    rows = [{"text": "third\u2028still third"}, {"text": "fourth", "id": 4}]
+    lines = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    (tmp_path / "c.jsonl").write_text(lines + "\n", encoding="utf-8")
+    (tmp_path / "deeper").mkdir()
+    pd.DataFrame({"id": [1, 2], "text": ["fifth", "sixth"]}).to_parquet(tmp_path / "deeper" / "d.parquet")
+    (tmp_path / "ignored.png").write_bytes(b"\x89PNG")
+    expected = ["first é", "second", "third\u2028still third", "fourth", "fifth", "sixth"]
+    assert read_text(tmp_path) == "\n\n\n".join(expected)
+    assert read_text(str(tmp_path / "a.txt")) == "first é"
+    assert read_text(tmp_path / "c.jsonl") == "\n\n\n".join(expected[2:4])
+    assert read_text(tmp_path / "deeper" / "d.parquet") == "fifth\n\n\nsixth"
+    before = corpus_description(tmp_path)
+    assert before == f"{tmp_path.name} sha256:{hashlib.sha256(read_text(tmp_path).encode()).hexdigest()[:12]}"
+    (tmp_path / "b.md").write_text("changed", encoding="utf-8")
+    assert corpus_description(tmp_path) != before
+
+
+def test_folder_saved_by_datasets(tmp_path):
+    import datasets
+
+    saved = datasets.Dataset.from_dict({"text": ["one", "two"]})
+    saved.save_to_disk(str(tmp_path / "plain"))
+    datasets.DatasetDict({"test": saved, "train": saved.select([1])}).save_to_disk(str(tmp_path / "split"))
+    assert read_text(tmp_path / "plain") == "one\n\n\ntwo"
+    assert read_text(tmp_path / "split") == "two"
+
+
+def test_files_that_hold_no_text(tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no text files"):
+        read_text(tmp_path)
+    (tmp_path / "latin.txt").write_bytes("é".encode("latin-1"))
+    with pytest.raises(ValueError, match="is not UTF-8 text"):
+        read_text(tmp_path / "latin.txt")
+    (tmp_path / "packed.txt").write_bytes(gzip.compress(b"text"))
+    with pytest.raises(ValueError, match="is not UTF-8 text"):
+        read_text(tmp_path / "packed.txt")
+    pd.DataFrame({"body": ["x"]}).to_parquet(tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match="no column 'text', only body"):
+        read_text(tmp_path / "a.parquet")
+    (tmp_path / "a.jsonl").write_text('{"body": "x"}\n')
+    with pytest.raises(ValueError, match="no column 'text', only body"):
+        read_text(tmp_path / "a.jsonl")
+
+
+@pytest.mark.parametrize("name", ["moby", "nowhere.txt", "./nowhere", "/nowhere/text.md"])
+def test_texts_that_are_not_there(name):
+    with pytest.raises(FileNotFoundError, match="bundled: moby-dick"):
+        read_text(name)
+
+
+def test_hub_data_set_is_streamed_only_as_far_as_needed(tmp_path, monkeypatch, tiny_tokenizer):
+    import datasets
+
+    documents = [f"document {i} " + "whale " * 1000 for i in range(200)]
+    pd.DataFrame({"text": documents}).to_parquet(tmp_path / "wiki.parquet")
+    asked, load = [], datasets.load_dataset
+
+    def local(*args, **options):
+        asked.append((args, options))
+        return load("parquet", data_files=str(tmp_path / "wiki.parquet"), split="train", streaming=True)
+
+    monkeypatch.setattr(corpora, "ask_hub", lambda name, **options: HubAnswer(True, "c0ffee"))
+    monkeypatch.setattr(datasets, "load_dataset", local)
+    token_ids = load_text("wikimedia/wikipedia:20231101.en", tiny_tokenizer, n_sequences=2, length=50)
+    assert token_ids.shape == (2, 50)
+    assert asked[0] == (
+        ("wikimedia/wikipedia", "20231101.en"),
+        {"split": "train", "streaming": True, "revision": "c0ffee"},
+    )
+    some = read_text("wikimedia/wikipedia", max_characters=30_000)
+    assert 30_000 <= len(some) < 37_000
+    assert corpus_description("wikimedia/wikipedia") == "wikimedia/wikipedia (Hugging Face data set)"
+
+
+def test_unreachable_data_set(monkeypatch, tiny_tokenizer):
+    monkeypatch.setattr(corpora, "ask_hub", lambda name, **options: HubAnswer(False, reason="ConnectError"))
+    with pytest.raises(
+        ConnectionError, match=r"could not be reached \(ConnectError\).*moby-dick \(bundled\)"
+    ):
+        load_text("wikimedia/wikipedia", tiny_tokenizer, n_sequences=1, length=8)
+
+
+def test_datasets_is_imported_only_for_data_sets(tiny_llama_folder):
+    code = (
+        "import sys, nbhelpers.inputs.text as c; c.read_text('moby-dick'); print('datasets' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, timeout=60)
+    assert done.stdout.strip() == b"False"
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 100, 128])
+@pytest.mark.parametrize("alpha", [0.25, 0.29, 0.5, 0.75, 1, 1.0])
+@pytest.mark.parametrize("how", ["prefix", "stride", "random"])
+def test_scaled_variant_keeps_the_floor_of_alpha_n_in_order(n, alpha, how):
+    token_ids = torch.arange(n).repeat(3, 1)  # each token is its own position
+    before = token_ids.clone()
+    kept = int(round(alpha * 100) * n // 100)
+    if kept < 1:
+        with pytest.raises(ValueError, match=f"alpha {alpha} of {n} tokens leaves none"):
+            scaled_variant(token_ids, alpha, how=how)
+        return
+    variant = scaled_variant(token_ids, alpha, how=how)
+    assert variant.shape == (3, kept)
+    assert torch.equal(token_ids, before)
+    assert (variant.diff(dim=1) > 0).all()
+    if alpha == 1:
+        assert torch.equal(variant, token_ids)
+
+
+def test_scaled_variants_are_what_their_names_say():
+    token_ids = torch.arange(8).repeat(50, 1)
+    assert scaled_variant(token_ids, 0.5)[0].tolist() == [0, 1, 2, 3]
+    assert scaled_variant(token_ids, 0.5, how="stride")[0].tolist() == [0, 2, 4, 6]
+    assert scaled_variant(token_ids, 0.75, how="stride")[0].tolist() == [0, 1, 2, 4, 5, 6]
+    drawn = scaled_variant(token_ids, 0.5, how="random", seed=1)
+    assert torch.equal(drawn, scaled_variant(token_ids, 0.5, how="random", seed=1))
+    assert not torch.equal(drawn, scaled_variant(token_ids, 0.5, how="random", seed=2))
+    assert len({tuple(row) for row in drawn.tolist()}) > 20  # drawn for each sequence
+    assert set(drawn.flatten().tolist()) == set(range(8))
+
+
+def test_a_variant_is_not_a_view():
+    token_ids = torch.arange(8)[None]
+    for how in ("prefix", "stride", "random"):
+        scaled_variant(token_ids, 1.0, how=how).zero_()
+    assert token_ids.tolist() == [list(range(8))]
+
+
+@pytest.mark.parametrize("alpha", [0, -0.5, 1.01, float("nan")])
+def test_alpha_out_of_range(alpha):
+    with pytest.raises(ValueError, match="expected a number above 0 and at most 1"):
+        scaled_variant(torch.arange(8)[None], alpha)
+
+
+def test_unknown_way_to_scale():
+    with pytest.raises(ValueError, match="how is 'suffix', expected prefix, stride or random"):
+        scaled_variant(torch.arange(8)[None], 0.5, how="suffix")
+
+
+@pytest.fixture
+def wikipedia(tmp_path, monkeypatch):
+    """A folder in the form of wikimedia/wikipedia: a card with configurations, numbered Parquet files."""
+    import datasets
+
+    folder = tmp_path / "wikipedia"
+    configurations = []
+    for dump, word in (("20231101.en", "whale"), ("20231101.de", "Wal")):
+        (folder / dump).mkdir(parents=True)
+        rows = [
+            {
+                "id": str(i),
+                "url": f"https://x/{i}",
+                "title": f"T{i}",
+                "text": f"{word} {i} " + f"{word} " * 700,
+            }
+            for i in range(60)
+        ]
+        for part in range(2):
+            name = f"train-{part:05d}-of-00002.parquet"
+            pd.DataFrame(rows[30 * part : 30 * part + 30]).to_parquet(folder / dump / name)
+        configurations.append(
+            f"- config_name: {dump}\n  data_files:\n  - split: train\n    path: {dump}/train-*\n"
+        )
+    (folder / "README.md").write_text("---\nconfigs:\n" + "".join(configurations) + "---\n")
+    load = datasets.load_dataset
+
+    def local(repository, configuration, **options):
+        assert repository == "wikimedia/wikipedia"
+        assert options.pop("revision") == "c0ffee"
+        assert options["streaming"]
+        return load(str(folder), configuration, **options)
+
+    monkeypatch.setattr(datasets, "load_dataset", local)
+    monkeypatch.setattr(corpora, "ask_hub", lambda name, **options: HubAnswer(True, "c0ffee"))
+    return folder
+
+
+def test_wikipedia_is_the_dump_that_is_stated(wikipedia, tiny_tokenizer):
+    token_ids = load_text("wikipedia", tiny_tokenizer, n_sequences=5, length=40, seed=3)
+    spelled = load_text("wikimedia/wikipedia:20231101.en", tiny_tokenizer, n_sequences=5, length=40, seed=3)
+    assert torch.equal(token_ids, spelled)
+    assert "whale" in tiny_tokenizer.decode(token_ids[0])
+    assert "Wal" in read_text("wikipedia-de", max_characters=1000)
+    assert "whale" not in read_text("wikipedia-de", max_characters=1000)
+    # Files are read in order, and only as far as needed.
+    text = read_text("wikipedia", max_characters=5_000)
+    assert re.findall(r"whale (\d+)", text) == ["0", "1"]
+    assert corpus_description("wikipedia") == "wikimedia/wikipedia:20231101.en (Hugging Face data set)"
+    assert corpus_description("wikipedia-zh-yue").startswith("wikimedia/wikipedia:20231101.zh-yue")
+
+
+def test_five_hundred_sequences_of_the_paper(wikipedia, tiny_tokenizer):
+    token_ids = load_text("wikipedia", tiny_tokenizer, n_sequences=500, length=64)
+    assert token_ids.shape == (500, 64)
+
+
+def test_python_code_of_the_hub_has_its_own_column(monkeypatch, tmp_path):
+    import datasets
+
+    pd.DataFrame({"content": ["import os", "x = 1"], "path": ["a.py", "b.py"]}).to_parquet(
+        tmp_path / "a.parquet"
+    )
+    load = datasets.load_dataset
+    monkeypatch.setattr(corpora, "ask_hub", lambda name, **options: HubAnswer(True, "c0ffee"))
+    monkeypatch.setattr(
+        datasets,
+        "load_dataset",
+        lambda *args, **options: load(
+            "parquet", data_files=str(tmp_path / "a.parquet"), split="train", streaming=True
+        ),
+    )
+    assert read_text("python-code") == "import os\n\n\nx = 1"
+    with pytest.raises(ValueError, match="no column 'text', only content, path"):
+        read_text("codeparrot/codeparrot-clean-valid")
+
+
+def test_the_standard_library_is_code_on_every_machine(tiny_tokenizer):
+    import argparse
+    import inspect
+
+    text = read_text("python-stdlib")
+    source = inspect.getsource(argparse)
+    assert text.count(source) == 1
+    assert len(text) > 3_000_000
+    assert "site-packages" not in text[:1000]
+    token_ids = load_text("python-stdlib", tiny_tokenizer, n_sequences=500, length=64)
+    assert token_ids.shape == (500, 64)
+    described = corpus_description("python-stdlib")
+    assert re.fullmatch(rf"python-stdlib {sys.version.split()[0]} sha256:[0-9a-f]{{12}}", described)
+
+
+def test_which_corpora_are_local(tmp_path):
+    assert is_local_corpus("moby-dick")
+    assert is_local_corpus("python-stdlib")
+    assert is_local_corpus(tmp_path)
+    assert not is_local_corpus("wikipedia-ja")
+    assert not is_local_corpus("owner/name:configuration")
+    with pytest.raises(FileNotFoundError, match=r"no text 'wikipedias'.*wikipedia-<language>"):
+        is_local_corpus("wikipedias")

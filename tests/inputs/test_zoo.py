@@ -1,0 +1,349 @@
+"""The seven encodings against closed forms, masks, initialisation, capture, saving."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import captured_matrix, make_padding
+from tolerances import assert_close
+
+from nbhelpers.inputs import zoo as zoo_model
+from nbhelpers.inputs.models import describe, load_model
+from nbhelpers.inputs.zoo import ENCODINGS, ZooConfig, ZooForLanguageModeling, build, rotate, rotations
+from nbhelpers.kernels import rope
+
+MASKS = [True, False]
+LENGTH = 24
+
+
+def make(encoding="rope", *, causal=True, std=0.3, **options):
+    """Return a model of 2 layers and 4 heads of 8, its weights large, so that attention is not uniform."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 64}
+    config = ZooConfig(position_encoding=encoding, is_causal=causal, train_length=64, **sizes | options)
+    model = build(config).eval()
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=std, generator=generator)
+    return model
+
+
+def ids_of(length=LENGTH, n=2, seed=1):
+    return torch.randint(2, 64, (n, length), generator=torch.Generator().manual_seed(seed))
+
+
+def logits_of(model, ids, **options):
+    with torch.inference_mode():
+        return model(ids, **options).logits
+
+
+def eager_probabilities(model, ids, monkeypatch, mask=None):
+    """Return (sequence, layer, head, query, key) as the model's own written-out attention gives it."""
+    kept, original = [], zoo_model.eager_attention_forward
+
+    def keep(*args, **options):
+        mixed, attn = original(*args, **options)
+        kept.append(attn)
+        return mixed, attn
+
+    monkeypatch.setattr(zoo_model, "eager_attention_forward", keep)
+    model.set_attn_implementation("eager")
+    logits_of(model, ids, attention_mask=mask)
+    model.set_attn_implementation("sdpa")
+    return torch.stack(kept, 1).double().numpy()
+
+
+# Encodings
+
+
+@pytest.mark.parametrize(("encoding", "n_rotated"), [("rope", 16), ("prope", 12)])
+def test_rotation_is_multiplication_by_a_phase(encoding, n_rotated):
+    config = ZooConfig(position_encoding=encoding)  # heads of 32 dimensions
+    x = torch.randn(2, 3, 50, 32, generator=torch.Generator().manual_seed(0))
+    got = rotate(x, *rotations(config, 50, "cpu"))
+    frequency = 1000.0 ** (-2 * np.arange(16) / 32) * (np.arange(16) < n_rotated)
+    phase = np.exp(1j * np.arange(50)[:, None] * frequency)
+    turned = (x[..., :16].double().numpy() + 1j * x[..., 16:].double().numpy()) * phase
+    assert_close(got, torch.as_tensor(np.concatenate([turned.real, turned.imag], -1)), dtype=torch.float32)
+    full = rope.rotate(x, torch.arange(50), torch.as_tensor(frequency))
+    assert_close(got, full)
+
+
+@pytest.mark.parametrize("encoding", ["learned", "sinusoidal", "alibi", "t5", "nope"])
+def test_other_encodings_do_not_rotate(encoding):
+    assert rotations(ZooConfig(position_encoding=encoding), 50, "cpu") is None
+
+
+def test_alibi_adds_what_the_kernel_adds():
+    causal, both = make("alibi"), make("alibi", causal=False)
+    bias = causal.model.additive_mask(None, LENGTH, "cpu", torch.float32)[0]
+    expected = rope.alibi_bias(4, LENGTH)
+    assert_close(bias.masked_fill(bias == torch.finfo(torch.float32).min, -math.inf), expected)
+    distance = (torch.arange(LENGTH) - torch.arange(LENGTH)[:, None]).abs()
+    slopes = torch.tensor([1 / 4, 1 / 16, 1 / 64, 1 / 256])
+    expected = -slopes[:, None, None] * distance
+    assert_close(both.model.additive_mask(None, LENGTH, "cpu", torch.float32)[0], expected)
+
+
+@pytest.mark.parametrize("causal", MASKS)
+def test_t5_adds_what_the_kernel_adds(causal):
+    model = make("t5", causal=causal).model
+    got = model.score_bias(LENGTH, "cpu")
+    table = model.bias.weight.detach()
+    assert table.shape == (32, 4)
+    assert_close(got.detach(), rope.t5_bias(table, LENGTH, bidirectional=not causal, max_distance=128))
+    assert torch.equal(got[:, 9, 6], table[3])  # the key three back has a bucket of its own
+
+
+def test_sinusoidal_and_learned_add_position_vectors():
+    sinusoidal, learned = make("sinusoidal").model, make("learned").model
+    got = sinusoidal.position_vectors(LENGTH, "cpu")
+    angle = 7 * 10000 ** (-4 / 32)  # position 7, pair 2
+    assert_close(got[7, 4:6], 0.02 * torch.tensor([math.sin(angle), math.cos(angle)]))
+    assert torch.equal(learned.position_vectors(LENGTH, "cpu"), learned.position.weight[:LENGTH])
+    assert make("rope").model.position_vectors(LENGTH, "cpu") == 0.0
+
+
+def test_learned_positions_may_start_smaller_than_all_else():
+    shape = {"hidden_size": 32, "num_attention_heads": 4, "vocab_size": 64, "train_length": 64}
+    config = ZooConfig(position_encoding="learned", position_initializer_range=0.002, **shape)
+    small = dict(build(config, seed=3).named_parameters())
+    usual = dict(build(ZooConfig(position_encoding="learned", **shape), seed=3).named_parameters())
+    differ = {name for name in usual if not torch.equal(small[name], usual[name])}
+    assert differ == {"model.position.weight"}
+    assert_close(small["model.position.weight"].detach(), usual["model.position.weight"].detach() / 10)
+    assert float(small["model.position.weight"].detach().std()) == pytest.approx(0.002, rel=0.05)
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_only_nope_is_blind_to_order_without_a_mask(encoding):
+    model, ids = make(encoding, causal=False), ids_of()
+    order = torch.randperm(LENGTH, generator=torch.Generator().manual_seed(0))
+    difference = (logits_of(model, ids[:, order]) - logits_of(model, ids)[:, order]).abs().max()
+    assert (difference < 1e-4) == (encoding == "nope")
+
+
+# Masks
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_later_tokens_change_nothing_before_them_if_causal(encoding):
+    ids = ids_of()
+    for causal in MASKS:
+        model = make(encoding, causal=causal)
+        whole, prefix = logits_of(model, ids)[:, :10], logits_of(model, ids[:, :10])
+        difference = float((whole - prefix).abs().max() / whole.abs().max())
+        assert difference < 1e-5 if causal else difference > 1e-2
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("causal", MASKS)
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_padding_is_not_seen(encoding, causal, side):
+    model, ids = make(encoding, causal=causal), ids_of()
+    mask = make_padding(LENGTH, side)
+    other = torch.where(mask == 1, ids, 3)
+    first, second = (logits_of(model, x, attention_mask=mask) for x in (ids, other))
+    real = mask == 1
+    assert_close(first[real], second[real])
+    assert first.isfinite().all()
+
+
+@pytest.mark.parametrize("causal", MASKS)
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_training_and_measuring_use_the_same_attention(encoding, causal):
+    # Training writes attention out ("eager"); measuring uses SDPA.
+    model, ids = make(encoding, causal=causal), ids_of()
+    expected = logits_of(model, ids)
+    model.set_attn_implementation("eager")
+    assert_close(logits_of(model, ids), expected)
+
+
+# Attention as capture sees it
+
+
+def slow_first_layer(model, ids, encoding, *, causal):
+    """Return the attention of the first layer, (sequence, head, query, key), in float64, entry by entry."""
+    weights = {name: w.detach().double().numpy() for name, w in model.named_parameters()}
+    config, length = model.config, ids.shape[1]
+    width, n_heads = config.hidden_size, config.num_attention_heads
+    x = weights["model.token.weight"][ids.numpy()]
+    if encoding == "learned":
+        x = x + weights["model.position.weight"][:length]
+    if encoding == "sinusoidal":
+        pair = np.arange(width) // 2
+        angle = np.arange(length)[:, None] * 10000.0 ** (-2 * pair / width)
+        x = x + 0.02 * np.where(np.arange(width) % 2, np.cos(angle), np.sin(angle))
+    x = x * math.sqrt(width)
+    x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+    projected = x @ weights["model.layers.0.attention.query_key_value.weight"].T
+    query, key = (projected[..., i * width : (i + 1) * width] for i in range(2))
+    half = width // n_heads // 2
+    share = {"rope": half, "prope": round(0.75 * half)}.get(encoding, 0)
+    frequency = 1000.0 ** (-np.arange(half) / half) * (np.arange(half) < share)
+    attn = np.zeros((len(ids), n_heads, length, length))
+    for sequence, head, i in np.ndindex(len(ids), n_heads, length):
+        part = slice(head * 2 * half, (head + 1) * 2 * half)
+        scores = np.full(length, -np.inf)
+        for j in range(i + 1 if causal else length):
+            q, k = query[sequence, i, part], key[sequence, j, part]
+            turn = np.exp(1j * (i - j) * frequency)
+            dot = ((q[:half] + 1j * q[half:]) * turn * (k[:half] - 1j * k[half:])).real.sum()
+            scores[j] = dot / math.sqrt(2 * half)
+            if encoding == "alibi":
+                scores[j] -= 2.0 ** (-2 * (head + 1)) * abs(i - j)
+            if encoding == "t5":
+                bucket = rope.t5_bucket(j - i, bidirectional=not causal)
+                scores[j] += weights["model.bias.weight"][bucket, head]
+        exponential = np.exp(scores - scores.max())
+        attn[sequence, head, i] = exponential / exponential.sum()
+    return attn
+
+
+@pytest.mark.parametrize("causal", MASKS)
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_captured_attention_of_the_first_layer_is_that_of_the_formulas(encoding, causal):
+    model, ids = make(encoding, causal=causal), ids_of(12)
+    expected = slow_first_layer(model, ids, encoding, causal=causal)
+    got = captured_matrix(model, ids, chunk=5)[:, 0]
+    assert abs(got - expected).max() < 1e-5
+    assert expected[..., -1, :].max() > 3 / 12  # far from uniform
+
+
+@pytest.mark.parametrize("side", [None, "left", "right"])
+@pytest.mark.parametrize("causal", MASKS)
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_captured_attention_is_that_of_the_eager_path(encoding, causal, side, monkeypatch):
+    model, ids = make(encoding, causal=causal), ids_of()
+    mask = make_padding(LENGTH, side) if side else None
+    expected = eager_probabilities(model, ids, monkeypatch, mask)
+    got = captured_matrix(model, ids, attention_mask=mask, chunk=8)
+    real = np.ones((2, LENGTH), bool) if mask is None else mask.numpy() == 1
+    rows = real[:, None, None, :, None]
+    assert abs((got - expected) * rows).max() < 3e-6
+    assert abs(expected.sum(-1) - 1).max() < 1e-5
+
+
+@pytest.mark.parametrize("causal", MASKS)
+def test_attention_is_returned_where_it_is_asked_for(causal):
+    model, ids = make(causal=causal), ids_of()
+    captured = captured_matrix(model, ids)
+    model.set_attn_implementation("eager")
+    with torch.inference_mode():
+        output = model(ids, output_attentions=True)
+        assert model(ids).attentions is None
+    returned = torch.stack(output.attentions, 1).numpy()  # (sequence, layer, head, query, key)
+    assert abs(returned - captured).max() < 3e-6
+    assert_close(output.logits, logits_of(model, ids))
+
+
+@pytest.mark.parametrize("causal", MASKS)
+def test_capture_leaves_the_logits_alone(causal):
+    model, ids = make(causal=causal), ids_of()
+    before = logits_of(model, ids)
+    captured_matrix(model, ids)
+    assert torch.equal(logits_of(model, ids), before)
+
+
+# What the models share
+
+
+def test_parameters_are_equal_in_number_up_to_the_encodings_own():
+    counts = {e: describe(build(ZooConfig(position_encoding=e))).n_parameters for e in ENCODINGS}
+    plain = 2048 * 128 + 4 * (12 * 128**2 + 2 * 128) + 128  # tokens, layers (attention 4, MLP 8), last norm
+    own = {"learned": 256 * 128, "t5": 32 * 4}
+    assert counts == {e: plain + own.get(e, 0) for e in ENCODINGS}
+
+
+def test_models_of_one_seed_start_from_the_same_weights():
+    first = dict(build(ZooConfig(position_encoding="nope"), seed=3).named_parameters())
+    for encoding in ENCODINGS:
+        for causal in MASKS:
+            config = ZooConfig(position_encoding=encoding, is_causal=causal)
+            weights = dict(build(config, seed=3).named_parameters())
+            assert first.keys() <= weights.keys()
+            for name in first:
+                assert torch.equal(first[name], weights[name])
+    other = dict(build(ZooConfig(position_encoding="nope"), seed=4).named_parameters())
+    matrices = [name for name in first if first[name].ndim > 1]
+    assert not any(torch.equal(first[name], other[name]) for name in matrices)
+
+
+def test_weights_start_with_the_stated_deviation():
+    torch.manual_seed(7)
+    state = torch.get_rng_state()
+    model = build(ZooConfig(num_hidden_layers=2), seed=0)
+    assert torch.equal(torch.get_rng_state(), state)
+    layer = model.model.layers[1]
+    into_stream = 0.02 / math.sqrt(2 * 2)
+    for weight, std in [
+        (model.model.token.weight, 0.02),
+        (layer.attention.query_key_value.weight, 0.02),
+        (layer.mlp_in.weight, 0.02),
+        (layer.attention.output.weight, into_stream),
+        (layer.mlp_out.weight, into_stream),
+    ]:
+        error = 4 * std / math.sqrt(2 * weight.numel())  # of a standard deviation, four times
+        assert abs(float(weight.detach().std()) - std) < error
+    assert model.head.weight is model.model.token.weight
+
+
+def test_loss_is_the_mean_over_the_positions_that_predict():
+    model, ids = make(), ids_of()
+    labels = ids_of(seed=2)
+    labels[0, 5:] = -100
+    with torch.inference_mode():
+        loss = model(ids, labels=labels).loss
+    log_p = logits_of(model, ids).double().log_softmax(-1)
+    losses = [-log_p[s, i, labels[s, i]] for s, i in np.ndindex(2, LENGTH) if labels[s, i] != -100]
+    assert len(losses) == 5 + LENGTH
+    assert_close(loss, torch.stack(losses).mean(), dtype=torch.float32)
+
+
+# Description, saving, refusals
+
+
+@pytest.mark.parametrize("causal", MASKS)
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_saved_loaded_and_described(encoding, causal, tmp_path):
+    model, ids = make(encoding, causal=causal), ids_of()
+    model.save_pretrained(tmp_path)
+    loaded = load_model(tmp_path, device="cpu")
+    d = loaded.description
+    words = {"prope": "rope", "nope": "none"}
+    assert d.family == "nbhelpers_zoo"
+    assert d.position_encoding == words.get(encoding, encoding)
+    assert d.rope_theta == (1000.0 if "rope" in encoding else None)
+    assert d.rotary_fraction == {"rope": 1.0, "prope": 0.75}.get(encoding)
+    assert d.causal == causal
+    assert d.max_positions == (64 if encoding == "learned" else None)
+    assert (d.n_layers, d.n_heads, d.n_kv_heads, d.head_dim) == (2, 4, 4, 8)
+    assert loaded.model.config.position_encoding == encoding
+    again = ZooForLanguageModeling.from_pretrained(tmp_path)
+    assert torch.equal(logits_of(again, ids), logits_of(model, ids))
+    with torch.inference_mode():
+        hidden, expected = loaded.model.base_model(ids), model.model(ids)
+    assert torch.equal(hidden.last_hidden_state, expected.last_hidden_state)
+    fresh = load_model(f"random:{tmp_path}", device="cpu")
+    weights, other = (m.model.base_model.layers[0].mlp_in.weight for m in (loaded, fresh))
+    assert not torch.equal(weights, other)
+    assert 0.015 < float(other.detach().std()) < 0.025
+
+
+def test_learned_positions_end():
+    model = make("learned")
+    logits_of(model, ids_of(64))
+    with pytest.raises(ValueError, match="65 tokens; this model learned 64 positions"):
+        logits_of(model, ids_of(65))
+    with pytest.raises(ValueError, match=r"65.*64"):
+        captured_matrix(model, ids_of(65))
+    logits_of(make("rope"), ids_of(65))
+
+
+def test_refused_configurations():
+    with pytest.raises(ValueError, match=r"position_encoding is 'rotary'; the zoo has rope, prope"):
+        ZooConfig(position_encoding="rotary")
+    with pytest.raises(ValueError, match=r"4 heads need a width that is a multiple of 8; hidden_size is 36"):
+        ZooConfig(hidden_size=36, num_attention_heads=4)

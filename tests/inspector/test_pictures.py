@@ -1,0 +1,117 @@
+"""Labels, colours and panels: what is drawn is what was given, and the kept frame changes nothing."""
+
+import warnings
+
+import matplotlib
+import numpy as np
+import pytest
+
+from nbhelpers.inspector.figures import UNKNOWN, gradient, map_colours, static_picture
+from nbhelpers.inspector.labels import LONGEST_LABEL, MISSING, readable
+from nbhelpers.inspector.panels import LOWEST, AttentionPanel, CurvesPanel, to_png
+from nbhelpers.inspector.reading import read_text
+from nbhelpers.protocol import PAPER
+
+MIDDLE = "#" + bytes(matplotlib.colormaps["cividis"](0.5, bytes=True)[:3]).hex()
+TEXT = "the whale and the sea costs $5 and $6 and the ship that sails the sea " * 3
+
+
+@pytest.fixture(scope="module")
+def reading(tiny_llama):
+    return read_text(tiny_llama, TEXT, length=64)
+
+
+@pytest.mark.parametrize(
+    ("token", "label"),
+    [(" the", "·the"), ("\n", "↵"), ("", "∅"), ("鯨", MISSING), ("a" * 40, "a" * (LONGEST_LABEL - 1) + "…")],
+)
+def test_tokens_become_labels(token, label):
+    assert readable(token) == label
+
+
+def test_map_colours_follow_the_order_of_the_values():
+    values = np.array([[0.0, 0.5], [1.0, np.nan]])
+    colours, limits = map_colours(values)
+    assert limits == (0.0, 1.0)
+    assert colours[1][1] == UNKNOWN
+    assert colours[0][0] == gradient()[0]
+    assert colours[1][0] == gradient()[-1]
+    assert colours[0][1] == MIDDLE
+
+
+def test_equal_and_unknown_values_have_colours_too():
+    assert map_colours(np.full((1, 2), 3.0)) == ([[MIDDLE, MIDDLE]], (3.0, 3.0))
+    assert map_colours(np.full((1, 2), np.nan)) == ([[UNKNOWN, UNKNOWN]], (0.0, 1.0))
+
+
+def test_colours_rise_in_lightness():
+    red, green, blue = np.array([matplotlib.colors.to_rgb(colour) for colour in gradient(8)]).T
+    assert (np.diff(0.2126 * red + 0.7152 * green + 0.0722 * blue) > 0).all()
+
+
+def test_attention_panel_draws_each_entry_in_the_colour_of_its_value(reading):
+    view, span = reading.head(1, 2), (3, 18)
+    pixels = panel_pixels(AttentionPanel(reading.tokens, span), view)
+    n = span[1] - span[0] + 1
+    size = pixels.shape[0]
+    side, left, top = 0.67 * size / n, 0.2 * size, (1 - 0.19 - 0.67) * size
+    for row, column in ((0, 0), (5, 2), (9, 9), (15, 1), (2, 14)):
+        value = np.clip(view.attn[span[0] + row, span[0] + column], LOWEST, 1)
+        share = np.log(value / LOWEST) / np.log(1 / LOWEST)  # of the logarithmic scale
+        wanted = np.array(matplotlib.colormaps["viridis"](share, bytes=True)[:3], dtype=int)
+        got = pixels[int(top + (row + 0.5) * side), int(left + (column + 0.5) * side)].astype(int)
+        assert np.abs(got - wanted).max() <= 3
+
+
+def panel_pixels(panel, *views):
+    panel.set(*views)
+    return panel.pixels()
+
+
+def test_a_second_head_on_a_kept_frame_equals_a_new_figure(reading):
+    first, second = reading.head(0, 0), reading.head(1, 3)
+    attention, curves = AttentionPanel(reading.tokens, (0, 63)), CurvesPanel(reading)
+    for panel, one, other in ((attention, first, second), (curves, [first], [second])):
+        before = panel_pixels(panel, one)
+        after = panel_pixels(panel, other)
+        assert (before != after).any()
+        new = AttentionPanel(reading.tokens, (0, 63)) if panel is attention else CurvesPanel(reading)
+        assert (after == panel_pixels(new, other)).all()
+
+
+def test_a_pinned_head_adds_its_own_lines(reading):
+    one, two = reading.head(0, 0), reading.head(1, 3)
+    both = CurvesPanel(reading, 2)
+    assert (panel_pixels(both, [one, two]) != panel_pixels(both, [one, one])).any()
+    assert len(both._scalograms) == 2
+
+
+OTHER_PROTOCOLS = [
+    {"signal": "lag_profile"},
+    {"sink": "drop_renormalise"},
+    {"sided": "two"},
+    {"edges": (0.5,)},
+    {"mode": "periodization", "wavelet": "haar"},
+]
+
+
+@pytest.mark.parametrize("changes", OTHER_PROTOCOLS)
+def test_every_protocol_can_be_drawn(reading, changes):
+    changed = reading.under(PAPER.replace(**changes))
+    assert to_png(panel_pixels(CurvesPanel(changed), [changed.head(0, 1)])).startswith(b"\x89PNG")
+
+
+def test_labels_that_fonts_or_mathematics_would_choke_on(reading):
+    tokens = ["$x$", "鯨", "\n", "_^{"] * 16
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        panel_pixels(AttentionPanel(tokens, (0, 63)), reading.head(0, 0))
+
+
+def test_the_static_picture_holds_map_and_panels(reading):
+    views = [reading.head(0, 0), reading.head(1, 1)]
+    one = static_picture(reading, "low_band", views[:1], span=(0, 63), dpi=50)
+    two = static_picture(reading, "low_band", views, span=(0, 63), dpi=50)
+    assert one.shape[2] == 3
+    assert two.shape[1] > one.shape[1]
+    assert to_png(one).startswith(b"\x89PNG")

@@ -1,0 +1,180 @@
+"""What the inspector measures: against the library, against pywt and slow loops; what it refuses."""
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+import pywt
+import torch
+
+from nbhelpers.hooks.ablation import token_losses, without_head
+from nbhelpers.inspector.reading import Stopped, percentile, read_text, shortest_text
+from nbhelpers.inspector.views import level_image
+from nbhelpers.metrics import analyze
+from nbhelpers.nulls.nulls import uniform_profiles
+from nbhelpers.protocol import PAPER
+
+TEXT = "the whale and the sea and the ship that sails the sea, again and again, until the night. " * 4
+
+
+@pytest.fixture(scope="module")
+def reading(tiny_llama):
+    return read_text(tiny_llama, TEXT, length=96)
+
+
+def test_all_numbers_are_those_of_analyze(tiny_llama, reading):
+    ids = torch.tensor([tiny_llama.tokenizer(TEXT)["input_ids"][:96]])
+    table = analyze(tiny_llama, ids, PAPER, progress=False)
+    assert set(reading.metrics) == set(table.metrics)
+    for layer, head in ((0, 0), (1, 3)):
+        numbers = reading.numbers(layer, head)
+        for metric in table.metrics:
+            assert numbers.value[metric] == table.values(metric)[0, layer, head]
+
+
+def test_the_null_is_uniform_attention_in_closed_form(reading):
+    profile = uniform_profiles(reading.n_tokens, causal=True)["key_profile"]
+    assert reading.null_value("sink_mass") == pytest.approx(float(profile[0]), rel=1e-12)
+    assert reading.null_value("positional_entropy") == pytest.approx(float(-(profile * profile.log()).sum()))
+
+
+def test_a_head_is_seen_alike_in_matrix_and_profiles(tiny_llama, reading):
+    for layer, head in ((0, 1), (1, 2)):
+        view = reading.head(layer, head)
+        n = reading.n_tokens
+        assert view.attn.shape == (n, n)
+        assert view.attn.mean(0) == pytest.approx(view.key_profile, abs=1e-6)
+        lags = [np.trace(view.attn, offset=-lag) / n for lag in range(n)]
+        assert lags == pytest.approx(view.lag_profile.tolist(), abs=1e-6)
+        power = np.abs(np.fft.rfft(view.key_profile.astype(float) * np.hanning(n))) ** 2
+        assert view.psd == pytest.approx(power / power.sum(), abs=1e-9)
+        wanted = pywt.wavedec(view.key_profile.astype(float), "db2", level=len(view.levels) - 1)
+        assert [len(level) for level in view.coefficients] == [len(level) for level in wanted]
+        assert np.concatenate(view.coefficients) == pytest.approx(np.concatenate(wanted), abs=1e-9)
+
+
+@pytest.mark.parametrize("wavelet", ["haar", "db2", "db4"])
+@pytest.mark.parametrize("mode", ["zero", "periodization"])
+@pytest.mark.parametrize("place", [31, 64, 90])
+def test_an_impulse_stands_where_it_is_in_every_level_of_the_image(wavelet, mode, place):
+    n, level = 128, 2
+    signal = np.zeros(n)
+    signal[place] = 1
+    filters = pywt.Wavelet(wavelet)
+    coefficients = pywt.wavedec(signal, wavelet, mode=mode, level=level)
+    image = level_image(coefficients, n, taps=filters.dec_len, periodic=mode == "periodization")
+    assert image.shape == (level + 1, n)
+    for row, scale in zip(image, (4, 4, 2), strict=True):
+        centre = (row**2 @ np.arange(n)) / (row**2).sum()
+        # an orthogonal filter is not symmetric, so its answer lies within its own width of the impulse
+        assert abs(centre - place) <= scale * filters.dec_len / 2
+
+
+def test_percentile_against_a_count():
+    values = np.array([[1.0, 2.0], [2.0, np.nan]])
+    assert percentile(values, 2.0) == pytest.approx(100 * (1 + 0.5 * 2) / 3)
+    assert percentile(values, 1.0) == pytest.approx(100 * 0.5 / 3)
+    assert np.isnan(percentile(values, np.nan))
+
+
+def test_another_protocol_needs_no_model(reading):
+    without_model = dataclasses.replace(reading, model=None)
+    changed = without_model.under(PAPER.replace(signal="lag_profile", window="boxcar"))
+    table = analyze(reading.model, reading.token_ids, changed.protocol, progress=False)
+    assert changed.numbers(1, 1).value["low_band"] == table.values("low_band")[0, 1, 1]
+    assert "self_mass" in changed.metrics
+    assert reading.protocol == PAPER
+
+
+def test_dropping_the_sink_moves_the_positions_of_the_scalogram(reading):
+    view = reading.under(PAPER.replace(sink="drop_renormalise")).head(0, 0)
+    assert view.positions.tolist() == list(range(1, reading.n_tokens))
+    assert view.level_image().shape == (len(view.levels), reading.n_tokens - 1)
+
+
+def test_heads_of_a_band_are_those_with_their_largest_share_there(reading):
+    shares = np.stack([reading.values(name) for name in ("low_band", "mid_band", "high_band")])
+    found = {band: reading.heads_of_band(band) for band in ("low_band", "mid_band", "high_band")}
+    assert sum(map(len, found.values())) == reading.values("low_band").size
+    for number, heads in enumerate(found.values()):
+        own = [shares[number][place] for place in heads]
+        assert own == sorted(own, reverse=True)
+        assert all(shares[:, layer, head].argmax() == number for layer, head in heads)
+
+
+def test_ablation_is_the_loss_without_the_head(tiny_llama, reading):
+    found = reading.ablate(1, 2)
+    with without_head(tiny_llama, 1, 2):
+        after = token_losses(tiny_llama, reading.token_ids)[0]
+    before = token_losses(tiny_llama, reading.token_ids)[0]
+    assert found.before == float(before.mean())
+    assert found.after == float(after.mean())
+    assert found.change == pytest.approx(float(found.changes.mean()), abs=1e-5)
+    assert abs(found.change) > 1e-3
+    assert len(found.changes) == reading.n_tokens - 1
+
+
+def test_a_long_text_is_cut_and_says_so(tiny_llama, reading):
+    n_all = len(tiny_llama.tokenizer(TEXT)["input_ids"])
+    assert reading.n_tokens == 96
+    assert f"first 96 of {n_all}" in reading.note
+    assert "".join(reading.tokens) == tiny_llama.tokenizer.decode(reading.token_ids[0])
+
+
+def test_refusals(tiny_llama):
+    for text, said in (
+        ("", "empty"),
+        (" \n ", "empty"),
+        ("a", "the text has 1 token; at least 24 are needed"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            read_text(tiny_llama, text)
+    with pytest.raises(ValueError, match="has 256 positions; shorten it, or read at most 256 tokens"):
+        read_text(tiny_llama, TEXT * 10, length=1000)
+    with pytest.raises(ValueError, match=r"signal='rows' needs analyze"):
+        read_text(tiny_llama, TEXT, PAPER.replace(signal="rows"))
+    with pytest.raises(ValueError, match="without a tokenizer"):
+        read_text(dataclasses.replace(tiny_llama, tokenizer=None), TEXT)
+    assert shortest_text(PAPER) == 24  # db2 has 4 taps: 6 samples for a level, of a quarter of the text
+    assert shortest_text(PAPER.replace(factors=())) == 6
+
+
+def test_no_such_head(reading):
+    for place in ((2, 0), (0, 4), (-1, 0)):
+        with pytest.raises(IndexError, match="layers run from 0 to 1, heads from 0 to 3"):
+            reading.head(*place)
+
+
+def test_progress_rises_to_one(tiny_llama):
+    shares = []
+    read_text(tiny_llama, TEXT, length=40, progress=shares.append)
+    assert shares == sorted(shares)
+    assert shares[-1] == 1.0
+    assert len(shares) == 2 * 5  # layers, and the text, two variants, its queries and keys, its loss
+
+
+def test_stop_ends_between_layers_and_leaves_no_hook(tiny_llama):
+    asked = []
+
+    def stop():
+        asked.append(1)
+        return len(asked) == 4
+
+    with pytest.raises(Stopped):
+        read_text(tiny_llama, TEXT, stop=stop)
+    assert len(asked) == 4
+    assert not any(module._forward_pre_hooks for module in tiny_llama.model.modules())
+    assert tiny_llama.model.config._attn_implementation == "sdpa"
+
+
+def test_an_encoder_has_everything_but_a_loss():
+    from nbhelpers.inputs.models import load_model
+
+    reading = read_text(load_model("random:minilm-l6"), "the sea and the ship and the whale " * 6)
+    assert reading.losses is None
+    with pytest.raises(ValueError, match="is an encoder"):
+        reading.ablate(0, 0)
+    view = reading.head(2, 3)
+    assert view.lags[0] == 1 - reading.n_tokens
+    assert isinstance(reading.numbers(2, 3), pd.DataFrame)

@@ -1,0 +1,122 @@
+"""A model that is at work in one thread is not run by another: its hooks would meet the wrong pass."""
+
+import threading
+
+import pytest
+import torch
+import transformers as hf
+
+from nbhelpers.inputs.models import LoadedModel, describe
+from nbhelpers.inspector import inspect_heads
+from nbhelpers.inspector.reading import ModelBusy, read_text, watched
+
+TEXT = "the whale and the sea and the ship that sails the sea, again and again. " * 3
+OTHER = "a ship, a ship, a whale, the night and the sea, the sea and the night. " * 3
+
+
+@pytest.fixture
+def bloom(tiny_llama):
+    """A family whose attention is had by running the model again (route "module")."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = hf.BloomConfig(vocab_size=300, hidden_size=32, n_layer=3, n_head=4, pad_token_id=0)
+        model = hf.BloomForCausalLM(config).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.ndim > 1:
+                    parameter.normal_(std=0.2)
+    tokenizer = tiny_llama.tokenizer
+    return LoadedModel(model, tokenizer, describe(model, name="tiny-bloom", tokenizer=tokenizer))
+
+
+class Held:
+    """Work in another thread that stops at its first report of progress until it may go on."""
+
+    def __init__(self, work):
+        self.running, self.go_on, self.result = threading.Event(), threading.Event(), None
+        self._thread = threading.Thread(target=self._run, args=(work,))
+        self._thread.start()
+        assert self.running.wait(60)
+
+    def _run(self, work):
+        self.result = work(self._progress)
+
+    def _progress(self, share):
+        if threading.current_thread() is self._thread:
+            self.running.set()
+            assert self.go_on.wait(60)
+
+    def end(self):
+        self.go_on.set()
+        self._thread.join(60)
+        assert not self._thread.is_alive()
+        return self.result
+
+
+def seen_beside(held, reading, layer):
+    """Return the attention of head 0 of a layer, asked for while the other thread is held, then let go."""
+    found = []
+    click = threading.Thread(target=lambda: found.append(reading.head(layer, 0).attn))
+    click.start()
+    click.join(1)
+    assert not found, "it did not wait"
+    held.end()
+    click.join(60)
+    return found[0]
+
+
+def test_a_head_is_refused_or_waits_while_another_text_is_read(bloom):
+    alone = read_text(bloom, OTHER, length=64)
+    reading = read_text(bloom, TEXT, length=64)
+    wanted = reading.head(2, 0).attn
+    reading.head(0, 0)  # so that layer 2 must be formed again
+    held = Held(lambda progress: read_text(bloom, OTHER, length=64, progress=progress))
+    with pytest.raises(ModelBusy, match=r"bloom models must run again for the attention of layer 2.*Stop"):
+        reading.head(2, 0, wait=False)
+    assert reading.head(0, 1, wait=False).attn.shape == wanted.shape  # of the layer at hand
+    assert (seen_beside(held, reading, 2) == wanted).all()
+    for metric in alone.metrics:
+        assert (held.result.values(metric) == alone.values(metric)).all(), metric
+
+
+def test_a_head_is_not_read_from_a_model_that_lacks_another(bloom):
+    reading = read_text(bloom, TEXT, length=64)
+    wanted, change = reading.head(2, 0).attn, reading.ablate(0, 1).change
+    reading.head(0, 0)
+
+    def ablate(progress):
+        with watched(bloom, progress=progress):
+            return reading.ablate(0, 1)
+
+    held = Held(ablate)
+    assert (seen_beside(held, reading, 2) == wanted).all()
+    assert held.result.change == change
+
+
+def test_a_click_beside_work_is_refused_in_words_and_the_last_head_stays(bloom, tmp_path):
+    inspector = inspect_heads(bloom, TEXT, length=64, folder=tmp_path, progress=False)
+    c = inspector.controls
+    before = c.attention.value, c.numbers.value
+    held = Held(lambda progress: read_text(bloom, OTHER, length=64, progress=progress))
+    for act in (lambda: setattr(c.map, "selected", [2, 1]), c.next.click):
+        c.status.value = ""
+        act()
+        if inspector.selected == (0, 0):  # "next" may stay in the layer that is at hand
+            assert "model is at work" in c.status.value
+            assert (c.attention.value, c.numbers.value) == before
+        assert list(inspector.selected) == c.map.selected
+        assert inspector.selected[0] == 0
+    held.end()
+    c.map.selected = [2, 1]
+    assert inspector.selected == (2, 1)
+    assert 'alt="Attention of layer 2, head 1' in c.attention.value
+    inspector.stop()
+
+
+def test_families_whose_queries_and_keys_are_kept_need_not_wait(tiny_llama):
+    reading = read_text(tiny_llama, TEXT, length=64)
+    wanted = [reading.head(layer, 0).attn for layer in (0, 1)]
+    held = Held(lambda progress: read_text(tiny_llama, OTHER, length=64, progress=progress))
+    for layer in (1, 0):
+        assert (reading.head(layer, 0, wait=False).attn == wanted[layer]).all()
+    held.end()

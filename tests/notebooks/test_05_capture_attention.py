@@ -1,0 +1,91 @@
+"""What 05_capture_attention records at smoke size: exactness, invariants, and nulls in closed form."""
+
+import numpy as np
+import pytest
+
+from nbhelpers.collection.results import load_provenance, load_tables
+
+pytestmark = pytest.mark.notebook
+NAME = "05_capture_attention"
+LENGTH = 64  # of the smoke size
+UNIFORM = np.tril(np.ones((LENGTH, LENGTH))) / np.arange(1, LENGTH + 1)[:, None]  # (query, key)
+
+
+@pytest.fixture(scope="module")
+def numbers(recorded):
+    return recorded(NAME)
+
+
+@pytest.mark.parametrize("profile", ["key_profile", "lag_profile"])
+def test_profiles_are_those_of_the_models_own_attention(numbers, profile):
+    assert 0 < numbers[f"float32_{profile}_error"].value <= 1e-6
+    assert 0 < numbers[f"float32_{profile}_float64_error"].value <= 1e-6
+
+
+@pytest.mark.parametrize("profile", ["key_profile", "lag_profile"])
+def test_in_bfloat16_capture_is_exact_where_eager_attention_rounds(numbers, profile):
+    assert numbers[f"bfloat16_{profile}_float64_error"].value <= 1e-6
+    # eager rounds scores and probabilities to 8 significant bits
+    assert 1e-4 < numbers[f"bfloat16_{profile}_error"].value < 3e-2
+
+
+def test_the_model_does_not_notice(numbers):
+    assert numbers["hidden_states_equal"].value == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "bound"),
+    [
+        ("chunk_error", 1e-6),
+        ("profile_sum_error", 1e-5),
+        ("lag_error", 1e-6),
+        ("right_padding_error", 1e-5),
+        ("left_padding_error", 1e-4),  # other rotation angles, rounded in float32
+    ],
+)
+def test_what_must_agree_agrees(numbers, name, bound):
+    assert numbers[name].value < bound
+
+
+def test_row_i_sees_i_plus_one_keys(numbers):
+    assert numbers["visible_keys_error"].value == 0
+
+
+def test_a_loaded_file_is_what_was_saved(numbers):
+    assert numbers["reload_equal"].value == 1
+
+
+def test_memory_of_matrices_over_profiles(numbers, smoke_run):
+    distances = 7  # 0, 1, 2, 4, 8, 16, 32 of 64 tokens
+    held = 2 * LENGTH + 1 + distances
+    assert numbers["matrix_over_profile_bytes"].value == pytest.approx(LENGTH**2 / held)
+    sizes = load_tables(smoke_run(NAME).output.parents[1] / "results")[NAME, "sizes"].set_index("tokens")
+    assert sizes.loc[1024, "matrices (MB)"] == pytest.approx(30 * 9 * 1024 * 1024 * 4 / 1e6)
+
+
+def test_nulls_are_those_of_the_uniform_causal_matrix(numbers):
+    query, key = np.indices(UNIFORM.shape)
+    expected = {
+        "sink_mass": UNIFORM[:, 0].mean(),
+        "local_mass_16": np.where(query - key <= 16, UNIFORM, 0).sum(1).mean(),
+        "row_entropy": np.log(np.arange(1, LENGTH + 1)).mean(),
+        "previous_token_mass": np.diagonal(UNIFORM, -1).mean(),
+        "induction_mass": np.diagonal(UNIFORM, -(LENGTH // 2 - 1)).mean(),
+    }
+    for name, value in expected.items():
+        assert numbers[name].null == pytest.approx(value, rel=1e-6), name
+
+
+def test_a_pretrained_model_has_a_sink_and_heads_of_both_known_kinds(numbers):
+    assert numbers["sink_mass"].low > 3 * numbers["sink_mass"].null
+    assert numbers["row_entropy"].high < numbers["row_entropy"].null
+    assert numbers["previous_token_mass"].value > 0.5
+    assert numbers["induction_mass"].value > 0.5  # 0.83 at smoke size; an untrained head has 0.02
+
+
+def test_provenance_says_what_was_measured(recorded, smoke_run):
+    recorded(NAME)
+    facts = load_provenance(smoke_run(NAME).output.parents[1] / "results")[NAME]
+    assert facts["model"]["name"] == "smollm2-135m"
+    assert (facts["length"], facts["n_sequences"], facts["dtype"]) == (LENGTH, 2, "float32")
+    assert "mass_at_lag" not in facts["built_in"]

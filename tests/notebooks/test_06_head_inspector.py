@@ -1,0 +1,77 @@
+"""What 06_head_inspector records at smoke size: the head's numbers, the null in closed form, the ablation."""
+
+import base64
+
+import nbformat
+import numpy as np
+import pytest
+
+from nbhelpers.hooks.ablation import token_losses, without_head
+from nbhelpers.inputs.text import load_text
+from nbhelpers.metrics import analyze
+
+pytestmark = pytest.mark.notebook
+NAME = "06_head_inspector"
+LENGTH, LAYER, HEAD = 64, 5, 6  # of the smoke size
+
+
+@pytest.fixture(scope="module")
+def numbers(recorded):
+    return recorded(NAME)
+
+
+@pytest.fixture(scope="module")
+def ids(smollm2):
+    drawn = load_text("moby-dick", smollm2, n_sequences=1, length=LENGTH, seed=0)
+    # The widget reads text, and the tokens of a decoded passage may join at its ends.
+    again = smollm2.tokenizer(smollm2.tokenizer.decode(drawn[0]), return_tensors="pt")["input_ids"]
+    return again[:, :LENGTH]
+
+
+def test_the_inspector_shows_what_the_library_measures(numbers, smollm2, ids):
+    assert numbers["largest_difference"].value == 0
+    table = analyze(smollm2, ids, progress=False)
+    for name in ("low_band", "spectral_entropy", "positional_entropy"):
+        values = table.values(name)[0]
+        own = values[LAYER, HEAD]
+        assert numbers[name].value == pytest.approx(own, rel=1e-4)
+        share = ((values < own).sum() + 0.5 * (values == own).sum()) / values.size
+        assert numbers[f"{name}_percentile"].value == pytest.approx(100 * share, abs=1.0)
+
+
+def test_the_null_is_uniform_attention(numbers, ids):
+    n = ids.shape[1]
+    profile = (np.tril(np.ones((n, n))) / np.arange(1, n + 1)[:, None]).mean(0)
+    assert numbers["positional_entropy"].null == pytest.approx(-(profile * np.log(profile)).sum(), rel=1e-6)
+    power = np.abs(np.fft.rfft(profile * np.hanning(n))) ** 2
+    assert numbers["low_band"].null == pytest.approx(power[np.fft.rfftfreq(n) < 0.125].sum() / power.sum())
+
+
+def test_ablation_is_the_difference_of_two_losses(numbers, smollm2, ids):
+    before = float(token_losses(smollm2, ids).mean())
+    with without_head(smollm2, LAYER, HEAD):
+        after = float(token_losses(smollm2, ids).mean())
+    assert numbers["loss"].value == pytest.approx(before, rel=1e-4)
+    change = numbers["ablation_change"]
+    assert change.value == pytest.approx(after - before, abs=1e-4)
+    assert change.low < change.value < change.high
+
+
+def test_the_memory_stated_is_that_of_queries_and_keys(numbers, ids):
+    layers, heads, kv_heads, width = 30, 9, 3, 64
+    assert numbers["n_heads"].value == layers * heads
+    kept = 4 * layers * (heads + kv_heads) * ids.shape[1] * width
+    assert numbers["kept_megabytes"].value == pytest.approx(kept / 1e6)
+
+
+def test_a_click_is_quick(numbers):
+    assert 0 < numbers["click_seconds"].value < 1.0  # 0.05 on an idle machine; this one may be busy
+
+
+def test_a_page_without_widgets_has_a_picture_in_their_place(smoke_run):
+    notebook = nbformat.read(smoke_run(NAME).output, as_version=4)
+    bundles = [o["data"] for cell in notebook.cells for o in cell.get("outputs", []) if "data" in o]
+    widgets = [data for data in bundles if "application/vnd.jupyter.widget-view+json" in data]
+    shown = [data for data in widgets if "image/png" in data]
+    assert len(shown) == 1
+    assert base64.b64decode(shown[0]["image/png"]).startswith(b"\x89PNG")

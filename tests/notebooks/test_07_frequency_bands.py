@@ -1,0 +1,103 @@
+"""The numbers that 07_frequency_bands records at smoke size: SmolLM2-135M, 4 passages of 128 tokens."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+pytestmark = pytest.mark.notebook
+
+LENGTH = 128
+BANDS = ("low_band", "mid_band", "high_band")
+
+
+@pytest.fixture(scope="module")
+def numbers(recorded):
+    return recorded("07")
+
+
+def uniform_causal_spectrum(n):
+    """Share of power per bin of the mean row of A[i, j] = 1/(i + 1), by a loop and numpy alone."""
+    profile = np.array([sum(1 / (i + 1) for i in range(j, n)) / n for j in range(n)])
+    power = np.abs(np.fft.rfft(profile * np.hanning(n))) ** 2
+    return power / power.sum()
+
+
+def test_the_null_is_the_closed_form(numbers):
+    share = uniform_causal_spectrum(LENGTH)
+    entropy = -(share * np.log(share)).sum()
+    selectivity = share.max() / (1 - share.max())
+    assert math.isclose(entropy, 0.571, abs_tol=5e-4), "the value known before"
+    assert math.isclose(selectivity, 3.205, abs_tol=5e-4)
+    assert numbers["uniform_spectral_entropy"].value == pytest.approx(entropy, rel=1e-9)
+    assert numbers["uniform_frequency_selectivity"].value == pytest.approx(selectivity, rel=1e-9)
+    assert numbers["spectral_entropy"].null == numbers["uniform_spectral_entropy"].value
+
+
+def test_local_mass_of_the_null_is_the_closed_form(numbers):
+    expected = np.mean([min(i + 1, 17) / (i + 1) for i in range(LENGTH)])  # the query itself and 16 before it
+    assert numbers["local_mass"].null == pytest.approx(expected, rel=1e-9)
+
+
+def test_untrained_attention_is_near_uniform(numbers):
+    assert numbers["control_spectral_entropy"].value == pytest.approx(0.571, abs=0.03)
+    assert numbers["control_frequency_selectivity"].value == pytest.approx(3.205, abs=0.1)
+    assert numbers["control_low_band"].value > 0.99
+
+
+@pytest.mark.parametrize(
+    ("name", "expected", "room"),
+    [
+        # Means of 18 passages at n = 128, and three standard errors of four passages with room for rounding.
+        ("low_band", 0.648, 0.040),
+        ("mid_band", 0.237, 0.030),
+        ("high_band", 0.115, 0.020),
+        ("spectral_entropy", 2.633, 0.180),
+        ("frequency_selectivity", 0.942, 0.160),
+    ],
+)
+def test_trained_heads_are_where_a_larger_run_found_them(numbers, name, expected, room):
+    row = numbers[name]
+    assert row.value == pytest.approx(expected, abs=room)
+    assert row.low < row.value < row.high
+    assert not row.low <= row.null <= row.high, (
+        "no band share or entropy of the model is that of uniform attention"
+    )
+
+
+def test_shares_sum_to_one(numbers):
+    assert numbers["share_sum_error"].value < 1e-9
+    assert sum(numbers[band].value for band in BANDS) == pytest.approx(1, abs=1e-9)
+    assert sum(numbers[f"slope_{band}"].value for band in BANDS) == pytest.approx(0, abs=1e-9)
+    kinds = [numbers[f"share_{kind}_heads"].value for kind in ("local", "mixed", "global")]
+    assert sum(kinds) == pytest.approx(1, abs=1e-9)
+
+
+def test_the_reading_of_the_signal_decides(numbers):
+    low = {name: numbers[name] for name in ("low_band", "low_band_last_query", "low_band_lag_profile")}
+    assert low["low_band_last_query"].high < low["low_band"].low
+    assert low["low_band"].high < low["low_band_lag_profile"].low
+    assert all(row.low < row.high for row in low.values())
+
+
+def test_the_earlier_run_is_met(numbers):
+    rows = [row for name, row in numbers.items() if name.startswith("second_run_128_")]
+    assert len(rows) == 9
+    met = sum(row.low <= row.null <= row.high for row in rows)
+    assert met >= 8, "9 intervals of 95 %: more than one miss is rare"
+
+
+def test_selectivity_orders_heads_as_spectral_entropy_does(numbers):
+    assert -1 <= numbers["rank_correlation_S_H_s"].value < -0.95
+
+
+def test_tables_are_stored(smoke_run, numbers):
+    folder = smoke_run("07").output.parents[1] / "results" / "07_frequency_bands"
+    heads = pd.read_parquet(folder / "heads.parquet")
+    assert len(heads) == numbers["n_heads"].value == 270
+    assert heads.groupby(["layer", "kv_group"]).size().eq(3).all()
+    table3 = pd.read_parquet(folder / "table3.parquet")
+    assert table3[table3.source == "paper"].row.nunique() == 7
+    verdicts = pd.read_parquet(folder / "verdicts.parquet")
+    assert verdicts.claim.tolist() == ["C1", "C2", "C3", "C4"]

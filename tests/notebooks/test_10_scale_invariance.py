@@ -1,0 +1,168 @@
+"""The numbers that 10_scale_invariance records at smoke size: SmolLM2-135M, 3 passages of 128 tokens."""
+
+import itertools
+
+import numpy as np
+import pandas as pd
+import pytest
+import pywt
+
+from nbhelpers.claims.paper import claim
+from nbhelpers.claims.verdicts import Record, judge
+from nbhelpers.protocol import OPTIONS
+
+pytestmark = pytest.mark.notebook
+
+LENGTH = 128
+KNOWN = {32: (0.035, 0.087), 64: (0.031, 0.082), 128: (0.026, 0.073), 256: (0.023, 0.065)}
+
+
+@pytest.fixture(scope="module")
+def numbers(recorded):
+    return recorded("10")
+
+
+@pytest.fixture(scope="module")
+def tables(smoke_run, numbers):
+    folder = smoke_run("10").output.parents[1] / "results" / "10_scale_invariance"
+    return {path.stem: pd.read_parquet(path) for path in folder.glob("*.parquet")}
+
+
+def by_pywt(signals):
+    """S(0.5) and S(0.25) of the literal reading from three signals, by pywt and numpy alone."""
+    level = pywt.dwt_max_level(len(signals[-1]), "db2")
+    full, *scaled = [np.concatenate(pywt.wavedec(s, "db2", mode="symmetric", level=level)) for s in signals]
+    pairs = [(full[: len(part)], part) for part in scaled]
+    return [1 - u @ v / (np.linalg.norm(u) * np.linalg.norm(v)) for u, v in pairs]
+
+
+def uniform_profile(n):
+    return np.array([sum(1 / (i + 1) for i in range(j, n)) / n for j in range(n)])
+
+
+@pytest.mark.parametrize("n", KNOWN)
+def test_uniform_attention_is_the_closed_form(numbers, n):
+    expected = by_pywt([uniform_profile(m) for m in (n, n // 2, n // 4)])
+    found = [numbers[f"uniform_{n}_{name}"].value for name in ("half", "quarter")]
+    assert found == pytest.approx(expected, abs=1e-12)
+    assert found == pytest.approx(KNOWN[n], abs=6e-4), "the values known before"
+
+
+def test_the_null_of_the_profiles_is_the_closed_form_too(numbers):
+    for name in ("half", "quarter"):
+        found = numbers[f"{name}_of_N0_uniform"].value
+        assert found == pytest.approx(numbers[f"uniform_{LENGTH}_{name}"].value, abs=1e-12)
+        assert numbers[f"{name}_of_N1_random_weights"].value == pytest.approx(found, abs=0.003)
+
+
+def test_uniform_attention_both_ways_is_the_closed_form(numbers):
+    expected = by_pywt([np.full(n, 1 / n) for n in (LENGTH, LENGTH // 2, LENGTH // 4)])
+    for name, value in zip(("half", "quarter"), expected, strict=True):
+        found = numbers[f"{name}_of_N0_uniform_as_minilm-l6_sees"].value
+        assert found == pytest.approx(value, abs=1e-9)
+
+
+def test_a_causal_model_gives_the_prefix_the_corner_of_the_whole(numbers):
+    for role in ("model", "control"):
+        assert numbers[f"prefix_difference_{role}"].value < 1e-6, "exactly 0, or rounding of another machine"
+        assert numbers[f"prefix_moved_{role}"].value < 1e-5
+    assert numbers["one_pass_gap"].value < 1e-6
+
+
+def test_an_encoder_does_not(numbers):
+    assert numbers["prefix_difference_encoder"].value > 0.1
+    assert 0.05 < numbers["prefix_moved_encoder"].value < 0.5
+
+
+@pytest.mark.parametrize(
+    ("name", "expected", "room"),
+    [
+        # An earlier run over six other passages at n = 128 gave .168 and .131.
+        ("half_of_model", 0.168, 0.025),
+        ("quarter_of_model", 0.131, 0.020),
+    ],
+)
+def test_scale_sensitivity_is_where_an_earlier_run_found_it(numbers, name, expected, room):
+    row = numbers[name]
+    assert row.value == pytest.approx(expected, abs=room)
+    assert row.low < row.value < row.high
+
+
+def test_what_learned_nothing_has_a_lower_s_and_the_doubling(numbers):
+    for name in ("N0_uniform", "N1_random_weights", "N4_exponential"):
+        assert numbers[f"half_of_{name}"].value < numbers["half_of_model"].low / 2
+        assert 2 < numbers[f"ratio_of_{name}"].value < 3
+    assert numbers["ratio_of_model"].high < 1
+    assert numbers["half_of_N2_permuted"].value > 0.8, "order matters for S, unlike for the entropies"
+
+
+def test_the_criteria_are_the_numbers_of_the_sections(numbers):
+    for criterion, name in (("C5_half", "half"), ("C5_ratio", "ratio")):
+        row = numbers[criterion]
+        assert row.value == pytest.approx(numbers[f"{name}_of_model"].value, abs=1e-12)
+        nulls = [numbers[f"{name}_of_{null}"].value for null in ("N0_uniform", "N1_random_weights")]
+        distance = [abs(null - row.null) for null in nulls]
+        assert min(distance) < 0.01, "recorded beside one of its nulls"
+    assert numbers["C5_half"].null <= numbers["half_of_N0_uniform"].value + 1e-9, "the lower one"
+
+
+def test_the_verdict_follows_from_the_records(numbers):
+    c5 = claim("C5")
+    rows = {c.name: numbers[c.name] for c in c5.criteria}
+    records = {name: Record(row.value, row.low, row.high, row.null) for name, row in rows.items()}
+    assert judge(c5, records).verdict == "contradicted"
+
+
+def test_a_sink_alone_has_the_s_of_its_alignment(numbers):
+    ends = [np.eye(n)[0] for n in (LENGTH, LENGTH // 2, LENGTH // 4)]
+    assert numbers["half_of_key_0_alone_concatenate-truncate"].value == pytest.approx(by_pywt(ends)[0])
+    assert numbers["half_of_key_0_alone_per-level"].value < 1e-12, "the same coefficients at every level"
+
+
+def test_the_cosine_is_made_of_three_terms(numbers):
+    terms = [
+        numbers[f"cosine_{name}"].value for name in ("sink_with_sink", "sink_with_rest", "rest_with_rest")
+    ]
+    assert sum(terms) == pytest.approx(1 - numbers["half_of_model"].value, abs=1e-9)
+    assert terms[0] > 0.6, "most of it is attention to key 0"
+    assert numbers["half_sink_dropped"].low > 2 * numbers["half_of_model"].high
+
+
+def test_special_tokens_move_s_by_less_than_the_groups_of_table_1_differ(numbers):
+    assert numbers["bos_gap_table_1"].value == pytest.approx(
+        np.mean([0.058, 0.082, 0.059]) - np.mean([0.038, 0.038, 0.030, 0.038])
+    )
+    for role in ("model", "encoder"):
+        assert abs(numbers[f"bos_moves_half_{role}"].value) < 0.03
+    assert numbers["sink_mass_no_special_token"].value > 0.3, "a sink needs no BOS token"
+
+
+def test_few_coefficients_stand_above_their_own_level(numbers):
+    level = pywt.dwt_max_level(LENGTH // 4, "db2")
+
+    def row(n):
+        parts = pywt.wavedec(np.zeros(n), "db2", mode="symmetric", level=level)
+        return np.repeat(np.arange(len(parts)), list(map(len, parts)))
+
+    for factor in (0.5, 0.25):
+        part = row(int(factor * LENGTH))
+        assert numbers[f"same_level_{factor}"].value == np.mean(row(LENGTH)[: len(part)] == part)
+
+
+def test_every_pipeline_is_there(numbers, tables):
+    names = ["scaled_variant", "alignment", "mode", "sink"]
+    found = set(tables["pipelines"][names].itertuples(index=False, name=None))
+    assert found == set(itertools.product(*(OPTIONS[name] for name in names)))
+    assert numbers["pipelines"].value == len(tables["pipelines"]) == 54
+    assert numbers["half_least"].value < 0.02
+    assert numbers["half_most"].value > 0.7
+    for name in ("alignment", "mode", "sink"):
+        assert numbers[f"effect_of_{name}"].value > 0.052, "more than the models of Table 1 differ"
+
+
+def test_tables_are_stored(tables):
+    names = {"pipelines", "rows", "first_token", "verdicts", "beside_uniform", "identity", "sinks"}
+    assert tables.keys() == names
+    assert tables["rows"].source.value_counts().to_dict() == {"paper": 33, "null": 24, "ours": 9}
+    assert tables["beside_uniform"]["Table 1"].nunique() == 7
+    assert tables["verdicts"].statistic.tolist() == [c.statistic for c in claim("C5").criteria]

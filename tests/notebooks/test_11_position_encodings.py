@@ -1,0 +1,157 @@
+"""11_position_encodings, on what is shipped (whatever it is) and on a collected zoo with planted effects."""
+
+import re
+
+import numpy as np
+import pytest
+from scipy import stats as scipy_stats
+from tiny_measurements import LEVEL, write_zoo
+
+from nbhelpers.claims.paper import claim
+from nbhelpers.claims.verdicts import Record, judge
+from nbhelpers.zoo import ENCODINGS
+from nbhelpers.zoo.tables import WITHOUT_ROPE, ZooTables
+
+pytestmark = pytest.mark.notebook
+HALF = "scale_sensitivity_0.5"
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return ZooTables.read()
+
+
+@pytest.fixture(scope="module")
+def numbers(recorded):
+    return recorded("11")
+
+
+def nano(settings):
+    return settings.preset == "nano"
+
+
+@pytest.fixture(scope="module")
+def whole(run_on, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("zoo")
+    return run_on("11", write_zoo(folder / "collected", nano), folder / "out")
+
+
+# What is shipped
+
+
+def test_every_run_is_counted_and_its_loss_recorded(numbers, shipped):
+    assert numbers["runs"].value == len(shipped.runs)
+    own = shipped.runs[shipped.runs.preset == "nano"]
+    for row in own.itertuples():
+        assert numbers[f"loss_of_{row.run}"].value == pytest.approx(row.validation_loss)
+
+
+def test_trained_means_trained_is_said_per_arm(numbers, shipped):
+    bigram = shipped.runs.bigram.min()
+    for row in shipped.runs[shipped.runs["preset"] == "nano"].itertuples():
+        met = row.validation_loss < bigram - 0.4
+        if row.mask == "causal" and row.encoding in ("rope", "prope", "alibi", "t5"):
+            met &= row.validation_loss < row.trigram
+        assert numbers[f"loss_of_{row.run}"].note == f"trained: {'met' if met else 'missed'}"
+
+
+def test_means_are_those_of_the_measurements(numbers, shipped):
+    ends = shipped.rows(HALF, last=True)
+    for arm in shipped.present([*ENCODINGS, "rope-bidirectional", "learned-bidirectional", "rope-bos"]):
+        by_seed = ends[ends.arm == arm].groupby("seed").value.mean()
+        row = numbers[f"half_of_{arm}"]
+        assert row.value == pytest.approx(by_seed.mean(), abs=1e-9)
+        assert np.isnan(row.low) == (len(by_seed) < 3), "no interval from fewer than three seeds"
+
+
+def test_c8_is_recorded_only_where_every_encoding_has_three_seeds(numbers, shipped):
+    complete = all(set(shipped.seeds(arm)) >= {0, 1, 2} for arm in ("rope", *WITHOUT_ROPE))
+    assert ("C8_rope_advantage" in numbers) == complete
+
+
+def test_before_training_alibi_has_its_slopes_and_nothing_else(numbers, shipped):
+    if not shipped.seeds("alibi"):
+        pytest.skip("alibi is not collected yet")
+    assert numbers["alibi_order_lag_profile_effective_support_start"].value < -0.99
+
+
+# Planted effects: RoPE is the scale-invariant one here, by 0.1
+
+
+def test_the_planted_advantage_is_found(whole):
+    numbers, _, _ = whole
+    row = numbers["C8_rope_advantage"]
+    assert row.low <= LEVEL["rope"] - LEVEL["alibi"] <= row.high
+    assert row.value == pytest.approx(-0.1, abs=0.02)
+    assert row.null > 0.02
+    verdict = judge(claim("C8"), {"C8_rope_advantage": Record(row.value, row.low, row.high, row.null)})
+    assert verdict.verdict == "supported"
+
+
+def test_planted_shares_of_variance(whole):
+    _, tables, text = whole
+    shares = tables["shares"].set_index(["metric", "factor"])
+    assert shares.share[HALF, "encoding"] > 0.95
+    assert shares.low[HALF, "mask"] > 0.8, "0.08 between masks, 0.005 between seeds"
+    for factor in ("mask", "mask and recipe"):  # learned has a recipe of its own without the causal mask
+        assert shares.n_arms[HALF, factor] == 2
+    assert re.search(r"40 million tokens, .* for 70% of them, .* std 0\.002: learned-bidirectional\\n", text)
+    assert re.search(r"12 million tokens, .* for 5% of them, .* std 0\.02: rope, .*rope-bidirectional", text)
+    assert shares.low[HALF, "BOS"] < 0.05, "BOS does nothing here"
+    told = re.search(r"S\(0\.5\) of rope-bidirectional less rope: (\S+) ", text)
+    assert float(told[1]) == pytest.approx(0.08, abs=0.02)
+    levels = np.array([LEVEL[encoding] for encoding in ENCODINGS])
+    assert shares.variance[HALF, "encoding"] == pytest.approx(levels.var(), rel=0.1)
+
+
+def test_equivalence_is_what_was_planted(whole):
+    _, tables, _ = whole
+    so = tables["equivalence"].set_index(["metric", "encoding"]).so
+    assert so[HALF, "prope"] == "equivalent"
+    assert so[HALF, "learned"] == "different by more"
+    assert (so["low_band"] == "equivalent").all()
+    assert so["spectral_entropy", "alibi"] == "different by more"
+
+
+def test_s_predicts_the_loss_beyond_as_planted(whole):
+    numbers, tables, _ = whole
+    beyond = tables["beyond"]
+    assert "learned" not in set(beyond.encoding)
+    assert len(beyond) == 18
+    row = numbers["S_predicts_cost_of_1024"]
+    expected = scipy_stats.spearmanr(beyond["S(0.5)"], beyond["cost of 1024"]).statistic
+    assert row.value == pytest.approx(expected)
+    assert row.value > 0.9
+
+
+def test_statistics_that_see_the_slopes_are_told_from_those_that_do_not(whole):
+    numbers, _, text = whole
+    assert numbers["alibi_order_lag_profile_spectral_entropy_end"].value > 0.9
+    assert abs(numbers["alibi_order_key_profile_half_end"].value) < 0.8, "S has no slopes planted"
+    assert "and not by:" in text
+
+
+# Part of a zoo
+
+
+def test_a_masked_arm_that_did_not_train_says_nothing_about_the_mask(run_on, tmp_path):
+    folder = write_zoo(tmp_path / "collected", nano, untrained=("learned-bidirectional",))
+    numbers, tables, text = run_on("11", folder, tmp_path / "out")
+    assert numbers["loss_of_learned-bidirectional-seed0"].note == "trained: missed"
+    assert "since not every seed of it trained: learned-bidirectional" in text
+    shares = tables["shares"].set_index(["metric", "factor"])
+    assert shares.n_arms[HALF, "mask"] == 2, "rope, with and without the causal mask"
+    assert (HALF, "mask and recipe") not in shares.index, "learned is the only arm of that"
+    assert shares.low[HALF, "mask"] > 0.8
+
+
+def test_two_seeds_are_not_measured(run_on, tmp_path):
+    folder = write_zoo(tmp_path / "collected", lambda s: nano(s) and s.causal and not s.bos and s.seed < 2)
+    numbers, tables, text = run_on("11", folder, tmp_path / "out")
+    assert "C8_rope_advantage" not in numbers
+    assert not any(name.startswith("share_of") for name in numbers)
+    assert np.isnan(numbers["half_of_rope"].low)
+    assert tables["equivalence"].empty
+    assert "Not measured" in text
+    assert "python -m nbhelpers.zoo train-all" in text
+    assert "S_predicts_cost_of_512" in numbers, "a rank correlation over 12 runs of 6 encodings"

@@ -1,0 +1,146 @@
+"""12_training_dynamics, on what is shipped (whatever that is) and on a collected zoo with planted phases."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats as scipy_stats
+from tiny_measurements import LEVEL, write_zoo
+
+from nbhelpers.claims.paper import claim
+from nbhelpers.claims.verdicts import Record, judge
+from nbhelpers.zoo import ENCODINGS
+from nbhelpers.zoo.tables import WITHOUT_ROPE, ZooTables
+
+pytestmark = pytest.mark.notebook
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return ZooTables.read()
+
+
+@pytest.fixture(scope="module")
+def numbers(recorded):
+    return recorded("12")
+
+
+def core(settings):
+    return settings.preset == "nano" and settings.causal and not settings.bos
+
+
+@pytest.fixture(scope="module")
+def whole(run_on, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("zoo")
+    return run_on("12", write_zoo(folder / "collected", core), folder / "out", live_seconds=0.5)
+
+
+def verdict(number, numbers):
+    names = [c.name for c in claim(number).criteria]
+    return judge(claim(number), {n: Record(*numbers[n][2:6]) for n in names if n in numbers}).verdict
+
+
+# What is shipped
+
+
+def test_uniform_attention_is_the_closed_form(numbers):
+    n = 256
+    profile = np.array([sum(1 / (i + 1) for i in range(j, n)) / n for j in range(n)])
+    power = np.abs(np.fft.rfft(profile * np.hanning(n))) ** 2
+    share = power / power.sum()
+    expected = -np.sum(share * np.log(np.maximum(share, 1e-300)))
+    assert numbers["uniform_spectral_entropy"].value == pytest.approx(expected, rel=1e-6)
+
+
+def test_peaks_and_rises_are_those_of_the_measurements(numbers, shipped):
+    for arm in shipped.present(ENCODINGS):
+        rows = shipped.rows(["spectral_entropy", "scale_sensitivity_0.5"], arms=[arm])
+        curves = rows.groupby(["metric", "seed", "step"]).value.mean().unstack()
+        entropy, half = curves.loc["spectral_entropy"], curves.loc["scale_sensitivity_0.5"]
+        peak = entropy.max(axis=1) - entropy.iloc[:, [0, -1]].max(axis=1)
+        assert numbers[f"peak_of_{arm}"].value == pytest.approx(peak.mean(), abs=1e-9)
+        rise = half.iloc[:, -1] - half.iloc[:, 0]
+        assert numbers[f"rise_of_{arm}"].value == pytest.approx(rise.mean(), abs=1e-9)
+
+
+def test_every_arm_has_its_table_5(smoke_run, shipped):
+    run = smoke_run("12")
+    tables = run.output.parents[1] / "results" / run.name
+    frame = pd.read_parquet(tables / "every_arm.parquet")
+    for arm in shipped.present([*ENCODINGS, "rope-bidirectional", "learned-bidirectional", "rope-bos"]):
+        rows = shipped.rows("scale_sensitivity_0.5", arms=[arm]).groupby(["step", "seed"]).value.mean()
+        own = frame[(frame.arm == arm) & (frame.metric == "scale_sensitivity_0.5")].set_index("update")
+        assert own.index[-1] == rows.index.get_level_values("step").max()
+        for step in (0, 10, 100, 1000, own.index[-1]):
+            assert own.value[step] == pytest.approx(rows[step].mean(), abs=1e-9)
+            if len(rows[step]) == 3:
+                half = scipy_stats.t.ppf(0.975, 2) * rows[step].sem()
+                assert own.high[step] - own.low[step] == pytest.approx(2 * half, abs=1e-9)
+
+
+def test_claims_are_recorded_only_with_their_seeds_and_nulls(numbers, shipped):
+    rope = set(shipped.seeds("rope")) >= {0, 1, 2}
+    others = all(0 in shipped.seeds(arm) for arm in WITHOUT_ROPE)
+    assert ("C9_interior_peak" in numbers) == ("C10_rise" in numbers) == (rope and others)
+    assert ("C10_steps" in numbers) == rope
+
+
+def test_the_live_model_trains(numbers, smoke_run):
+    assert numbers["live_updates"].value >= 1
+    assert math.log(2048) - 0.6 < numbers["live_first_loss"].value < math.log(2048) + 0.1
+    assert numbers["live_last_loss"].value <= numbers["live_first_loss"].value + 0.05
+    assert "image/png" in smoke_run("12").output.read_text(), "the last figure stays"
+
+
+# Planted phases: every arm peaks by 0.5 nats, S rises in two steps
+
+
+def test_the_planted_peak_is_every_arms(whole):
+    numbers, _, _ = whole
+    row = numbers["C9_interior_peak"]
+    assert row.value == pytest.approx(0.5, abs=0.02)
+    assert row.null == pytest.approx(0.5, abs=0.02)
+    assert verdict("C9", numbers) == "explained by the null"
+
+
+def test_the_null_of_the_planted_rise_is_the_arm_without_rope_that_rises_most(whole):
+    numbers, _, _ = whole
+    row = numbers["C10_rise"]
+    assert row.value == pytest.approx(LEVEL["rope"] - 0.02, abs=0.01)
+    assert row.null == pytest.approx(LEVEL["learned"] - 0.02, abs=0.01)
+
+
+def test_the_planted_two_steps_are_found(whole):
+    numbers, tables, _ = whole
+    row = numbers["C10_steps"]
+    assert (row.value, row.low, row.high) == (2, 2, 2)
+    for arm in ENCODINGS:
+        assert numbers[f"rising_steps_of_half_{arm}"].value == 2
+        assert numbers[f"rising_steps_of_entropy_{arm}"].value == 1
+    knots = tables["knots"].set_index(["metric", "arm"])["they begin at"]
+    begins = [int(value) for value in knots["scale_sensitivity_0.5", "learned"].split(", ")]
+    assert begins == pytest.approx([19, 400], rel=0.35)  # planted at 20 and 400; checkpoints are apart
+
+
+def test_what_the_scores_track_is_explained(whole):
+    """Entropy rises with N_eff and local mass (planted on the same phase), and falls later by itself."""
+    numbers, tables, _ = whole
+    left = tables["left_over"]
+    entropy = left[left.metric == "spectral_entropy"]
+    assert (entropy["variance explained"] > 0.9).all()
+    assert (entropy["curve's variance left"] < 0.1).all()
+    assert numbers["peak_left_of_entropy_rope"].value < numbers["peak_of_rope"].value
+    half = left[left.metric == "scale_sensitivity_0.5"]
+    assert (half["curve's variance left"] > 0.1).all(), "its second step is no score's"
+
+
+def test_one_run_alone_is_shown_and_not_judged(run_on, tmp_path):
+    folder = write_zoo(tmp_path / "collected", lambda s: s.name == "rope-seed0")
+    numbers, tables, text = run_on("12", folder, tmp_path / "out", live_seconds=0.5)
+    assert not any(name.startswith(("C9", "C10")) for name in numbers)
+    assert numbers["rising_steps_of_half_rope"].value == 2
+    assert np.isnan(numbers["peak_of_rope"].low)
+    assert set(tables["left_over"].arm) == {"rope"}
+    assert "not measured" in text
+    assert "python -m nbhelpers.zoo train-all" in text

@@ -1,0 +1,118 @@
+"""13_model_scaling, on what is shipped (whatever that is) and on a collected zoo with a planted trend."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from tiny_measurements import PARAMETERS, write_zoo
+
+from nbhelpers.claims.paper import claim
+from nbhelpers.claims.verdicts import Record, judge
+from nbhelpers.zoo.tables import SIZES, ZooTables
+
+pytestmark = pytest.mark.notebook
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return ZooTables.read()
+
+
+@pytest.fixture(scope="module")
+def numbers(recorded):
+    return recorded("13")
+
+
+def plain_rope(settings):
+    return settings.encoding == "rope" and settings.causal and not settings.bos and settings.preset != "small"
+
+
+@pytest.fixture(scope="module")
+def whole(run_on, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("zoo")
+    return run_on("13", write_zoo(folder / "collected", plain_rope), folder / "out")
+
+
+def verdict(number, numbers):
+    names = [c.name for c in claim(number).criteria]
+    return judge(claim(number), {n: Record(*numbers[n][2:6]) for n in names if n in numbers}).verdict
+
+
+# What is shipped
+
+
+def test_runs_and_losses_are_those_of_the_sizes(numbers, shipped):
+    runs = shipped.runs[shipped.runs.arm.isin(SIZES)]
+    assert numbers["runs"].value == len(runs)
+    for arm, part in runs.groupby("arm"):
+        assert numbers[f"loss_of_{arm}"].value == pytest.approx(part.validation_loss.mean(), abs=1e-5)
+
+
+def test_claims_are_recorded_only_with_four_sizes_of_three_seeds(numbers, shipped):
+    full = [arm for arm in SIZES if set(shipped.seeds(arm)) >= {0, 1, 2}]
+    assert numbers["sizes_with_seeds"].value == len(full)
+    for name in ("C7_largest_departure", "C19_scale_sensitivity_trend"):
+        assert (name in numbers) == (len(full) >= 4)
+
+
+def test_the_papers_outlier_by_hand(numbers):
+    sizes = np.log10([14e6, 70e6, 160e6, 410e6, 1.4e9, 6.9e9, 12e9])
+    entropies = [2.279, 2.667, 3.018, 2.631, 2.655, 2.764, 2.783]
+    line = np.polyfit(sizes, entropies, 1)
+    expected = 3.786 - np.polyval(line, np.log10(2.8e9))
+    assert numbers["paper_departure"].value == pytest.approx(expected)
+
+
+# Planted: S(0.5) falls by 0.15 a decade, H_s does not change with size
+
+
+def test_the_planted_trend_is_found(whole):
+    numbers, _, _ = whole
+    row = numbers["C19_scale_sensitivity_trend"]
+    assert row.value == pytest.approx(-0.15, abs=0.01)
+    assert row.low <= -0.15 <= row.high
+    assert row.null == pytest.approx(0, abs=1e-9)
+    assert verdict("C19", numbers) == "supported"
+    assert abs(numbers["trend_of_spectral_entropy"].value) < 0.02
+
+
+def test_no_size_stands_out(whole):
+    numbers, _, _ = whole
+    row = numbers["C7_largest_departure"]
+    assert row.low < row.null < row.high
+    assert verdict("C7", numbers) != "supported"
+
+
+def test_a_planted_outlier_stands_out(run_on, tmp_path):
+    folder = write_zoo(tmp_path / "collected", plain_rope)
+    path = folder / "measurements.parquet"
+    frame = pd.read_parquet(path)
+    trained = frame.step > 100
+    frame.loc[trained & (frame.preset == "micro") & (frame.metric == "spectral_entropy"), "value"] += 0.2
+    frame.to_parquet(path)
+    numbers, _, _ = run_on("13", folder, tmp_path / "out")
+    row = numbers["C7_largest_departure"]
+    assert row.low > 3
+    assert row.value * numbers["sd_over_seeds"].value > 0.15
+    assert verdict("C7", numbers) == "supported"
+
+
+def test_means_and_spreads_by_size(whole):
+    numbers, tables, _ = whole
+    assert numbers["sizes_with_seeds"].value == len(PARAMETERS)
+    for arm in ("rope", "rope-pico", "rope-micro", "rope-mini"):
+        row = numbers[f"spectral_entropy_of_{arm}"]
+        assert row.low < row.value < row.high
+        assert row.value == pytest.approx(0.57 + 2.0 - 0.5, abs=0.02)
+        assert row.null == pytest.approx(0.57, abs=0.02)
+    assert len(tables["tables36"]) == 10
+
+
+def test_one_size_is_not_measured(run_on, tmp_path):
+    folder = write_zoo(tmp_path / "collected", lambda s: plain_rope(s) and s.preset == "nano")
+    numbers, tables, text = run_on("13", folder, tmp_path / "out")
+    assert "C7_largest_departure" not in numbers
+    assert "C19_scale_sensitivity_trend" not in numbers
+    assert numbers["sd_over_seeds"].value < 0.02, "three seeds of one size have a spread all the same"
+    assert tables["trends"].empty
+    assert "Not measured" in text
+    assert "python -m nbhelpers.zoo train-all" in text

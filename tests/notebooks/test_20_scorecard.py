@@ -1,0 +1,64 @@
+"""The scorecard judges what lies in the store and says what does not; the contradictions are facts."""
+
+import pandas as pd
+import pytest
+
+from nbhelpers.claims.paper import CLAIMS
+from nbhelpers.collection.results import Results, load_results, load_tables
+from nbhelpers.collection.run import run_notebooks
+
+pytestmark = pytest.mark.notebook
+NAME = "20_scorecard"
+
+
+@pytest.fixture(scope="module")
+def numbers(recorded):
+    return recorded(NAME)
+
+
+def test_without_measurements_nothing_is_judged(tmp_path):
+    (run,) = run_notebooks([NAME], size="smoke", out=tmp_path, progress=False)
+    assert run.status == "passed", run.error
+    counts = load_results(tmp_path).set_index("name").value
+    assert counts["claims_not_measured"] + counts["claims_not_testable_here"] == len(CLAIMS)
+    assert "python -m nbhelpers run" in run.output.read_text()
+
+
+def test_what_was_recorded_is_judged(tmp_path):
+    store = Results("10_scale_invariance", tmp_path / "results")
+    store.record("C5_half", 0.2, low=0.18, high=0.22, null=0.03)
+    store.record("C5_ratio", 2.0, low=1.9, high=2.1, null=2.8)
+    (run,) = run_notebooks([NAME], size="smoke", out=tmp_path, progress=False)
+    assert run.status == "passed", run.error
+    card = load_tables(tmp_path)[NAME, "scorecard"].set_index("claim")
+    assert card.verdict["C5"] == "contradicted"
+    criteria = load_tables(tmp_path)[NAME, "criteria"]
+    assert criteria.range.tolist() == ["outside", "inside"]
+    assert "image/png" in run.output.read_text()  # the panels
+
+
+def test_every_claim_has_one_verdict(numbers):
+    counts = [row.value for name, row in numbers.items() if name.startswith("claims_")]
+    assert sum(counts) == len(CLAIMS)
+    assert numbers["claims_not_testable_here"].value == sum(not known.criteria for known in CLAIMS)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [  # by hand from the printed tables
+        ("table_5_over_6_scale_sensitivity", 0.740 / 0.062),
+        ("table_6_over_1_reconstruction_error", 9e-5 / 1.26e-7),
+        ("rope_sizes_no_better_than_gpt2", 3),
+        ("training_adds_to_scale_sensitivity", 0.740 - 0.523),
+        ("sizes_where_quarter_is_below_half", 3),
+        ("bos_gap_in_table_1", 0.058 - 0.038),
+    ],
+)
+def test_the_contradictions_of_the_paper(numbers, name, value):
+    assert numbers[name].value == pytest.approx(value, rel=1e-9)
+
+
+def test_the_card_is_kept_as_a_table(smoke_run, numbers):
+    card = load_tables(smoke_run(NAME).output.parents[1])[NAME, "scorecard"]
+    assert isinstance(card, pd.DataFrame)
+    assert list(card.claim) == [known.number for known in CLAIMS]

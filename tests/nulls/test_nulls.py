@@ -1,0 +1,329 @@
+import ast
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from tolerances import assert_close
+
+import nbhelpers.nulls
+from nbhelpers import PAPER, Profiles
+from nbhelpers.kernels.entropy import effective_support, positional_entropy
+from nbhelpers.metrics import Observation, measure
+from nbhelpers.nulls import nulls
+
+SHAPE = (2, 3, 4)  # sequence, layer, head
+OF_PROFILES = [null for null in nulls.NULLS if null.made_of == "profiles"]
+DRAWN = [null for null in OF_PROFILES if null.number in ("N2", "N3", "N5", "N6", "N8")]
+KEEP_VALUES = [nulls.permuted, nulls.phase_surrogate, nulls.power_law]
+
+
+def attention(n, *, causal=True, seed=0, sharpness=2.0, shape=SHAPE):
+    """Random attention with a sink, float64, (sequence, layer, head, query, key)."""
+    z = torch.randn(*shape, n, n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    z = sharpness * z
+    z[..., 0] += 2
+    if causal:
+        z = z.masked_fill(torch.ones(n, n, dtype=torch.bool).triu(1), -torch.inf)
+    return z.softmax(-1)
+
+
+def make(n=40, *, causal=True, **options):
+    return Profiles.from_attention(
+        attention(n, causal=causal, **options), causal=causal, kv_groups=[0, 0, 1, 1]
+    )
+
+
+def observe(n, *, causal=True, shape=SHAPE):
+    parts = {a: make(int(a * n), causal=causal, seed=k, shape=shape) for k, a in enumerate((1, 0.5, 0.25))}
+    return Observation(parts.pop(1), parts)
+
+
+def only(profiles, *names):
+    """Return profiles with some of the arrays."""
+    kept = {
+        field: {name: getattr(profiles, field)[name] for name in names}
+        for field in ("arrays", "axes", "coordinates")
+    }
+    return dataclasses.replace(profiles, **kept)
+
+
+def sorted_values(profiles, name):
+    return profiles[name].double().sort(-1).values
+
+
+# What every null of profiles has in common
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("null", OF_PROFILES, ids=lambda null: null.name)
+def test_a_null_has_the_form_of_its_profiles(null, causal):
+    given = make(causal=causal)
+    before = {name: array.clone() for name, array in given.arrays.items()}
+    made = null.function(given, seed=1)
+    assert {name: a.shape for name, a in made.arrays.items()} == {n: a.shape for n, a in given.arrays.items()}
+    assert (made.axes, made.coordinates, made.kv_groups) == (given.axes, given.coordinates, given.kv_groups)
+    assert made.provenance["null"]["name"].startswith(null.number)
+    for name in nulls.SIGNALS:
+        assert made[name].dtype == torch.float64
+        assert_close(made[name].sum(-1), torch.ones(SHAPE, dtype=torch.float64))
+        assert made[name].min() >= 0
+    assert all(torch.equal(given[name], array) for name, array in before.items()), "the input was changed"
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("null", OF_PROFILES, ids=lambda null: null.name)
+def test_local_mass_is_that_of_the_lag_profile(null, causal):
+    made = null.function(make(causal=causal), seed=1)
+    lags = made.coordinates["lag_profile"]
+    for place, distance in enumerate(made.coordinates["local_mass"]):
+        within = [k for k, lag in enumerate(lags) if abs(lag) <= distance]
+        assert_close(made.local_mass[..., place], made.lag_profile[..., within].sum(-1))
+
+
+@pytest.mark.parametrize("null", OF_PROFILES, ids=lambda null: null.name)
+def test_a_null_can_be_measured_at_every_length_and_again(null):
+    observation = observe(64)
+    first, second = (measure(observation.map(lambda p: null.function(p, seed=3))) for _ in range(2))
+    assert first.frame.value.notna().all()
+    assert first.frame.equals(second.frame)
+
+
+@pytest.mark.parametrize("null", DRAWN, ids=lambda null: null.name)
+def test_another_seed_gives_other_numbers(null):
+    given = make()
+    made = [null.function(given, seed=seed) for seed in (0, 1)]
+    assert all(not torch.equal(made[0][name], made[1][name]) for name in nulls.SIGNALS)
+
+
+def test_each_profile_and_length_has_a_stream_of_its_own():
+    flat = torch.full((1, 1, 1, 8, 8), 1 / 8, dtype=torch.float64)
+    ramp = torch.arange(1.0, 9.0, dtype=torch.float64) / 36
+    given = only(Profiles.from_attention(flat, causal=False), "key_profile", "last_query")
+    given = dataclasses.replace(given, arrays=dict.fromkeys(given.arrays, ramp.view(1, 1, 1, 8)))
+    made = nulls.permuted(given, seed=0)
+    assert not torch.equal(made.key_profile, made.last_query)
+
+
+@pytest.mark.parametrize("null", OF_PROFILES, ids=lambda null: null.name)
+def test_a_null_of_a_null_and_of_saved_profiles(null, tmp_path):
+    made = null.function(make().load(make().save(tmp_path / "p.safetensors")), seed=1)
+    assert Profiles.load(made.save(tmp_path / "null.safetensors")).provenance == made.provenance
+
+
+# N0
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("n", [2, 7, 40])
+def test_uniform_is_the_uniform_matrix(n, causal):
+    attn = torch.ones(n, n, dtype=torch.float64)
+    attn = attn.tril() if causal else attn
+    expected = Profiles.from_attention(
+        (attn / attn.sum(-1, keepdim=True)).expand(*SHAPE, n, n), causal=causal
+    )
+    made = nulls.uniform(make(n, causal=causal))
+    for name in expected.arrays:
+        assert_close(made[name], expected[name])
+
+
+KNOWN = {32: (0.035, 0.087), 64: (0.031, 0.082), 128: (0.026, 0.073), 256: (0.023, 0.065)}
+
+
+@pytest.mark.parametrize("n", KNOWN)
+def test_uniform_reproduces_the_known_scale_sensitivities(n):
+    table = measure(observe(n, shape=(1, 1, 4)).map(nulls.uniform))
+    found = [table.values(f"scale_sensitivity_{a}") for a in (0.5, 0.25)]
+    assert [round(float(values.mean()), 3) for values in found] == list(KNOWN[n])
+    assert all(values.std() < 1e-12 for values in found)
+
+
+@pytest.mark.parametrize("n", [64, 128])
+def test_uniform_bidirectional_scale_sensitivities(n):
+    table = measure(observe(n, causal=False, shape=(1, 1, 4)).map(nulls.uniform))
+    found = [float(table.values(f"scale_sensitivity_{a}").mean()) for a in (0.5, 0.25)]
+    assert [round(value, 3) for value in found] == [0.255, 0.423]
+
+
+OTHER_MODES = {
+    "periodization": {32: (0.089, 0.276), 256: (0.066, 0.222)},
+    "zero": {32: (0.093, 0.131), 256: (0.225, 0.399)},
+}
+
+
+@pytest.mark.parametrize("mode", OTHER_MODES)
+@pytest.mark.parametrize("n", [32, 256])
+def test_uniform_in_the_other_boundary_modes(mode, n):
+    table = measure(observe(n, shape=(1, 1, 4)).map(nulls.uniform), PAPER.replace(mode=mode))
+    found = [round(float(table.values(f"scale_sensitivity_{a}").mean()), 3) for a in (0.5, 0.25)]
+    assert found == list(OTHER_MODES[mode][n])
+
+
+def test_uniform_knows_causal_from_bidirectional():
+    causal, both = make(8), make(8, causal=False)
+    with pytest.raises(
+        ValueError, match=r"of bidirectional attention \(lags from -7 to 7\), so the causal null"
+    ):
+        nulls.uniform(both, causal=True)
+    with pytest.raises(
+        ValueError, match=r"of causal attention \(lags from 0 to 7\), so the bidirectional null"
+    ):
+        nulls.uniform(causal, causal=False)
+    assert torch.equal(nulls.uniform(causal, causal=True).key_profile, nulls.uniform(causal).key_profile)
+    without = only(causal, "key_profile")
+    with pytest.raises(ValueError, match="pass causal=True or causal=False"):
+        nulls.uniform(without)
+    assert torch.equal(nulls.uniform(without, causal=True).key_profile, nulls.uniform(causal).key_profile)
+    with pytest.raises(ValueError, match="at least 1 token, got length 0"):
+        nulls.uniform_profiles(0, causal=True)
+
+
+# N2, N5, N6
+
+
+@pytest.mark.parametrize("null", KEEP_VALUES)
+def test_values_are_kept_exactly_and_moved(null):
+    given = make()
+    made = null(given, seed=1)
+    for name in nulls.SIGNALS:
+        assert torch.equal(sorted_values(made, name), sorted_values(given, name))
+        assert (made[name] != given[name]).any(-1).all(), "a profile stayed as it was"
+        assert_close(positional_entropy(made[name]), positional_entropy(given[name]))
+        assert_close(effective_support(made[name]), effective_support(given[name]))
+
+
+def amplitudes(signal):
+    return torch.fft.rfft(signal.double())[..., 1:].abs()
+
+
+def test_phase_surrogates_are_nearer_in_spectrum_than_permuted_profiles():
+    given = make(64, sharpness=1.0)
+    for name in nulls.SIGNALS:
+        a, close, far = (
+            amplitudes(p[name]) for p in (given, nulls.phase_surrogate(given), nulls.permuted(given))
+        )
+        miss, other = ((a - b).norm(dim=-1) / a.norm(dim=-1) for b in (close, far))
+        assert miss.mean() < 0.2
+        assert miss.mean() < 0.5 * other.mean()
+
+
+# N3
+
+
+def test_iid_softmax_keeps_the_effective_support_only():
+    given = make()
+    made = nulls.iid_softmax(given, seed=1)
+    for name in nulls.SIGNALS:
+        ratio = effective_support(made[name]) / effective_support(given[name])
+        assert (ratio - 1).abs().max() < 1e-9
+        assert not torch.allclose(sorted_values(made, name), sorted_values(given, name))
+
+
+# N4
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_exponential_keeps_the_mean_distance(causal):
+    given = make(causal=causal)
+    made = nulls.exponential(given)
+    lags = torch.tensor(given.coordinates["lag_profile"]).abs()
+    assert_close((made.lag_profile * lags).sum(-1), (given.lag_profile * lags).sum(-1), dtype=torch.float32)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_exponential_attention_is_its_own_null(causal):
+    apart = (torch.arange(20.0, dtype=torch.float64)[:, None] - torch.arange(20.0)).abs()
+    z = torch.tensor([-1.0, -0.2, 0.0, 0.3], dtype=torch.float64)[:, None, None] * apart  # (head, query, key)
+    z = z.masked_fill(torch.ones(20, 20, dtype=torch.bool).triu(1), -torch.inf) if causal else z
+    given = Profiles.from_attention(z.softmax(-1).expand(*SHAPE, 20, 20), causal=causal)
+    made = nulls.exponential(given)
+    for name in given.arrays:
+        assert (made[name] - given[name]).abs().max() < 1e-9
+
+
+# N8, N9
+
+
+def test_permuted_heads_stay_in_their_layer_and_move_alike_everywhere():
+    given, made = make(), nulls.permuted_heads(make(), seed=1)
+    orders = []
+    for layer in range(SHAPE[1]):
+        key = given.key_profile[:, layer]  # (sequence, head, key)
+        order = [
+            next(k for k in range(SHAPE[2]) if torch.equal(key[:, k], made.key_profile[:, layer, head]))
+            for head in range(SHAPE[2])
+        ]
+        assert sorted(order) == list(range(SHAPE[2]))
+        for name in given.arrays:
+            assert torch.equal(made[name][:, layer], given[name][:, layer, order])
+        orders.append(tuple(order))
+    assert len(set(orders)) > 1, "every layer has an order of its own"
+    shorter = nulls.permuted_heads(make(20), seed=1)
+    assert torch.equal(shorter.key_profile[:, 0], make(20).key_profile[:, 0, list(orders[0])])
+    with pytest.raises(ValueError, match="1 head"):
+        nulls.permuted_heads(make(shape=(1, 1, 1)))
+
+
+def test_without_sink():
+    given, made = make(), nulls.without_sink(make())
+    for name in ("key_profile", "last_query"):
+        assert not made[name][..., 0].any()
+        rest = given[name][..., 1:]
+        assert_close(made[name][..., 1:], rest / rest.sum(-1, keepdim=True))
+    assert torch.equal(made.lag_profile, given.lag_profile)
+    assert torch.equal(made.local_mass, given.local_mass)
+    all_on_sink = torch.zeros(1, 1, 2, 6, 6)
+    all_on_sink[..., 0] = 1
+    with pytest.raises(ValueError, match="2 of 2 key_profiles have everything on key 0"):
+        nulls.without_sink(Profiles.from_attention(all_on_sink, causal=True))
+    with pytest.raises(ValueError, match="key_profile or last_query"):
+        nulls.without_sink(only(given, "lag_profile"))
+
+
+# What is refused
+
+
+PROFILE_NULLS = [null for null in OF_PROFILES if null.number != "N8"]
+
+
+@pytest.mark.parametrize("null", PROFILE_NULLS, ids=lambda null: null.name)
+def test_profiles_without_a_null_are_refused(null):
+    with pytest.raises(ValueError, match="1 token"):
+        null.function(make(1))
+    padded = dataclasses.replace(make(8), n_real=torch.tensor([8, 5]))
+    with pytest.raises(ValueError, match=r"one length without padding.*\[5, 8\]"):
+        null.function(padded)
+    with pytest.raises(ValueError, match="needs lag_profile, which was not captured"):
+        null.function(only(make(8), "key_profile", "local_mass"))
+    mixed = make(8)
+    mixed.arrays["row_entropy"], mixed.axes["row_entropy"] = torch.zeros(SHAPE), ("sequence", "layer", "head")
+    with pytest.raises(ValueError, match=r"row_entropy\. Capture without the others"):
+        null.function(mixed)
+
+
+def test_exponential_needs_lags():
+    with pytest.raises(ValueError, match="needs lag_profile"):
+        nulls.exponential(only(make(8), "key_profile"))
+
+
+def test_profiles_of_two_lengths_are_refused():
+    given = make(8)
+    given.coordinates["last_query"] = list(range(9))
+    with pytest.raises(ValueError, match="'key_profile': 8, 'last_query': 9"):
+        nulls.permuted(given)
+
+
+def test_the_table_of_nulls_has_all_ten():
+    assert {null.number for null in nulls.NULLS} == {f"N{k}" for k in range(10)}
+    assert all(callable(null.function) and null.keeps and null.destroys for null in nulls.NULLS)
+
+
+def test_evidence_does_not_import_hooks():
+    for path in Path(nbhelpers.nulls.__file__).parent.glob("*.py"):
+        names = [
+            alias
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            if isinstance(node, ast.Import | ast.ImportFrom)
+            for alias in [getattr(node, "module", None), *(a.name for a in node.names)]
+        ]
+        assert not any("hooks" in (name or "") for name in names), path

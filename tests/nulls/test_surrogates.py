@@ -1,0 +1,214 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import signal as scipy_signal
+from tolerances import assert_close
+
+from nbhelpers.kernels import spectra
+from nbhelpers.nulls import surrogates
+
+N = 96
+
+
+@pytest.fixture(scope="module")
+def profiles():
+    """Signals that sum to 1, (kind, position): flat and spiky ones, one with a sink, one that decays."""
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(6, N, generator=generator, dtype=torch.float64)
+    z = torch.stack([0.1 * z[0], z[1], 3 * z[2], z[3], z[4].cumsum(-1), z[5]])
+    z[3, 0] += 6
+    z[5] -= torch.arange(N) / 20
+    return z.softmax(-1)
+
+
+def support(x):
+    return 1 / x.square().sum(-1)
+
+
+def test_random_order_keeps_the_values_and_moves_them(profiles):
+    before = profiles.clone()
+    drawn = surrogates.random_order(profiles, seed=1)
+    assert torch.equal(drawn.sort(-1).values, profiles.sort(-1).values)
+    assert (drawn != profiles).float().mean() > 0.9
+    assert torch.equal(profiles, before)
+
+
+def test_random_order_puts_every_value_anywhere_equally_often():
+    ramp = torch.arange(8.0).expand(4000, 8)
+    mean = surrogates.random_order(ramp, seed=0).mean(0)
+    assert (mean - 3.5).abs().max() < 4 * ramp[0].std() / math.sqrt(4000)
+
+
+@pytest.mark.parametrize("n", [2, 17, N])
+def test_softmax_of_support_has_the_support(n):
+    target = torch.linspace(1.001, n - 0.001, 40, dtype=torch.float64)
+    made = surrogates.softmax_of_support(target, n, seed=3)
+    assert (support(made) / target - 1).abs().max() < 1e-10
+    assert_close(made.sum(-1), torch.ones(40, dtype=torch.float64))
+
+
+def test_softmax_of_support_reaches_both_ends():
+    made = surrogates.softmax_of_support([1.0, 9.0], 9)
+    assert_close(made[0].max(), torch.tensor(1.0, dtype=torch.float64))
+    assert (made[1] - 1 / 9).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("target", [0.5, 9.5, math.nan])
+def test_softmax_of_an_impossible_support(target):
+    with pytest.raises(ValueError, match="lie in 1 to 9"):
+        surrogates.softmax_of_support([3.0, target], 9)
+
+
+def slow_matrix(s, n, causal):
+    """exp(s·|i − j|) over the visible keys, row by row with the largest exponent taken out."""
+    matrix = np.zeros((n, n))
+    for i in range(n):
+        keys = range(i + 1 if causal else n)
+        exponents = np.array([s * abs(i - j) for j in keys])
+        weights = np.exp(exponents - exponents.max())
+        matrix[i, : len(weights)] = weights / weights.sum()
+    return matrix
+
+
+DECAYS = (-30.0, -2.0, -0.1, -1e-3, 0.0, 1e-3, 0.2, 3.0, 30.0)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("s", DECAYS)
+def test_exponential_attention_and_its_mean_distance(s, causal):
+    n = 21
+    expected = slow_matrix(s, n, causal)
+    assert_close(surrogates.exponential_attention(s, n, causal=causal), torch.from_numpy(expected))
+    apart = np.abs(np.subtract.outer(np.arange(n), np.arange(n)))
+    distance = (expected * apart).sum() / n
+    found = surrogates._mean_distance(torch.tensor(s, dtype=torch.float64), n, causal)
+    assert float(found) == pytest.approx(distance, rel=1e-11)
+
+
+@pytest.mark.parametrize("s", DECAYS)
+def test_exponential_profiles_are_those_of_the_matrix(s):
+    n = 21
+    matrix = torch.from_numpy(slow_matrix(s, n, True))
+    made = surrogates.exponential_profiles(torch.full((2, 3), s, dtype=torch.float64), n)
+    lags = torch.stack([matrix.diagonal(-lag).sum() / n for lag in range(n)])
+    for name, expected in (
+        ("key_profile", matrix.mean(0)),
+        ("last_query", matrix[-1]),
+        ("lag_profile", lags),
+    ):
+        assert_close(made[name], expected.expand(2, 3, n))
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_exponential_decay_is_solved(causal):
+    n = 50
+    farthest = (n - 1) / 2 if causal else float(np.maximum(range(n), range(n)[::-1]).mean())
+    target = torch.linspace(1e-6, farthest - 1e-6, 30, dtype=torch.float64)
+    s = surrogates.exponential_decay(target, n, causal=causal)
+    found = surrogates._mean_distance(s, n, causal)
+    assert (found - target).abs().max() < 1e-9
+    uniform = (n - 1) / 4 if causal else (n**2 - 1) / (3 * n)
+    assert abs(float(surrogates.exponential_decay(uniform, n, causal=causal))) < 1e-9
+    with pytest.raises(ValueError, match=f"over {n} tokens has 0 to {farthest:.6g}"):
+        surrogates.exponential_decay([1.0, farthest + 0.01], n, causal=causal)
+
+
+def test_alibi_slope_is_found_again():
+    matrix = slow_matrix(-(2.0**-3), 64, True)
+    apart = np.abs(np.subtract.outer(np.arange(64), np.arange(64)))
+    s = surrogates.exponential_decay((matrix * apart).sum() / 64, 64, causal=True)
+    assert float(s) == pytest.approx(-0.125, rel=1e-9)
+
+
+def spectral_miss(made, given):
+    """Norm of the difference of the amplitude spectra without DC, over that of the given one."""
+    a, b = (torch.fft.rfft(x)[..., 1:].abs() for x in (given, made))
+    return (a - b).norm(dim=-1) / a.norm(dim=-1)
+
+
+def test_iaaft_keeps_values_exactly_and_the_spectrum_closely(profiles):
+    made = surrogates.iaaft(profiles, seed=2)
+    assert torch.equal(made.sort(-1).values, profiles.sort(-1).values)
+    miss, shuffled = spectral_miss(made, profiles), spectral_miss(surrogates.random_order(profiles), profiles)
+    assert miss[[0, 1, 3, 4]].max() < 0.1, "the spectrum of a surrogate is another"
+    assert miss.max() < 0.5  # the spiky one and the steep one leave few orders to choose from
+    assert (miss < 0.85 * shuffled).all(), "no nearer to the spectrum than any order"
+    moved = (made - profiles).norm(dim=-1) / (profiles - profiles.mean(-1, keepdim=True)).norm(dim=-1)
+    assert (moved > 0.3).all(), "the surrogate is the signal"
+
+
+def test_iaaft_of_a_wave_keeps_its_spectrum_within_rounding_of_ranks():
+    wave = 1 + torch.sin(2 * torch.pi * 5 * torch.arange(N, dtype=torch.float64) / N) / 2
+    made = surrogates.iaaft(wave, seed=1)
+    assert made.shape == wave.shape
+    assert spectral_miss(made, wave) < 0.02
+
+
+def test_iaaft_row_by_row_is_the_batch(profiles, monkeypatch):
+    whole = surrogates.iaaft(profiles.view(2, 3, N), seed=5)
+    monkeypatch.setattr(surrogates, "ROWS_AT_ONCE", 1)
+    assert torch.equal(surrogates.iaaft(profiles.view(2, 3, N), seed=5), whole)
+
+
+@pytest.mark.parametrize("chi", [-1.0, 0.0, 1.3, 3.0])
+def test_power_law_is_fitted_exactly(chi):
+    frequency = spectra.frequencies(64)
+    psd = torch.where(frequency > 0, 7 * frequency.double().clamp_min(1e-9) ** -chi, 1e6)
+    psd = torch.stack([psd, 2 * psd])
+    psd[1, 5] = 0  # a bin without power is left out
+    exponent, scale = surrogates.fit_power_law(psd, frequency)
+    assert exponent == pytest.approx([chi, chi], abs=1e-5)
+    assert scale == pytest.approx([7, 14], rel=1e-5)
+
+
+def test_power_law_fit_is_that_of_polyfit(profiles):
+    frequency = spectra.frequencies(N)
+    psd = spectra.psd(profiles, detrend="mean")
+    found = surrogates.fit_power_law(psd, frequency).exponent
+    log_f = np.log(frequency.numpy()[1:])
+    expected = [-np.polyfit(log_f, np.log(row[1:]), 1)[0] for row in psd.numpy()]
+    assert_close(found, torch.tensor(expected, dtype=torch.float64), dtype=torch.float32)
+
+
+def test_power_law_needs_two_frequencies():
+    with pytest.raises(ValueError, match="4 tokens or more"):
+        surrogates.fit_power_law(torch.ones(2), [0.0, 0.5])
+    with pytest.raises(ValueError, match=r"shape \(5,\) for 4 frequencies"):
+        surrogates.fit_power_law(torch.ones(5), [0.0, 0.1, 0.2, 0.3])
+    assert surrogates.fit_power_law(torch.zeros(3), [0.0, 0.2, 0.4]).exponent.isnan()
+
+
+@pytest.mark.parametrize("chi", [0.0, 1.0, 2.0])
+def test_power_law_order_has_the_exponent_and_the_values(chi):
+    generator = np.random.default_rng(0)
+    frequency = np.fft.rfftfreq(512)
+    amplitude = np.r_[0, frequency[1:] ** (-chi / 2)]
+    noise = np.fft.irfft(amplitude * np.exp(2j * np.pi * generator.random((40, 257))), axis=-1)
+    given = torch.from_numpy(noise - noise.min(-1, keepdims=True))
+    made = surrogates.power_law_order(given, seed=4)
+    assert torch.equal(made.sort(-1).values, given.sort(-1).values)
+    f, psd = scipy_signal.periodogram(made.numpy(), window="hann", axis=-1)
+    found = -np.polyfit(np.log(f[2:]), np.log(psd[:, 2:]).mean(0), 1)[0]
+    assert found == pytest.approx(chi, abs=0.1 + chi / 10)  # placing the ranks whitens a little
+
+
+def test_power_law_order_of_a_constant_signal():
+    flat = torch.full((2, 16), 1 / 16, dtype=torch.float64)
+    assert torch.equal(surrogates.power_law_order(flat), flat)
+
+
+@pytest.mark.parametrize("make", [surrogates.random_order, surrogates.iaaft, surrogates.power_law_order])
+def test_same_seed_same_numbers(profiles, make):
+    assert torch.equal(make(profiles, seed=1), make(profiles, seed=1))
+    assert not torch.equal(make(profiles, seed=1), make(profiles, seed=2))
+    with pytest.raises(ValueError, match="1 position"):
+        make(torch.ones(3, 1))
+    with pytest.raises(ValueError, match="NaN"):
+        make(profiles * math.nan)
+
+
+def test_float32_signals_keep_their_values(profiles):
+    made = surrogates.iaaft(profiles.float())
+    assert torch.equal(made.float().sort(-1).values, profiles.float().sort(-1).values)

@@ -1,0 +1,87 @@
+"""What a run is summarised to, and uniform attention beside it, from the whole matrix."""
+
+import numpy as np
+import pytest
+import torch
+
+from nbhelpers.inputs.models import load_model
+from nbhelpers.inputs.text import load_text
+from nbhelpers.metrics import Observation, analyze, measure
+from nbhelpers.nulls.uniform import CORRELATION, null_of, summarise, uniform_null
+from nbhelpers.profiles import Profiles
+from nbhelpers.protocol import PAPER
+from nbhelpers.stats import position_spectrum_correlation
+
+PROTOCOLS = [
+    {},
+    {"signal": "lag_profile"},
+    {"signal": "last_query", "window": "boxcar"},
+    {"sink": "drop_renormalise", "alignment": "per-level"},
+    {"order": "mean then metric", "factors": (0.6, 0.29), "local_distance": 4},
+]
+
+
+def uniform_matrix(n, causal):
+    seen = torch.ones(n, n, dtype=torch.float64).tril() if causal else torch.ones(n, n, dtype=torch.float64)
+    return Profiles.from_attention((seen / seen.sum(-1, keepdim=True))[None, None, None], causal=causal)
+
+
+@pytest.fixture(scope="module")
+def table(tiny_llama_folder):
+    model = load_model(tiny_llama_folder, device="cpu")
+    return analyze(model, load_text("moby-dick", model, n_sequences=4, length=48), progress=False)
+
+
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "both ways"])
+@pytest.mark.parametrize("changes", PROTOCOLS, ids=str)
+def test_the_null_is_that_of_the_uniform_matrix(changes, causal):
+    protocol, n = PAPER.replace(**changes), 100
+    scaled = {a: uniform_matrix(round(100 * a), causal) for a in protocol.factors}
+    frame = measure(Observation(uniform_matrix(n, causal), scaled), protocol).frame
+    found = uniform_null(n, protocol, causal=causal)
+    assert list(found) == frame.metric.tolist()
+    for row in frame.itertuples():
+        room = 1e-6 if row.metric == "reconstruction_error" else 1e-12  # which is rounding of float32
+        assert found[row.metric] == pytest.approx(row.value, abs=room, rel=1e-9), row.metric
+
+
+def test_the_null_has_the_values_known_before():
+    found = uniform_null(128, PAPER, causal=True)
+    known = {"spectral_entropy": 0.571, "frequency_selectivity": 3.205}
+    known |= {"scale_sensitivity_0.5": 0.026, "scale_sensitivity_0.25": 0.073}
+    for metric, value in known.items():
+        assert found[metric] == pytest.approx(value, abs=5e-4)
+    assert found["positional_entropy"] < np.log(128)
+    assert uniform_null(128, PAPER, causal=False)["positional_entropy"] == pytest.approx(np.log(128))
+
+
+@pytest.mark.parametrize("signal", ["rows", "flattened"])
+def test_signals_that_no_profile_holds_have_no_null(signal):
+    assert uniform_null(64, PAPER.replace(signal=signal), causal=True) == {}
+
+
+def test_too_few_tokens_are_refused():
+    with pytest.raises(ValueError, match="too few for one level"):
+        uniform_null(8, PAPER, causal=True)
+
+
+def test_a_table_knows_its_own_null(table):
+    assert null_of(table) == uniform_null(48, PAPER, causal=True)
+    other = type(table)(table.frame, table.provenance | {"stream": "encoder"})
+    assert null_of(other) == uniform_null(48, PAPER, causal=False)
+    boxcar = table.provenance | {"protocol": PAPER.replace(window="boxcar").to_dict()}
+    assert null_of(type(table)(table.frame, boxcar))["low_band"] != null_of(table)["low_band"]
+
+
+def test_a_summary_is_the_table_s_with_the_correlation_and_the_null(table):
+    null = null_of(table)
+    summary = summarise(table, null=null, seed=3).set_index("metric")
+    own = table.summary(seed=3)
+    assert list(summary.index) == [*own.index, CORRELATION]
+    assert summary.loc[own.index, list(own)].astype(float).equals(own.astype(float))
+    rho = position_spectrum_correlation(table, over="heads of a layer", seed=3)
+    assert summary.loc[CORRELATION, ["mean", "low", "high"]].tolist() == list(rho[:3])
+    assert summary.null[own.index].tolist() == [null[metric] for metric in own.index]
+    assert np.isnan(summary.null[CORRELATION]), "uniform heads are all alike"
+    assert "null" not in summarise(table)
+    assert summarise(table, null={}).null.isna().all()

@@ -1,0 +1,138 @@
+"""What a run is said to take before it runs."""
+
+import math
+
+import pytest
+from tiny_sweeps import parts_grid
+
+from nbhelpers.hooks.capture import plan
+from nbhelpers.inputs import files as model_files
+from nbhelpers.inputs.hub import HubAnswer
+from nbhelpers.inputs.models import load_model
+from nbhelpers.inputs.skeletons import load_skeleton
+from nbhelpers.sweeps import estimates
+from nbhelpers.sweeps.estimates import LIBRARY_MB, Estimator, duration, matmul_speed, memory, tokens
+from nbhelpers.sweeps.grids import make_grid
+from nbhelpers.sweeps.sweep_records import write_record
+
+
+@pytest.fixture
+def no_hub(monkeypatch):
+    """A machine without a network; counts the questions."""
+    asked = []
+
+    def ask(name, **options):
+        asked.append(name)
+        return HubAnswer(False, reason="ConnectError")
+
+    monkeypatch.setattr(model_files, "ask_hub", ask)
+    return asked
+
+
+@pytest.fixture
+def speed(monkeypatch):
+    """A machine of exactly one GFLOP/s."""
+    monkeypatch.setattr(estimates, "matmul_speed", lambda device: 1e9)
+
+
+def run_of(model, **changes):
+    sizes = {"corpus": "moby-dick", "n_sequences": 4, "length": 64}
+    (run,) = make_grid({"model": model} | sizes | changes).runs
+    return run
+
+
+def test_a_skeleton_is_the_model_without_its_weights(tiny_llama_folder, tiny_llama):
+    skeleton = load_skeleton(str(tiny_llama_folder))
+    assert {p.device.type for p in skeleton.model.parameters()} == {"meta"}
+    assert skeleton.description.n_parameters == tiny_llama.description.n_parameters
+    shapes = {name: (p.shape, p.dtype) for name, p in skeleton.model.named_parameters()}
+    assert shapes == {name: (p.shape, p.dtype) for name, p in tiny_llama.model.named_parameters()}
+    assert str(plan(skeleton, 4, 64)) == str(plan(tiny_llama, 4, 64))
+    assert load_skeleton(f"random:{tiny_llama_folder}", dtype="bfloat16").description.dtype == "bfloat16"
+    assert (
+        load_skeleton("minilm-l6").description.n_parameters
+        == load_model("minilm-l6").description.n_parameters
+    )
+
+
+def test_memory_is_weights_and_plan(tiny_llama_folder, tiny_llama, speed):
+    run = run_of(str(tiny_llama_folder))
+    estimate = Estimator(device="cpu").estimate(run)
+    weights = 4 * tiny_llama.description.n_parameters
+    expected = LIBRARY_MB + (weights + plan(tiny_llama, 4, 64).working_bytes) / 2**20
+    assert estimate.megabytes == pytest.approx(expected)
+    half = Estimator(device="cpu").estimate(run_of(str(tiny_llama_folder), dtype="bfloat16"))
+    assert half.megabytes < estimate.megabytes
+    assert "parameters from the configuration" in estimate.basis
+
+
+def test_a_gpu_is_given_larger_batches(tiny_llama_folder, speed):
+    run = run_of(str(tiny_llama_folder), n_sequences=200)
+    cpu, gpu = (Estimator(device=device).estimate(run) for device in ("cpu", "cuda"))
+    assert gpu.megabytes > cpu.megabytes + 10
+    small = run_of(str(tiny_llama_folder), n_sequences=200, batch_size=1)
+    assert Estimator(device="cuda").estimate(small).megabytes < cpu.megabytes
+
+
+def test_time_goes_with_tokens_and_scaled_variants(tiny_llama_folder, tiny_llama, speed):
+    run = run_of(str(tiny_llama_folder))
+    assert tokens(run) == 4 * 64 * 1.75
+    estimator = Estimator(device="cpu")
+    base = estimator.estimate(run).seconds
+    count = tiny_llama.description.n_parameters
+    products = 2 * count * 448 / 1e9
+    loading, metrics = 4 * count / estimates.LOADING_BYTES_PER_SECOND, estimates.METRIC_SECONDS * 8 * 448
+    assert base == pytest.approx(estimates.OVERHEAD * products + loading + metrics)
+    twice = estimator.estimate(run_of(str(tiny_llama_folder), n_sequences=8)).seconds
+    assert twice - loading == pytest.approx(2 * (base - loading))
+
+
+def test_finished_runs_say_how_fast_a_model_is(tmp_path):
+    grid = parts_grid("a", "b", "c")
+    for run, seconds, peak in zip(grid.runs, (10, 30), (700.0, 900.0), strict=False):
+        write_record(tmp_path, {"id": run.id, "status": "done", "seconds": seconds, "peak_mb": peak})
+    estimate = Estimator(tmp_path, device="cpu").estimate(grid.runs[2], others=grid.runs)
+    assert (estimate.seconds, estimate.megabytes) == (20, 900)
+    assert estimate.basis == "2 finished runs of this model"
+
+
+def test_what_the_grid_states_serves_without_a_network(no_hub, speed):
+    models = [{"name": f"owner/{k}", "n_parameters": 1e9} for k in range(3)] + ["owner/unknown"]
+    grid = make_grid({"model": models, "corpus": "wikipedia", "n_sequences": 1, "length": 64})
+    estimator = Estimator(device="cpu")
+    told = [estimator.estimate(run) for run in grid.runs]
+    assert [estimate.megabytes for estimate in told[:3]] == [pytest.approx(LIBRARY_MB + 4e9 / 2**20)] * 3
+    assert "as the grid says" in told[0].basis
+    assert math.isnan(told[3].seconds)
+    assert "the Hugging Face Hub could not be reached" in told[3].basis
+    assert no_hub == ["owner/0"]  # asked once: each question may wait for the network
+
+
+def test_a_model_that_is_not_there_has_no_estimate(no_hub, tmp_path):
+    (tmp_path / "empty").mkdir()
+    estimate = Estimator(device="cpu").estimate(run_of(str(tmp_path / "empty")))
+    assert math.isnan(estimate.seconds)
+    assert "holds no config.json" in estimate.basis
+
+
+def test_speed_is_of_this_machine():
+    assert 1e7 < matmul_speed("cpu", size=128) < 1e14
+
+
+def test_words():
+    assert [duration(s) for s in (0.4, 89, 90, 5399, 7200, math.nan)] == [
+        "0 s", "89 s", "1 min 30 s", "89 min 59 s", "2.0 h", "?",
+    ]  # fmt: skip
+    assert [memory(m) for m in (700.4, 20480, math.nan)] == ["700 MB", "20 GB", "?"]
+
+
+def test_the_dry_run_lists_every_run_and_runs_none(tmp_path, no_hub, capsys):
+    from nbhelpers.sweeps.grids import load_grid
+    from nbhelpers.sweeps.sweep_log import print_plan
+
+    print_plan(load_grid("pythia-6.9b-checkpoints"), tmp_path / "out", workers=2, device="cpu")
+    told = capsys.readouterr().out
+    assert told.count("EleutherAI/pythia-6.9b@step") == 14
+    assert "together" in told
+    assert "26 GB" in told  # 6.86e9 parameters in float32
+    assert not (tmp_path / "out").exists()

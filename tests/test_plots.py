@@ -1,0 +1,208 @@
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import seaborn as sns
+from matplotlib.collections import LineCollection, PathCollection
+
+from nbhelpers.plots import band_bars, compare_rows, head_map, layer_trend, metric_label
+from nbhelpers.table import HeadTable
+
+pytestmark = pytest.mark.usefixtures("close_figures")
+N_SEQUENCES, N_LAYERS, N_HEADS = 5, 3, 4
+
+
+@pytest.fixture
+def table():
+    """5 sequences, 3 layers of 4 heads in 2 KV groups; three shares that sum to 1, and an entropy."""
+    shares = np.random.default_rng(0).dirichlet([6, 3, 1], size=(N_SEQUENCES, N_LAYERS, N_HEADS))
+    metrics = dict(zip(("low_band", "mid_band", "high_band"), np.moveaxis(shares, -1, 0), strict=True))
+    metrics["spectral_entropy"] = np.random.default_rng(1).normal(2.5, 0.3, size=shares.shape[:3])
+    return make_table(metrics)
+
+
+def make_table(metrics, *, first=0):
+    sequence, layer, head = (index.ravel() for index in np.indices(next(iter(metrics.values())).shape))
+    keys = {"sequence": sequence + first, "layer": layer, "head": head, "kv_group": head // 2}
+    parts = [pd.DataFrame({**keys, "metric": name, "value": v.ravel()}) for name, v in metrics.items()]
+    return HeadTable(pd.concat(parts, ignore_index=True))
+
+
+def drawn_cells(ax):
+    return ax.collections[0].get_array().reshape(N_LAYERS, N_HEADS)
+
+
+def test_head_map_draws_the_mean_over_sequences(table, ax):
+    assert head_map(table, "spectral_entropy", ax=ax) is ax
+    np.testing.assert_allclose(drawn_cells(ax), table.values("spectral_entropy").mean(0), rtol=1e-12)
+    assert ax.get_ylabel() == "layer"
+    assert ax.collections[0].colorbar.ax.get_ylabel() == "spectral entropy (nats)"
+
+
+def test_head_map_parts_the_kv_groups(table, ax):
+    head_map(table, "low_band", ax=ax)
+    assert [line.get_xdata()[0] for line in ax.lines] == [2]
+    assert "KV groups" in ax.get_xlabel()
+
+
+def test_head_map_of_an_array(ax):
+    values = np.arange(12.0).reshape(3, 4)
+    head_map(values, ax=ax, center=5.0, label="log ratio", vmin=-1)
+    np.testing.assert_array_equal(drawn_cells(ax), values)
+    assert not ax.lines, "an array without kv_groups has no groups to part"
+    assert ax.collections[0].colorbar.ax.get_ylabel() == "log ratio"
+    assert ax.collections[0].norm.vmin == -1
+
+
+def test_heads_with_a_group_each_are_not_parted(ax):
+    head_map(np.zeros((3, 4)), ax=ax, kv_groups=[0, 1, 2, 3])
+    assert not ax.lines
+
+
+def test_head_map_of_averaged_signals_draws_the_average_alone(ax):
+    values = np.stack([np.full((3, 4), 2.0), np.full((3, 4), 1.0), np.full((3, 4), 9.0)])
+    head_map(make_table({"spectral_entropy": values}, first=-1), "spectral_entropy", ax=ax)
+    np.testing.assert_array_equal(drawn_cells(ax), np.full((3, 4), 2.0))
+
+
+def test_head_map_refuses(table):
+    with pytest.raises(ValueError, match=r"say which metric .* spectral_entropy"):
+        head_map(table)
+    with pytest.raises(ValueError, match=r"got shape \(7,\)"):
+        head_map(np.zeros(7))
+    with pytest.raises(ValueError, match="names 3 heads, the data have 4"):
+        head_map(np.zeros((2, 4)), kv_groups=[0, 0, 1])
+    with pytest.raises(KeyError, match="no metric 'colour'"):
+        head_map(table, "colour")
+
+
+def bars_by_place(ax):
+    """Heights of the stacked bars at each place, from the bottom up."""
+    places = {}
+    for patch in ax.patches:
+        places.setdefault(round(patch.get_x() + patch.get_width() / 2), []).append(
+            (patch.get_y(), patch.get_height())
+        )
+    return [[height for _, height in sorted(places[place])] for place in sorted(places)]
+
+
+@pytest.mark.parametrize("order", ["layer", "share"])
+def test_band_bars_stack_the_shares_of_each_head(table, ax, order):
+    assert band_bars(table, ax=ax, order=order) is ax
+    heads = table.per_head()
+    keys = ["layer", "head"] if order == "layer" else ["low_band"]
+    expected = heads.sort_values(keys)[["low_band", "mid_band", "high_band"]].to_numpy()
+    np.testing.assert_allclose(np.array(bars_by_place(ax)), expected, rtol=1e-9)
+    assert ax.get_xlim() == (-0.5, 11.5)
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["high band", "mid band", "low band"]
+
+
+def test_band_bars_mark_the_layers(table, ax):
+    band_bars(table, ax=ax)
+    assert [line.get_xdata()[0] for line in ax.lines] == [3.5, 7.5]
+    assert [text.get_text() for text in ax.get_xticklabels()] == ["0", "1", "2"]
+    np.testing.assert_allclose(ax.get_xticks(), [1.5, 5.5, 9.5])
+
+
+def test_band_bars_refuse(table):
+    with pytest.raises(ValueError, match="unknown order 'depth'"):
+        band_bars(table, order="depth")
+    with pytest.raises(ValueError, match="over a head, not 1"):
+        band_bars(table, bands=("low_band", "mid_band"))
+
+
+def test_layer_trend_draws_means_over_heads_and_the_interval_over_sequences(table, ax):
+    assert layer_trend(table, ["low_band", "mid_band"], ax=ax, n_boot=4000) is ax
+    for line, metric in zip(ax.lines, ["low_band", "mid_band"], strict=False):
+        np.testing.assert_allclose(line.get_ydata(), table.values(metric).mean((0, 2)), rtol=1e-9)
+    # the band at layer 0 against a bootstrap of our own
+    per_sequence = table.values("low_band").mean(-1)[:, 0]
+    draws = np.random.default_rng(9).choice(per_sequence, size=(4000, N_SEQUENCES)).mean(1)
+    outline = ax.collections[0].get_paths()[0].vertices
+    at_zero = outline[outline[:, 0] == 0, 1]
+    half_width = np.ptp(np.quantile(draws, [0.025, 0.975])) / 2
+    np.testing.assert_allclose(
+        [at_zero.min(), at_zero.max()], np.quantile(draws, [0.025, 0.975]), atol=0.1 * half_width
+    )
+    assert ax.get_ylabel() == "share of power"
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["low band", "mid band"]
+
+
+def test_layer_trend_of_one_metric_and_refusals(table):
+    assert layer_trend(table, "spectral_entropy", n_boot=10).get_ylabel() == "spectral entropy (nats)"
+    with pytest.raises(KeyError, match="no metric 'colour'"):
+        layer_trend(table, ["colour"])
+    averaged = make_table({"low_band": np.zeros((3, 2, 2))}, first=-1)
+    with pytest.raises(ValueError, match="one value per sequence"):
+        layer_trend(averaged, "low_band")
+
+
+@pytest.fixture
+def comparison():
+    rows = [
+        ("Pythia", "spectral_entropy", 2.8, np.nan, np.nan, "paper"),
+        ("SmolLM2", "spectral_entropy", 2.6, 2.5, 2.7, "ours"),
+        ("Pythia", "low_band", 0.7, np.nan, np.nan, "paper"),
+        ("SmolLM2", "low_band", 0.65, 0.64, 0.66, "ours"),
+        ("uniform", "low_band", 0.99, np.nan, np.nan, "null"),
+    ]
+    return pd.DataFrame(rows, columns=["row", "metric", "value", "low", "high", "source"])
+
+
+def test_compare_rows_draws_points_and_intervals(comparison):
+    axes = compare_rows(comparison)
+    assert [ax.get_xlabel() for ax in axes] == [metric_label("spectral_entropy"), metric_label("low_band")]
+    dots = [c for c in axes[1].collections if isinstance(c, PathCollection)]
+    points = {tuple(place) for c in dots for place in c.get_offsets()}
+    assert points == {(0.7, 0.0), (0.65, 1.0), (0.99, 2.0)}
+    lines = [c for c in axes[1].collections if isinstance(c, LineCollection)]
+    segments = [segment for c in lines for segment in c.get_segments()]
+    assert [[0.64, 1.0], [0.66, 1.0]] in [np.asarray(s).tolist() for s in segments]
+    assert [text.get_text() for text in axes[0].get_yticklabels()] == ["Pythia", "SmolLM2", "uniform"]
+    assert axes[0].get_ylim()[0] > axes[0].get_ylim()[1], "the first row is on top"
+
+
+def test_compare_rows_uses_the_axes_and_metrics_asked(comparison):
+    given = plt.subplots(1, 1)[1]
+    axes = compare_rows(comparison, axes=given, metrics=["low_band"])
+    assert axes[0] is given
+    assert len(axes) == 1
+
+
+def test_compare_rows_works_without_intervals(comparison):
+    axes = compare_rows(comparison.drop(columns=["low", "high"]))
+    assert len(axes[1].collections) == 3  # one group of points for each source, no line
+
+
+def test_compare_rows_refuses(comparison):
+    with pytest.raises(ValueError, match="source missing"):
+        compare_rows(comparison.drop(columns="source"))
+    with pytest.raises(ValueError, match=r"unknown source \['theirs'\]"):
+        compare_rows(comparison.replace({"source": {"paper": "theirs"}}))
+    with pytest.raises(ValueError, match=r"no metric \['mid_band'\]"):
+        compare_rows(comparison, metrics=["mid_band"])
+    with pytest.raises(ValueError, match="2 metrics need 2 axes, got 1"):
+        compare_rows(comparison, axes=plt.subplots()[1])
+
+
+@pytest.mark.parametrize(
+    "draw", [lambda t: head_map(t, "low_band"), band_bars, lambda t: layer_trend(t, "low_band", n_boot=9)]
+)
+def test_without_ax_a_new_figure_is_made_and_the_table_is_left_alone(table, draw):
+    before = table.frame.copy()
+    assert draw(table) is not draw(table)
+    pd.testing.assert_frame_equal(table.frame, before)
+
+
+def test_labels_name_the_unit():
+    assert metric_label("positional_entropy") == "positional entropy (nats)"
+    assert metric_label("local_mass_16") == "local mass 16"
+    assert metric_label("mean of $H_s$ (nats)") == "mean of $H_s$ (nats)"
+
+
+def test_a_seaborn_theme_of_the_caller_survives(table):
+    with sns.axes_style("darkgrid"):
+        before = dict(matplotlib.rcParams)
+        head_map(table, "low_band")
+        assert dict(matplotlib.rcParams) == before

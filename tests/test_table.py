@@ -1,0 +1,241 @@
+"""HeadTable: order of values, summary against numpy, intervals, and what a file gives back."""
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from scipy import stats
+
+from nbhelpers.table import AVERAGED, COLUMNS, HeadTable
+
+FACTS = {"model": {"name": "tiny"}, "protocol_hash": "0f", "seed": 0, "edges": [0.25, 0.75]}
+
+
+def make(values, *, first=0, provenance=FACTS):
+    """A table from name → (sequence, layer, head), two heads to a KV group."""
+    parts = []
+    for metric, array in values.items():
+        array = np.asarray(array, float)
+        sequence, layer, head = (index.ravel() for index in np.indices(array.shape))
+        columns = {"sequence": sequence + first, "layer": layer, "head": head, "kv_group": head // 2}
+        parts.append(pd.DataFrame({**columns, "metric": metric, "value": array.ravel()}))
+    return HeadTable(pd.concat(parts, ignore_index=True)[COLUMNS], provenance)
+
+
+@pytest.fixture
+def values():
+    rng = np.random.default_rng(0)
+    return {"entropy": rng.normal(2, 1, (6, 3, 4)), "band": rng.random((6, 3, 4))}
+
+
+def test_columns_are_fixed(values):
+    frame = make(values).frame
+    assert list(frame.columns) == ["sequence", "layer", "head", "kv_group", "metric", "value"]
+    with pytest.raises(ValueError, match=r"has the columns .*kv_group.*; got .*'layer'"):
+        HeadTable(frame.drop(columns="kv_group"))
+
+
+def test_values_are_in_order_whatever_the_order_of_rows(values):
+    table = make(values)
+    assert table.metrics == ["entropy", "band"]
+    assert len(table.heads) == 12
+    assert not table.averaged
+    shuffled = HeadTable(table.frame.sample(frac=1, random_state=1).reset_index(drop=True))
+    for name, array in values.items():
+        assert np.array_equal(table.values(name), array)
+        assert np.array_equal(shuffled.values(name), array)
+    assert repr(table) == "HeadTable(tiny: 6 sequences, 12 heads; entropy, band)"
+
+
+def test_an_unknown_metric_is_named(values):
+    with pytest.raises(KeyError, match="no metric 'entropie'; it has entropy, band"):
+        make(values).values("entropie")
+
+
+def test_per_head_is_the_mean_over_sequences(values):
+    wide = make(values).per_head()
+    assert list(wide.columns) == ["layer", "head", "kv_group", "entropy", "band"]
+    assert wide["head"].tolist() == [0, 1, 2, 3] * 3
+    assert wide.kv_group.tolist() == [0, 0, 1, 1] * 3
+    for name, array in values.items():
+        assert np.allclose(wide[name], array.mean(0).ravel(), rtol=1e-14)
+
+
+def test_per_head_keeps_a_head_of_which_nothing_is_known(values):
+    for array in values.values():
+        array[:, 1, 2] = np.nan
+    values["entropy"][0, 0, 0] = np.nan
+    wide = make(values).per_head()
+    assert len(wide) == 12
+    assert wide.entropy.isna().sum() == 1
+    assert wide.entropy[0] == pytest.approx(values["entropy"][1:, 0, 0].mean())
+
+
+def test_summary_is_over_heads_of_the_mean_over_sequences(values):
+    summary = make(values).summary(n_boot=200)
+    assert list(summary.index) == ["entropy", "band"]
+    assert list(summary.columns) == [
+        "mean",
+        "low",
+        "high",
+        "sd",
+        "iqr",
+        "q25",
+        "q75",
+        "n_sequences",
+        "n_heads",
+    ]
+    for name, array in values.items():
+        heads = array.mean(0).ravel()
+        row = summary.loc[name]
+        q25, q75 = np.percentile(heads, [25, 75])
+        expected = {"mean": heads.mean(), "sd": heads.std(ddof=1), "q25": q25, "q75": q75, "iqr": q75 - q25}
+        assert {key: row[key] for key in expected} == pytest.approx(expected, rel=1e-12)
+        assert row.low < row["mean"] < row.high
+        assert (row.n_sequences, row.n_heads) == (6, 12)
+
+
+def test_the_bootstrap_draws_whole_sequences():
+    # Every head of a sequence is the same number: 12 heads tell no more than one.
+    rng = np.random.default_rng(3)
+    per_sequence = rng.normal(size=30)
+    together = make({"m": np.broadcast_to(per_sequence[:, None, None], (30, 3, 4))}).summary().loc["m"]
+    alone = make({"m": per_sequence[:, None, None]}).summary().loc["m"]
+    assert (together.low, together.high) == pytest.approx((alone.low, alone.high))
+    error = per_sequence.std(ddof=1) / np.sqrt(30)
+    assert together.high - together.low == pytest.approx(2 * 1.96 * error, rel=0.15)
+
+
+def test_the_interval_is_reproducible_by_its_seed(values):
+    one, same, other = (make(values).summary(n_boot=100, seed=seed) for seed in (5, 5, 6))
+    pd.testing.assert_frame_equal(one, same)
+    assert (one.low != other.low).any()
+    state = np.random.get_state()[1].copy()
+    make(values).summary(n_boot=100)
+    assert np.array_equal(np.random.get_state()[1], state)  # never the global generator
+
+
+def test_the_interval_covers():
+    # 200 studies of 25 sequences around a known mean: a 90 % interval covers in 83 … 95 % of them.
+    rng = np.random.default_rng(11)
+    covered = 0
+    for study in range(200):
+        row = (
+            make({"m": rng.normal(1.0, 2.0, (25, 1, 1))})
+            .summary(n_boot=300, confidence=0.9, seed=study)
+            .loc["m"]
+        )
+        covered += row.low <= 1.0 <= row.high
+    assert 0.83 * 200 <= covered <= 0.95 * 200
+
+
+def test_one_sequence_has_no_interval(values):
+    summary = make({name: array[:1] for name, array in values.items()}).summary()
+    assert summary[["low", "high"]].isna().all(axis=None)
+    assert summary[["mean", "sd", "iqr"]].notna().all(axis=None)
+
+
+def test_one_head_has_no_spread():
+    row = make({"m": np.arange(5.0)[:, None, None]}).summary(n_boot=50).loc["m"]
+    assert np.isnan(row.sd)
+    assert row.n_heads == 1
+
+
+def test_what_is_not_known_is_left_out(values):
+    values["entropy"][:, 1, 2] = np.nan  # a head of which nothing is known
+    values["entropy"][4] = np.nan  # a sequence of which nothing is known
+    values["band"][:] = np.nan
+    summary = make(values).summary(n_boot=100)
+    heads = np.delete(values["entropy"], 4, axis=0).mean(0).ravel()
+    heads = heads[~np.isnan(heads)]
+    assert summary.loc["entropy", "mean"] == pytest.approx(heads.mean())
+    assert summary.loc["entropy", "sd"] == pytest.approx(heads.std(ddof=1))
+    assert np.isfinite(summary.loc["entropy", ["low", "high"]].astype(float)).all()
+    assert summary.loc["band", ["mean", "low", "high", "sd"]].isna().all()
+
+
+def averaged_table(signals, function):
+    """The metric of the mean signal, then of each mean without one sequence, as analyze lays it out."""
+    n = len(signals)
+    rows = [signals.mean(0), *[np.delete(signals, i, axis=0).mean(0) for i in range(n)]]
+    return make({"m": function(np.stack(rows))}, first=AVERAGED)
+
+
+def test_averaged_signals_get_a_jackknife():
+    signals = np.random.default_rng(2).normal(3, 1, (20, 3, 4))
+    table = averaged_table(signals, np.square)
+    assert table.averaged
+    row = table.summary().loc["m"]
+    heads = signals.mean(0).ravel() ** 2
+    assert (row["mean"], row.sd) == pytest.approx((heads.mean(), heads.std(ddof=1)))
+    assert row.n_sequences == 20
+    left_out = np.array([(np.delete(signals, i, axis=0).mean(0) ** 2).mean() for i in range(20)])
+    error = np.sqrt(19 / 20 * ((left_out - left_out.mean()) ** 2).sum())
+    half = stats.norm.ppf(0.975) * error
+    assert (row.low, row.high) == pytest.approx((heads.mean() - half, heads.mean() + half))
+    per_head = table.per_head()
+    assert np.allclose(per_head.m, heads)
+
+
+def test_the_jackknife_of_a_mean_is_the_standard_error():
+    signals = np.random.default_rng(4).normal(size=(15, 1, 1))
+    row = averaged_table(signals, lambda x: x).summary().loc["m"]
+    assert (row.high - row.low) / 2 == pytest.approx(
+        stats.norm.ppf(0.975) * signals.std(ddof=1) / np.sqrt(15)
+    )
+
+
+def test_one_averaged_sequence_has_no_interval():
+    row = make({"m": np.ones((1, 3, 4))}, first=AVERAGED).summary().loc["m"]
+    assert np.isnan([row.low, row.high]).all()
+    assert row["mean"] == 1.0
+
+
+def test_a_file_gives_table_and_provenance_back(tmp_path, values):
+    values["band"][0, 0, 0], values["entropy"][0, 0, 0] = np.nan, np.inf
+    table = make(values)
+    path = table.to_parquet(tmp_path / "deep" / "table.parquet")
+    back = HeadTable.from_parquet(path)
+    pd.testing.assert_frame_equal(back.frame, table.frame, check_exact=True)
+    assert back.provenance == table.provenance
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+    pd.testing.assert_frame_equal(pd.read_parquet(path), table.frame)  # anybody can read it
+
+
+def test_writing_again_replaces_and_a_failure_does_not(tmp_path, values):
+    path = make(values).to_parquet(tmp_path / "table.parquet")
+    with pytest.raises(TypeError, match="JSON"):
+        make(values, provenance={"model": object()}).to_parquet(path)
+    assert HeadTable.from_parquet(path).provenance == FACTS
+    make(values, provenance={"seed": 1}).to_parquet(path)
+    assert HeadTable.from_parquet(path).provenance == {"seed": 1}
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_missing_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no table at .*nowhere"):
+        HeadTable.from_parquet(tmp_path / "nowhere.parquet")
+
+
+def test_damaged_files(tmp_path, values):
+    path = make(values).to_parquet(tmp_path / "table.parquet")
+    content = path.read_bytes()
+    n = len(content)
+    for broken in (
+        b"",
+        b"hello",
+        content[: n // 2],
+        content[:-9],
+        content[:4] + bytes(n - 400) + content[n - 396 :],
+    ):
+        path.write_bytes(broken)
+        with pytest.raises(ValueError, match=r"table.parquet is damaged .*delete it and measure again"):
+            HeadTable.from_parquet(path)
+
+
+def test_a_foreign_parquet_file(tmp_path, values):
+    path = tmp_path / "foreign.parquet"
+    pq.write_table(pa.Table.from_pandas(make(values).frame), path)
+    with pytest.raises(ValueError, match=r"foreign.parquet is a Parquet file without the provenance"):
+        HeadTable.from_parquet(path)

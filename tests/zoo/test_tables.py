@@ -1,0 +1,111 @@
+import numpy as np
+import pandas as pd
+import pytest
+from tiny_measurements import N_HEADS, N_LAYERS, N_SEQUENCES, STEPS, write_zoo
+
+from nbhelpers.zoo import ENCODINGS
+from nbhelpers.zoo.tables import ROW_COLUMNS, WITHOUT_ROPE, ZooTables
+
+ENTROPY = "spectral_entropy"
+KEPT = ("rope-seed0", "rope-seed1", "rope-seed2", "alibi-seed0", "alibi-seed2")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_zoo(tmp_path_factory.mktemp("zoo") / "collected", lambda s: s.name in KEPT)
+
+
+@pytest.fixture(scope="module")
+def table(folder):
+    return ZooTables.read(folder)
+
+
+@pytest.fixture(scope="module")
+def frame(folder):
+    return pd.read_parquet(folder / "measurements.parquet")
+
+
+def test_curves_are_those_of_the_file(table, frame):
+    curves = table.curves(ENTROPY, "rope")
+    assert curves.values.shape == (3, N_SEQUENCES, len(STEPS))
+    assert curves.steps.tolist() == STEPS.tolist()
+    assert curves.seeds == (0, 1, 2)
+    own = frame[(frame.metric == ENTROPY) & (frame.signal == "key_profile") & (frame.sequence == 3)]
+    one = own[(own.run == "rope-seed1") & (own.step == STEPS[7])].value.item()
+    assert curves.values[1, 3, 7] == pytest.approx(one)
+    assert curves.by_seed == pytest.approx(curves.values.mean(1))
+    assert curves.log_step[0] == 0
+
+
+def test_heads_keep_their_order(table, frame):
+    found = table.head_curves([ENTROPY, "sink_mass"], "alibi-seed2")
+    assert list(found) == [ENTROPY, "sink_mass"]
+    assert found[ENTROPY].shape == (N_LAYERS * N_HEADS, len(STEPS))
+    own = frame[(frame.metric == ENTROPY) & (frame.signal == "key_profile") & (frame.run == "alibi-seed2")]
+    one = own[(own.layer == 1) & (own["head"] == 2) & (own.step == STEPS[5])].value.item()
+    assert found[ENTROPY][N_HEADS + 2, 5] == pytest.approx(one)
+
+
+def test_ends_are_means_of_the_last_or_a_named_step(table):
+    curves = table.curves(ENTROPY, "rope")
+    ends = table.ends(ENTROPY, ENCODINGS)
+    assert list(ends) == ["rope", "alibi"]
+    assert ends["rope"].to_numpy() == pytest.approx(curves.by_seed[:, -1])
+    assert table.ends(ENTROPY, ["rope"], step=0)["rope"].to_numpy() == pytest.approx(curves.by_seed[:, 0])
+    losses = table.ends("validation_loss", ["rope"], signal="model", per="model")["rope"]
+    recorded = table.runs[table.runs.arm == "rope"].validation_loss
+    assert losses.to_numpy() == pytest.approx(recorded.to_numpy())
+
+
+def test_signals_are_not_mixed(table):
+    key, lag = (table.ends(ENTROPY, ["rope"], signal=s)["rope"] for s in ("key_profile", "lag_profile"))
+    assert len(key) == len(lag) == 3
+    assert table.rows(ENTROPY, signal="model").empty
+
+
+def test_only_arms_with_all_seeds_are_common(table):
+    ends = table.ends(ENTROPY, ENCODINGS)
+    assert list(table.common(ends)) == ["rope"]
+    assert list(table.common(ends, n_seeds=1)) == ["rope", "alibi"]
+    assert table.common(ends)["rope"].shape == (3,)
+
+
+def test_what_is_missing_is_named_with_the_command(table):
+    assert table.lacking(["rope"]) == ""
+    told = table.lacking(["rope", "alibi", "t5"])
+    assert "alibi 1; t5 0, 1, 2" in told
+    assert "rope" not in told.partition("trained yet: ")[2]
+    assert "python -m nbhelpers.zoo train-all" in told
+    assert table.said(["rope", "t5"]).startswith("arms (seeds): rope (0, 1, 2); not trained yet: t5")
+    coverage = table.coverage().set_index("arm")
+    assert coverage.loc["alibi"].tolist() == ["0, 2", "1"]
+    assert coverage.loc["rope-mini"].tolist() == ["–", "0, 1, 2"]
+    assert "rope-small" not in coverage.index
+
+
+def test_the_arms_without_rope_are_the_others():
+    assert set(WITHOUT_ROPE) | {"rope", "prope"} == set(ENCODINGS)
+
+
+def test_a_step_that_a_seed_lacks_takes_no_part(folder, tmp_path, frame):
+    cut = frame[~((frame.run == "rope-seed1") & (frame.step == STEPS[4]))]
+    for name in ("runs", "measurements"):
+        part = cut if name == "measurements" else pd.read_parquet(folder / "runs.parquet")
+        part.to_parquet(tmp_path / f"{name}.parquet")
+    curves = ZooTables.read(tmp_path).curves(ENTROPY, "rope")
+    assert curves.steps.tolist() == np.delete(STEPS, 4).tolist()
+
+
+def test_nothing_collected_is_an_empty_table(monkeypatch, tmp_path):
+    monkeypatch.setattr("nbhelpers.zoo.tables.shipped_folder", lambda: tmp_path)
+    table = ZooTables.read()
+    assert table.runs.empty
+    assert list(table.rows(ENTROPY).columns) == ROW_COLUMNS
+    assert table.curves(ENTROPY, "rope") is None
+    assert table.ends(ENTROPY, ENCODINGS) == {}
+    assert set(table.coverage().seeds) == {"–"}
+
+
+def test_a_folder_without_runs_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"holds no runs\.parquet"):
+        ZooTables.read(tmp_path)

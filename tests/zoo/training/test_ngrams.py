@@ -1,0 +1,99 @@
+"""n-gram models against a dictionary of counts, and as distributions."""
+
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from nbhelpers.zoo.text import Corpus
+from nbhelpers.zoo.training.ngrams import NGram, baselines
+
+VOCABULARY = 12
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    """A few documents with repetitions, and a word (11) that is never seen."""
+    rng = np.random.default_rng(0)
+    return rng.choice(11, 300, p=np.arange(11, 0, -1) / 66), np.array([7, 8, 120, 300])
+
+
+@pytest.fixture(scope="module")
+def model(tokens):
+    return NGram(*tokens, VOCABULARY)
+
+
+def slow_probability(tokens, ends, word, history):
+    """Interpolated absolute discounting from the definition, one dictionary per order."""
+    documents = np.split(tokens, ends[:-1])
+    p = 1 / VOCABULARY
+    for order in range(1, len(history) + 2):
+        grams = Counter(
+            tuple(d[i : i + order].tolist()) for d in documents for i in range(len(d) - order + 1)
+        )
+        once, twice = (sum(c == k for c in grams.values()) for k in (1, 2))
+        discount = once / (once + 2 * twice) if once else 0.5
+        before = tuple(history[len(history) - order + 1 :])
+        total = sum(c for gram, c in grams.items() if gram[:-1] == before)
+        followers = sum(gram[:-1] == before for gram in grams)
+        if total:
+            p = max(grams[(*before, word)] - discount, 0) / total + discount * followers / total * p
+    return p
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_equal_to_counting_in_dictionaries(tokens, model, order):
+    windows = np.random.default_rng(1).integers(0, VOCABULARY, (6, 8))
+    got = model.probabilities(windows, order)
+    for row, column in np.ndindex(*got.shape):
+        history = windows[row, max(0, column + 2 - order) : column + 1].tolist()
+        expected = slow_probability(*tokens, windows[row, column + 1], history)
+        assert got[row, column] == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_probabilities_sum_to_one(model, order):
+    for history in ([0, 1], [10, 3], [11, 11], [0, 11]):
+        windows = np.array([[*history, word] for word in range(VOCABULARY)])
+        p = model.probabilities(windows, order)[:, -1]
+        assert p.sum() == pytest.approx(1, abs=1e-12)
+        assert (p > 0).all()
+
+
+def test_a_closed_form():
+    # a b a a: one word (b) is seen once and none twice, so the discount is 1 / (1 + 0) = 1. Both words take
+    # half of what two different words gave up, 1 · 2 / 4: p(a) = 2/4 + 1/4, p(b) = 0 + 1/4.
+    model = NGram([0, 1, 0, 0], [4], 2)
+    assert model.probabilities([[0, 0], [0, 1]], 1).ravel() == pytest.approx([3 / 4, 1 / 4])
+
+
+def test_no_ngram_spans_two_documents():
+    joined, apart = NGram([0, 1, 2, 3], [4], 4), NGram([0, 1, 2, 3], [2, 4], 4)
+    assert joined.orders[1].code.tolist() == [0 * 4 + 1, 1 * 4 + 2, 2 * 4 + 3]
+    assert apart.orders[1].code.tolist() == [0 * 4 + 1, 2 * 4 + 3]
+
+
+def test_loss_is_in_nats_and_falls_with_the_order_on_text_with_structure():
+    cycle = np.tile(np.arange(6), 200)
+    model = NGram(cycle, [len(cycle)], 6)
+    window = cycle[:100].reshape(2, 50)
+    losses = [model.loss(window, order) for order in (1, 2, 3)]
+    assert losses[0] == pytest.approx(math.log(6), rel=1e-3)
+    assert losses[1] < 0.01
+    assert losses[2] < 0.02
+
+
+def test_baselines(tokens):
+    text, ends = (torch.as_tensor(x) for x in tokens)
+
+    class Twelve(Corpus):
+        vocab_size = VOCABULARY
+
+    corpus = Twelve({"train": text}, {"train": ends}, None, "", [])
+    windows = torch.randint(0, 11, (3, 9), generator=torch.Generator().manual_seed(0))
+    got = baselines(corpus, windows)
+    model = NGram(*tokens, VOCABULARY)
+    names = {"unigram": 1, "bigram": 2, "trigram": 3}
+    assert got == {name: model.loss(windows.numpy(), order) for name, order in names.items()}
