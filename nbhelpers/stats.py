@@ -12,6 +12,29 @@ OVER = ("heads", "heads of a layer", "sequences")
 EXTREME = {"two-sided": np.abs, "greater": np.positive, "less": np.negative}
 
 
+class Estimate(NamedTuple):
+    """A number with its interval and what it is held against: from a statistic to a record to a verdict.
+
+    Attributes
+    ----------
+    value, low, high : float or numpy.ndarray
+        The estimate and the ends of its interval; NaN where there is none.
+    null : float, optional
+        What attention that learned nothing gives.
+    p_value : float, optional
+        Of the test that goes with it.
+    n : int, optional
+        How many independent units (sequences, seeds, clusters) the interval is over.
+    """
+
+    value: float
+    low: float = np.nan
+    high: float = np.nan
+    null: float | None = None
+    p_value: float | None = None
+    n: int | None = None
+
+
 class Interval(NamedTuple):
     """A value, the ends of its bootstrap interval, and the number of sequences behind it."""
 
