@@ -23,6 +23,7 @@ import nbformat
 from nbhelpers.collection.execution import PeakMemory, Skipped, execute_strictly
 from nbhelpers.collection.plan import PlannedRun, list_notebooks, plan_runs, select_notebooks
 from nbhelpers.files import replacing
+from nbhelpers.words import duration
 
 __all__ = ["NotebookRun", "list_notebooks", "load_runs", "run_notebooks"]
 
@@ -337,18 +338,18 @@ class _Log:
         for note in plan.notes:
             self.say(f"note: {note}")
         left = [self.expected.get(name) for name in self.names[number:]]
-        estimate = "" if None in left else f"  (about {_duration(sum(left))} left)"
+        estimate = "" if None in left else f"  (about {duration(sum(left))} left)"
         self.say(f"{self._place(number)} {plan.name}: start{estimate}")
 
     def done(self, number: int, run: NotebookRun) -> None:
         self.expected[run.name] = run.seconds
-        spent = f"{_duration(run.seconds)}, peak {run.peak_mb:.0f} MB"
+        spent = f"{duration(run.seconds)}, peak {run.peak_mb:.0f} MB"
         self.say(f"{self._place(number)} {run.name}: {run.status} in {spent}")
         if run.error is not None:
             self.say("\n".join(f"    {line}" for line in run.error.splitlines()))
 
     def kept(self, number: int, run: NotebookRun) -> None:
-        ended = f"passed in {_duration(run.seconds)}" if run.error is None else "was skipped"
+        ended = f"passed in {duration(run.seconds)}" if run.error is None else "was skipped"
         self.say(f"{self._place(number)} {run.name}: kept (nothing changed since it {ended})")
         if run.error is not None:
             self.say(f"    {run.error}")
@@ -367,9 +368,3 @@ class _Log:
 
     def _place(self, number: int) -> str:
         return f"[{number + 1}/{len(self.names)}]"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{int(seconds) // 60} min {int(seconds) % 60:02d} s"

@@ -169,21 +169,3 @@ def matmul_speed(device, *, size=None, repeats=3):
         (a @ a)[0, 0].item()  # waits for the device
         best = min(best, time.perf_counter() - started)
     return 2 * size**3 / best
-
-
-def duration(seconds):
-    """Return a time span in words; "?" for NaN."""
-    if seconds != seconds:
-        return "?"
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{int(seconds) // 60} min {int(seconds) % 60:02d} s"
-    return f"{seconds / 3600:.1f} h"
-
-
-def memory(megabytes):
-    """Return a memory size in words; "?" for NaN."""
-    if megabytes != megabytes:
-        return "?"
-    return f"{megabytes:.0f} MB" if megabytes < 10_000 else f"{megabytes / 1024:.0f} GB"

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nbhelpers.sweeps.estimates import Estimator, duration, memory, tokens
+from nbhelpers.sweeps.estimates import Estimator, tokens
 from nbhelpers.sweeps.grids import Grid, Run
 from nbhelpers.sweeps.sweep_records import is_whole, read_record
 from nbhelpers.sweeps.sweep_tables import wide, wide_beside_paper
+from nbhelpers.words import duration, memory
 
 MOST_PRINTED = 60  # rows of a table
 

@@ -6,6 +6,7 @@ import time
 import torch
 
 from nbhelpers.inputs.zoo import build, stable_seed
+from nbhelpers.words import duration
 from nbhelpers.zoo import measure
 from nbhelpers.zoo.settings import LENGTH
 from nbhelpers.zoo.text import inputs_and_labels
@@ -231,12 +232,3 @@ class _Clock:
             f"{self.settings.name}: step {step}/{self.settings.n_steps}, loss {loss:.3f}, {speed:,.0f} "
             f"tokens/s with measurements, {duration(left)} left"
         )
-
-
-def duration(seconds):
-    """Return a time span as "1 h 02 min", "3 min 20 s" or "12 s"."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"

@@ -11,7 +11,7 @@ from nbhelpers.inputs.hub import HubAnswer
 from nbhelpers.inputs.models import load_model
 from nbhelpers.inputs.skeletons import load_skeleton
 from nbhelpers.sweeps import estimates
-from nbhelpers.sweeps.estimates import LIBRARY_MB, Estimator, duration, matmul_speed, memory, tokens
+from nbhelpers.sweeps.estimates import LIBRARY_MB, Estimator, matmul_speed, tokens
 from nbhelpers.sweeps.grids import make_grid
 from nbhelpers.sweeps.sweep_records import write_record
 
@@ -117,13 +117,6 @@ def test_a_model_that_is_not_there_has_no_estimate(no_hub, tmp_path):
 
 def test_speed_is_of_this_machine():
     assert 1e7 < matmul_speed("cpu", size=128) < 1e14
-
-
-def test_words():
-    assert [duration(s) for s in (0.4, 89, 90, 5399, 7200, math.nan)] == [
-        "0 s", "89 s", "1 min 30 s", "89 min 59 s", "2.0 h", "?",
-    ]  # fmt: skip
-    assert [memory(m) for m in (700.4, 20480, math.nan)] == ["700 MB", "20 GB", "?"]
 
 
 def test_the_dry_run_lists_every_run_and_runs_none(tmp_path, no_hub, capsys):

@@ -1,0 +1,19 @@
+"""Numbers in words, as progress lines and plans show them."""
+
+
+def duration(seconds):
+    """Return a time span in words: "12 s", "3 min 20 s", "1.5 h"; "?" for NaN."""
+    if seconds != seconds:
+        return "?"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{int(seconds) // 60} min {int(seconds) % 60:02d} s"
+    return f"{seconds / 3600:.1f} h"
+
+
+def memory(megabytes):
+    """Return a memory size in words: "512 MB", "12 GB"; "?" for NaN."""
+    if megabytes != megabytes:
+        return "?"
+    return f"{megabytes:.0f} MB" if megabytes < 10_000 else f"{megabytes / 1024:.0f} GB"
