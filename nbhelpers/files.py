@@ -1,8 +1,14 @@
-"""Write files whole or not at all."""
+"""Write files whole or not at all; tables as Parquet with their provenance inside."""
 
 import contextlib
+import json
 import os
 from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+METADATA = b"nbhelpers"  # the key of our JSON in the schema of a Parquet file
 
 
 @contextlib.contextmanager
@@ -19,3 +25,49 @@ def replacing(path):
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_parquet(frame, path, metadata=None, **options):
+    """Write a DataFrame, without its index, and a dict of JSON types to one Parquet file; return the path.
+
+    `options` are those of `pyarrow.parquet.write_table`, such as ``compression``.
+    """
+    table = pa.Table.from_pandas(frame, preserve_index=False)
+    if metadata is not None:
+        own = {METADATA: json.dumps(metadata).encode()}
+        table = table.replace_schema_metadata({**(table.schema.metadata or {}), **own})
+    with replacing(path) as partial:
+        pq.write_table(table, partial, **options)
+    return Path(path)
+
+
+def read_parquet(path, **options):
+    """Return the DataFrame and the dict that :func:`write_parquet` wrote; None if it wrote no dict.
+
+    `options` are those of `pyarrow.parquet.read_table`, such as ``columns`` and ``filters``. Raises
+    ``FileNotFoundError`` or, for a damaged file, ``ValueError``.
+    """
+    with _readable(path):
+        table = pq.read_table(path, **options)
+    return table.to_pandas(), _own_metadata(table.schema)
+
+
+def read_parquet_metadata(path):
+    """Return the dict alone, which costs the end of the file; None and errors as :func:`read_parquet`."""
+    with _readable(path):
+        schema = pq.read_schema(path)
+    return _own_metadata(schema)
+
+
+@contextlib.contextmanager
+def _readable(path):
+    if not Path(path).exists():
+        raise FileNotFoundError(f"There is no file {path}.")
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path} is damaged ({str(error).strip()}).") from error
+
+
+def _own_metadata(schema):
+    return json.loads((schema.metadata or {}).get(METADATA, b"null"))

@@ -1,16 +1,12 @@
 """What is measured: one tidy table of head metrics with its provenance, kept as Parquet."""
 
-import json
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 from scipy import stats
 
-from nbhelpers.files import replacing
+from nbhelpers.files import read_parquet, write_parquet
 
 COLUMNS = ["sequence", "layer", "head", "kv_group", "metric", "value"]
 AVERAGED = -1  # the sequence number of a metric taken of signals averaged over sequences
@@ -117,14 +113,8 @@ class HeadTable:
         }
 
     def to_parquet(self, path):
-        """Write table and provenance to one Parquet file, whole or not at all."""
-        table = pa.Table.from_pandas(self.frame, preserve_index=False)
-        table = table.replace_schema_metadata(
-            {**(table.schema.metadata or {}), b"nbhelpers": json.dumps(self.provenance).encode()}
-        )
-        with replacing(path) as partial:
-            pq.write_table(table, partial)
-        return Path(path)
+        """Write table and provenance to one Parquet file, whole or not at all, and return its path."""
+        return write_parquet(self.frame, path, self.provenance)
 
     @classmethod
     def from_parquet(cls, path):
@@ -137,18 +127,10 @@ class HeadTable:
         ValueError
             If the file is damaged or has no provenance of ours.
         """
-        path = Path(path)
-        if not path.exists():
-            raise FileNotFoundError(f"There is no table at {path}.")
-        try:
-            table = pq.read_table(path)
-        except (pa.ArrowException, OSError) as error:
-            raise ValueError(
-                f"{path} is damaged ({str(error).strip()}); delete it and measure again."
-            ) from error
-        if b"nbhelpers" not in (table.schema.metadata or {}):
+        frame, provenance = read_parquet(path)
+        if provenance is None:
             raise ValueError(f"{path} is a Parquet file without the provenance of a HeadTable.")
-        return cls(table.to_pandas(), json.loads(table.schema.metadata[b"nbhelpers"]))
+        return cls(frame, provenance)
 
 
 def _known_mean(values, axis):

@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 
-from nbhelpers.files import replacing
+from nbhelpers.files import read_parquet, replacing, write_parquet
 
 COLUMNS = ("notebook", "name", "value", "low", "high", "null", "unit", "note")
 
@@ -121,10 +121,7 @@ class Results:
         odd = [column for column in plain.columns if not isinstance(column, str)]
         if odd:
             raise TypeError(f"table {name}: column names must be strings, got {odd[:5]}")
-        path = self.folder / self.notebook / f"{name}.parquet"
-        path.parent.mkdir(exist_ok=True)
-        with replacing(path) as partial:
-            plain.to_parquet(partial, index=False)
+        path = write_parquet(plain, self.folder / self.notebook / f"{name}.parquet")
         self._tables[name] = {"rows": len(plain), "columns": list(plain.columns)}
         self._write()
         return path
@@ -198,7 +195,7 @@ def load_tables(folder: str | Path) -> dict[tuple[str, str], pd.DataFrame]:
     """Return every stored table of a folder, keyed by (notebook, table)."""
     folder = _results_folder(folder)
     return {
-        (document["notebook"], name): pd.read_parquet(folder / document["notebook"] / f"{name}.parquet")
+        (document["notebook"], name): read_parquet(folder / document["notebook"] / f"{name}.parquet")[0]
         for document in _load_documents(folder)
         for name in document["tables"]
     }

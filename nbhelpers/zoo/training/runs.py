@@ -19,14 +19,13 @@ from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from nbhelpers import __version__
-from nbhelpers.files import replacing
+from nbhelpers.files import read_parquet, replacing, write_parquet
 from nbhelpers.inputs.files import quiet_progress
 from nbhelpers.zoo.measure import COLUMNS
 
@@ -177,11 +176,9 @@ class RunFolder:
         if not self.measurements_path.exists():
             return pd.DataFrame(columns=COLUMNS)
         try:
-            frame = pq.read_table(self.measurements_path).to_pandas()
-        except (pa.ArrowException, OSError) as error:
-            raise ValueError(
-                f"{self.measurements_path} is damaged ({str(error).strip()}). {self._way_out()}"
-            ) from error
+            frame, _ = read_parquet(self.measurements_path)
+        except ValueError as error:
+            raise ValueError(f"{error} {self._way_out()}") from error
         return frame if up_to is None else frame[frame.step <= up_to]
 
     def add_measurements(self, frame):
@@ -189,9 +186,8 @@ class RunFolder:
         before = self.measurements()
         before = before[before.step < frame.step.min()]
         whole = frame if before.empty else pd.concat([before, frame], ignore_index=True)
-        table = pa.Table.from_pandas(whole, preserve_index=False)
-        with _explained(self.measurements_path), replacing(self.measurements_path) as partial:
-            pq.write_table(table, partial, compression="zstd")
+        with _explained(self.measurements_path):
+            write_parquet(whole, self.measurements_path, compression="zstd")
 
     def save_weights(self, model, label):
         """Write the model and its tokenizer to weights/<label>."""

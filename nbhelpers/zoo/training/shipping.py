@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from nbhelpers.files import read_parquet, write_parquet
 from nbhelpers.inputs.zoo import ZooConfig
 from nbhelpers.inputs.zoo_files import INDEX, shipped_folder
 from nbhelpers.zoo import measure
@@ -227,9 +226,9 @@ def _all_measurements(runs):
     for run in runs:
         path = run.folder / "measurements.parquet"
         try:
-            frame = pq.read_table(path).to_pandas()
-        except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"{path} cannot be read ({error}); move {run.folder} away.") from error
+            frame, _ = read_parquet(path)
+        except ValueError as error:
+            raise ValueError(f"{error} Move {run.folder} away.") from error
         parts.append(frame.assign(**run.columns()).astype({"seed": "int16"}))
     columns = ARM_COLUMNS + measure.COLUMNS
     return pd.concat(parts, ignore_index=True)[columns].sort_values(ORDER, kind="stable", ignore_index=True)
@@ -267,13 +266,11 @@ def _n_parameters(run):
 
 
 def _write_table(frame, path, provenance):
-    table = pa.Table.from_pandas(frame, preserve_index=False)
-    metadata = {**(table.schema.metadata or {}), b"nbhelpers": json.dumps(provenance).encode()}
     packing = {"compression": "zstd", "compression_level": 19}
-    if "value" in table.column_names:  # floats pack best byte by byte, all the rest as numbered words
-        words = [name for name in table.column_names if name not in ("value", "bos")]
+    if "value" in frame:  # floats pack best byte by byte, all the rest as numbered words
+        words = [name for name in frame if name not in ("value", "bos")]
         packing |= {"use_dictionary": words, "column_encoding": {"value": "BYTE_STREAM_SPLIT"}}
-    pq.write_table(table.replace_schema_metadata(metadata), path, **packing)
+    write_parquet(frame, path, provenance, **packing)
 
 
 def _write_tokens(corpus, path):

@@ -305,7 +305,7 @@ def test_no_finished_run(tmp_path):
     ("file", "message"),
     [
         ("run.json", r"run.json is damaged .*; move .*rope-seed1 away"),
-        ("measurements.parquet", r"measurements.parquet cannot be read .*; move .*rope-seed1 away"),
+        ("measurements.parquet", r"measurements.parquet is damaged .*Move .*rope-seed1 away"),
     ],
 )
 def test_damaged_run(out, tmp_path, file, message):
