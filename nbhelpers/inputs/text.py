@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-import torch
-
 from nbhelpers.inputs.hub import ask_hub
 
 BUNDLED = {"moby-dick": "moby_dick.txt"}
@@ -98,6 +96,8 @@ def load_text(name, tokenizer, *, n_sequences, length, bos="tokenizer", seed=0):
     text = read_text(name, max_characters=100_000 + 16 * n_sequences * length)
     # Stretches are sized by `length`, so that every BOS policy draws the same stretches of text.
     passages = _draw_passages(text, tokenizer, n_sequences, length, seed=seed, name=name)
+    import torch  # late, so that the command line of a sweep checks and hashes its texts without it
+
     return torch.tensor([prefix + passage[:content] + suffix for passage in passages])  # (sequence, position)
 
 
@@ -129,6 +129,8 @@ def scaled_variant(token_ids, alpha, *, how="prefix", seed=0):
     ----------
     .. [1] Ruscio et al., arXiv:2410.18067, eq. 10.
     """
+    import torch
+
     if not 0 < alpha <= 1:
         raise ValueError(f"alpha is {alpha}, expected a number above 0 and at most 1")
     n = token_ids.shape[-1]
@@ -241,6 +243,8 @@ def _special_tokens(tokenizer, bos):
 
 def _draw_passages(text, tokenizer, n_sequences, length, *, seed, name):
     """Return `n_sequences` lists of `length` token ids from disjoint stretches of the text."""
+    import torch
+
     generator = torch.Generator().manual_seed(seed)
     sample = text[:20_000]
     characters_per_token = len(sample) / max(1, len(_encode(tokenizer, sample)))

@@ -8,13 +8,11 @@ import numpy as np
 import pandas as pd
 
 from nbhelpers.claims.paper import paper_table
-from nbhelpers.nulls.uniform import null_of, summarise, uniform_null
+from nbhelpers.nulls.uniform import null_of, summarise
+from nbhelpers.plots import metric_label
 from nbhelpers.protocol import PAPER
 from nbhelpers.sweeps.finished_runs import FinishedRuns, training_step
 from nbhelpers.sweeps.sweep_tables import metric_at_scale, metric_of_column
-from nbhelpers.zoo.plots import label_of
-from nbhelpers.zoo.seeds import seed_interval
-from nbhelpers.zoo.tables import LEAST_SEEDS
 
 HERE, SWEEP, PRINTED = "this notebook", "sweep", "paper"
 WHAT = ("model", "revision", "paper", "encoding", "step", "n_parameters")
@@ -57,7 +55,7 @@ def sweep_rows(sweep: FinishedRuns, metrics: Sequence[str]) -> pd.DataFrame:
             f"no run of the sweep in {sweep.folder} has any of {', '.join(metrics)}; they have "
             f"{', '.join(sweep.table.metric.unique()[:8])}"
         )
-    return _tidy(rows)
+    return tidy(rows)
 
 
 def table_rows(table: Any, metrics: Sequence[str], *, corpus: str, seed: int = 0) -> pd.DataFrame:
@@ -93,50 +91,7 @@ def table_rows(table: Any, metrics: Sequence[str], *, corpus: str, seed: int = 0
             rows.append(
                 known.rename(columns={"mean": "value"}).loc[own].to_dict() | fixed | {"metric": metric}
             )
-    return _tidy(rows)
-
-
-def zoo_rows(zoo: Any, metrics: Sequence[str], arms: Iterable[str], *, steps: bool = False) -> pd.DataFrame:
-    """Return tidy rows of the arms of the zoo: the mean over seeds, with Student's interval from 3 seeds on.
-
-    Parameters
-    ----------
-    zoo : ZooTables
-    metrics : sequence of str
-        Those that were not collected are left out.
-    arms : iterable of str
-    steps : bool
-        Every checkpoint instead of the end of training.
-
-    Returns
-    -------
-    pandas.DataFrame
-        As of `sweep_rows`, source "this notebook"; `null` is uniform attention under the arm's mask, not the
-        arm before training; NaN where the collection does not say how long its sequences are.
-    """
-    rows = []
-    _, length = zoo.provenance.get("measured_on", {}).get("attention", (None, np.nan))
-    for arm in zoo.present(arms):
-        facts = zoo.runs[zoo.runs.arm == arm].iloc[0]
-        null = {} if np.isnan(length) else uniform_null(length, PAPER, causal=facts["mask"] == "causal")
-        fixed = {"source": HERE, "model": f"zoo {arm}", "encoding": facts["encoding"], "protocol": "PAPER"}
-        fixed |= {"n_parameters": facts["n_parameters"], "length": length}
-        frame = zoo.rows(list(metrics), arms=[arm], last=not steps)
-        fixed |= {"n_sequences": frame.sequence.nunique()}
-        by_seed = frame.groupby(["metric", "step", "seed"]).value.mean().unstack("seed")
-        for metric, step in sorted(by_seed.index, key=lambda pair: (metrics.index(pair[0]), pair[1])):
-            seeds = by_seed.loc[(metric, step)]
-            row = fixed | {"corpus": "held out", "metric": metric, "step": step, "null": null.get(metric)}
-            rows.append(row | _over_seeds(seeds.dropna().to_numpy()))
-    return _tidy(rows)
-
-
-def _over_seeds(values: np.ndarray) -> dict[str, float]:
-    """Return the mean over seeds and, if there are enough of them, its interval."""
-    if len(values) < LEAST_SEEDS:
-        return {"value": values.mean()}
-    interval = seed_interval(values)
-    return {"value": interval.value, "low": interval.low, "high": interval.high}
+    return tidy(rows)
 
 
 def paper_rows(
@@ -172,7 +127,7 @@ def paper_rows(
             rows += [
                 fixed | {"metric": m, "value": named[m, "mean"]} for m in metrics if (m, "mean") in named
             ]
-    return _tidy(rows)
+    return tidy(rows)
 
 
 def _count(params: str | None) -> float:
@@ -194,7 +149,7 @@ def rows_beside(
     ----------
     sweep : FinishedRuns
     live : pandas.DataFrame
-        From `table_rows` or `zoo_rows`.
+        From `table_rows`, or of the zoo from `nbhelpers.zoo.tables.zoo_rows`.
     metrics : sequence of str
         As in `sweep_rows`.
     tables : iterable of int
@@ -254,7 +209,7 @@ def shown_rows(rows: pd.DataFrame) -> pd.DataFrame:
     wide = told.pivot(index=["source", "line"], columns="metric", values="told")
     order = told[["source", "line"]].drop_duplicates()
     wide = wide.reindex(index=pd.MultiIndex.from_frame(order), columns=list(told.metric.unique()))
-    return wide.fillna("–").rename(columns=label_of).rename_axis(columns=None).reset_index()
+    return wide.fillna("–").rename(columns=metric_label).rename_axis(columns=None).reset_index()
 
 
 def _told(row):
@@ -263,7 +218,8 @@ def _told(row):
     return f"{row.value:.3f}{ends}" + ("" if row.source == PRINTED else f" | {null}")
 
 
-def _tidy(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
+def tidy(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """Return rows as a frame with the columns :data:`COLUMNS`; what a row lacks is "" or NaN."""
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
     texts = {name: [value if isinstance(value, str) else "" for value in frame[name]] for name in TEXTS}
     return frame.assign(**texts).astype(dict.fromkeys(NUMBERS, float) | dict.fromkeys(TEXTS, "str"))

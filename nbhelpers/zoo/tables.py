@@ -14,7 +14,11 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from nbhelpers.inputs.zoo_files import shipped_folder
+from nbhelpers.nulls.uniform import uniform_null
+from nbhelpers.protocol import PAPER
+from nbhelpers.sweeps.sweep_rows import HERE, tidy
 from nbhelpers.zoo.measure import WHOLE
+from nbhelpers.zoo.seeds import seed_interval
 from nbhelpers.zoo.settings import arms as planned_arms
 from nbhelpers.zoo.shipped import MEASUREMENTS, RUNS
 
@@ -203,6 +207,44 @@ class ZooTables:
             for arm, seeds in planned.items()
         ]
         return pd.DataFrame(rows)
+
+
+def zoo_rows(zoo, metrics, arms, *, steps=False):
+    """Return tidy rows of the arms of the zoo: the mean over seeds, with Student's interval from 3 seeds on.
+
+    Parameters
+    ----------
+    zoo : ZooTables
+    metrics : sequence of str
+        Those that were not collected are left out.
+    arms : iterable of str
+    steps : bool
+        Every checkpoint instead of the end of training.
+
+    Returns
+    -------
+    pandas.DataFrame
+        As of `nbhelpers.sweeps.sweep_rows.table_rows`. `null` is uniform attention under the arm's mask, not
+        the arm before training; NaN where the collection does not say how long its sequences are.
+    """
+    rows = []
+    _, length = zoo.provenance.get("measured_on", {}).get("attention", (None, np.nan))
+    for arm in zoo.present(arms):
+        facts = zoo.runs[zoo.runs.arm == arm].iloc[0]
+        null = {} if np.isnan(length) else uniform_null(length, PAPER, causal=facts["mask"] == "causal")
+        fixed = {"source": HERE, "model": f"zoo {arm}", "encoding": facts["encoding"], "protocol": "PAPER"}
+        fixed |= {"n_parameters": facts["n_parameters"], "length": length, "corpus": "held out"}
+        frame = zoo.rows(list(metrics), arms=[arm], last=not steps)
+        fixed |= {"n_sequences": frame.sequence.nunique()}
+        by_seed = frame.groupby(["metric", "step", "seed"]).value.mean().unstack("seed")
+        for metric, step in sorted(by_seed.index, key=lambda pair: (metrics.index(pair[0]), pair[1])):
+            seeds = by_seed.loc[(metric, step)].dropna().to_numpy()
+            row = fixed | {"metric": metric, "step": step, "null": null.get(metric), "value": seeds.mean()}
+            if len(seeds) >= LEAST_SEEDS:
+                interval = seed_interval(seeds)
+                row |= {"low": interval.low, "high": interval.high}
+            rows.append(row)
+    return tidy(rows)
 
 
 def _listed(metrics):

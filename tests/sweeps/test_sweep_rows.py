@@ -5,7 +5,6 @@ from dataclasses import asdict
 import numpy as np
 import pandas as pd
 import pytest
-from tiny_measurements import write_zoo
 from tiny_sweeps import leave_run
 
 from nbhelpers.claims.paper import paper_table
@@ -26,10 +25,7 @@ from nbhelpers.sweeps.sweep_rows import (
     shown_rows,
     sweep_rows,
     table_rows,
-    zoo_rows,
 )
-from nbhelpers.zoo.seeds import seed_interval
-from nbhelpers.zoo.tables import ZooTables
 
 MEANS = {
     "spectral_entropy": 2.0,
@@ -163,38 +159,3 @@ def test_names_hold_what_differs_and_no_more(tmp_path):
         "owner/b, moby-dick",
         "Pythia-6.9B at step 1000 (Table 5)",
     ]
-
-
-# The zoo
-
-
-@pytest.fixture(scope="module")
-def zoo(tmp_path_factory):
-    folder = write_zoo(
-        tmp_path_factory.mktemp("zoo"), lambda s: s.encoding in ("rope", "alibi") and s.preset == "nano"
-    )
-    return ZooTables.read(folder)
-
-
-def test_arms_of_the_zoo_are_means_over_seeds(zoo):
-    rows = zoo_rows(zoo, ["scale_sensitivity_0.5", "spectral_entropy"], ["rope", "alibi", "nope"])
-    assert rows[["model", "encoding", "metric"]].to_numpy().tolist() == [
-        [f"zoo {arm}", arm, metric]
-        for arm in ("rope", "alibi")
-        for metric in ("scale_sensitivity_0.5", "spectral_entropy")
-    ]
-    ends = zoo.ends("spectral_entropy", ["alibi"])["alibi"]
-    assert rows.value.iloc[3] == pytest.approx(ends.mean())
-    assert len(ends) >= 3
-    interval = seed_interval(ends.to_numpy())
-    assert rows[["low", "high"]].iloc[3].tolist() == pytest.approx([interval.low, interval.high])
-    n_sequences, length = zoo.provenance["measured_on"]["attention"]
-    assert rows[["n_sequences", "length"]].drop_duplicates().to_numpy().tolist() == [[n_sequences, length]]
-    assert rows["null"].iloc[1] == uniform_null(length, PAPER, causal=True)["spectral_entropy"]
-
-
-def test_checkpoints_of_the_zoo_make_a_curve(zoo):
-    rows = zoo_rows(zoo, ["spectral_entropy"], ["rope"], steps=True)
-    curve = zoo.curves("spectral_entropy", "rope")
-    assert rows.step.tolist() == curve.steps.tolist()
-    assert rows.value.tolist() == pytest.approx(curve.by_seed.mean(0).tolist())

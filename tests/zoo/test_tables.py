@@ -3,8 +3,11 @@ import pandas as pd
 import pytest
 from tiny_measurements import N_HEADS, N_LAYERS, N_SEQUENCES, STEPS, write_zoo
 
+from nbhelpers.nulls.uniform import uniform_null
+from nbhelpers.protocol import PAPER
 from nbhelpers.zoo import ENCODINGS
-from nbhelpers.zoo.tables import ROW_COLUMNS, WITHOUT_ROPE, ZooTables
+from nbhelpers.zoo.seeds import seed_interval
+from nbhelpers.zoo.tables import ROW_COLUMNS, WITHOUT_ROPE, ZooTables, zoo_rows
 
 ENTROPY = "spectral_entropy"
 KEPT = ("rope-seed0", "rope-seed1", "rope-seed2", "alibi-seed0", "alibi-seed2")
@@ -109,3 +112,29 @@ def test_nothing_collected_is_an_empty_table(monkeypatch, tmp_path):
 def test_a_folder_without_runs_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"holds no runs\.parquet"):
         ZooTables.read(tmp_path)
+
+
+# Rows beside those of a sweep
+
+
+def test_arms_stand_beside_a_sweep_as_means_over_seeds(table):
+    metrics = ["scale_sensitivity_0.5", "spectral_entropy"]
+    rows = zoo_rows(table, metrics, ["rope", "alibi", "nope"])
+    assert rows[["model", "encoding", "metric"]].to_numpy().tolist() == [
+        [f"zoo {arm}", arm, metric] for arm in ("rope", "alibi") for metric in metrics
+    ]
+    ends = table.ends("spectral_entropy", ["rope"])["rope"]
+    interval = seed_interval(ends.to_numpy())
+    expected = [ends.mean(), interval.low, interval.high]
+    assert rows[["value", "low", "high"]].iloc[1].tolist() == pytest.approx(expected)
+    assert rows[["low", "high"]].iloc[2:].isna().all(axis=None), "two seeds give no interval"
+    n_sequences, length = table.provenance["measured_on"]["attention"]
+    assert rows[["n_sequences", "length"]].drop_duplicates().to_numpy().tolist() == [[n_sequences, length]]
+    assert rows["null"].iloc[1] == uniform_null(length, PAPER, causal=True)["spectral_entropy"]
+
+
+def test_checkpoints_make_a_curve_of_rows(table):
+    rows = zoo_rows(table, ["spectral_entropy"], ["rope"], steps=True)
+    curve = table.curves("spectral_entropy", "rope")
+    assert rows.step.tolist() == curve.steps.tolist()
+    assert rows.value.tolist() == pytest.approx(curve.by_seed.mean(0).tolist())
