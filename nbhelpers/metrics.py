@@ -202,9 +202,7 @@ def observe(model, token_ids, protocol=PAPER, *, corpus=None, seed=0, **options)
     kept = [*(reduction() for reduction in SIGNALS.values()), LocalMass((protocol.local_distance,))]
 
     def profiles_of(ids):
-        profiles = capture(model, ids, kept, **options)
-        profiles.provenance.update(corpus=corpus, seed=seed)
-        return profiles
+        return capture(model, ids, kept, **options).with_provenance(corpus=corpus, seed=seed)
 
     variants = {
         factor: corpora.scaled_variant(token_ids, factor, how=protocol.scaled_variant, seed=seed)
@@ -312,7 +310,7 @@ def _analyze_streamed(model, token_ids, protocol, *, corpus, seed, **options):
         reduction = MatrixMetrics(protocol, lambda attn: _measure_flattened(attn, protocol))
     local = LocalMass((protocol.local_distance,))
     profiles = capture(model, torch.as_tensor(token_ids), [reduction, local], **options)
-    profiles.provenance.update(corpus=corpus, seed=seed)
+    profiles = profiles.with_provenance(corpus=corpus, seed=seed)
     metrics = profiles[reduction.name].double().unbind(-1)
     measured = dict(zip(profiles.coordinates[reduction.name], metrics, strict=True))
     measured[f"local_mass_{protocol.local_distance}"] = _local_mass(profiles, protocol)

@@ -1,5 +1,6 @@
 """What is captured: small per-head arrays with named axes, kept in safetensors."""
 
+import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,15 +10,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from nbhelpers.files import replacing
+from nbhelpers.kernels.entropy import require_distribution
 
 FORMAT = "nbhelpers-profiles-1"
-SUM_TOLERANCE = 1e-3  # of the sum of a row of attention
-SUM_TOLERANCE_HALF = 1e-2  # where its entries were rounded to half precision
+HEADER = ("axes", "coordinates", "kv_groups", "provenance")  # the fields that are no tensors
 
 
 @dataclass(frozen=True)
 class Profiles:
-    """Per-head reductions of the attention of some sequences.
+    """Per-head reductions of the attention of some sequences; not changed after they are made.
 
     Attributes
     ----------
@@ -58,12 +59,10 @@ class Profiles:
         return self.arrays[name]
 
     def __getattr__(self, name):
-        if name.startswith("_") or name == "arrays" or name not in self.arrays:
-            known = (
-                "" if name.startswith("_") or name == "arrays" else f" (captured: {', '.join(self.arrays)})"
-            )
-            raise AttributeError(f"Profiles has no {name!r}{known}.")
-        return self.arrays[name]
+        arrays = self.__dict__.get("arrays", {})  # not there yet while a copy or a pickle is restored
+        if name not in arrays:
+            raise AttributeError(f"Profiles has no {name!r} (captured: {', '.join(arrays)}).")
+        return arrays[name]
 
     def __contains__(self, name):
         return name in self.arrays
@@ -81,6 +80,10 @@ class Profiles:
     def n_sequences(self):
         """Number of sequences."""
         return len(self.n_real)
+
+    def with_provenance(self, **facts):
+        """Return the same profiles with facts added to their provenance."""
+        return dataclasses.replace(self, provenance=self.provenance | facts)
 
     @classmethod
     def from_attention(cls, attn, *, causal, kv_groups=None, provenance=None):
@@ -106,7 +109,16 @@ class Profiles:
         ValueError
             If the shape is another, rows are not distributions, or `causal` attention looks ahead.
         """
-        attn = _checked_attention(attn, causal)
+        attn = torch.as_tensor(attn)
+        if attn.ndim != 5 or attn.shape[-1] != attn.shape[-2] or attn.numel() == 0:
+            raise ValueError(
+                f"attn has shape {tuple(attn.shape)}; expected (sequence, layer, head, query, key) with as "
+                "many keys as queries."
+            )
+        require_distribution(attn)
+        attn = attn if attn.dtype == torch.float64 else attn.float()
+        if causal and bool((attn.triu(1) > 0).any()):
+            raise ValueError("causal=True, but some queries attend to later keys; pass causal=False.")
         n = attn.shape[-1]
         lags = list(range(0 if causal else 1 - n, n))
         distances = sorted({0, 16, *(2**k for k in range(n.bit_length()) if 2**k < n)})
@@ -119,30 +131,19 @@ class Profiles:
             "local_mass": local_mass_of(lag_profile, lags, distances),
         }
         own = {"key_profile": "key", "last_query": "key", "lag_profile": "lag", "local_mass": "distance"}
-        n_heads = attn.shape[2]
+        positions = {"key": list(range(n)), "lag": lags, "distance": distances}
         return cls(
             arrays=arrays,
             axes={name: ("sequence", "layer", "head", axis) for name, axis in own.items()},
-            coordinates={
-                "key_profile": list(range(n)),
-                "last_query": list(range(n)),
-                "lag_profile": lags,
-                "local_mass": distances,
-            },
+            coordinates={name: positions[axis] for name, axis in own.items()},
             n_real=torch.full((len(attn),), n),
-            kv_groups=list(range(n_heads)) if kv_groups is None else list(kv_groups),
+            kv_groups=list(range(attn.shape[2]) if kv_groups is None else kv_groups),
             provenance=dict(provenance or {}),
         )
 
     def save(self, path):
         """Write to one safetensors file, whole or not at all (a temporary file is renamed)."""
-        header = {
-            "format": FORMAT,
-            "axes": self.axes,
-            "coordinates": self.coordinates,
-            "kv_groups": self.kv_groups,
-            "provenance": self.provenance,
-        }
+        header = {name: getattr(self, name) for name in HEADER} | {"format": FORMAT}
         tensors = {name: array.contiguous() for name, array in self.arrays.items()} | {"n_real": self.n_real}
         with replacing(path) as partial:
             save_file(tensors, partial, metadata={"nbhelpers": json.dumps(header)})
@@ -170,14 +171,9 @@ class Profiles:
             raise ValueError(f"{path} is damaged ({error}); delete it and capture again.") from error
         if header.get("format") != FORMAT:
             raise ValueError(f"{path} is not a {FORMAT} file (its format is {header.get('format')!r}).")
-        return cls(
-            n_real=tensors.pop("n_real"),
-            arrays=tensors,
-            axes={name: tuple(axes) for name, axes in header["axes"].items()},
-            coordinates=header["coordinates"],
-            kv_groups=header["kv_groups"],
-            provenance=header["provenance"],
-        )
+        header["axes"] = {name: tuple(axes) for name, axes in header["axes"].items()}
+        fields = {name: header[name] for name in HEADER}
+        return cls(n_real=tensors.pop("n_real"), arrays=tensors, **fields)
 
     @classmethod
     def concatenate(cls, parts):
@@ -198,12 +194,10 @@ class Profiles:
             if differing:
                 raise ValueError(f"These profiles differ in {', '.join(differing)}: {first!r} and {part!r}.")
         total = sum(part.n_sequences for part in parts)
-        return cls(
+        return dataclasses.replace(
+            first,
             arrays={name: torch.cat([part[name] for part in parts]) for name in first.arrays},
-            axes=first.axes,
-            coordinates=first.coordinates,
             n_real=torch.cat([part.n_real for part in parts]),
-            kv_groups=first.kv_groups,
             provenance=first.provenance | ({"n_sequences": total} if first.provenance else {}),
         )
 
@@ -221,19 +215,8 @@ def _kind(profiles):
 
 
 def local_mass_of(lag_profile, lags, distances):
-    """Return the attention within given distances of the query, from the mean attention at each lag.
-
-    Parameters
-    ----------
-    lag_profile : torch.Tensor, shape (..., lag)
-    lags : sequence of int, shape (lag,)
-    distances : sequence of int
-        In tokens, 0 or more.
-
-    Returns
-    -------
-    torch.Tensor, shape (..., distance)
-    """
+    """Return the attention at most `distances` (tokens) from the query, (..., distance), from that at each
+    lag."""
     apart = torch.as_tensor(lags).abs()  # (lag,)
     return torch.stack([lag_profile[..., apart <= distance].sum(-1) for distance in distances], -1)
 
@@ -244,24 +227,3 @@ def _mean_over_diagonals(attn):
     # With keys reversed and n zeros behind each row, rows read at a stride of 2n − 1 put lags in columns.
     padded = torch.nn.functional.pad(attn.flip(-1), (0, n)).flatten(-2)  # (..., query · 2n)
     return padded[..., : n * (2 * n - 1)].unflatten(-1, (n, 2 * n - 1)).sum(-2) / n
-
-
-def _checked_attention(attn, causal):
-    attn = torch.as_tensor(attn)
-    tolerance = SUM_TOLERANCE_HALF if attn.dtype in (torch.float16, torch.bfloat16) else SUM_TOLERANCE
-    attn = attn if attn.dtype == torch.float64 else attn.float()
-    if attn.ndim != 5 or attn.shape[-1] != attn.shape[-2] or attn.numel() == 0:
-        raise ValueError(
-            f"attn has shape {tuple(attn.shape)}; expected (sequence, layer, head, query, key) with as many "
-            "keys as queries"
-        )
-    off = (attn.sum(-1) - 1).abs().max()
-    if not (float(off) <= tolerance and float(attn.min()) >= 0):
-        raise ValueError(
-            f"the rows of attn must be non-negative and sum to 1; the smallest entry is "
-            f"{float(attn.min()):.4g} and the sums miss 1 by up to {float(off):.4g}. Pass attention after "
-            "softmax."
-        )
-    if causal and bool((attn.triu(1) > 0).any()):
-        raise ValueError("causal=True, but some queries attend to later keys; pass causal=False.")
-    return attn

@@ -102,11 +102,10 @@ def capture(
                 inputs = ids[rows], _rows(mask, rows), _rows(decoder_ids, rows)
                 try:
                     with explained(todo):
-                        part = _run_batch(network, *inputs, made, stream, todo)
+                        part = _run_batch(network, *inputs, made, stream, todo).with_provenance(**facts)
                 except MemoryError as error:
                     todo = step_down(network, todo, error)
                     continue
-                part.provenance.update(facts)
                 store.save(rows, part)
             parts.append(part)
             bar.update(part.n_sequences)
