@@ -28,7 +28,7 @@ from nbhelpers.words import duration
 __all__ = ["NotebookRun", "list_notebooks", "load_runs", "run_notebooks"]
 
 _READERS = ("load_results(", "scorecard(")  # in the source of a notebook that reads what the others measured
-PLANTER = "03_null_models"  # what it found of the rules is read by every notebook that judges
+PLANTER = "04_planted_truth"  # what it found of the rules is read by every notebook that judges
 _VERSIONED = ("torch", "transformers", "numpy", "pywavelets", "pandas")  # a change makes earlier runs stale
 
 

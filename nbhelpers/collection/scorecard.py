@@ -16,7 +16,7 @@ from nbhelpers.claims.verdicts import Record, judge
 from .plan import list_notebooks
 from .results import load_results
 
-PLANTED = "planted_accuracy_"  # + number of the claim, as 03_null_models records it
+PLANTED = "planted_accuracy_"  # + number of the claim, as 04_planted_truth records it
 COLUMNS = ("claim", "title", "the paper", "ours", "null", "verdict", "why")
 
 
@@ -74,7 +74,7 @@ def planted_accuracies(folder):
     Returns
     -------
     dict of str to float
-        By the claim's number, such as "C5"; empty where 03_null_models was not run into the folder.
+        By the claim's number, such as "C5"; empty where 04_planted_truth was not run into the folder.
 
     Raises
     ------

@@ -75,14 +75,14 @@ def test_notebook_that_reads_results_runs_again_when_they_change(collection, not
 
 
 def test_notebook_that_judges_runs_again_when_the_planted_cases_change(collection, notebook, tmp_path):
-    planting = RECORDING.replace("02_good", "03_null_models")
-    notebook("03_null_models", planting, parameters=GOOD_PARAMETERS)
+    planting = RECORDING.replace("02_good", "04_planted_truth")
+    notebook("04_planted_truth", planting, parameters=GOOD_PARAMETERS)
     notebook("05_judges", "# planted_accuracies(results)", parameters=GOOD_PARAMETERS)
-    run = {"names": ["02", "03", "05"], "folder": collection, "out": tmp_path, "progress": False}
+    run = {"names": ["02", "04", "05"], "folder": collection, "out": tmp_path, "progress": False}
     run_notebooks(**run)
     notebook("02_good", RECORDING.replace("2 *", "3 *"), parameters=GOOD_PARAMETERS)
     assert statuses(run_notebooks(**run))["05_judges"] == "kept", "other results are not its business"
-    notebook("03_null_models", planting.replace("2 *", "3 *"), parameters=GOOD_PARAMETERS)
+    notebook("04_planted_truth", planting.replace("2 *", "3 *"), parameters=GOOD_PARAMETERS)
     assert statuses(run_notebooks(**run))["05_judges"] == "passed"
 
 
