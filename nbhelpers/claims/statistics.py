@@ -173,7 +173,7 @@ def _named(name, needed, nulls):
     if missing:
         raise LookupError(
             f"{name} is held against {', '.join(needed)}; of these {', '.join(missing)} is not given, only "
-            f"{', '.join(nulls) or 'none'}. Make it with nbhelpers.nulls.nulls."
+            f"{', '.join(nulls) or 'none'}. Make it with nbhelpers.nulls."
         )
     return {label: nulls[label] for label in needed}
 

@@ -14,12 +14,12 @@ import pandas as pd
 import pywt
 import torch
 
+from nbhelpers import nulls
 from nbhelpers.hooks.ablation import token_losses, without_head
 from nbhelpers.hooks.recompute import AttentionCache, attention_modules, cache_attention
 from nbhelpers.inputs.models import LoadedModel
 from nbhelpers.kernels import wavelets
 from nbhelpers.metrics import Observation, Signals, measure, observe, signals_of
-from nbhelpers.nulls import nulls
 from nbhelpers.protocol import PAPER, Protocol
 from nbhelpers.table import HeadTable
 

@@ -1,13 +1,13 @@
-"""The rows that several notebooks put side by side: a model, the same architecture and input without what was
-learned, and an encoder that sees both ways."""
+"""What several notebooks put beside a model: what learned nothing, and an encoder that sees both ways."""
 
 from tqdm.auto import tqdm
 
 from nbhelpers.inputs.models import load_model
 from nbhelpers.inputs.text import load_text
 from nbhelpers.metrics import observe
-from nbhelpers.nulls.nulls import random_tokens, shuffled_tokens
 from nbhelpers.protocol import PAPER
+
+from .models import random_tokens, shuffled_tokens
 
 CONTROL_SEQUENCES = 4  # untrained attention hardly differs between passages
 SHUFFLED, RANDOM = "shuffled tokens", "random tokens"
@@ -39,31 +39,21 @@ def panel(
 ):
     """Observe a model beside what learned nothing and beside a bidirectional encoder.
 
-    Parameters
-    ----------
-    model : str
-        Name as in :func:`nbhelpers.load_model`.
-    text, n_sequences, length, bos, seed
-        As in :func:`nbhelpers.load_text`.
-    control_seeds : int
-        Number of untrained controls; each reads 4 sequences at most.
-    encoder : str or None
-        A bidirectional model; none if None, or if it is the model itself.
-    cache : path, optional
-        Folder in which observations are kept: the next notebook that asks for the same panel finds it.
-    protocol : Protocol
-        Says which scaled variants are observed.
-    progress : bool
-        Show a bar over the rows.
+    `model` and `encoder` are names as in :func:`nbhelpers.load_model`; there is no encoder row if it is None
+    or the model itself. `text`, `n_sequences`, `length`, `bos` and `seed` are those of
+    :func:`nbhelpers.load_text`, and `cache` is a folder in which the next notebook that asks for the same
+    panel finds it.
 
     Returns
     -------
     dict of str to Observation
-        The model by its own name, "random weights, seed k", "shuffled tokens", "random tokens", the encoder
-        by its name, and the encoder without special tokens, in this order.
+        The model by its own name, "random weights, seed k" (of 4 sequences at most), "shuffled tokens",
+        "random tokens", the encoder by its name, and the encoder without special tokens, in this order.
     """
-    rows = _rows(model, text, n_sequences, length, bos, seed, control_seeds, encoder)
-    n_rows = 3 + control_seeds + 2 * (encoder is not None and encoder != model)
+    encoder = None if encoder == model else encoder
+    sizes = {"n_sequences": n_sequences, "length": length, "seed": seed}
+    rows = _rows(model, text, bos, control_seeds, encoder, **sizes)
+    n_rows = 3 + control_seeds + 2 * (encoder is not None)
     observations = {}
     with tqdm(total=n_rows, desc="panel", unit="row", disable=None if progress else True) as bar:
         for label, network, ids in rows:
@@ -76,11 +66,10 @@ def panel(
     return observations
 
 
-def _rows(model, text, n_sequences, length, bos, seed, control_seeds, encoder):
+def _rows(model, text, bos, control_seeds, encoder, *, seed, **sizes):
     """Yield label, model and sequences of each row; one model is held at a time."""
     loaded = load_model(model)
-    sizes = {"n_sequences": n_sequences, "length": length, "seed": seed}
-    ids = load_text(text, loaded, bos=bos, **sizes)  # (sequence, position)
+    ids = load_text(text, loaded, bos=bos, seed=seed, **sizes)  # (sequence, position)
     keep = loaded.tokenizer.all_special_ids
     yield model, loaded, ids
     yield SHUFFLED, loaded, shuffled_tokens(ids, seed=seed, keep=keep)
@@ -90,7 +79,7 @@ def _rows(model, text, n_sequences, length, bos, seed, control_seeds, encoder):
         control = load_model(f"random:{model.removeprefix('random:')}", seed=control_seed)
         yield control_label(control_seed), control, ids[:CONTROL_SEQUENCES]
         del control
-    if encoder is not None and encoder != model:
+    if encoder is not None:
         loaded = load_model(encoder)
-        yield encoder, loaded, load_text(text, loaded, bos="tokenizer", **sizes)
-        yield bare_label(encoder), loaded, load_text(text, loaded, bos="none", **sizes)
+        yield encoder, loaded, load_text(text, loaded, bos="tokenizer", seed=seed, **sizes)
+        yield bare_label(encoder), loaded, load_text(text, loaded, bos="none", seed=seed, **sizes)

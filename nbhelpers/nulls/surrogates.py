@@ -1,11 +1,9 @@
 """Signals made to share one property with given ones and nothing else; what the null models are built from.
 
-Tensors in, float64 tensors out, any leading dimensions, every draw from a seed. The profiles of a model go
-through :mod:`nbhelpers.nulls.nulls`.
+Tensors in, float64 tensors out, any leading dimensions, every draw from a seed.
 """
 
 import math
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,42 +11,14 @@ import torch
 from nbhelpers.kernels import spectra
 from nbhelpers.kernels.checks import as_real, require_finite, require_last_axis
 
-__all__ = [
-    "PowerLaw",
-    "exponential_attention",
-    "exponential_decay",
-    "exponential_profiles",
-    "fit_power_law",
-    "iaaft",
-    "power_law_order",
-    "random_order",
-    "softmax_of_support",
-]
-
 BISECTIONS = 64  # halvings of a bracket: beyond the digits of float64
 STEEPEST = 64.0  # log ratio of neighbours; e^-64 of the mass is none in float64
+ITERATIONS = 50  # of IAAFT, at most
 ROWS_AT_ONCE = 4096  # signals that go through the iterations of IAAFT together
 
 
-class PowerLaw(NamedTuple):
-    """A spectrum P(f) = scale · f^−exponent, f in cycles/token."""
-
-    exponent: torch.Tensor
-    scale: torch.Tensor
-
-
 def random_order(signal, *, seed=0):
-    """Return the values of each signal in random order.
-
-    Parameters
-    ----------
-    signal : torch.Tensor or array_like, shape (..., position)
-    seed : int
-
-    Returns
-    -------
-    torch.Tensor, shape (..., position)
-    """
+    """Return the values of each signal (..., position) in random order."""
     x = _signal(signal)
     order = torch.rand(x.shape, generator=_generator(seed), dtype=x.dtype).argsort(-1)
     return x.gather(-1, order)
@@ -69,11 +39,6 @@ def softmax_of_support(support, length, *, seed=0):
     -------
     torch.Tensor, shape (..., position)
         Sums to 1. Its N_eff is the one asked for, to about 1e-12.
-
-    Raises
-    ------
-    ValueError
-        If a support is below 1 or above `length`.
     """
     target = torch.as_tensor(support, dtype=torch.float64)  # (...)
     if not bool(((target > 1 - 1e-6) & (target < length * (1 + 1e-6))).all()):
@@ -83,10 +48,8 @@ def softmax_of_support(support, length, *, seed=0):
         )
     z = torch.randn(*target.shape, length, generator=_generator(seed), dtype=torch.float64)  # (..., position)
 
-    def effective(beta):
-        return 1 / (beta[..., None] * z).softmax(-1).square().sum(
-            -1
-        )  # falls from `length` to 1 as beta grows
+    def effective(beta):  # falls from `length` to 1 as beta grows
+        return 1 / (beta[..., None] * z).softmax(-1).square().sum(-1)
 
     highest = torch.ones_like(target)
     while bool((far := effective(highest) > target * (1 + 1e-12)).any()) and float(highest.max()) < 2.0**60:
@@ -119,15 +82,12 @@ def exponential_decay(distance, length, *, causal):
         If a distance is negative or larger than any attention over `length` tokens can have.
     """
     target = torch.as_tensor(distance, dtype=torch.float64)  # (...)
-    ends = [
-        float(_mean_distance(torch.tensor(s, dtype=torch.float64), length, causal))
-        for s in (-STEEPEST, STEEPEST)
-    ]
+    farthest = float(_mean_distance(torch.tensor(STEEPEST, dtype=torch.float64), length, causal))
     # Captured lag profiles are float32: the largest distances may be passed by rounding.
-    if float(target.min()) < 0 or float(target.max()) > ends[1] * (1 + 1e-5) + 1e-9:
+    if float(target.min()) < 0 or float(target.max()) > farthest * (1 + 1e-5) + 1e-9:
         raise ValueError(
             f"mean distances run from {float(target.min()):.6g} to {float(target.max()):.6g} tokens; "
-            f"{'causal' if causal else 'two-sided'} attention over {length} tokens has 0 to {ends[1]:.6g}"
+            f"{'causal' if causal else 'two-sided'} attention over {length} tokens has 0 to {farthest:.6g}"
         )
     low, high = torch.full_like(target, -STEEPEST), torch.full_like(target, STEEPEST)
     return _bisect(lambda s: _mean_distance(s, length, causal), target, low, high)
@@ -136,15 +96,7 @@ def exponential_decay(distance, length, *, causal):
 def exponential_profiles(decay, length):
     """Return the profiles of :func:`exponential_attention`, causal, without forming the matrix.
 
-    Parameters
-    ----------
-    decay : torch.Tensor or array_like, shape (...)
-    length : int
-
-    Returns
-    -------
-    dict of str to torch.Tensor
-        key_profile and last_query, shape (..., key), and lag_profile, shape (..., lag). O(length) per head.
+    They are by name: key_profile and last_query, (..., key), and lag_profile, (..., lag); O(length) per head.
     """
     s = torch.as_tensor(decay, dtype=torch.float64)  # (...)
     n, a, far = length, s.abs()[..., None], s[..., None] > 0
@@ -166,44 +118,21 @@ def exponential_profiles(decay, length):
 
 
 def exponential_attention(decay, length, *, causal):
-    """Return the attention matrix of an exponential kernel, softmax over the visible keys of s·|i − j|.
-
-    Parameters
-    ----------
-    decay : torch.Tensor or array_like, shape (...)
-        s, from :func:`exponential_decay`.
-    length, causal
-        As there.
-
-    Returns
-    -------
-    torch.Tensor, shape (..., query, key)
-    """
+    """Return the matrix (..., query, key) of an exponential kernel: softmax over seen keys of s·|i − j|."""
     position = torch.arange(length, dtype=torch.float64)
     lag = position[:, None] - position  # (query, key)
     scores = torch.as_tensor(decay, dtype=torch.float64)[..., None, None] * lag.abs()  # (..., query, key)
     return (scores.masked_fill(lag < 0, -math.inf) if causal else scores).softmax(-1)
 
 
-def iaaft(signal, *, seed=0, n_iterations=50):
-    """Return surrogates with the values of each signal and nearly its power spectrum (N5).
+def iaaft(signal, *, seed=0):
+    """Return surrogates with the values of each signal (..., position) and nearly its power spectrum (N5).
 
-    Iterated amplitude-adjusted Fourier transform: in turn, the amplitudes of the spectrum are put right and
-    the values are put right, until the order of the values no longer changes. The last step puts the values
-    right, so they are exact, and the spectrum is as near as it came: amplitudes within a few per cent where
-    many positions share the mass, within tens where a few spikes hold it and leave few orders to choose from.
-
-    Parameters
-    ----------
-    signal : torch.Tensor or array_like, shape (..., position)
-    seed : int
-        Of the random order it starts from.
-    n_iterations : int
-        At most.
-
-    Returns
-    -------
-    torch.Tensor, shape (..., position)
+    Iterated amplitude-adjusted Fourier transform [1]_: in turn, the amplitudes of the spectrum are put right
+    and the values are put right, until the order of the values no longer changes. The last step puts the
+    values right, so they are exact, and the spectrum is as near as it came: amplitudes within a few per cent
+    where many positions share the mass, within tens where a few spikes hold it and leave few orders to choose
+    from.
 
     References
     ----------
@@ -211,79 +140,49 @@ def iaaft(signal, *, seed=0, n_iterations=50):
     """
     x = _signal(signal)
     start = random_order(x, seed=seed)
-    flat, drawn = x.flatten(0, -2) if x.ndim > 1 else x[None], start.reshape(-1, x.shape[-1])
-    parts = [
-        _iterate(values, order, n_iterations)
-        for values, order in zip(flat.split(ROWS_AT_ONCE), drawn.split(ROWS_AT_ONCE), strict=True)
-    ]
-    return torch.cat(parts).reshape(x.shape)
+    rows, orders = (each.reshape(-1, x.shape[-1]).split(ROWS_AT_ONCE) for each in (x, start))
+    return torch.cat([_iterate(*some) for some in zip(rows, orders, strict=True)]).reshape(x.shape)
 
 
-def fit_power_law(psd, frequency):
-    """Return the power law f^−chi that is nearest to a spectrum, by least squares in log-log.
+def power_law_exponent(psd, frequency):
+    """Return the exponent χ of the power law f^−χ that is nearest to a spectrum, by least squares in log-log.
 
     Parameters
     ----------
-    psd : torch.Tensor or array_like, shape (..., freq)
-        Power. Bins without power are left out.
-    frequency : torch.Tensor or array_like, shape (freq,)
-        Cycles/token of each bin, as from :func:`nbhelpers.kernels.spectra.frequencies`. DC is left out;
-        negative frequencies count like positive ones.
+    psd : torch.Tensor, shape (..., freq)
+        Power. Bins without power are left out, and so is DC.
+    frequency : torch.Tensor, shape (freq,)
+        Cycles/token of each bin.
 
     Returns
     -------
-    PowerLaw
-        ``exponent`` and ``scale``, each of shape (...). NaN where fewer than two frequencies have power.
-
-    Raises
-    ------
-    ValueError
-        If the two differ in their number of bins, or fewer than two frequencies lie above zero.
+    torch.Tensor, shape (...)
+        NaN where fewer than two frequencies have power.
     """
-    power = as_real(psd, "psd").double()  # (..., freq)
-    frequency = torch.as_tensor(frequency, dtype=torch.float64).abs()  # (freq,)
-    if power.ndim == 0 or power.shape[-1] != len(frequency):
-        raise ValueError(f"psd has shape {tuple(power.shape)} for {len(frequency)} frequencies")
-    if len(torch.unique(frequency[frequency > 0])) < 2:
+    if int((frequency > 0).sum()) < 2:
         raise ValueError(
             f"a power law needs at least two frequencies above zero, got {frequency.tolist()}; take 4 tokens "
             "or more"
         )
-    weight = ((frequency > 0) & (power > 0)).double()  # (..., freq)
+    weight = ((frequency > 0) & (psd > 0)).double()  # (..., freq)
     u = torch.where(weight > 0, frequency, 1.0).log()
-    v = torch.where(weight > 0, power, 1.0).log()
-    count = weight.sum(-1)
-    mean_u, mean_v = (weight * u).sum(-1) / count, (weight * v).sum(-1) / count  # (...)
-    centred = weight * (u - mean_u[..., None])
-    slope = (centred * v).sum(-1) / (centred * u).sum(-1)
-    return PowerLaw(-slope, (mean_v - slope * mean_u).exp())
+    v = torch.where(weight > 0, psd, 1.0).log()
+    count = weight.sum(-1)  # (...)
+    centred = weight * (u - ((weight * u).sum(-1) / count)[..., None])
+    return -(centred * v).sum(-1) / (centred * u).sum(-1)
 
 
 def power_law_order(signal, *, seed=0):
-    """Return the values of each signal in the order of noise with the signal's own power law (N6).
+    """Return the values of each signal (..., position) in the order of noise with its own power law (N6).
 
     The exponent is fitted to the Hann-windowed spectrum without mean. Gaussian noise with that exponent is
-    drawn, and its largest sample is replaced by the largest value of the signal, and so on.
-
-    Parameters
-    ----------
-    signal : torch.Tensor or array_like, shape (..., position)
-        At least 4 positions.
-    seed : int
-
-    Returns
-    -------
-    torch.Tensor, shape (..., position)
-
-    Raises
-    ------
-    ValueError
-        For fewer than 4 positions.
+    drawn, and its largest sample is replaced by the largest value of the signal, and so on. A signal has at
+    least 4 positions.
     """
     x = _signal(signal)
     n = x.shape[-1]
     frequency = spectra.frequencies(n).double()  # (freq,)
-    exponent = fit_power_law(spectra.psd(x, detrend="mean"), frequency).exponent  # (...)
+    exponent = power_law_exponent(spectra.psd(x, detrend="mean"), frequency)  # (...)
     # A constant signal has no spectrum to fit; its values are equal, so any order is the same.
     chi = exponent.nan_to_num(0.0)[..., None]
     shape = (*x.shape[:-1], len(frequency))
@@ -293,12 +192,12 @@ def power_law_order(signal, *, seed=0):
     return _in_order_of(x.sort(-1).values, torch.fft.irfft(noise, n=n))
 
 
-def _iterate(values, surrogate, n_iterations):
+def _iterate(values, surrogate):
     """Return the IAAFT surrogates of (row, position); rows that no longer change are left out."""
     ranked, amplitude = values.sort(-1).values, torch.fft.rfft(values).abs()
     surrogate = surrogate.clone()
     rows = torch.arange(len(values))
-    for _ in range(n_iterations):
+    for _ in range(ITERATIONS):
         spectrum = torch.fft.rfft(surrogate[rows])  # (row, freq)
         phasor = spectrum / spectrum.abs().clamp_min(torch.finfo(spectrum.real.dtype).tiny)
         smooth = torch.fft.irfft(amplitude[rows] * phasor, n=values.shape[-1])

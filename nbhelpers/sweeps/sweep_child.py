@@ -26,7 +26,7 @@ from nbhelpers.files import replacing
 from nbhelpers.hooks.capture import fingerprint
 from nbhelpers.inputs.models import load_model
 from nbhelpers.inputs.text import corpus_description, load_text
-from nbhelpers.nulls.uniform import null_of, summarise
+from nbhelpers.nulls.summary import null_of, summarise
 from nbhelpers.protocol import Protocol
 from nbhelpers.sweeps.grids import ANALYZE, NOTEBOOK, NOTEBOOK_AXES, Run
 from nbhelpers.sweeps.sweep_records import summary_file, table_file

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from nbhelpers.claims.paper import paper_table
-from nbhelpers.nulls.uniform import null_of, summarise
+from nbhelpers.nulls.summary import null_of, summarise
 from nbhelpers.plots import metric_label
 from nbhelpers.protocol import PAPER
 from nbhelpers.sweeps.finished_runs import FinishedRuns, training_step

@@ -14,7 +14,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from nbhelpers.inputs.zoo_files import shipped_folder
-from nbhelpers.nulls.uniform import uniform_null
+from nbhelpers.nulls.summary import uniform_null
 from nbhelpers.protocol import PAPER
 from nbhelpers.sweeps.sweep_rows import HERE, tidy
 from nbhelpers.zoo.measure import WHOLE

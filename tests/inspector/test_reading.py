@@ -8,11 +8,11 @@ import pytest
 import pywt
 import torch
 
+from nbhelpers import nulls
 from nbhelpers.hooks.ablation import token_losses, without_head
 from nbhelpers.inspector.reading import Stopped, percentile, read_text, shortest_text
 from nbhelpers.inspector.views import level_image
 from nbhelpers.metrics import analyze
-from nbhelpers.nulls.nulls import uniform_profiles
 from nbhelpers.protocol import PAPER
 
 TEXT = "the whale and the sea and the ship that sails the sea, again and again, until the night. " * 4
@@ -34,7 +34,7 @@ def test_all_numbers_are_those_of_analyze(tiny_llama, reading):
 
 
 def test_the_null_is_uniform_attention_in_closed_form(reading):
-    profile = uniform_profiles(reading.n_tokens, causal=True)["key_profile"]
+    profile = nulls.uniform_profiles(reading.n_tokens, causal=True).key_profile[0, 0, 0]
     assert reading.null_value("sink_mass") == pytest.approx(float(profile[0]), rel=1e-12)
     assert reading.null_value("positional_entropy") == pytest.approx(float(-(profile * profile.log()).sum()))
 

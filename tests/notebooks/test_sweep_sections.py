@@ -12,7 +12,7 @@ from nbhelpers.claims.paper import paper_table
 from nbhelpers.collection.plan import list_notebooks, notebook_parameters
 from nbhelpers.collection.results import load_results
 from nbhelpers.collection.run import run_notebooks
-from nbhelpers.nulls.uniform import uniform_null
+from nbhelpers.nulls.summary import uniform_null
 from nbhelpers.stats import position_spectrum_correlation
 from nbhelpers.sweeps.finished_runs import how_to_sweep
 from nbhelpers.sweeps.sweep_rows import COLUMNS

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from tiny_notebooks import make_notebook
 
-from nbhelpers.nulls.uniform import uniform_null
+from nbhelpers.nulls.summary import uniform_null
 from nbhelpers.protocol import Protocol
 from nbhelpers.sweeps import sweep_child
 from nbhelpers.sweeps.grids import make_grid

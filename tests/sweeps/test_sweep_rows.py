@@ -11,7 +11,7 @@ from nbhelpers.claims.paper import paper_table
 from nbhelpers.inputs.models import load_model
 from nbhelpers.inputs.text import load_text
 from nbhelpers.metrics import analyze
-from nbhelpers.nulls.uniform import uniform_null
+from nbhelpers.nulls.summary import uniform_null
 from nbhelpers.protocol import PAPER
 from nbhelpers.sweeps.finished_runs import load_sweep
 from nbhelpers.sweeps.grids import make_grid

@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 from tiny_measurements import N_HEADS, N_LAYERS, N_SEQUENCES, STEPS, write_zoo
 
-from nbhelpers.nulls.uniform import uniform_null
+from nbhelpers.nulls.summary import uniform_null
 from nbhelpers.protocol import PAPER
 from nbhelpers.zoo import ENCODINGS
 from nbhelpers.zoo.seeds import seed_interval

@@ -7,7 +7,7 @@ import torch
 from nbhelpers.inputs.models import load_model
 from nbhelpers.inputs.text import load_text
 from nbhelpers.metrics import Observation, analyze, measure
-from nbhelpers.nulls.uniform import CORRELATION, null_of, summarise, uniform_null
+from nbhelpers.nulls.summary import CORRELATION, null_of, summarise, uniform_null
 from nbhelpers.profiles import Profiles
 from nbhelpers.protocol import PAPER
 from nbhelpers.stats import position_spectrum_correlation

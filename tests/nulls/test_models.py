@@ -1,21 +1,19 @@
-import ast
+"""Each null keeps exactly what it says it keeps, and what it says it destroys is gone."""
+
 import dataclasses
-from pathlib import Path
 
 import pytest
 import torch
 from tolerances import assert_close
 
-import nbhelpers.nulls
-from nbhelpers import PAPER, Profiles
+from nbhelpers import PAPER, Profiles, nulls
 from nbhelpers.kernels.entropy import effective_support, positional_entropy
 from nbhelpers.metrics import Observation, measure
-from nbhelpers.nulls import nulls
+from nbhelpers.nulls.models import SIGNALS
 
 SHAPE = (2, 3, 4)  # sequence, layer, head
 OF_PROFILES = [null for null in nulls.NULLS if null.made_of == "profiles"]
 DRAWN = [null for null in OF_PROFILES if null.number in ("N2", "N3", "N5", "N6", "N8")]
-KEEP_VALUES = [nulls.permuted, nulls.phase_surrogate, nulls.power_law]
 
 
 def attention(n, *, causal=True, seed=0, sharpness=2.0, shape=SHAPE):
@@ -64,21 +62,14 @@ def test_a_null_has_the_form_of_its_profiles(null, causal):
     assert {name: a.shape for name, a in made.arrays.items()} == {n: a.shape for n, a in given.arrays.items()}
     assert (made.axes, made.coordinates, made.kv_groups) == (given.axes, given.coordinates, given.kv_groups)
     assert made.provenance["null"]["name"].startswith(null.number)
-    for name in nulls.SIGNALS:
+    for name in SIGNALS:
         assert made[name].dtype == torch.float64
         assert_close(made[name].sum(-1), torch.ones(SHAPE, dtype=torch.float64))
         assert made[name].min() >= 0
     assert all(torch.equal(given[name], array) for name, array in before.items()), "the input was changed"
-
-
-@pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize("null", OF_PROFILES, ids=lambda null: null.name)
-def test_local_mass_is_that_of_the_lag_profile(null, causal):
-    made = null.function(make(causal=causal), seed=1)
-    lags = made.coordinates["lag_profile"]
+    apart = torch.tensor(made.coordinates["lag_profile"]).abs()
     for place, distance in enumerate(made.coordinates["local_mass"]):
-        within = [k for k, lag in enumerate(lags) if abs(lag) <= distance]
-        assert_close(made.local_mass[..., place], made.lag_profile[..., within].sum(-1))
+        assert_close(made.local_mass[..., place], made.lag_profile[..., apart <= distance].sum(-1))
 
 
 @pytest.mark.parametrize("null", OF_PROFILES, ids=lambda null: null.name)
@@ -93,7 +84,7 @@ def test_a_null_can_be_measured_at_every_length_and_again(null):
 def test_another_seed_gives_other_numbers(null):
     given = make()
     made = [null.function(given, seed=seed) for seed in (0, 1)]
-    assert all(not torch.equal(made[0][name], made[1][name]) for name in nulls.SIGNALS)
+    assert all(not torch.equal(made[0][name], made[1][name]) for name in SIGNALS)
 
 
 def test_each_profile_and_length_has_a_stream_of_its_own():
@@ -159,33 +150,14 @@ def test_uniform_in_the_other_boundary_modes(mode, n):
     assert found == list(OTHER_MODES[mode][n])
 
 
-def test_uniform_knows_causal_from_bidirectional():
-    causal, both = make(8), make(8, causal=False)
-    with pytest.raises(
-        ValueError, match=r"of bidirectional attention \(lags from -7 to 7\), so the causal null"
-    ):
-        nulls.uniform(both, causal=True)
-    with pytest.raises(
-        ValueError, match=r"of causal attention \(lags from 0 to 7\), so the bidirectional null"
-    ):
-        nulls.uniform(causal, causal=False)
-    assert torch.equal(nulls.uniform(causal, causal=True).key_profile, nulls.uniform(causal).key_profile)
-    without = only(causal, "key_profile")
-    with pytest.raises(ValueError, match="pass causal=True or causal=False"):
-        nulls.uniform(without)
-    assert torch.equal(nulls.uniform(without, causal=True).key_profile, nulls.uniform(causal).key_profile)
-    with pytest.raises(ValueError, match="at least 1 token, got length 0"):
-        nulls.uniform_profiles(0, causal=True)
-
-
 # N2, N5, N6
 
 
-@pytest.mark.parametrize("null", KEEP_VALUES)
+@pytest.mark.parametrize("null", [nulls.permuted, nulls.phase_surrogate, nulls.power_law])
 def test_values_are_kept_exactly_and_moved(null):
     given = make()
     made = null(given, seed=1)
-    for name in nulls.SIGNALS:
+    for name in SIGNALS:
         assert torch.equal(sorted_values(made, name), sorted_values(given, name))
         assert (made[name] != given[name]).any(-1).all(), "a profile stayed as it was"
         assert_close(positional_entropy(made[name]), positional_entropy(given[name]))
@@ -198,7 +170,7 @@ def amplitudes(signal):
 
 def test_phase_surrogates_are_nearer_in_spectrum_than_permuted_profiles():
     given = make(64, sharpness=1.0)
-    for name in nulls.SIGNALS:
+    for name in SIGNALS:
         a, close, far = (
             amplitudes(p[name]) for p in (given, nulls.phase_surrogate(given), nulls.permuted(given))
         )
@@ -213,7 +185,7 @@ def test_phase_surrogates_are_nearer_in_spectrum_than_permuted_profiles():
 def test_iid_softmax_keeps_the_effective_support_only():
     given = make()
     made = nulls.iid_softmax(given, seed=1)
-    for name in nulls.SIGNALS:
+    for name in SIGNALS:
         ratio = effective_support(made[name]) / effective_support(given[name])
         assert (ratio - 1).abs().max() < 1e-9
         assert not torch.allclose(sorted_values(made, name), sorted_values(given, name))
@@ -295,35 +267,63 @@ def test_profiles_without_a_null_are_refused(null):
         null.function(padded)
     with pytest.raises(ValueError, match="needs lag_profile, which was not captured"):
         null.function(only(make(8), "key_profile", "local_mass"))
-    mixed = make(8)
-    mixed.arrays["row_entropy"], mixed.axes["row_entropy"] = torch.zeros(SHAPE), ("sequence", "layer", "head")
+    if null.number in ("N0", "N4"):
+        with pytest.raises(ValueError, match="needs lag_profile"):
+            null.function(only(make(8), "key_profile"))
+    axes = {"row_entropy": ("sequence", "layer", "head")}
+    mixed = dataclasses.replace(make(8), arrays={"row_entropy": torch.zeros(SHAPE)}, axes=axes)
     with pytest.raises(ValueError, match=r"row_entropy\. Capture without the others"):
         null.function(mixed)
 
 
-def test_exponential_needs_lags():
-    with pytest.raises(ValueError, match="needs lag_profile"):
-        nulls.exponential(only(make(8), "key_profile"))
-
-
 def test_profiles_of_two_lengths_are_refused():
     given = make(8)
-    given.coordinates["last_query"] = list(range(9))
+    given = dataclasses.replace(given, coordinates=given.coordinates | {"last_query": list(range(9))})
     with pytest.raises(ValueError, match="'key_profile': 8, 'last_query': 9"):
         nulls.permuted(given)
 
 
 def test_the_table_of_nulls_has_all_ten():
     assert {null.number for null in nulls.NULLS} == {f"N{k}" for k in range(10)}
-    assert all(callable(null.function) and null.keeps and null.destroys for null in nulls.NULLS)
+    assert all(getattr(nulls, null.name.replace(" ", "_")) is null.function for null in OF_PROFILES)
 
 
-def test_evidence_does_not_import_hooks():
-    for path in Path(nbhelpers.nulls.__file__).parent.glob("*.py"):
-        names = [
-            alias
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-            if isinstance(node, ast.Import | ast.ImportFrom)
-            for alias in [getattr(node, "module", None), *(a.name for a in node.names)]
-        ]
-        assert not any("hooks" in (name or "") for name in names), path
+# N7
+
+
+@pytest.fixture
+def ids():
+    """Sequences with 0 and 1 as special tokens at both ends and one inside."""
+    ids = torch.arange(2, 22).repeat(3, 1)
+    ids[:, 0], ids[:, -1], ids[1, 7] = 0, 1, 1
+    return ids
+
+
+def test_shuffled_tokens_are_the_same_tokens(ids):
+    before = ids.clone()
+    made = nulls.shuffled_tokens(ids, seed=0, keep=[0, 1])
+    assert torch.equal(made.sort(-1).values, ids.sort(-1).values)
+    special = (ids == 0) | (ids == 1)
+    assert torch.equal(made[special], ids[special])
+    assert (made[~special] != ids[~special]).float().mean() > 0.8
+    assert not torch.equal(made[0], made[2]), "every sequence is shuffled in its own way"
+    assert torch.equal(ids, before)
+    assert torch.equal(made, nulls.shuffled_tokens(ids, seed=0, keep=[0, 1]))
+    assert not torch.equal(made, nulls.shuffled_tokens(ids, seed=1, keep=[0, 1]))
+    assert (nulls.shuffled_tokens(ids, seed=0) != ids)[:, 0].any(), "without keep nothing stays"
+
+
+def test_random_tokens_are_drawn_evenly_from_the_rest(ids):
+    made = nulls.random_tokens(ids, 24, seed=0, keep=[0, 1])
+    special = (ids == 0) | (ids == 1)
+    assert torch.equal(made[special], ids[special])
+    drawn = nulls.random_tokens(torch.full((100, 60), 5), 12, seed=0, keep=[0, 1])
+    count = torch.bincount(drawn.flatten(), minlength=12)
+    assert count[:2].tolist() == [0, 0]
+    assert (count[2:] - 600).abs().max() < 5 * 600**0.5
+    assert torch.equal(made, nulls.random_tokens(ids, 24, seed=0, keep=[0, 1]))
+    assert not torch.equal(made, nulls.random_tokens(ids, 24, seed=1, keep=[0, 1]))
+    with pytest.raises(ValueError, match="2 ids has none outside"):
+        nulls.random_tokens(ids, 2, keep=[0, 1])
+    with pytest.raises(ValueError, match=r"must be \(sequence, position\)"):
+        nulls.shuffled_tokens(ids[0])

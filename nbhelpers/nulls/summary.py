@@ -1,0 +1,66 @@
+"""A run's table in one row per metric, beside uniform attention that is read in the same way."""
+
+import math
+
+import pandas as pd
+
+from nbhelpers.metrics import STREAMED, Observation, measure
+from nbhelpers.nulls.models import uniform_profiles
+from nbhelpers.protocol import Protocol
+from nbhelpers.stats import position_spectrum_correlation
+
+CORRELATION = "position_spectrum_correlation"
+
+
+def summarise(table, *, null=None, seed=0):
+    """Return one row per metric, and the position-spectrum correlation (eq. 9) where it is defined.
+
+    Parameters
+    ----------
+    table : HeadTable
+    null : mapping of str to float, optional
+        What uniform attention gives, by metric, from `uniform_null`. Metrics that it lacks get NaN.
+    seed : int
+        Of the bootstrap over sequences.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Column metric, those of `HeadTable.summary`, and null if one was given.
+    """
+    summary = table.summary(seed=seed).reset_index()
+    try:
+        rho = position_spectrum_correlation(table, over="heads of a layer", seed=seed)
+    except ValueError:  # too few sequences, or attention that is the same everywhere: no such number
+        pass
+    else:
+        row = {"metric": CORRELATION, "mean": rho.value, "low": rho.low, "high": rho.high}
+        sizes = summary[["n_sequences", "n_heads"]].iloc[0].to_dict()
+        summary = pd.concat([summary, pd.DataFrame([row | sizes])], ignore_index=True)
+    return summary if null is None else summary.assign(null=summary.metric.map(dict(null)).astype(float))
+
+
+def uniform_null(length, protocol, *, causal):
+    """Return every metric of attention over `length` tokens that is uniform (N0), a number by name.
+
+    `causal` says whether a query sees the keys up to itself only; a window that a layer may have besides is
+    not taken into account. The correlation over heads is not among them, since uniform heads are all alike,
+    and nothing is for the signals "rows" and "flattened", which are not read from profiles.
+    """
+    if protocol.signal in STREAMED:
+        return {}
+
+    def uniform(n):
+        return uniform_profiles(n, causal=causal, distances=[protocol.local_distance])
+
+    # As nbhelpers.inputs.text.scaled_variant draws them: floor(α n) tokens, up to rounding of α n.
+    scaled = {factor: uniform(math.floor(factor * length + 1e-9)) for factor in protocol.factors}
+    frame = measure(Observation(uniform(length), scaled, protocol.scaled_variant), protocol).frame
+    return dict(zip(frame.metric, frame.value, strict=True))
+
+
+def null_of(table):
+    """Return `uniform_null` for the length, the mask and the protocol that a table was measured with."""
+    told = table.provenance
+    causal = told["stream"] == "decoder" or (told["stream"] == "self" and told["model"]["causal"])
+    return uniform_null(told["length"], Protocol(**told["protocol"]), causal=causal)
