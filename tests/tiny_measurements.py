@@ -1,4 +1,4 @@
-"""A small collected zoo with planted effects, in the form that `python -m nbhelpers.zoo collect` leaves."""
+"""A small collected zoo with planted effects, as `python -m nbhelpers.zoo.training collect` leaves one."""
 
 import json
 

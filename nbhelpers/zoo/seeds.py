@@ -60,7 +60,7 @@ def seed_interval(values, *, confidence=0.95):
     if values.ndim != 1 or len(values) < LEAST_SEEDS:
         raise ValueError(
             f"an interval over seeds needs at least {LEAST_SEEDS} of them, got an array of shape "
-            f"{values.shape}; train more with python -m nbhelpers.zoo train-all"
+            f"{values.shape}; train more with python -m nbhelpers.zoo.training train-all"
         )
     if not np.isfinite(values).all():
         raise ValueError(f"{(~np.isfinite(values)).sum()} of {len(values)} seeds have no finite number")

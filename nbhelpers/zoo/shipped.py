@@ -80,7 +80,7 @@ def _shipped(file):
     if not path.exists():
         raise FileNotFoundError(
             f"No zoo is shipped with this installation: there is no {file} in nbhelpers/data/zoo. Make it "
-            "with: python -m nbhelpers.zoo train-all, then python -m nbhelpers.zoo collect"
+            "with: python -m nbhelpers.zoo.training train-all, then python -m nbhelpers.zoo.training collect"
         )
     return path
 

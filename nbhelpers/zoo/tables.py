@@ -22,7 +22,7 @@ from nbhelpers.zoo.seeds import seed_interval
 from nbhelpers.zoo.settings import arms as planned_arms
 from nbhelpers.zoo.shipped import MEASUREMENTS, RUNS
 
-COMMANDS = "python -m nbhelpers.zoo train-all, then python -m nbhelpers.zoo collect"
+COMMANDS = "python -m nbhelpers.zoo.training train-all, then python -m nbhelpers.zoo.training collect"
 ROPE_FAMILY = ("rope", "prope")  # prope rotates three quarters of the pairs: RoPE all the same
 WITHOUT_ROPE = ("learned", "sinusoidal", "alibi", "t5", "nope")
 SIZES = ("rope-pico", "rope-micro", "rope", "rope-mini", "rope-small")
@@ -57,7 +57,7 @@ class Curves(NamedTuple):
 
 @dataclass(frozen=True)
 class ZooTables:
-    """What `python -m nbhelpers.zoo collect` left in a folder.
+    """What `python -m nbhelpers.zoo.training collect` left in a folder.
 
     Attributes
     ----------

@@ -223,7 +223,7 @@ def load_corpus(folder):
     path = folder / TOKENS
     if not path.exists() or not (folder / "tokenizer.json").exists():
         raise FileNotFoundError(
-            f"There are no token files in {folder}; make them with: python -m nbhelpers.zoo prepare"
+            f"There are no token files in {folder}; make them with: python -m nbhelpers.zoo.training prepare"
         )
     try:
         with safe_open(path, framework="pt") as file:

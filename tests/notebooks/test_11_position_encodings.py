@@ -153,5 +153,5 @@ def test_two_seeds_are_not_measured(run_on, tmp_path):
     assert np.isnan(numbers["half_of_rope"].low)
     assert tables["equivalence"].empty
     assert "Not measured" in text
-    assert "python -m nbhelpers.zoo train-all" in text
+    assert "python -m nbhelpers.zoo.training train-all" in text
     assert "S_predicts_cost_of_512" in numbers, "a rank correlation over 12 runs of 6 encodings"

@@ -143,4 +143,4 @@ def test_one_run_alone_is_shown_and_not_judged(run_on, tmp_path):
     assert np.isnan(numbers["peak_of_rope"].low)
     assert set(tables["left_over"].arm) == {"rope"}
     assert "not measured" in text
-    assert "python -m nbhelpers.zoo train-all" in text
+    assert "python -m nbhelpers.zoo.training train-all" in text

@@ -115,4 +115,4 @@ def test_one_size_is_not_measured(run_on, tmp_path):
     assert numbers["sd_over_seeds"].value < 0.02, "three seeds of one size have a spread all the same"
     assert tables["trends"].empty
     assert "Not measured" in text
-    assert "python -m nbhelpers.zoo train-all" in text
+    assert "python -m nbhelpers.zoo.training train-all" in text

@@ -18,7 +18,7 @@ from nbhelpers.zoo.training.shipping import LIMIT_BYTES
 
 pytestmark = pytest.mark.skipif(
     not (shipped_folder() / shipped.MEASUREMENTS).exists(),
-    reason="no zoo is shipped: python -m nbhelpers.zoo train-all, then collect",
+    reason="no zoo is shipped: python -m nbhelpers.zoo.training train-all, then collect",
 )
 SHIPPED = [name for name in available_models() if name.startswith("zoo:")]
 RECOMPUTED = [name for name in SHIPPED if name.endswith(("zoo:rope", "zoo:alibi", "zoo:t5", "@step100"))]

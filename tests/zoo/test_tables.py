@@ -78,7 +78,7 @@ def test_what_is_missing_is_named_with_the_command(table):
     told = table.lacking(["rope", "alibi", "t5"])
     assert "alibi 1; t5 0, 1, 2" in told
     assert "rope" not in told.partition("trained yet: ")[2]
-    assert "python -m nbhelpers.zoo train-all" in told
+    assert "python -m nbhelpers.zoo.training train-all" in told
     assert table.said(["rope", "t5"]).startswith("arms (seeds): rope (0, 1, 2); not trained yet: t5")
     coverage = table.coverage().set_index("arm")
     assert coverage.loc["alibi"].tolist() == ["0, 2", "1"]

@@ -241,7 +241,7 @@ def test_damaged_token_files(moby_dick, tmp_path):
         load_corpus(folder)
     path.write_bytes(whole)
     (folder / "tokenizer.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"nbhelpers\.zoo prepare"):
+    with pytest.raises(FileNotFoundError, match=r"nbhelpers\.zoo.training prepare"):
         load_corpus(folder)
 
 

@@ -30,7 +30,7 @@ from nbhelpers.inputs.files import quiet_progress
 from nbhelpers.zoo.measure import COLUMNS
 
 FINAL = "final"
-DISK_ERRORS = (OSError, SafetensorError, pa.ArrowException)
+RUN, STATE, MEASUREMENTS, WEIGHTS = "run.json", "state.safetensors", "measurements.parquet", "weights"
 
 
 class BusyError(RuntimeError):
@@ -38,49 +38,14 @@ class BusyError(RuntimeError):
 
 
 class RunFolder:
-    """Reads and writes the files of one run.
-
-    Parameters
-    ----------
-    folder : path
-        Made if it is not there.
-    settings : nbhelpers.zoo.settings.Settings
-    corpus : nbhelpers.zoo.text.Corpus
-    """
+    """Reads and writes the files of one run; a damaged one is a ValueError, and nothing is changed then."""
 
     def __init__(self, folder, settings, corpus):
-        self.folder = Path(folder)
-        self.settings = settings
-        self.corpus = corpus
-
-    @property
-    def manifest_path(self):
-        """run.json."""
-        return self.folder / "run.json"
-
-    @property
-    def state_path(self):
-        """state.safetensors."""
-        return self.folder / "state.safetensors"
-
-    @property
-    def measurements_path(self):
-        """measurements.parquet."""
-        return self.folder / "measurements.parquet"
-
-    def weights_path(self, label):
-        """weights/<label>, the label being "step<N>" or "final"."""
-        return self.folder / "weights" / label
+        self.folder, self.settings, self.corpus = Path(folder), settings, corpus
 
     @contextlib.contextmanager
     def locked(self):
-        """Hold the folder for this process; the system lets go of it when the process dies.
-
-        Raises
-        ------
-        BusyError
-            If another process holds it.
-        """
+        """Hold the folder for this process, or BusyError; the system lets go of it when the process dies."""
         with _explained(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.folder / ".lock")
@@ -95,103 +60,66 @@ class RunFolder:
         finally:
             lock.release()
 
-    def manifest(self):
-        """Return run.json as a dict, empty if the run was never begun.
-
-        Raises
-        ------
-        ValueError
-            If it is damaged.
-        """
-        if not self.manifest_path.exists():
-            return {}
-        try:
-            return json.loads(self.manifest_path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{self.manifest_path} is damaged ({error}). {self._way_out()}") from error
-
     def begin(self):
-        """Compare the folder with this run, or mark it as this run's if it is new.
-
-        Raises
-        ------
-        ValueError
-            If the folder holds a run with other settings, or trained on another text or vocabulary.
-        """
-        found = self.manifest()
-        if found:
-            self._check_same(found)
-        elif self.state_path.exists():
-            raise ValueError(f"{self.folder} holds a training state without run.json. {self._way_out()}")
+        """Mark a new folder as this run's; ValueError if it holds another run, or one of another text."""
+        if (self.folder / RUN).exists():
+            self._refuse_another(self.manifest())
+        elif (self.folder / STATE).exists():
+            raise ValueError(f"{self.folder} holds a training state without {RUN}. {self._way_out()}")
         else:
-            self.write_manifest(finished=False, seconds=0.0)
+            self._write_manifest(finished=False, seconds=0.0)
 
-    def write_manifest(self, **facts):
-        """Write run.json with some facts beside what the run is."""
-        known = {
-            "name": self.settings.name,
-            "settings": self.settings.to_dict(),
-            "text": self._text(),
-            "versions": {
-                name: importlib.metadata.version(name) for name in ("torch", "transformers", "pywavelets")
-            }
-            | {"nbhelpers": __version__},
-            "machine": {"processor": platform.machine(), "threads": torch.get_num_threads()},
-        }
-        with _explained(self.manifest_path), replacing(self.manifest_path) as partial:
-            partial.write_text(json.dumps(known | facts, indent=1), encoding="utf-8")
+    def manifest(self):
+        """Return run.json as a dict."""
+        with self._whole(RUN) as path:
+            return json.loads(path.read_text(encoding="utf-8"))
 
-    def save_state(self, step, tensors, facts):
+    def finish(self, **facts):
+        """Mark the run as finished, with some facts, and delete its training state."""
+        self._write_manifest(finished=True, **facts)
+        (self.folder / STATE).unlink(missing_ok=True)
+
+    def save_state(self, step, tensors, *, seconds):
         """Write the training state after `step` updates."""
-        metadata = {"nbhelpers": json.dumps({"step": step, **facts})}
-        with _explained(self.state_path), replacing(self.state_path) as partial:
+        path, metadata = self.folder / STATE, {"nbhelpers": json.dumps({"step": step, "seconds": seconds})}
+        with _explained(path), replacing(path) as partial:
             save_file(tensors, partial, metadata=metadata)
 
     def load_state(self):
-        """Return (step, tensors, facts) of the training state, or None if there is none.
-
-        Raises
-        ------
-        ValueError
-            If the file is damaged; nothing is changed.
-        """
-        if not self.state_path.exists():
+        """Return (step, tensors, seconds) of the training state, or None if there is none."""
+        if not (self.folder / STATE).exists():
             return None
-        try:
-            with safe_open(self.state_path, framework="pt") as file:
-                facts = json.loads(file.metadata()["nbhelpers"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        except (SafetensorError, ValueError, KeyError, TypeError, OSError) as error:
-            raise ValueError(f"{self.state_path} is damaged ({error}). {self._way_out()}") from error
-        return facts.pop("step"), tensors, facts
+        with self._whole(STATE) as path, safe_open(path, framework="pt") as file:
+            facts = json.loads(file.metadata()["nbhelpers"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        return facts["step"], tensors, facts["seconds"]
 
     def measurements(self, *, up_to=None):
-        """Return the table of checkpoints, up to a step; empty if there is none.
-
-        Raises
-        ------
-        ValueError
-            If the file is damaged.
-        """
-        if not self.measurements_path.exists():
+        """Return the table of checkpoints, up to a step; empty if there is none."""
+        if not (self.folder / MEASUREMENTS).exists():
             return pd.DataFrame(columns=COLUMNS)
         try:
-            frame, _ = read_parquet(self.measurements_path)
+            frame, _ = read_parquet(self.folder / MEASUREMENTS)
         except ValueError as error:
             raise ValueError(f"{error} {self._way_out()}") from error
         return frame if up_to is None else frame[frame.step <= up_to]
 
-    def add_measurements(self, frame):
-        """Append one checkpoint to the table; a later or equal step that is there is replaced."""
-        before = self.measurements()
-        before = before[before.step < frame.step.min()]
-        whole = frame if before.empty else pd.concat([before, frame], ignore_index=True)
-        with _explained(self.measurements_path):
-            write_parquet(whole, self.measurements_path, compression="zstd")
+    def last_scalars(self):
+        """Return the rows of the last checkpoint that are of the model as a whole."""
+        frame = self.measurements()
+        return frame[(frame.signal == "model") & (frame.step == frame.step.max())]
+
+    def add_measurements(self, parts):
+        """Append the tables of one checkpoint; a later or equal step that is there is replaced."""
+        before, path = self.measurements(), self.folder / MEASUREMENTS
+        before = before[before.step < parts[0].step.min()]
+        whole = pd.concat(parts if before.empty else [before, *parts], ignore_index=True)
+        with _explained(path):
+            write_parquet(whole, path, compression="zstd")
 
     def save_weights(self, model, label):
-        """Write the model and its tokenizer to weights/<label>."""
-        target = self.weights_path(label)
+        """Write the model and its tokenizer to weights/<label>, "step<N>" or "final"."""
+        target = self.folder / WEIGHTS / label
         partial = target.with_name(f".{label}.{os.getpid()}.partial")
         with _explained(target):
             try:
@@ -204,32 +132,46 @@ class RunFolder:
             finally:
                 shutil.rmtree(partial, ignore_errors=True)  # gone already after success
 
-    def finish(self, **facts):
-        """Mark the run as finished and delete its training state."""
-        self.write_manifest(finished=True, **facts)
-        self.state_path.unlink(missing_ok=True)
+    def _write_manifest(self, **facts):
+        corpus, path = self.corpus, self.folder / RUN
+        versions = {
+            name: importlib.metadata.version(name) for name in ("torch", "transformers", "pywavelets")
+        }
+        known = {
+            "name": self.settings.name,
+            "settings": self.settings.to_dict(),
+            "text": {
+                "fingerprint": corpus.fingerprint, "vocab_size": corpus.vocab_size, "sources": corpus.sources,
+            },
+            "versions": versions | {"nbhelpers": __version__},
+            "machine": {"processor": platform.machine(), "threads": torch.get_num_threads()},
+        }  # fmt: skip
+        with _explained(path), replacing(path) as partial:
+            partial.write_text(json.dumps(known | facts, indent=1), encoding="utf-8")
 
-    def _text(self):
-        corpus = self.corpus
-        return {"fingerprint": corpus.fingerprint, "vocab_size": corpus.vocab_size, "sources": corpus.sources}
-
-    def _check_same(self, found):
-        here = self.settings.to_dict()
-        other = found.get("settings", {})
-        keys = [key for key in here if here[key] != other.get(key)]
-        if keys:
-            listed = "; ".join(f"{key} {other.get(key)!r}, asked for {here[key]!r}" for key in keys)
+    def _refuse_another(self, found):
+        here, other, text = self.settings.to_dict(), found["settings"], found["text"]
+        differing = [key for key in here if here[key] != other.get(key)]
+        if differing:
+            listed = "; ".join(f"{key} {other.get(key)!r}, asked for {here[key]!r}" for key in differing)
             raise ValueError(
                 f"{self.folder} holds another run: {listed}. Choose another --out folder, or the settings of "
                 "the run that is there."
             )
-        text = found.get("text", {})
-        if text.get("fingerprint") != self.corpus.fingerprint:
+        if text["fingerprint"] != self.corpus.fingerprint:
             raise ValueError(
-                f"{self.folder} was trained on another text or vocabulary: {text.get('vocab_size')} tokens, "
-                f"fingerprint {text.get('fingerprint')}; the text given has {self.corpus.vocab_size} tokens, "
+                f"{self.folder} was trained on another text or vocabulary: {text['vocab_size']} tokens, "
+                f"fingerprint {text['fingerprint']}; the text given has {self.corpus.vocab_size} tokens, "
                 f"fingerprint {self.corpus.fingerprint}. Give the same --text, or another --out folder."
             )
+
+    @contextlib.contextmanager
+    def _whole(self, name):
+        path = self.folder / name
+        try:
+            yield path
+        except (SafetensorError, ValueError, KeyError, TypeError, OSError) as error:
+            raise ValueError(f"{path} is damaged ({error}). {self._way_out()}") from error
 
     def _way_out(self):
         return (
@@ -243,7 +185,7 @@ def _explained(path):
     """Say which file could not be written, and that nothing is lost."""
     try:
         yield
-    except DISK_ERRORS as error:
+    except (OSError, SafetensorError, pa.ArrowException) as error:
         raise OSError(
             f"Could not write {path}: {error}. What was written before is whole. Make room, or choose "
             "another --out folder, and start the same command again: it goes on from the last state."

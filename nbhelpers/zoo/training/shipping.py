@@ -160,7 +160,8 @@ def read_runs(folder):
     if not finished:
         begun = f"; begun are {', '.join(unfinished)}" if unfinished else ""
         raise FileNotFoundError(
-            f"There is no finished run in {folder}{begun}. Train with: python -m nbhelpers.zoo train-all"
+            f"There is no finished run in {folder}{begun}. Train with: python -m nbhelpers.zoo.training "
+            "train-all"
         )
     return finished, unfinished
 

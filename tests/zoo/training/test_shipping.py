@@ -14,9 +14,10 @@ from nbhelpers.inputs import zoo_files
 from nbhelpers.inputs.models import available_models, load_model
 from nbhelpers.zoo import measure, shipped
 from nbhelpers.zoo.settings import PRESETS, Settings
-from nbhelpers.zoo.train import train
+from nbhelpers.zoo.training.campaign import train
 from nbhelpers.zoo.training import shipping
 from nbhelpers.zoo.training.ngrams import baselines
+from nbhelpers.zoo.training.runs import RunFolder
 from nbhelpers.zoo.training.shipping import collect
 
 pytestmark = pytest.mark.usefixtures("small_yardstick", "small_nano")
@@ -35,7 +36,7 @@ class Killed(Exception):
     """Stands for whatever ends a process."""
 
 
-def kill(step, frame, model):
+def kill(*args, **options):
     raise Killed
 
 
@@ -61,8 +62,9 @@ def out(moby_dick, tmp_path_factory):
         for arm in ARMS:
             asked = Settings(**arm, n_tokens=N_STEPS * 512)
             train(asked, moby_dick, out / "runs", report=lambda line: None)
+        patch.setattr(RunFolder, "save_state", kill)
         with pytest.raises(Killed):
-            train(Settings(encoding="t5", n_tokens=8192), moby_dick, out / "runs", watch=kill)
+            train(Settings(encoding="t5", n_tokens=8192), moby_dick, out / "runs")
     return out
 
 

@@ -1,0 +1,94 @@
+"""Train a run of the zoo to its end: measured at its checkpoints, safe against a kill at any time."""
+
+import time
+from pathlib import Path
+
+from nbhelpers.words import duration
+from nbhelpers.zoo import measure
+from nbhelpers.zoo.train import Trainer
+from nbhelpers.zoo.training.runs import FINAL, RunFolder
+
+STATE_EVERY = 100  # updates: what a kill loses at most
+REPORT_SECONDS = 10.0
+
+
+def train(settings, corpus, out, *, device="cpu", compiled=False, report=print):
+    """Train a run to its end, or go on where it was interrupted, and return its folder in `out`.
+
+    `report` is called with a line of progress about every ten seconds. A folder that holds another run,
+    another text or damaged files is left as it is (ValueError), and so is one that another process trains in
+    (BusyError).
+    """
+    run = RunFolder(Path(out) / settings.name, settings, corpus)
+    with run.locked():
+        run.begin()
+        if run.manifest()["finished"]:
+            report(f"{settings.name}: finished before, nothing to do")
+            return run.folder
+        trainer = Trainer(settings, corpus, device=device, compiled=compiled)
+        seconds = 0.0  # spent by earlier processes
+        if found := run.load_state():
+            step, tensors, seconds = found
+            trainer.restore(step, tensors)
+            report(f"{settings.name}: goes on from step {step} of {settings.n_steps}")
+        clock = _Clock(trainer, seconds)
+        _loop(trainer, run, measure.Yardstick.of(corpus), clock, report)
+        final = {row.metric: float(row.value) for row in run.last_scalars().itertuples()}
+        run.finish(seconds=round(clock.seconds(), 1), device=str(device), compiled=compiled, final=final)
+    return run.folder
+
+
+def _loop(trainer, run, yardstick, clock, report):
+    settings = trainer.settings
+    checkpoints = set(settings.checkpoints())
+    measured = set(run.measurements(up_to=trainer.step).step)
+    while True:
+        step = trainer.step
+        if step in checkpoints:
+            if step not in measured:
+                _record(trainer, run, yardstick)
+            trainer.history = []
+        if step in checkpoints or step % STATE_EVERY == 0:
+            run.save_state(step, trainer.state(), seconds=clock.seconds())
+        if step == settings.n_steps:
+            return
+        loss = trainer.update()
+        if clock.is_due(trainer.step):
+            report(clock.line(trainer.step, loss))
+
+
+def _record(trainer, run, yardstick):
+    """Measure the model as it is, add it to the table, keep its weights if they are wanted."""
+    settings, step = trainer.settings, trainer.step
+    model, last = trainer.snapshot(), step == settings.n_steps
+    parts = [measure.measure_checkpoint(model, yardstick, step=step, bos=settings.bos)]
+    if last:
+        parts.append(measure.measure_lengths(model, yardstick, step=step, bos=settings.bos))
+    tokens = step * settings.tokens_per_step
+    parts.append(measure.training_scalars(trainer.history, step=step, tokens=tokens))
+    run.add_measurements(parts)
+    if last or step in settings.kept_steps():
+        run.save_weights(model.half(), FINAL if last else f"step{step}")
+
+
+class _Clock:
+    """Knows how long a run took, earlier processes included, how fast it goes and how long it will take."""
+
+    def __init__(self, trainer, seconds_before):
+        self.settings, self.first, self.before = trainer.settings, trainer.step, seconds_before
+        self.started = self.reported = time.perf_counter()
+
+    def seconds(self):
+        return self.before + time.perf_counter() - self.started
+
+    def is_due(self, step):
+        return time.perf_counter() - self.reported >= REPORT_SECONDS or step == self.settings.n_steps
+
+    def line(self, step, loss):
+        settings, self.reported = self.settings, time.perf_counter()
+        speed = (step - self.first) * settings.tokens_per_step / (self.reported - self.started)
+        left = (settings.n_steps - step) * settings.tokens_per_step / speed
+        return (
+            f"{settings.name}: step {step}/{settings.n_steps}, loss {loss:.3f}, {speed:,.0f} tokens/s with "
+            f"measurements, {duration(left)} left"
+        )
