@@ -1,6 +1,7 @@
 """Training: known losses, an update by hand, and the same data for all."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -37,8 +38,10 @@ def test_first_losses_are_those_recorded(moby_dick, encoding, causal):
 def test_compiled_training_learns_the_same(moby_dick, monkeypatch):
     compile_ = torch.compile  # traced, but not translated to C++, which takes a minute and a compiler
     monkeypatch.setattr(torch, "compile", lambda model: compile_(model, backend="eager"))
-    trainer = Trainer(SETTINGS, moby_dick, compiled=True)
-    losses = [trainer.update() for _ in range(2)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what torch.compile does inside
+        trainer = Trainer(SETTINGS, moby_dick, compiled=True)
+        losses = [trainer.update() for _ in range(2)]
     assert losses == pytest.approx(LOSSES["rope", True][:2], abs=2e-4)
     assert trainer.snapshot().state_dict().keys() == trainer.model.state_dict().keys(), "no wrapper's names"
 
