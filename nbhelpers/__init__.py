@@ -5,8 +5,14 @@ line starts without torch.
 """
 
 import importlib
+import os
 
 __version__ = "0.1.0"
+
+# OpenMP's threads spin while they wait, which on a busy machine takes the cores from those that work. It
+# reads this when torch is imported; kernels and other processes started from here inherit it.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 _HOME = {
     "load_model": "inputs.models",

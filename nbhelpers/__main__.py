@@ -37,7 +37,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.set_defaults(command=_run)
     run.add_argument(
-        "notebooks", nargs="*", metavar="NOTEBOOK", help="07, 07_frequency_bands or a path; default all"
+        "notebooks",
+        nargs="*",
+        metavar="NOTEBOOK",
+        help="07, frequency_bands, 07_frequency_bands or a path; default all",
     )
     run.add_argument("--size", default="reader", help="smoke, reader (default) or full")
     run.add_argument("--model", help="passed to the notebooks that take a model")
@@ -53,7 +56,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--fresh", action="store_true", help="run again what already passed")
     run.add_argument(
-        "--cell-timeout", type=float, default=600, help="seconds per cell (default: %(default)s)"
+        "--cell-timeout",
+        type=float,
+        default=600,
+        help="seconds per cell, longer if the machine is busy (default: %(default)s)",
     )
     run.add_argument("--total-timeout", type=float, help="seconds for all (default: no limit)")
     run.add_argument("--folder", help="folder of the notebooks, if not found by itself")

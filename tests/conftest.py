@@ -1,5 +1,8 @@
 """Fixtures that many test modules share."""
 
+import nbhelpers  # noqa: F401, before torch: it sets what OpenMP reads then
+
+# isort: split
 import matplotlib
 import pytest
 import torch

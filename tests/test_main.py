@@ -1,4 +1,7 @@
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 from papermill.cli import _resolve_type
@@ -12,6 +15,21 @@ def folder(tmp_path):
     """A folder with one notebook of one parameter, which fails where it is 0."""
     make_notebook(tmp_path / "01_tiny.ipynb", "print(1 / length)")
     return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("own", "seen"),
+    [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "passive"}, None)],
+)
+def test_openmp_spins_for_less_long_unless_the_user_has_a_say(own, seen):
+    unset = {
+        name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    }
+    show = "import os, sys, nbhelpers; print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"
+    told = subprocess.run(
+        [sys.executable, "-c", show], env=unset | own, capture_output=True, text=True, check=True
+    )
+    assert told.stdout.split() == [str(seen), "False"]
 
 
 TEXTS = ["True", "False", "None", "3", "-3", "1e-3", "0.5", "nan", "", "a b", "true", "1_0", "[1]"]
@@ -39,7 +57,13 @@ def test_status_says_whether_a_notebook_failed(folder, capsys):
         (["run", "07"], "'07' means 0 notebooks; there are: 01_tiny"),
         (["run", "-p", "lenght", "3"], "no selected notebook has a parameter 'lenght'"),
         (["run", "--size", "huge"], "unknown size 'huge'; there are: smoke, reader, full"),
-        (["run", "--cell-timeout", "-1"], "cell_timeout must be above 0 seconds, got -1"),
+        *(
+            (
+                ["run", "--cell-timeout", given],
+                f"cell_timeout must be a finite number of seconds above 0, got {told}",
+            )
+            for given, told in (("-1", "-1.0"), ("0", "0.0"), ("inf", "inf"), ("nan", "nan"))
+        ),
         (["report"], "holds no results"),
         (["site"], "does not exist"),
     ],

@@ -6,15 +6,17 @@ the cell, and leaves the part that was executed on disk. A notebook that ends it
 is no failure but `Skipped`.
 """
 
+import contextlib
 import math
 import os
 import re
+import signal
 import sys
 import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from typing import Any
 import nbformat
 import papermill
 import psutil
-from nbclient.exceptions import CellTimeoutError, DeadKernelError
+from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
@@ -32,24 +34,16 @@ WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _ADDED_TAGS = {"papermill-error-cell-tag", "injected-parameters"}  # cells papermill adds to the source
+_WORKING = 0.05  # a cell that uses less than this share of one core is waiting, not working
+_GRACE = 5.0  # seconds in which an interrupted kernel must have ended, before it is killed
 
 
 @dataclass(frozen=True)
 class Failure:
     """Why a notebook failed, and where.
 
-    Attributes
-    ----------
-    kind : str
-        ``error``, ``timeout``, ``dead kernel``, ``widget error``, ``cell not run`` or ``no kernel``.
-    message : str
-        What happened, in a sentence.
-    cell : int or None
-        Number of the cell in the stored notebook, counted from 1 over all its cells.
-    source : str
-        The first lines of that cell.
-    trace : str
-        The traceback, without colours.
+    `kind` is ``error``, ``timeout``, ``dead kernel``, ``widget error``, ``cell not run``, ``interrupted`` or
+    ``no kernel``; `cell` counts all cells of the stored notebook from 1; `source` is its first lines.
     """
 
     kind: str
@@ -72,62 +66,96 @@ class Skipped:
     reason: str
 
 
-class PeakMemory:
-    """The largest resident memory of this process's children while the context is open, in MB.
+class CellClock:
+    """Tells when a cell has run for too long, by a limit in seconds that a busy machine stretches.
 
-    Sampled five times a second, so a shorter peak can be missed.
+    A cell runs over when both the clock and the CPU time of its kernel have passed the limit, so that one
+    that gets a fifth of a core may take five times as long. One that waits for what does not come runs over
+    too: for as long as the limit it has used next to no CPU time.
     """
 
-    def __init__(self) -> None:
-        self.megabytes = 0.0
-        self._done = threading.Event()
+    def __init__(self, limit: float) -> None:
+        self.limit = limit
+        self._began = self._worked = None
+
+    def overrun(self, clock: float, cpu: float) -> str | None:
+        """Return why the cell must end, given both times in seconds, or None; called again and again."""
+        if self._began is None:
+            self._began = self._worked = clock, cpu
+        if cpu - self._worked[1] >= _WORKING * self.limit:
+            self._worked = clock, cpu
+        if min(clock - self._began[0], cpu - self._began[1]) >= self.limit:
+            return (
+                f"still running after {self.limit:.6g} s of CPU time (cell_timeout); "
+                "give it more time or a smaller size"
+            )
+        if clock - self._worked[0] >= self.limit:
+            return f"waited for {self.limit:.6g} s and computed next to nothing (cell_timeout)"
+        return None
+
+
+class KernelWatch:
+    """While the context is open, watch the children of this process that were not there before: a kernel's.
+
+    `peak_mb` is their largest resident memory, looked at five times a second. A cell that runs over
+    `cell_timeout`, see `CellClock`, or into the `deadline`, a value of ``time.monotonic()``, is interrupted,
+    and killed if it goes on; `stopped` then says why.
+    """
+
+    def __init__(self, cell_timeout: float = 600, deadline: float | None = None) -> None:
+        self.cell_timeout = cell_timeout
+        self.deadline = math.inf if deadline is None else deadline
+        self.peak_mb = 0.0
+        self.stopped: str | None = None
+        self._clock: CellClock | None = None  # of the cell that runs
+        self._closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
-    def __enter__(self) -> "PeakMemory":
+    def __enter__(self) -> "KernelWatch":
+        self._others = set(psutil.Process().children(recursive=True))
         self._thread.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._done.set()
+        self._closed.set()
         self._thread.join()
+
+    def cell_begins(self, **cell: Any) -> None:
+        """Called by nbclient."""
+        self._clock = CellClock(self.cell_timeout)
+
+    def cell_ends(self, **cell: Any) -> None:
+        """Called by nbclient."""
+        self._clock = None
 
     def _watch(self) -> None:
         me = psutil.Process()
-        while not self._done.wait(0.2):
-            resident = sum(_resident_bytes(child) for child in me.children(recursive=True))
-            self.megabytes = max(self.megabytes, resident / 2**20)
+        while not self._closed.wait(0.2):
+            kernel = [child for child in me.children(recursive=True) if child not in self._others]
+            usage = [_usage(process) for process in kernel]
+            self.peak_mb = max(self.peak_mb, sum(memory for memory, _ in usage))
+            clock, now = self._clock, time.monotonic()
+            if clock is None or not kernel:
+                continue
+            self.stopped = clock.overrun(now, sum(cpu for _, cpu in usage))
+            if now >= self.deadline:
+                self.stopped = "still running when the time of the whole run was spent (total_timeout)"
+            if self.stopped:
+                return self._stop(kernel[0].pid)
+
+    def _stop(self, kernel: int) -> None:
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            os.killpg(kernel, signal.SIGINT)  # the traceback then shows where the cell was
+            if not self._closed.wait(_GRACE):
+                os.killpg(kernel, signal.SIGKILL)
 
 
-def _resident_bytes(process: psutil.Process) -> int:
+def _usage(process: psutil.Process) -> tuple[float, float]:
+    """Return resident memory in MB and CPU seconds, those of its ended children included."""
     try:
-        return process.memory_info().rss
+        return process.memory_info().rss / 2**20, sum(process.cpu_times()[:4])
     except psutil.Error:  # it ended between the listing and the question
-        return 0
-
-
-class _CellClock:
-    """Tells nbclient how long each cell may take, and afterwards whether the last one overran."""
-
-    def __init__(self, cell_timeout: float, deadline: float | None) -> None:
-        self.cell_timeout = cell_timeout
-        self.deadline = math.inf if deadline is None else deadline
-        self.started = self.limit = math.inf
-
-    def __call__(self, cell: Any) -> float:
-        self.started = time.monotonic()
-        # nbclient reads 0 as "no limit"
-        self.limit = max(0.1, min(self.cell_timeout, self.deadline - self.started))
-        return self.limit
-
-    def ran_out(self) -> bool:
-        return time.monotonic() - self.started >= self.limit
-
-    def message(self) -> str:
-        if self.limit < self.cell_timeout:
-            return (
-                f"still running after {self.limit:.3g} s, when the whole run's time was spent (total_timeout)"
-            )
-        return f"still running after {self.limit:.3g} s (cell_timeout); give it more time or a smaller size"
+        return 0.0, 0.0
 
 
 def execute_strictly(
@@ -135,33 +163,17 @@ def execute_strictly(
     target: Path,
     parameters: Mapping[str, Any],
     *,
-    cell_timeout: float = 600,
-    deadline: float | None = None,
+    watch: KernelWatch | None = None,
     progress_bar: bool = False,
 ) -> Failure | Skipped | None:
-    """Execute a notebook in a fresh kernel, in the notebook's own folder.
+    """Execute a notebook in a fresh kernel, in the notebook's own folder; return None if all of it ran well.
 
-    Parameters
-    ----------
-    source, target : Path
-        The notebook as stored and where the executed one goes. It is saved after every cell.
-    parameters : mapping
-        Values for the ``parameters`` cell; names are not checked here (see `plan_runs`).
-    cell_timeout : float
-        Seconds one cell may take.
-    deadline : float, optional
-        Value of ``time.monotonic()`` at which the cell then running is stopped.
-    progress_bar : bool
-        Show papermill's bar over the cells.
-
-    Returns
-    -------
-    Failure, Skipped or None
-        None if every cell ran and nothing failed; Skipped if the notebook ended itself with a reason.
+    `target` is saved after every cell. `parameters` are for the ``parameters`` cell; their names are not
+    checked here, see `plan_runs`. `watch` holds the limits and keeps the peak memory.
     """
-    clock = _CellClock(cell_timeout, deadline)
+    watch = watch or KernelWatch()
     try:
-        with tempfile.TemporaryDirectory(prefix="nb-") as sockets:
+        with tempfile.TemporaryDirectory(prefix="nb-") as sockets, watch:
             papermill.execute_notebook(
                 source,
                 target,
@@ -170,23 +182,22 @@ def execute_strictly(
                 language="python",
                 cwd=source.parent,
                 progress_bar=progress_bar,
-                execution_timeout=math.ceil(cell_timeout),  # for requests outside cells
-                timeout_func=clock,
-                interrupt_on_timeout=True,  # the traceback then shows where the cell hung
-                error_on_timeout={"ename": "CellTimeout", "evalue": "", "traceback": []},
+                iopub_timeout=60,  # seconds for the last output of a cell that ended; a machine may be busy
+                on_cell_execute=watch.cell_begins,
+                on_cell_executed=watch.cell_ends,
                 config=_kernel_transport(sockets),
                 # a kernel stopped in mid-cell logs an error of its own; what matters is in the cells
                 extra_arguments=["--IPKernelApp.log_level=50"],
             )
     except PapermillExecutionError as error:
-        if error.ename in ("KeyboardInterrupt", "CellExecutionError") and clock.ran_out():
-            return _failed_midway(target, "timeout", clock.message())
-        return _failure(target, "error", f"{error.ename}: {error.evalue}", _cell_with_error)
-    except CellTimeoutError:  # the kernel did not even answer the interrupt
-        return _failed_midway(
-            target, "timeout", clock.message() + "; it ignored the interrupt and was killed"
-        )
+        if watch.stopped:
+            return _failed_midway(target, "timeout", watch.stopped)
+        notebook = nbformat.read(target, as_version=4)
+        return _failure(notebook, _cell_with_error(notebook), "error", f"{error.ename}: {error.evalue}")
     except DeadKernelError:
+        if watch.stopped:
+            told = f"{watch.stopped}; it ignored the interrupt and was killed"
+            return _failed_midway(target, "timeout", told)
         message = "the kernel died; killed for want of memory, a crash in compiled code, or os._exit"
         return _failed_midway(target, "dead kernel", message)
     except KeyboardInterrupt:
@@ -196,6 +207,8 @@ def execute_strictly(
         return Failure(
             "no kernel", "the kernel did not start or stopped answering", trace=traceback.format_exc()
         )
+    if watch.stopped:
+        return _failed_midway(target, "timeout", f"{watch.stopped}; it caught the interrupt and went on")
     return _skipped(target) or _silent_failure(target)
 
 
@@ -224,26 +237,18 @@ def _skipped(target: Path) -> Skipped | None:
 def _silent_failure(target: Path) -> Failure | None:
     """Return the failure that papermill let pass, if any."""
     notebook = nbformat.read(target, as_version=4)
-    for index, error in widget_errors(notebook):
-        trace = _plain("\n".join(error.get("traceback", [])))
+    for index, error in _widget_errors(notebook):
         message = f"{error.get('ename')}: {error.get('evalue')} (inside an output widget)"
-        return _describe(notebook, index, "widget error", message, trace)
+        return _failure(notebook, index, "widget error", message, error.get("traceback", []))
     for index, cell in enumerate(notebook.cells):
-        skipped = "skip-execution" in cell.metadata.get("tags", [])
-        if cell.cell_type == "code" and cell.source.strip() and not skipped and cell.execution_count is None:
+        if cell.cell_type == "code" and cell.source.strip() and cell.execution_count is None:
             message = "never ran, because a cell before it left the notebook (SystemExit)"
-            return _describe(notebook, index, "cell not run", message, "")
+            return _failure(notebook, index, "cell not run", message)
     return None
 
 
-def widget_errors(notebook: nbformat.NotebookNode) -> Iterator[tuple[int | None, Mapping[str, Any]]]:
-    """Yield (index of the cell that shows the widget, error) for errors that output widgets caught.
-
-    Parameters
-    ----------
-    notebook : NotebookNode
-        An executed notebook with its widget state. The index is None for a widget no cell shows.
-    """
+def _widget_errors(notebook: nbformat.NotebookNode) -> Iterator[tuple[int | None, Mapping[str, Any]]]:
+    """Yield (index of the cell that shows the widget, or None, error) for errors in output widgets."""
     state = notebook.metadata.get("widgets", {}).get(WIDGET_STATE, {}).get("state", {})
     for model_id, model in state.items():
         for output in model.get("state", {}).get("outputs", ()):
@@ -255,13 +260,13 @@ def _cell_showing(notebook: nbformat.NotebookNode, state: Mapping[str, Any], mod
     for index, cell in enumerate(notebook.cells):
         for output in cell.get("outputs", ()):
             shown = output.get("data", {}).get(WIDGET_VIEW, {}).get("model_id")
-            if shown and model_id in _widget_tree(state, shown):
+            if shown and model_id in widget_tree(state, shown):
                 return index
     return None
 
 
-def _widget_tree(state: Mapping[str, Any], root: str) -> set[str]:
-    """Return the ids of a widget and of all widgets it refers to."""
+def widget_tree(state: Mapping[str, Any], root: str) -> set[str]:
+    """Return the ids of a widget and of all widgets that its state refers to, at any depth."""
     found, waiting = set(), [root]
     while waiting:
         model_id = waiting.pop()
@@ -271,47 +276,39 @@ def _widget_tree(state: Mapping[str, Any], root: str) -> set[str]:
     return found
 
 
-def _failure(target: Path, kind: str, message: str, find_cell: Callable) -> Failure:
-    notebook = nbformat.read(target, as_version=4)
-    index = find_cell(notebook)
-    outputs = [] if index is None else notebook.cells[index].get("outputs", [])
-    traces = ["\n".join(output.traceback) for output in outputs if output.output_type == "error"]
-    return _describe(notebook, index, kind, message, _plain("\n".join(traces)))
-
-
 def _failed_midway(target: Path, kind: str, message: str) -> Failure:
     """Describe a stop in the middle of a cell, and write it into the executed notebook too."""
-    failure = _failure(target, kind, message, _last_cell_begun)
     notebook = nbformat.read(target, as_version=4)
     index = _last_cell_begun(notebook)
-    if index is None:
-        return failure
-    cell = notebook.cells[index]
-    if cell.cell_type == "code":
-        cell.outputs.append(
-            nbformat.v4.new_output("error", ename=kind, evalue=message, traceback=[f"{kind}: {message}"])
-        )
-    for later in notebook.cells[index + 1 :]:  # papermill marks them completed
-        later.metadata.setdefault("papermill", {})["status"] = "pending"
-    nbformat.write(notebook, target)
+    failure = _failure(notebook, index, kind, message)
+    if index is not None:
+        shown = nbformat.v4.new_output("error", ename=kind, evalue=message, traceback=[f"{kind}: {message}"])
+        notebook.cells[index].outputs.append(shown)
+        for later in notebook.cells[index + 1 :]:  # papermill marks them completed
+            later.metadata.setdefault("papermill", {})["status"] = "pending"
+        nbformat.write(notebook, target)
     return failure
 
 
-def _describe(
-    notebook: nbformat.NotebookNode, index: int | None, kind: str, message: str, trace: str
+def _failure(
+    notebook: nbformat.NotebookNode, index: int | None, kind: str, message: str, trace: Sequence[str] = ()
 ) -> Failure:
+    """Return a failure in the cell of that index; its traceback is that of the cell if none is given."""
     if index is None:
-        return Failure(kind, message, trace=trace)
+        return Failure(kind, message, trace=_plain("\n".join(trace)))
     cell = notebook.cells[index]
+    if not trace:
+        errors = [output for output in cell.get("outputs", ()) if output.output_type == "error"]
+        trace = [line for output in errors for line in output.traceback]
     before = [c for c in notebook.cells[: index + 1] if not _ADDED_TAGS & set(c.metadata.get("tags", []))]
     lines = cell.source.splitlines()
     head = "\n".join(lines[:6] + (["…"] if len(lines) > 6 else []))
-    return Failure(kind, message, cell=len(before), source=head, trace=trace)
+    return Failure(kind, message, cell=len(before), source=head, trace=_plain("\n".join(trace)))
 
 
 def _cell_with_error(notebook: nbformat.NotebookNode) -> int | None:
     for index, cell in enumerate(notebook.cells):
-        if any(output.output_type == "error" for output in cell.get("outputs", [])):
+        if any(output.output_type == "error" for output in cell.get("outputs", ())):
             return index
     return _last_cell_begun(notebook)
 

@@ -1,9 +1,10 @@
-"""The notebook collection on disk: where it is, what each notebook takes, which values each size gives."""
+"""The notebook collection on disk: where it is, what each notebook asks and takes, and its sizes."""
 
 import ast
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,39 +15,19 @@ SIZES = ("smoke", "reader", "full")
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One notebook and the parameters it will be given.
-
-    Attributes
-    ----------
-    name : str
-        File name without suffix.
-    source : Path
-        The notebook as stored.
-    parameters : dict
-        What is passed to the notebook's ``parameters`` cell; its other parameters keep their defaults.
-    notes : tuple of str
-        What was not passed and why, for a reader of the log.
-    """
+    """One notebook, the values for its ``parameters`` cell, and what was not passed and why."""
 
     name: str
     source: Path
     parameters: dict[str, Any]
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
 
 
 def find_notebook_folder(folder: str | Path | None = None) -> Path:
     """Return the folder of the collection.
 
-    Parameters
-    ----------
-    folder : path, optional
-        Used as it is. Otherwise the first that exists of ``./notebooks``, ``../notebooks`` and the
-        folder beside the package's source tree.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is none; the message lists the places looked at.
+    The one given, or the first that exists of ``./notebooks``, ``../notebooks`` and the folder beside the
+    package's source tree. Raises FileNotFoundError, with the places looked at, if there is none.
     """
     if folder is not None:
         places = [Path(folder)]
@@ -62,31 +43,17 @@ def find_notebook_folder(folder: str | Path | None = None) -> Path:
 
 
 def list_notebooks(folder: str | Path | None = None) -> list[Path]:
-    """Return the notebooks of the collection, sorted by name.
-
-    Parameters
-    ----------
-    folder : path, optional
-        See `find_notebook_folder`.
-    """
+    """Return the notebooks of the collection, sorted by name; `folder` as in `find_notebook_folder`."""
     return sorted(find_notebook_folder(folder).glob("*.ipynb"))
 
 
 def select_notebooks(
     names: Iterable[str | Path] | None = None, *, folder: str | Path | None = None
 ) -> list[Path]:
-    """Return the notebooks meant by `names`, in the order given.
+    """Return the notebooks meant by `names`, in the order given; the whole collection if None.
 
-    Parameters
-    ----------
-    names : iterable of str or path, optional
-        Each a number (``"07"``), a name (``"07_frequency_bands"``) or the path of any notebook.
-        All of the collection if None.
-
-    Raises
-    ------
-    LookupError
-        If a name means no notebook, or two; the message lists what there is.
+    Each is a number (``"07"``), a name (``"frequency_bands"`` or ``"07_frequency_bands"``) or the path of any
+    notebook. Raises LookupError, with what there is, if one means no notebook or two.
     """
     if names is None:
         paths = list_notebooks(folder)
@@ -110,26 +77,52 @@ def _find_notebook(name: str | Path, folder: str | Path | None) -> Path:
             return path.resolve()
         raise LookupError(f"there is no notebook file at {name}")
     there = list_notebooks(folder)
-    hits = [path for path in there if path.stem == str(name)]
-    hits = hits or [path for path in there if path.stem.split("_")[0] == str(name)]
+    hits = [path for path in there if str(name) in (path.stem, *path.stem.split("_", 1))]
     if len(hits) == 1:
         return hits[0]
     known = ", ".join(path.stem for path in there) or "none"
     raise LookupError(f"{name!r} means {len(hits)} notebooks; there are: {known}")
 
 
+def read_title(text: str, *, default: str = "") -> tuple[str, str]:
+    """Return the heading of a title cell and the first sentence below it that ends in a question mark.
+
+    Without a heading the title is `default`; without a question it is the first sentence.
+    """
+    heading = re.search(r"^# +(.+)$", text, flags=re.MULTILINE)
+    title = heading.group(1).strip() if heading else default
+    paragraphs = (text[heading.end() :] if heading else text).split("\n\n")
+    sentences = [
+        sentence
+        for paragraph in paragraphs
+        for sentence in re.split(r"(?<=[.?!])\s+|(?<=[.?!]\*\*)\s+", " ".join(paragraph.split()))
+    ]
+    asked = [sentence for sentence in sentences if sentence.rstrip("*_").endswith("?")]
+    return title, next(filter(None, asked + sentences), "")
+
+
+def collection_map(folder: str | Path | None = None):
+    """Return a DataFrame with a row per notebook: notebook, title, question, paper.
+
+    All is read from the title cells: ``# 07 · Title``, the bold question, and the item that begins with
+    ``**Paper**:`` of the list below (empty where there is none).
+    """
+    import pandas as pd  # takes a second, which the runner need not wait for
+
+    rows = []
+    for path in list_notebooks(folder):
+        text = nbformat.read(path, as_version=4).cells[0].source
+        title, question = read_title(text, default=path.stem)
+        item = re.search(r"^- \*\*Paper\*\*: (.+(?:\n  .+)*)", text, flags=re.MULTILINE)
+        paper = " ".join(item.group(1).split()) if item else ""
+        rows.append((path.stem, re.sub(r"^\d+ · ", "", title), question.strip("*"), paper))
+    return pd.DataFrame(rows, columns=["notebook", "title", "question", "paper"])
+
+
 def notebook_parameters(path: str | Path) -> dict[str, Any]:
     """Return the parameters of a notebook with their defaults.
 
-    Parameters
-    ----------
-    path : path
-        A notebook with exactly one cell tagged ``parameters`` that holds assignments of literals only.
-
-    Raises
-    ------
-    ValueError
-        If the tag is missing or given twice, or the cell holds anything but ``name = literal``.
+    Raises ValueError unless exactly one cell is tagged ``parameters`` and holds only ``name = literal``.
     """
     notebook = nbformat.read(path, as_version=4)
     tagged = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
@@ -138,11 +131,7 @@ def notebook_parameters(path: str | Path) -> dict[str, Any]:
             f"{Path(path).name} has {len(tagged)} cells tagged 'parameters', expected exactly 1; "
             "add the tag to the cell with its settings"
         )
-    parameters = {}
-    for node in ast.parse(tagged[0].source).body:
-        name, value = _literal_assignment(node, Path(path).name)
-        parameters[name] = value
-    return parameters
+    return dict(_literal_assignment(node, Path(path).name) for node in ast.parse(tagged[0].source).body)
 
 
 def _literal_assignment(node: ast.stmt, where: str) -> tuple[str, Any]:
@@ -161,15 +150,10 @@ def _literal_assignment(node: ast.stmt, where: str) -> tuple[str, Any]:
 
 
 def load_sizes(folder: str | Path | None = None) -> dict[str, dict[str, dict[str, Any]]]:
-    """Return ``{notebook: {size: {parameter: value}}}`` from the folder's ``sizes.toml``, checked.
+    """Return ``{notebook: {size: {parameter: value}}}`` from the folder's ``sizes.toml``; {} without one.
 
-    Every notebook, size and parameter named there must exist: a typing error would otherwise run
-    the reader's size unnoticed. Without the file the answer is empty.
-
-    Raises
-    ------
-    ValueError
-        If the file names a notebook, a size or a parameter that does not exist.
+    Raises ValueError where it names a notebook, a size or a parameter that does not exist: a typing error
+    would otherwise run the reader's size unnoticed.
     """
     folder = find_notebook_folder(folder)
     file = folder / "sizes.toml"
@@ -215,17 +199,12 @@ def plan_runs(
     model: str | None = None,
     parameters: Mapping[str, Any] | None = None,
     places: Mapping[str, str | Path] | None = None,
-    folder: str | Path | None = None,
 ) -> list[PlannedRun]:
     """Decide which parameters each notebook is given.
 
-    Sizes come first, then `model`, then `places` (folders, for the notebooks that have a parameter of that
-    name), then `parameters`, which win.
-
-    Raises
-    ------
-    ValueError
-        If the size is unknown, a parameter fits none of the notebooks or has another type than its default.
+    Sizes come first, then `places` (folders, for the notebooks that have a parameter of that name), then
+    `model`, then `parameters`, which win. Raises ValueError if the size is unknown, or if a parameter fits
+    none of the notebooks or has another type than its default.
     """
     if size not in SIZES:
         raise ValueError(f"unknown size {size!r}; there are: {', '.join(SIZES)}")
@@ -236,31 +215,24 @@ def plan_runs(
         if not any(parameter in own for own in defaults.values()):
             known = "; ".join(f"{name}: {', '.join(own) or 'none'}" for name, own in defaults.items())
             raise ValueError(f"no selected notebook has a parameter {parameter!r}; they have: {known}")
-    sizes = _sizes_beside(sources.values(), folder)
+    if model is not None:
+        given = {"model": model} | given
+    sizes = {folder: load_sizes(folder) for folder in {path.parent for path in sources.values()}}
     planned = []
     for name, source in sources.items():
-        values, notes = _size_values(sizes, name, size)
-        extra = dict(given) if model is None else {"model": model} | given
-        for parameter in [key for key in extra if key not in defaults[name]]:
-            notes.append(
-                f"{name} has no parameter {parameter!r}: {extra.pop(parameter)!r} is not passed to it"
-            )
-        values |= {key: str(path) for key, path in (places or {}).items() if key in defaults[name]}
-        values |= extra
+        own, values, notes = defaults[name], {}, []
+        if size != "reader":
+            values |= sizes[source.parent].get(name, {}).get(size, {})
+            if size not in sizes[source.parent].get(name, {}):
+                notes.append(f"sizes.toml gives no {size} size for {name}: it runs with its own defaults")
+        values |= {key: str(path) for key, path in (places or {}).items() if key in own}
+        values |= {key: value for key, value in given.items() if key in own}
+        notes += [
+            f"{name} has no parameter {key!r}: {value!r} is not passed to it"
+            for key, value in given.items()
+            if key not in own
+        ]
         for parameter, value in values.items():
-            _check_parameter(name, defaults[name], parameter, value)
+            _check_parameter(name, own, parameter, value)
         planned.append(PlannedRun(name, source, values, tuple(notes)))
     return planned
-
-
-def _sizes_beside(sources: Iterable[Path], folder: str | Path | None) -> dict:
-    folders = {source.parent for source in sources} if folder is None else {Path(folder)}
-    return {name: by_size for place in folders for name, by_size in load_sizes(place).items()}
-
-
-def _size_values(sizes: Mapping, name: str, size: str) -> tuple[dict[str, Any], list[str]]:
-    if size == "reader":
-        return {}, []
-    if size not in sizes.get(name, {}):
-        return {}, [f"sizes.toml gives no {size} size for {name}: it runs with its own defaults"]
-    return dict(sizes[name][size]), []

@@ -7,6 +7,7 @@ A run leaves under its output folder ``executed/NAME.ipynb`` (saved after every 
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import shutil
@@ -20,15 +21,16 @@ from typing import Any
 
 import nbformat
 
-from nbhelpers.collection.execution import PeakMemory, Skipped, execute_strictly
+from nbhelpers.collection.execution import KernelWatch, Skipped, execute_strictly
 from nbhelpers.collection.plan import PlannedRun, list_notebooks, plan_runs, select_notebooks
+from nbhelpers.collection.scorecard import PLANTED
 from nbhelpers.files import replacing
 from nbhelpers.words import duration
 
 __all__ = ["NotebookRun", "list_notebooks", "load_runs", "run_notebooks"]
 
 _READERS = ("load_results(", "scorecard(")  # in the source of a notebook that reads what the others measured
-PLANTER = "04_planted_truth"  # what it found of the rules is read by every notebook that judges
+_JUDGES = "planted_accuracies("  # in the source of one that reads what was found of the rules alone
 _VERSIONED = ("torch", "transformers", "numpy", "pywavelets", "pandas")  # a change makes earlier runs stale
 
 
@@ -36,21 +38,11 @@ _VERSIONED = ("torch", "transformers", "numpy", "pywavelets", "pandas")  # a cha
 class NotebookRun:
     """How the run of one notebook ended.
 
-    Attributes
-    ----------
-    name : str
-        The notebook's file name without suffix.
-    status : str
-        ``passed``, ``skipped`` (the model cannot give what the notebook shows), ``failed``, ``kept`` (ended
-        well earlier with the same source and parameters), or in a record on disk also ``interrupted``.
-    seconds : float
-        Wall-clock time; of the earlier run if kept.
-    error : str or None
-        What failed, with the cell and its traceback; of a skipped one the reason.
-    output : Path
-        The executed notebook; of a failed one the part that ran.
-    peak_mb : float
-        Largest memory of the kernel and its children, in MB.
+    `status` is ``passed``, ``skipped`` (the model cannot give what the notebook shows), ``failed``, ``kept``
+    (ended well earlier with the same source and parameters), or in a record on disk also ``interrupted``.
+    `error` says what failed, with the cell and its traceback; of a skipped notebook it is the reason.
+    `seconds` are of the clock, of the earlier run if kept; `output` of a failed notebook is the part that
+    ran; `peak_mb` is the largest memory of the kernel and its children.
     """
 
     name: str
@@ -76,51 +68,28 @@ def run_notebooks(
 ) -> list[NotebookRun]:
     """Run notebooks one after the other, each in a fresh kernel; a failed one does not stop the others.
 
-    Parameters
-    ----------
-    names : iterable of str or path, optional
-        ``"07"``, ``"07_frequency_bands"`` or a path; the whole collection if None.
-    size : {"smoke", "reader", "full"}
-        Reader's is the notebooks' own defaults, the others come from ``sizes.toml`` beside them.
-    model : str, optional
-        Passed to the notebooks that have a parameter `model`; a local folder is made absolute.
-    out : path
-        Where everything goes; created. A parameter called `results` gets ``<out>/results``, and one called
-        `cache`, the profiles that notebooks share, ``<out>/profiles``.
-    parameters : mapping, optional
-        Values for every notebook that has a parameter of that name. They win over the size. The folder of a
-        `sweep` is made absolute.
-    cell_timeout, total_timeout : float
-        Seconds for one cell, and for the whole call.
-    folder : path, optional
-        Folder of the notebooks, see `find_notebook_folder`.
-    resume : bool
-        Keep what ended well earlier in `out` with the same source, package, versions and parameters.
-    progress : bool
-        Print a line per step.
+    `names` and `folder` are as in `select_notebooks`. The parameters of each notebook come from the `size`
+    (smoke, reader or full: ``sizes.toml`` beside the notebooks), then from `model`, then from `parameters`;
+    a model's or a sweep's folder is made absolute. A parameter `results` is given ``<out>/results``, and
+    `cache`, the profiles that notebooks share, ``<out>/profiles``.
 
-    Returns
-    -------
-    list of NotebookRun
-        In the order run.
+    `cell_timeout` is in seconds for one cell, longer where the machine is busy (see `execution.CellClock`);
+    `total_timeout` for the whole call. With `resume`, what ended well earlier in `out` with the same source,
+    package, versions and parameters is kept.
 
-    Raises
-    ------
-    LookupError, ValueError, FileNotFoundError
-        Before anything runs: an unknown notebook, size or parameter.
-    KeyboardInterrupt
-        On Ctrl-C, after the current notebook's finished part is saved.
+    Raises LookupError, ValueError or FileNotFoundError, before anything runs, for an unknown notebook, size
+    or parameter, and KeyboardInterrupt on Ctrl-C, after the finished part of the current notebook is saved.
     """
     for label, seconds in (("cell_timeout", cell_timeout), ("total_timeout", total_timeout)):
-        if seconds is not None and not seconds > 0:
-            raise ValueError(f"{label} must be above 0 seconds, got {seconds}")
+        if seconds is not None and not 0 < seconds < math.inf:
+            raise ValueError(f"{label} must be a finite number of seconds above 0, got {seconds}")
     out = Path(out).resolve()
     if model is not None and Path(model).exists():
         model = str(Path(model).resolve())  # kernels run in the notebook's folder
     parameters = _with_absolute_sweep(parameters)
     paths = select_notebooks(names, folder=folder)
     places = {"results": out / "results", "cache": out / "profiles"}
-    planned = plan_runs(paths, size=size, model=model, parameters=parameters, places=places, folder=folder)
+    planned = plan_runs(paths, size=size, model=model, parameters=parameters, places=places)
     for sub in ("executed", "runs", "results"):
         (out / sub).mkdir(parents=True, exist_ok=True)
     deadline = None if total_timeout is None else time.monotonic() + total_timeout
@@ -138,13 +107,7 @@ def run_notebooks(
 
 
 def load_runs(out: str | Path) -> list[NotebookRun]:
-    """Return what the last runs into `out` recorded, sorted by name.
-
-    Raises
-    ------
-    FileNotFoundError
-        If nothing was run into that folder.
-    """
+    """Return what the last runs into `out` recorded, sorted by name; FileNotFoundError if there is none."""
     folder = Path(out) / "runs"
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} does not exist: nothing was run into {out}")
@@ -165,10 +128,7 @@ class _Runner:
 
     def run(self, number: int, plan: PlannedRun) -> NotebookRun:
         record_file = self.out / "runs" / f"{plan.name}.json"
-        key = {
-            "fingerprint": self._fingerprint(plan),
-            "parameters": plan.parameters,
-        }
+        key = {"fingerprint": self._fingerprint(plan), "parameters": plan.parameters}
         earlier = _read_record(record_file)
         if self.resume and earlier is not None and self._still_good(earlier, key):
             run = _as_run(earlier, self.out, status="kept")
@@ -177,17 +137,11 @@ class _Runner:
         self.log.start(number, plan)
         record = {"name": plan.name, "versions": _versions(), **key}
         try:
-            ending = self._execute(plan)
+            record |= self._execute(plan)
         except KeyboardInterrupt:
-            interrupted = {
-                "status": "interrupted",
-                "seconds": 0.0,
-                "error": "interrupted by Ctrl-C",
-                "peak_mb": 0.0,
-            }
-            _write_record(record_file, record | interrupted)
+            _write_record(record_file, record | _ending("interrupted", "interrupted by Ctrl-C"))
             raise
-        record |= ending | {"has_results": self._results_file(plan.name).is_file()}
+        record["has_results"] = self._results_file(plan.name).is_file()
         _write_record(record_file, record)
         run = _as_run(record, self.out)
         self.log.done(number, run)
@@ -196,31 +150,24 @@ class _Runner:
     def _execute(self, plan: PlannedRun) -> dict[str, Any]:
         started = time.monotonic()
         if self.deadline is not None and started >= self.deadline:
-            error = "not started: the time of the whole run was spent (total_timeout)"
-            return {"status": "failed", "seconds": 0.0, "error": error, "peak_mb": 0.0}
-        self._remove_results(plan.name)
-        with PeakMemory() as memory:
-            try:
-                failure = execute_strictly(
-                    plan.source,
-                    self.out / "executed" / f"{plan.name}.ipynb",
-                    plan.parameters,
-                    cell_timeout=self.cell_timeout,
-                    deadline=self.deadline,
-                    progress_bar=self.log.bars,
-                )
-            except Exception:  # an error of the runner itself: recorded whole, and the next notebook runs
-                failure = f"the runner failed:\n{traceback.format_exc()}"
+            return _ending("failed", "not started: the time of the whole run was spent (total_timeout)")
+        # what an earlier run recorded: if this one fails, nothing stale is left
+        self._results_file(plan.name).unlink(missing_ok=True)
+        shutil.rmtree(self.out / "results" / plan.name, ignore_errors=True)
+        target = self.out / "executed" / f"{plan.name}.ipynb"
+        watch = KernelWatch(self.cell_timeout, self.deadline)
+        try:
+            failure = execute_strictly(
+                plan.source, target, plan.parameters, watch=watch, progress_bar=self.log.bars
+            )
+        except Exception:  # an error of the runner itself: recorded whole, and the next notebook runs
+            failure = f"the runner failed:\n{traceback.format_exc()}"
+        spent = time.monotonic() - started, watch.peak_mb
+        if failure is None:
+            return _ending("passed", None, *spent)
         if isinstance(failure, Skipped):
-            status, error = "skipped", failure.reason
-        else:
-            status, error = ("passed", None) if failure is None else ("failed", str(failure))
-        return {
-            "status": status,
-            "seconds": round(time.monotonic() - started, 2),
-            "error": error,
-            "peak_mb": round(memory.megabytes, 1),
-        }
+            return _ending("skipped", failure.reason, *spent)
+        return _ending("failed", str(failure), *spent)
 
     def _still_good(self, earlier: Mapping[str, Any], key: Mapping[str, Any]) -> bool:
         same = all(earlier.get(name) == json.loads(json.dumps(value)) for name, value in key.items())
@@ -231,29 +178,25 @@ class _Runner:
     def _results_file(self, name: str) -> Path:
         return self.out / "results" / f"{name}.json"
 
-    def _remove_results(self, name: str) -> None:
-        """Delete what an earlier run of the notebook recorded: if this one fails, nothing stale is left."""
-        self._results_file(name).unlink(missing_ok=True)
-        shutil.rmtree(self.out / "results" / name, ignore_errors=True)
-
     def _fingerprint(self, plan: PlannedRun) -> str:
+        """Return a hash of all that a run depends on: package, cells (not outputs), files it reads."""
         digest = hashlib.sha256(self.code.encode())
-        notebook = nbformat.read(plan.source, as_version=4)
-        for cell in notebook.cells:  # outputs do not matter
+        cells = nbformat.read(plan.source, as_version=4).cells
+        for cell in cells:
             digest.update(f"{cell.cell_type}\0{cell.source}\0".encode())
-        source = "\n".join(cell.source for cell in notebook.cells)
-        for file in self._results_read(source):
+        for file in self._results_read("\n".join(cell.source for cell in cells)):
             digest.update(b"" if file.stem == plan.name else file.read_bytes())
-        for file in _sweep_files(plan.parameters.get("sweep")):  # a sweep that went on is another one
+        sweep = plan.parameters.get("sweep")  # one that went on is another one
+        for file in sorted(Path(sweep).rglob("*.parquet")) if sweep else ():
             digest.update(f"{file.name}\0".encode() + file.read_bytes())
         return digest.hexdigest()
 
     def _results_read(self, source: str) -> list[Path]:
-        """Return the files of results that a notebook's source reads: everybody's, or what 03 found."""
-        everybody = sorted((self.out / "results").glob("*.json"))
+        """Return the files of results that a notebook's source reads: all, or those with planted truth."""
+        files = sorted((self.out / "results").glob("*.json"))
         if any(reader in source for reader in _READERS):
-            return everybody
-        return [file for file in everybody if file.stem == PLANTER and "planted_accuracies(" in source]
+            return files
+        return [file for file in files if _JUDGES in source and PLANTED in file.read_text(encoding="utf-8")]
 
 
 def _with_absolute_sweep(parameters: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -267,14 +210,6 @@ def _with_absolute_sweep(parameters: Mapping[str, Any] | None) -> dict[str, Any]
     return given | {"sweep": str(folder)}
 
 
-def _sweep_files(folder: str | None) -> list[Path]:
-    """Return what a notebook shows of a sweep."""
-    if folder is None:
-        return []
-    names = ("grid.json", "sweep.parquet", "summaries/*.parquet")
-    return sorted(file for name in names for file in Path(folder).glob(name))
-
-
 def _code_fingerprint() -> str:
     """Return a hash of the package's source and of the versions beneath it."""
     digest = hashlib.sha256(json.dumps(_versions(), sort_keys=True).encode())
@@ -285,9 +220,12 @@ def _code_fingerprint() -> str:
 
 
 def _versions() -> dict[str, str]:
-    return {"python": platform.python_version()} | {
-        name: importlib.metadata.version(name) for name in _VERSIONED
-    }
+    packages = {name: importlib.metadata.version(name) for name in _VERSIONED}
+    return {"python": platform.python_version()} | packages
+
+
+def _ending(status: str, error: str | None, seconds: float = 0.0, peak_mb: float = 0.0) -> dict[str, Any]:
+    return {"status": status, "seconds": round(seconds, 2), "error": error, "peak_mb": round(peak_mb, 1)}
 
 
 def _write_record(file: Path, record: Mapping[str, Any]) -> None:
@@ -304,9 +242,8 @@ def _read_record(file: Path) -> dict[str, Any] | None:
         asked = ("name", "status", "seconds", "error", "peak_mb")
         return {key: record[key] for key in asked} | record
     except (ValueError, KeyError, TypeError) as error:
-        print(
-            f"{file} is not a record of a run ({error!r}): ignored, the notebook runs again", file=sys.stderr
-        )
+        told = f"{file} is not a record of a run ({error!r}): ignored, the notebook runs again"
+        print(told, file=sys.stderr)
         return None
 
 

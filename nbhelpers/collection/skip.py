@@ -10,20 +10,11 @@ class NotebookSkipped(Exception):
 
 
 def skip_notebook(reason):
-    """End the notebook here and show why, as one sentence instead of a traceback.
+    """End the notebook here by raising `NotebookSkipped`, shown as one sentence instead of a traceback.
 
     JupyterLab stops *Run All*; papermill ends without an error and leaves the remaining cells as they are;
-    ``python -m nbhelpers run`` counts the notebook as skipped and prints the reason.
-
-    Parameters
-    ----------
-    reason : str
-        What is missing, and what to do to see the notebook.
-
-    Raises
-    ------
-    NotebookSkipped
-        Always.
+    ``python -m nbhelpers run`` counts the notebook as skipped and prints the reason. It should say what is
+    missing, and what to do to see the notebook.
     """
     shell = get_ipython()
     if shell is not None:
@@ -31,20 +22,15 @@ def skip_notebook(reason):
     raise NotebookSkipped(reason)
 
 
+def _show(shell, kind, error, trace, tb_offset=None):
+    """Show the reason in place of a traceback; to papermill an exit with status 0 is no error."""
+    shown = [f"{SKIPPED}{error}"]
+    shell._showtraceback(SystemExit, SystemExit(0), shown)
+    return shown
+
+
 def require_decoder(description, why):
-    """Skip the notebook unless its model is a decoder: position i sees the positions up to i.
-
-    Parameters
-    ----------
-    description : nbhelpers.inputs.models.ModelDescription
-    why : str
-        What needs it, such as "it compares causal attention".
-
-    Raises
-    ------
-    NotebookSkipped
-        If the model sees later positions too.
-    """
+    """Skip the notebook unless its model is a decoder; `why` says what needs one, in a clause."""
     if not description.causal:
         skip_notebook(
             f"{description.name} ({description.family}) is no decoder, and this notebook needs one: {why}. "
@@ -53,19 +39,7 @@ def require_decoder(description, why):
 
 
 def nearest_head(description, layer, head):
-    """Return the head asked for, or the nearest there is, which is then said.
-
-    Parameters
-    ----------
-    description : nbhelpers.inputs.models.ModelDescription
-    layer, head : int
-        From 0.
-
-    Returns
-    -------
-    tuple of int
-        Layer and head.
-    """
+    """Return the (layer, head) asked for, or the nearest that the model has and print which."""
     there = min(layer, description.n_layers - 1), min(head, description.n_heads - 1)
     if there != (layer, head):
         print(
@@ -76,19 +50,7 @@ def nearest_head(description, layer, head):
 
 
 def fitting_lengths(description, lengths):
-    """Return the lengths that a model has positions for; the others are said to be left out.
-
-    Parameters
-    ----------
-    description : nbhelpers.inputs.models.ModelDescription
-    lengths : sequence of int
-        Tokens.
-
-    Returns
-    -------
-    list of int
-        The longest there is, if all are too long.
-    """
+    """Return the lengths that a model has positions for, or its longest; print what is left out."""
     most = description.max_positions
     if most is None:
         return list(lengths)
@@ -100,10 +62,3 @@ def fitting_lengths(description, lengths):
             f"{', '.join(map(str, fitting))}"
         )
     return fitting
-
-
-def _show(shell, kind, error, trace, tb_offset=None):
-    """Show the reason in place of a traceback; to papermill an exit with status 0 is no error."""
-    shown = [f"{SKIPPED}{error}"]
-    shell._showtraceback(SystemExit, SystemExit(0), shown)
-    return shown

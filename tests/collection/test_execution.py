@@ -1,19 +1,22 @@
+import os
+import subprocess
+import sys
 import time
 
 import nbformat
 import pytest
 
-from nbhelpers.collection.execution import PeakMemory, execute_strictly
+from nbhelpers.collection.execution import CellClock, KernelWatch, execute_strictly
 
 
 @pytest.fixture
 def execute(notebook, tmp_path):
     """Run cells 3, 4, … as a notebook (1 is the title, 2 the parameters): (failure, executed notebook)."""
 
-    def run(*cells, **options):
+    def run(*cells, parameters=(), watch=None, **limits):
         target = tmp_path / "executed.ipynb"
         source = notebook("01_tiny", *cells)
-        failure = execute_strictly(source, target, options.pop("parameters", {}), **options)
+        failure = execute_strictly(source, target, dict(parameters), watch=watch or KernelWatch(**limits))
         return failure, nbformat.read(target, as_version=4)
 
     return run
@@ -24,13 +27,11 @@ def outputs(notebook):
 
 
 def test_passes_parameters_and_uses_this_python_in_the_folder_of_the_notebook(execute, folder):
-    import sys
-
-    failure, executed = execute(
-        "import os, sys; print(length, sys.executable, os.getcwd())", parameters={"length": 16}
-    )
+    show = "import os, sys; print(length, sys.executable, os.getcwd(), os.environ['GOMP_SPINCOUNT'])"
+    failure, executed = execute(show, parameters={"length": 16})
     assert failure is None
-    assert outputs(executed).split() == ["16", sys.executable, str(folder)]
+    spins = os.environ["GOMP_SPINCOUNT"]  # set by the package, whose kernels share the machine
+    assert outputs(executed).split() == ["16", sys.executable, str(folder), spins]
 
 
 def test_error_names_cell_source_and_traceback_and_keeps_what_ran(execute):
@@ -50,18 +51,67 @@ def test_cell_number_is_that_of_the_stored_notebook_when_parameters_are_injected
     assert failure.cell == 4
 
 
-def test_hang_is_interrupted_where_it_hangs(execute):
+# Limits. A series of (clock, CPU time) in seconds that a cell goes through, and where it runs over 10 s.
+
+
+def rate(share, seconds=1000):
+    return [(second, share * second) for second in range(seconds)]
+
+
+@pytest.mark.parametrize(
+    ("series", "ended", "told"),
+    [
+        (rate(1), 10, "still running"),  # an endless loop, alone
+        (rate(8), 10, "still running"),  # on eight cores
+        (rate(0.2), 50, "still running"),  # on a machine five times as slow
+        (rate(0), 10, "next to nothing"),  # a deadlock
+        (rate(0.01), 10, "next to nothing"),  # that looks for its end every now and then
+        (rate(1, 6) + [(second, 5) for second in range(6, 99)], 15, "next to nothing"),  # after work
+    ],
+)
+def test_where_a_cell_runs_over(series, ended, told):
+    clock = CellClock(10)
+    seen = ((second, clock.overrun(100 + second, 7 + cpu)) for second, cpu in series)
+    second, why = next((second, why) for second, why in seen if why)
+    assert (second, told in why) == (ended, True)
+
+
+def test_work_of_nine_seconds_passes_on_a_slow_machine():
+    clock = CellClock(10)
+    assert [why for second, cpu in rate(0.1, 90) if (why := clock.overrun(second, cpu))] == []
+
+
+@pytest.mark.parametrize(
+    ("hang", "told"), [("time.sleep(60)", "next to nothing"), ("while True: pass", "of CPU time")]
+)
+def test_hang_is_interrupted_where_it_hangs(execute, hang, told):
     started = time.monotonic()
-    failure, executed = execute(
-        "print('before')\nimport time", "time.sleep(60)", "print('after')", cell_timeout=1
-    )
+    failure, executed = execute("print('before')\nimport time", hang, "print('after')", cell_timeout=1)
     assert time.monotonic() - started < 20
     assert (failure.kind, failure.cell) == ("timeout", 4)
-    assert "1 s (cell_timeout)" in failure.message
+    assert "1 s" in failure.message
+    assert told in failure.message
     assert "ignored" not in failure.message
-    assert "time.sleep(60)" in failure.trace
+    assert hang in failure.trace
     assert outputs(executed) == "before\n"
     assert executed.cells[-1].metadata.papermill.status == "pending"
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs processes that are bound to a core")
+def test_work_passes_beside_others_on_its_core(execute):
+    bind = f"import os, time; os.sched_setaffinity(0, {{{min(os.sched_getaffinity(0))}}})"
+    work = """clock, cpu = time.monotonic(), time.process_time()
+while time.process_time() < cpu + 1.2: pass
+print(time.monotonic() - clock)"""
+    others = [subprocess.Popen([sys.executable, "-c", f"{bind}\nwhile True: pass"]) for _ in range(3)]
+    try:
+        failure, executed = execute(bind, work, cell_timeout=1.8)
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+    assert failure is None
+    assert float(outputs(executed)) > 1.8, "by the clock it would have failed"
 
 
 def test_hang_that_ignores_the_interrupt_is_killed(execute):
@@ -122,9 +172,14 @@ def test_early_exit_is_not_a_pass(execute):
     assert (failure.kind, failure.cell) == ("cell not run", 4)
 
 
+def test_an_interrupt_that_is_caught_is_still_a_timeout(execute):
+    failure, _ = execute("import time\ntry: time.sleep(60)\nexcept KeyboardInterrupt: pass", cell_timeout=1)
+    assert failure.kind == "timeout"
+    assert "went on" in failure.message
+
+
 def test_peak_memory_sees_the_kernel(execute):
-    with PeakMemory() as small:
-        execute("1")
-    with PeakMemory() as large:
-        execute("import time\nblock = b'1' * 200_000_000\ntime.sleep(0.5)")
-    assert 150 < large.megabytes - small.megabytes < 300
+    small, large = KernelWatch(), KernelWatch()
+    execute("1", watch=small)
+    execute("import time\nblock = b'1' * 200_000_000\ntime.sleep(0.5)", watch=large)
+    assert 150 < large.peak_mb - small.peak_mb < 300

@@ -1,6 +1,7 @@
 import pytest
 
 from nbhelpers.collection.plan import (
+    collection_map,
     find_notebook_folder,
     list_notebooks,
     load_sizes,
@@ -27,12 +28,18 @@ def two(notebook, folder):
 
 def test_select_by_number_name_path_or_all(two):
     assert [path.stem for path in list_notebooks(two)] == ["01_theory", "05_bands"]
-    for name in ("05", "05_bands", two / "05_bands.ipynb"):
+    for name in ("05", "bands", "05_bands", two / "05_bands.ipynb"):
         assert select_notebooks([name], folder=two) == [(two / "05_bands.ipynb").resolve()]
     assert select_notebooks(None, folder=two) == list_notebooks(two)
 
 
-@pytest.mark.parametrize("name", ["07", "bands", "nowhere/05_bands.ipynb"])
+def test_name_that_means_two_notebooks(two, notebook):
+    notebook("06_bands")
+    with pytest.raises(LookupError, match="'bands' means 2 notebooks"):
+        select_notebooks(["bands"], folder=two)
+
+
+@pytest.mark.parametrize("name", ["07", "band", "nowhere/05_bands.ipynb"])
 def test_unknown_notebook(two, name):
     with pytest.raises(LookupError, match=name):
         select_notebooks([name], folder=two)
@@ -41,6 +48,17 @@ def test_unknown_notebook(two, name):
 def test_same_notebook_twice(two):
     with pytest.raises(LookupError, match="2 times"):
         select_notebooks(["05", "05_bands"], folder=two)
+
+
+def test_map_of_the_collection_is_read_from_the_title_cells(notebook, folder):
+    items = "- **Needs**: nothing.\n- **Paper**: eqs. 1–3;\n  claim C18.\n- next: [02](02_bare.ipynb)"
+    notebook("01_full", title=f"# 01 · Full: 2 · 3\n\n**Does it\nrun?**\n\nIt does. Or not?\n\n{items}")
+    notebook("02_bare", title="# 02 · Bare\n\nNo more is said.")
+    assert collection_map(folder).to_dict("split")["data"] == [
+        ["01_full", "Full: 2 · 3", "Does it run?", "eqs. 1–3; claim C18."],
+        ["02_bare", "Bare", "No more is said.", ""],
+    ]
+    assert list(collection_map(folder)) == ["notebook", "title", "question", "paper"]
 
 
 def test_no_folder(tmp_path):
