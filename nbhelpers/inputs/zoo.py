@@ -17,6 +17,7 @@ nope       nowhere: only the causal mask tells positions apart (Kazemnejad et al
 ========== =====================================================================================
 """
 
+import hashlib
 import math
 
 import torch
@@ -37,23 +38,9 @@ T5_BUCKETS, T5_DISTANCE = 32, 128
 class ZooConfig(PreTrainedConfig):
     """What one model of the zoo is.
 
-    Attributes
-    ----------
-    position_encoding : str
-        One of :data:`ENCODINGS`.
-    is_causal : bool
-        True: position i sees positions up to i, and predicts the next token. False: it sees all, and predicts
-        masked tokens.
-    train_length : int
-        Tokens of a training sequence. Only `learned` is limited to it.
-    rope_theta : float
-        Base of the rotations. 1000 for 256 tokens is the ratio of GPT-NeoX and Pythia, 10000 for 2048, so the
-        slowest pairs turn as far within a sequence as theirs do.
-    position_initializer_range : float
-        Standard deviation of learned position vectors at the start.
-    initializer_range : float
-        Standard deviation of all other weights; divided by √(2 · layers) where a block writes into the
-        residual stream.
+    If `is_causal`, position i sees positions up to i and predicts the next token; else it sees all, and
+    masked tokens are predicted. A base of rotations of 1000 for 256 tokens is the ratio of GPT-NeoX and
+    Pythia, 10000 for 2048, so the slowest pairs turn as far within a sequence as theirs do.
     """
 
     model_type = "nbhelpers_zoo"
@@ -62,12 +49,14 @@ class ZooConfig(PreTrainedConfig):
     hidden_size: int = 128
     num_hidden_layers: int = 4
     num_attention_heads: int = 4
-    position_encoding: str = "rope"
+    position_encoding: str = "rope"  # one of ENCODINGS
     is_causal: bool = True
-    train_length: int = 256
+    train_length: int = 256  # tokens of a training sequence; only `learned` is limited to it
     rope_theta: float = 1000.0
-    position_initializer_range: float = 0.02
-    initializer_range: float = 0.02
+    position_initializer_range: float = 0.02  # standard deviation of learned position vectors at the start
+    initializer_range: float = (
+        0.02  # and of other weights; divided by √(2 · layers) in what adds to the stream
+    )
     bos_token_id: int | None = 0
     tie_word_embeddings: bool = True
 
@@ -231,23 +220,9 @@ class ZooModel(ZooPreTrainedModel):
     def forward(self, input_ids, attention_mask=None, use_cache=None, output_attentions=False, **options):
         """Return the last hidden states, (batch, position, hidden), and, if asked, the attention.
 
-        Parameters
-        ----------
-        input_ids : torch.LongTensor, shape (batch, position)
-        attention_mask : torch.Tensor, shape (batch, position), optional
-            1 for tokens, 0 for padding.
-        use_cache : bool, optional
-            Accepted for the callers of other models; there is no cache.
-        output_attentions : bool
-            Return the probabilities of each layer, (batch, head, query, key), which only the attention
-            function "eager" forms; None of any other.
-        **options
-            Passed to the attention function.
-
-        Raises
-        ------
-        ValueError
-            For more positions than a learned encoding has.
+        `input_ids` are (batch, position), as is `attention_mask`: 1 for tokens, 0 for padding. There is no
+        cache to use. The probabilities of each layer, (batch, head, query, key), are formed by the attention
+        function "eager" alone. Other options are passed to the attention function.
         """
         length, device = input_ids.shape[1], input_ids.device
         x = self.token(input_ids) + self.position_vectors(length, device)
@@ -331,12 +306,8 @@ class ZooForLanguageModeling(ZooPreTrainedModel):
     def forward(self, input_ids, attention_mask=None, labels=None, **options):
         """Return logits, (batch, position, vocabulary), and, with labels, the mean loss in nats.
 
-        Parameters
-        ----------
-        input_ids, attention_mask, **options
-            As in :class:`ZooModel`.
-        labels : torch.LongTensor, shape (batch, position), optional
-            The token each position is to predict, already shifted; −100 where none is.
+        `labels`, (batch, position), is the token each position is to predict, already shifted; −100 where
+        none is. The rest is as in :class:`ZooModel`.
         """
         output = self.model(input_ids, attention_mask=attention_mask, **options)
         hidden = output.last_hidden_state
@@ -351,17 +322,8 @@ class ZooForLanguageModeling(ZooPreTrainedModel):
 def build(config, *, seed=0):
     """Return a model with fresh weights that depend on the seed and on each weight's name alone.
 
-    Models that differ in their encoding start from equal weights, up to the encoding's own.
-
-    Parameters
-    ----------
-    config : ZooConfig
-    seed : int
-
-    Returns
-    -------
-    ZooForLanguageModeling
-        On the CPU, in float32, in train mode. Torch's global random state is left as it was.
+    Models that differ in their encoding start from equal weights, up to the encoding's own. The model is on
+    the CPU, in float32 and in train mode; torch's global random state is left as it was.
     """
     with torch.random.fork_rng(devices=[]):
         model = ZooForLanguageModeling(config)
@@ -374,8 +336,6 @@ def build(config, *, seed=0):
 
 def stable_seed(*parts):
     """Return a seed of 63 bits from numbers and names, the same in every process."""
-    import hashlib
-
     digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 

@@ -10,7 +10,7 @@ import torch
 
 from nbhelpers.hooks.attention import default_chunk
 from nbhelpers.hooks.memory import CUDA_BATCH_TOKENS, plan
-from nbhelpers.inputs.skeletons import load_skeleton
+from nbhelpers.inputs.models import load_skeleton
 from nbhelpers.sweeps.grids import NOTEBOOK, Run
 from nbhelpers.sweeps.sweep_records import read_record
 

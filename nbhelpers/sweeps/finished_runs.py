@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
-from nbhelpers.inputs.zoo_files import PREFIX
+from nbhelpers.inputs.files import ZOO_PREFIX
 from nbhelpers.sweeps.grids import Grid, Run, shipped_grids
 from nbhelpers.sweeps.sweep_records import read_plan, read_records, table_file
 from nbhelpers.sweeps.sweep_tables import sweep_table
@@ -163,8 +163,8 @@ def _with_facts(table: pd.DataFrame, folder: Path) -> pd.DataFrame:
 
 def _encoding(model: str, facts: dict[str, Any]) -> str:
     """Return a model's position encoding; of the zoo the arm, which tells partial RoPE from RoPE."""
-    if model.startswith(PREFIX):
-        return model.removeprefix(PREFIX).partition("@")[0]
+    if model.startswith(ZOO_PREFIX):
+        return model.removeprefix(ZOO_PREFIX).partition("@")[0]
     return facts.get("position_encoding", "")
 
 

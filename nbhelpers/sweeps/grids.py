@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from nbhelpers.claims.paper import TABLES
-from nbhelpers.inputs.files import fingerprint
+from nbhelpers.inputs.files import file_fingerprint
 from nbhelpers.inputs.text import BOS_POLICIES, corpus_description, is_local_corpus
 from nbhelpers.protocol import PAPER, Protocol
 
@@ -300,7 +300,7 @@ def _model(entry, revisions, options, name):
     prefix = given["name"][: len(given["name"]) - len(base)]
     return {
         "model": prefix + str(path.resolve()) if path.exists() else given["name"],
-        "content": fingerprint(path)[:16] if path.exists() else None,
+        "content": file_fingerprint(path)[:16] if path.exists() else None,
         "revisions": [None if r is None else str(r) for r in _listed(given.get("revision", revisions))],
         "dtype": given.get("dtype", options["dtype"]),
         "paper": given.get("paper"),

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 import torch
 
 from nbhelpers.files import replacing
-from nbhelpers.hooks.capture import fingerprint
+from nbhelpers.hooks.capture import weight_fingerprint
 from nbhelpers.inputs.models import load_model
 from nbhelpers.inputs.text import corpus_description, load_text
 from nbhelpers.nulls.summary import null_of, summarise
@@ -52,7 +52,7 @@ class HeldModel:
             self._facts = {
                 "revision": told.revision,
                 "n_parameters": told.n_parameters,
-                "weights": fingerprint(self._loaded.model).hex()[:16],
+                "weights": weight_fingerprint(self._loaded.model).hex()[:16],
             }
             self._key = run.model_key
         return self._loaded, self._facts

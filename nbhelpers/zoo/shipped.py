@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors.torch import load_file
 
-from nbhelpers.inputs.zoo_files import shipped_folder
+from nbhelpers.inputs.files import shipped_folder
 from nbhelpers.zoo.measure import Yardstick
 
 MEASUREMENTS, RUNS, TOKENS = "measurements.parquet", "runs.parquet", "tokens.safetensors"

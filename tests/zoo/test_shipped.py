@@ -8,9 +8,9 @@ import itertools
 import numpy as np
 import pytest
 
+from nbhelpers.inputs.files import shipped_folder
 from nbhelpers.inputs.models import available_models, load_model
 from nbhelpers.inputs.zoo import ENCODINGS
-from nbhelpers.inputs.zoo_files import shipped_folder
 from nbhelpers.zoo import measure, shipped
 from nbhelpers.zoo.settings import Settings, arms
 from nbhelpers.zoo.train import Trainer

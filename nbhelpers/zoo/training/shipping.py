@@ -14,8 +14,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from nbhelpers.files import read_parquet, write_parquet
+from nbhelpers.inputs.files import ZOO_INDEX, shipped_folder
 from nbhelpers.inputs.zoo import ZooConfig
-from nbhelpers.inputs.zoo_files import INDEX, shipped_folder
 from nbhelpers.zoo import measure
 from nbhelpers.zoo.settings import LENGTH, PRESETS, Settings, arms
 from nbhelpers.zoo.shipped import MEASUREMENTS, RUNS, TOKENS
@@ -28,7 +28,7 @@ INDEX_BYTES = 100_000  # kept free for the index, which is written last
 # With these the first updates of a run of seed 0 can be made again without the text; rope learns 0.5 nats.
 N_FIRST_BATCHES = 26
 TOKENIZERS = {False: "tokenizer", True: "tokenizer-bos"}
-OWN = {MEASUREMENTS, RUNS, TOKENS, INDEX, "models", *TOKENIZERS.values()}
+OWN = {MEASUREMENTS, RUNS, TOKENS, ZOO_INDEX, "models", *TOKENIZERS.values()}
 MODEL_FILES = ("config.json", "model.safetensors")
 # `arm` is the name of a run without its seed: "rope", "rope-bidirectional", "rope-mini".
 ARM_COLUMNS = ["run", "arm", "encoding", "mask", "bos", "preset", "seed"]
@@ -304,7 +304,7 @@ def _write_models(runs, corpus, folder):
         for file in MODEL_FILES:
             shutil.copyfile(source / file, target / file)
         index[name] = {"folder": f"models/{name}", "tokenizer": TOKENIZERS[bos], "about": about}
-    (folder / INDEX).write_text(json.dumps(index, indent=1), encoding="utf-8")
+    (folder / ZOO_INDEX).write_text(json.dumps(index, indent=1), encoding="utf-8")
     return list(index), left_out
 
 

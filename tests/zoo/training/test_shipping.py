@@ -10,7 +10,6 @@ from safetensors.torch import load_file
 from tiny_zoo import SMALL
 
 from nbhelpers.inputs import files as model_files
-from nbhelpers.inputs import zoo_files
 from nbhelpers.inputs.models import available_models, load_model
 from nbhelpers.zoo import measure, shipped
 from nbhelpers.zoo.settings import PRESETS, Settings
@@ -80,7 +79,7 @@ def collected(out, tmp_path_factory):
 @pytest.fixture
 def installed(collected, monkeypatch):
     """The collected files in the place of nbhelpers/data/zoo."""
-    for module in (zoo_files, shipped, shipping):
+    for module in (model_files, shipped, shipping):
         monkeypatch.setattr(module, "shipped_folder", lambda: collected[1])
     return collected[1]
 
@@ -88,7 +87,7 @@ def installed(collected, monkeypatch):
 @pytest.fixture
 def empty(tmp_path, monkeypatch):
     """An installation without a zoo."""
-    for module in (zoo_files, shipped):
+    for module in (model_files, shipped):
         monkeypatch.setattr(module, "shipped_folder", lambda: tmp_path / "zoo")
 
 
