@@ -81,11 +81,13 @@ def test_the_reading_of_the_signal_decides(numbers):
     assert all(row.low < row.high for row in low.values())
 
 
-def test_the_earlier_run_is_met(numbers):
-    rows = [row for name, row in numbers.items() if name.startswith("second_run_128_")]
-    assert len(rows) == 9
-    met = sum(row.low <= row.null <= row.high for row in rows)
-    assert met >= 8, "9 intervals of 95 %: more than one miss is rare"
+# What an independent script, written without this package, found on six other passages of 128 tokens.
+EARLIER = {"spectral_entropy": 2.59, "frequency_selectivity": 0.99, "low_band": 0.65, "mid_band": 0.24}
+
+
+@pytest.mark.parametrize("metric", EARLIER)
+def test_an_independent_script_found_the_same_on_other_passages(numbers, metric):
+    assert numbers[metric].value == pytest.approx(EARLIER[metric], rel=0.1)
 
 
 def test_selectivity_orders_heads_as_spectral_entropy_does(numbers):
