@@ -1,10 +1,10 @@
 """The head inspector: ``inspect_heads(model, text)`` in a cell of JupyterLab.
 
-`reading` measures (no widgets), `panels` and `figures` draw, `map` is the clickable map, `widget` joins them.
+`reading` measures (no widgets), `panels` draw, `map` is the clickable map, `widget` joins them, and `export`
+writes what is shown to files.
 """
 
-from .reading import Reading, read_text
-from .views import Ablation, HeadView
+from .reading import Ablation, HeadView, Reading, read_text
 from .widget import HeadInspector, inspect_heads
 
 __all__ = ["Ablation", "HeadInspector", "HeadView", "Reading", "inspect_heads", "read_text"]

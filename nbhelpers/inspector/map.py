@@ -1,16 +1,18 @@
-"""The clickable layer × head map; its drawing and its keys are in ``map.js``."""
+"""The clickable layer × head map and its colours; its drawing and its keys are in ``map.js``."""
 
 from pathlib import Path
 
 import anywidget
+import matplotlib
 import numpy as np
 import traitlets
+from matplotlib.colors import Normalize
 
 from nbhelpers.plots import metric_label
 
-from .figures import gradient, map_colours
-
 HERE = Path(__file__).parent
+COLOURS = "cividis"  # the same order of lightness for every kind of colour vision
+UNKNOWN = "#bbbbbb"
 
 
 class HeadMap(anywidget.AnyWidget):
@@ -43,3 +45,25 @@ class HeadMap(anywidget.AnyWidget):
             self.null_value = null if np.isfinite(null) else None
             self.label = metric_label(metric)
             self.colours = colours
+
+
+def map_colours(values):
+    """Return the colour ``#rrggbb`` of every head, list (layer, head), and the limits of the scale.
+
+    NaN is grey; where all values are equal, all get the colour of the middle.
+    """
+    known = values[np.isfinite(values)]
+    low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
+    scaled = Normalize(low, high)(values) if high > low else np.where(np.isfinite(values), 0.5, np.nan)
+    palette = matplotlib.colormaps[COLOURS].with_extremes(bad=UNKNOWN)
+    return _hexadecimal(palette(np.ma.masked_invalid(scaled), bytes=True)), (low, high)
+
+
+def gradient(steps=16):
+    """Return the colours of the scale from low to high."""
+    return _hexadecimal(matplotlib.colormaps[COLOURS](np.linspace(0, 1, steps), bytes=True)[None])[0]
+
+
+def _hexadecimal(pixels):
+    """Return (…, …, 4) bytes as lists of ``#rrggbb``."""
+    return [["#" + bytes(pixel[:3]).hex() for pixel in row] for row in pixels.tolist()]

@@ -5,9 +5,11 @@ are fixed (which also makes heads comparable), everything that no head changes i
 draws lines, images and titles over a copy of them.
 """
 
+import functools
 import io
 
 import numpy as np
+from matplotlib import font_manager, ft2font
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
@@ -15,18 +17,19 @@ from matplotlib.image import imsave
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, NullLocator
 
-from .labels import MOST_LABELS, readable
-
 # Okabe and Ito's colours, told apart by line style too.
 SELECTED, PINNED, NULL = "#0072b2", "#d55e00", "#595959"
 LINES = {SELECTED: "-", PINNED: "--", NULL: ":"}
 FLOOR = 1e-5  # smallest share that the logarithmic axes show
 LOWEST = 1e-4  # smallest attention and wavelet coefficient that has a colour of its own
 DPI = 84
+MOST_LABELS = 32  # tokens that can be named along an axis
+LONGEST_LABEL = 12  # characters of a token
+MISSING, NEW_LINE, SPACE, EMPTY = "\u25a1", "\u21b5", "\u00b7", "\u2205"
 
 
 class Panel:
-    """A figure with a kept frame; subclasses put what moves into `moving`."""
+    """A figure with a kept frame; subclasses declare what moves and `set` it to the views of heads."""
 
     def __init__(self, figsize, dpi=DPI):
         self.figure = Figure(figsize=figsize, dpi=dpi)
@@ -50,28 +53,17 @@ class Panel:
             artist.draw(self.canvas.renderer)
         return np.asarray(self.canvas.buffer_rgba())[..., :3].copy()
 
-    def png(self):
-        """Return what is drawn now as the bytes of a PNG."""
-        return to_png(self.pixels())
+    def show(self, *views):
+        """Draw some HeadViews, the selected one first, and return the pixels."""
+        self.set(*views)
+        return self.pixels()
 
 
 class AttentionPanel(Panel):
-    """Where a head looks inside a span of tokens.
+    """Where a head looks inside a span of tokens: the first and the last shown, of queries and keys alike."""
 
-    Parameters
-    ----------
-    tokens : list of str
-        All tokens.
-    span : tuple of int
-        First and last token shown, both included; of queries and keys alike.
-    colour : str
-        Of the title: the colour of the head's lines.
-    size : float
-        Side of the figure in inches.
-    """
-
-    def __init__(self, tokens, span, *, colour=SELECTED, size=4.7, dpi=DPI):
-        super().__init__((size, size), dpi)
+    def __init__(self, tokens, span, *, colour=SELECTED, dpi=DPI):
+        super().__init__((4.7, 4.7), dpi)
         self.span = span
         first, last = span
         count = last - first + 1
@@ -95,11 +87,6 @@ class AttentionPanel(Panel):
         self.figure.text(0.02, 0.91, f"attention (probability), {shown}", fontsize=9, color="0.25")
         _colour_bar(self.figure, self._image, (0.89, 0.19, 0.025, 0.67), labelsize=8)
 
-    def show(self, view):
-        """Draw a HeadView and return the PNG."""
-        self.set(view)
-        return self.png()
-
     def set(self, view):
         first, last = self.span
         self._image.set_data(np.clip(view.attn[first : last + 1, first : last + 1], LOWEST, 1))
@@ -107,21 +94,15 @@ class AttentionPanel(Panel):
 
 
 class CurvesPanel(Panel):
-    """Key profile, lag profile, spectrum and scalogram of a head, and of a pinned one over it.
+    """Key profile, lag profile, spectrum and scalogram of a head, and of a pinned one over it."""
 
-    Parameters
-    ----------
-    reading : Reading
-    n_views : int
-        1, or 2 with a pinned head.
-    """
-
-    def __init__(self, reading, n_views=1, *, figsize=(8.8, 4.7), dpi=DPI):
-        super().__init__(figsize, dpi)
-        self._colours = (SELECTED, PINNED)[:n_views]
-        self._signal, self._edges = reading.protocol.signal, reading.protocol.edges
+    def __init__(self, reading, views, *, dpi=DPI):
+        super().__init__((8.8, 4.7), dpi)
+        self._colours = (SELECTED, PINNED)[: len(views)]
+        protocol = reading.protocol
+        self._signal, self._edges, self._wavelet = protocol.signal, protocol.edges, protocol.wavelet
         self._n = reading.n_tokens
-        example = reading.head(0, 0)
+        example = views[0]  # of the shapes, and of the null
         key, lag, psd = (
             self.figure.add_axes(box)
             for box in ((0.08, 0.59, 0.38, 0.29), (0.58, 0.59, 0.38, 0.29), (0.08, 0.12, 0.38, 0.31))
@@ -132,17 +113,12 @@ class CurvesPanel(Panel):
         self._scalograms = self._scalogram_axes(example)
         self._names = self._legend()
 
-    def show(self, views):
-        """Draw some HeadViews (the selected one, then the pinned one) and return the PNG."""
-        self.set(views)
-        return self.png()
-
-    def set(self, views):
+    def set(self, *views):
         for number, view in enumerate(views):
             self._key[number].set_ydata(np.clip(view.key_profile, FLOOR, 1))
             self._lag[number].set_ydata(np.clip(view.lag_profile, FLOOR, 1))
             self._psd[number].set_ydata(np.clip(view.psd, FLOOR, 1))
-            self._scalograms[number].set_data(np.clip(view.level_image(), LOWEST, 1))
+            self._scalograms[number].set_data(np.clip(view.scalogram, LOWEST, 1))
             self._names[number].set_text(view.name)
 
     def _key_axes(self, ax, example):
@@ -198,7 +174,7 @@ class CurvesPanel(Panel):
             for side in ("left", "right", "top", "bottom"):
                 ax.spines[side].set_color(self._colours[row])
             if row == 0:
-                ax.set_title(f"{example.wavelet} coefficients |W|, by level", fontsize=9.5, loc="left", pad=3)
+                ax.set_title(f"{self._wavelet} coefficients |W|, by level", fontsize=9.5, loc="left", pad=3)
             if row < count - 1:
                 ax.xaxis.set_major_formatter(NullFormatter())
                 continue
@@ -218,6 +194,20 @@ class CurvesPanel(Panel):
     def _key_of(self, x, colour):
         self.figure.add_artist(Line2D([x, x + 0.04], [0.966, 0.966], color=colour, ls=LINES[colour], lw=1.5))
         return self.figure.text(x + 0.05, 0.965, "", fontsize=9.5, va="center", color=colour)
+
+
+def readable(token):
+    """Return a token as a label: visible blanks, a box for what the font lacks, at most 12 characters."""
+    known = _characters()
+    text = token.replace("\n", NEW_LINE).replace("\t", " ").replace(" ", SPACE) or EMPTY
+    text = "".join(character if ord(character) in known else MISSING for character in text)
+    return text if len(text) <= LONGEST_LABEL else text[: LONGEST_LABEL - 1] + "…"
+
+
+@functools.cache
+def _characters():
+    """Return the code points that the font of the figures can draw."""
+    return frozenset(ft2font.FT2Font(font_manager.findfont("DejaVu Sans")).get_charmap())
 
 
 def to_png(pixels):

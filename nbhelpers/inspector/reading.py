@@ -23,11 +23,10 @@ from nbhelpers.metrics import Observation, Signals, measure, observe, signals_of
 from nbhelpers.protocol import PAPER, Protocol
 from nbhelpers.table import HeadTable
 
-from .views import Ablation, HeadView
-
-BANDS = ("low_band", "mid_band", "high_band")
-FIRST_METRICS = (*BANDS, "spectral_entropy", "frequency_selectivity", "local_mass", "sink_mass", "self_mass",
-                 "positional_entropy", "scale_sensitivity")  # fmt: skip
+FIRST_METRICS = (
+    *("low_band", "mid_band", "high_band", "spectral_entropy", "frequency_selectivity"),
+    *("local_mass", "sink_mass", "self_mass", "positional_entropy", "scale_sensitivity"),
+)
 SIGNALS = ("key_profile", "last_query", "lag_profile")  # what can be measured again without the model
 
 
@@ -37,6 +36,69 @@ class Stopped(Exception):
 
 class ModelBusy(RuntimeError):
     """Raised where the model must run and another thread is running it."""
+
+
+@dataclass(frozen=True)
+class HeadView:
+    """Everything that is shown of one head, as arrays.
+
+    Attributes
+    ----------
+    layer, head, kv_group : int
+    attn : numpy.ndarray, shape (query, key)
+    key_profile, lag_profile : numpy.ndarray, shape (key,), (lag,)
+        With the uniform null's beside them in `null_key_profile` and `null_lag_profile`.
+    lags : numpy.ndarray, shape (lag,)
+        In tokens.
+    frequency : numpy.ndarray, shape (freq,)
+        Cycles/token.
+    psd, null_psd : numpy.ndarray, shape (freq,)
+        Share of the power in each bin, of the protocol's signal.
+    positions : numpy.ndarray, shape (position,)
+        Key or lag of each sample of the protocol's signal.
+    levels : list of str
+        a4, d4, ..., d1.
+    coefficients : list of numpy.ndarray
+        Wavelet coefficients of the protocol's signal, by level.
+    scalogram : numpy.ndarray, shape (level, position)
+        Their absolute values where they stand in the signal, from :func:`level_image`.
+    """
+
+    layer: int
+    head: int
+    kv_group: int
+    attn: np.ndarray
+    key_profile: np.ndarray
+    null_key_profile: np.ndarray
+    lags: np.ndarray
+    lag_profile: np.ndarray
+    null_lag_profile: np.ndarray
+    frequency: np.ndarray
+    psd: np.ndarray
+    null_psd: np.ndarray
+    positions: np.ndarray
+    levels: list
+    coefficients: list
+    scalogram: np.ndarray
+
+    @property
+    def name(self):
+        return f"layer {self.layer}, head {self.head}"
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """What the text costs with and without one head, nats/token; `changes` per predicted token."""
+
+    layer: int
+    head: int
+    before: float
+    after: float
+    changes: np.ndarray
+
+    @property
+    def change(self):
+        return self.after - self.before
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,10 +207,7 @@ class Reading:
     def under(self, protocol):
         """Return the reading measured under another protocol, without the model.
 
-        Raises
-        ------
-        ValueError
-            If the protocol needs what was not observed.
+        ValueError if the protocol needs what was not observed.
         """
         changed = dataclasses.replace(self, protocol=protocol)
         _ = changed.table, changed.null_table  # computed now, so that a refusal comes here
@@ -162,37 +221,28 @@ class Reading:
         self.require_head(layer, head)
         rows = {}
         for metric in self.metrics:
-            values = self.values(metric)
-            rows[metric] = (
-                values[layer, head],
-                self.null_value(metric),
-                percentile(values, values[layer, head]),
-            )
-        columns = ["value", "uniform", "percentile"]
-        return pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("metric")
+            values = self.values(metric)  # (layer, head)
+            own = values[layer, head]
+            rows[metric] = {
+                "value": own,
+                "uniform": self.null_value(metric),
+                "percentile": percentile(values, own),
+            }
+        return pd.DataFrame.from_dict(rows, orient="index").rename_axis("metric")
 
     def head(self, layer, head, *, wait=True):
-        """Return the :class:`HeadView` of a head.
+        """Return the :class:`HeadView` of a head; :class:`ModelBusy` if it would have to wait and shall not.
 
-        Parameters
-        ----------
-        layer, head : int
-        wait : bool
-            Where the model must run for it (`nbhelpers.hooks.recompute.cache_attention`) and another
-            thread runs it: whether to wait.
-
-        Raises
-        ------
-        IndexError
-            If there is no such head.
-        ModelBusy
-            If it would have to wait and shall not.
+        Some models must run again for it (`nbhelpers.hooks.recompute.cache_attention`), and another thread
+        may be running them: `wait` says whether to wait for it.
         """
         self.require_head(layer, head)
         attn = self._layer(layer, wait)[head]  # (query, key)
         profiles, null = self.observation.profiles, self._uniform.profiles
         psd, null_psd = self.signals.psd[0, layer, head], self.null_signals.psd[0, layer, head]  # (freq,)
-        coefficients = self.signals.coefficients(self.signals.signal[0, layer, head])
+        signal = self.signals.signal[0, layer, head]  # (position,)
+        coefficients = [level.numpy() for level in self.signals.coefficients(signal)]
+        taps, periodic = pywt.Wavelet(self.protocol.wavelet).dec_len, self.protocol.mode == "periodization"
         return HeadView(
             layer=layer,
             head=head,
@@ -208,10 +258,8 @@ class Reading:
             null_psd=(null_psd / null_psd.sum()).numpy(),
             positions=self._positions,
             levels=wavelets.level_names(len(coefficients) - 1),
-            coefficients=[level.numpy() for level in coefficients],
-            wavelet=self.protocol.wavelet,
-            taps=pywt.Wavelet(self.protocol.wavelet).dec_len,
-            periodic=self.protocol.mode == "periodization",
+            coefficients=coefficients,
+            scalogram=level_image(coefficients, len(self._positions), taps=taps, periodic=periodic),
         )
 
     def _layer(self, layer, wait):
@@ -231,19 +279,14 @@ class Reading:
     def heads_of_band(self, band):
         """Return the heads (layer, head) whose largest share is that of a band, the largest share first."""
         shares = np.stack([self.values(name) for name in self.protocol.band_names])  # (band, layer, head)
-        own = shares[self.protocol.band_names.index(band)]
-        found = np.argwhere(shares.argmax(0) == self.protocol.band_names.index(band))
+        number = self.protocol.band_names.index(band)
+        own, found = shares[number], np.argwhere(shares.argmax(0) == number)
         return [tuple(map(int, place)) for place in sorted(found, key=lambda place: -own[tuple(place)])]
 
     def ablate(self, layer, head):
         """Return the :class:`Ablation` of a head: the model runs once, with the head set to zero.
 
-        Raises
-        ------
-        ValueError
-            If the model predicts no next token.
-        NotImplementedError
-            If the family keeps its output projection where it is not looked for.
+        ValueError if the model predicts no next token.
         """
         self.require_head(layer, head)
         if self.losses is None:
@@ -274,31 +317,10 @@ def percentile(values, value):
 def read_text(model, text, protocol=PAPER, *, length=256, progress=None, stop=None):
     """Run a model over a text and measure all its heads.
 
-    Parameters
-    ----------
-    model : LoadedModel
-        With a tokenizer.
-    text : str
-    protocol : Protocol
-        Its signal is the key profile, the last query or the lag profile.
-    length : int
-        Tokens read at most; a longer text is cut, and `note` says so.
-    progress : callable, optional
-        Called with the share done, in [0, 1].
-    stop : callable, optional
-        Asked between layers; once it returns True, :class:`Stopped` is raised.
-
-    Returns
-    -------
-    Reading
-
-    Raises
-    ------
-    ValueError
-        For text that is empty or too short for the protocol's wavelet and scaled variants, for more tokens
-        than the model has positions, and for a protocol whose signal must stream.
-    Stopped
-        When `stop` said so.
+    A text longer than `length` tokens is cut, and `note` says so. `progress` is called with the share done,
+    in [0, 1]; `stop` is asked between layers, and once it returns True, :class:`Stopped` is raised.
+    ValueError for text that is empty or too short for the protocol's wavelet and scaled variants, for more
+    tokens than the model has positions, and for a protocol whose signal must stream.
     """
     if protocol.signal not in SIGNALS:
         raise ValueError(
@@ -321,15 +343,9 @@ def read_text(model, text, protocol=PAPER, *, length=256, progress=None, stop=No
 
 @contextlib.contextmanager
 def watched(model, *, runs=1, progress=None, stop=None):
-    """Report and stop forward passes between layers; no other thread runs the model meanwhile.
+    """Report and stop forward passes between layers, as :func:`read_text` says; `runs` passes are expected.
 
-    Parameters
-    ----------
-    model : LoadedModel
-    runs : int
-        Forward passes that are expected inside the block.
-    progress, stop : callable, optional
-        As in :func:`read_text`.
+    No other thread runs the model meanwhile.
     """
     modules = attention_modules(model)
     done = 0
@@ -349,6 +365,24 @@ def watched(model, *, runs=1, progress=None, stop=None):
         finally:
             for handle in handles:
                 handle.remove()
+
+
+def level_image(coefficients, n, *, taps, periodic=False):
+    """Return |coefficient| of each level at each of n positions: the nearest coefficient of the level.
+
+    `coefficients` begin with the approximation, then come details from coarse to fine. Coefficient k of one
+    level of pywt is the answer of a filter of L `taps` whose window has its centre at sample
+    2k + 1 − (L − 1)/2 (2k + ½ in periodization), so the centre of level j is 2ʲk + (2ʲ − 1) times that
+    offset.
+    """
+    depth = len(coefficients) - 1
+    offset = 0.5 if periodic else 1 - (taps - 1) / 2
+    image = np.zeros((depth + 1, n))  # (level, position)
+    for row, values in enumerate(coefficients):
+        level = depth if row == 0 else depth + 1 - row
+        nearest = np.rint((np.arange(n) - offset * (2**level - 1)) / 2**level).astype(int)
+        image[row] = np.abs(values)[np.clip(nearest, 0, len(values) - 1)]
+    return image
 
 
 def shortest_text(protocol):

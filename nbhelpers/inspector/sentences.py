@@ -2,12 +2,13 @@
 
 import base64
 import html
-import struct
 import traceback
 
 import numpy as np
 
 from nbhelpers.plots import metric_label
+
+from .panels import to_png
 
 RANK = '<abbr title="percentile among all heads">%ile</abbr>'
 FORESEEN = (ValueError, LookupError, OSError, ImportError, MemoryError, RuntimeError, TypeError)
@@ -39,17 +40,7 @@ def summary(reading, seconds):
 
 
 def numbers_table(frame, name, other=None, other_name=""):
-    """Return the numbers of a head as a table, with those of a pinned head beside them.
-
-    Parameters
-    ----------
-    frame : pandas.DataFrame
-        From :meth:`Reading.numbers`.
-    name : str
-        Of the head.
-    other : pandas.DataFrame, optional
-    other_name : str
-    """
+    """Return the numbers of a head (`Reading.numbers`) as a table, those of a pinned head beside."""
     heads = ["metric", f'<span class="nbh-of-selected">{name}</span>', RANK]
     heads += [f'<span class="nbh-of-pinned">{other_name}</span>', RANK] if other is not None else []
     rows = [f"<tr>{''.join(f'<th scope=col>{head}</th>' for head in [*heads, 'uniform'])}</tr>"]
@@ -73,10 +64,10 @@ def ablation(result, n_predicted):
     )
 
 
-def picture(png, described):
-    """Return a PNG (bytes) as an image with a description for those who cannot see it."""
-    width, height = struct.unpack(">II", png[16:24])  # reserves the place, so that nothing jumps at a click
-    data = base64.b64encode(png).decode()
+def picture(pixels, described):
+    """Return pixels (height, width, 3) as an image with a description for those who cannot see it."""
+    height, width, _ = pixels.shape  # reserves the place, so that nothing jumps at a click
+    data = base64.b64encode(to_png(pixels)).decode()
     return (
         f'<img alt="{html.escape(described)}" width="{width}" height="{height}" '
         f'src="data:image/png;base64,{data}">'
@@ -84,13 +75,7 @@ def picture(png, described):
 
 
 def links(files):
-    """Return links that download files, whose paths are said too.
-
-    Parameters
-    ----------
-    files : dict of pathlib.Path to str
-        Path to media type.
-    """
+    """Return links that download files (path to media type), beside the folder that they are in."""
     parts = []
     for path, media in files.items():
         data, name = base64.b64encode(path.read_bytes()).decode(), html.escape(path.name)
@@ -114,16 +99,6 @@ def in_words(error):
     words = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     if not words:
         words = f"{type(error).__name__} without a message"
-    known = (
-        ValueError,
-        LookupError,
-        OSError,
-        ImportError,
-        MemoryError,
-        NotImplementedError,
-        RuntimeError,
-        TypeError,
-    )
-    if not isinstance(error, known):
+    if not isinstance(error, FORESEEN):
         words = f"unexpected {''.join(traceback.format_exception_only(error)).strip()}"
     return words

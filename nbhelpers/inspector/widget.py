@@ -13,14 +13,14 @@ import ipywidgets as widgets
 from tqdm.auto import tqdm
 
 from nbhelpers.inputs.models import LoadedModel, load_model
+from nbhelpers.plots import metric_label
 from nbhelpers.protocol import PAPER
 
 from . import sentences
 from .controls import BANDS, PROTOCOL_CHOICES, SAMPLES, TYPED, arrange, make_controls
-from .export import export_head
-from .figures import static_picture
+from .export import export_head, static_picture
 from .jobs import Worker
-from .panels import PINNED, AttentionPanel, CurvesPanel, to_png
+from .panels import PINNED, SELECTED, AttentionPanel, CurvesPanel, to_png
 from .reading import ModelBusy, Reading, Stopped, read_text, watched
 
 TYPING_PAUSE = 0.8  # seconds without a key after which typed text is read
@@ -124,16 +124,14 @@ class HeadInspector(widgets.VBox):
         with self._lock:
             views = self._views(self.selected, self.selected)
             self.pinned = self.selected
-            self._make_panels()
-            self._show_heads(views)
+            self._show_heads(views, frames_anew=True)
 
     def unpin(self):
         """Show one head only."""
         with self._lock:
             views = self._views(self.selected)
             self.pinned = None
-            self._make_panels()
-            self._show_heads(views)
+            self._show_heads(views, frames_anew=True)
 
     def step(self, direction):
         """Go to the next (1) or previous (−1) head whose largest band is the chosen one."""
@@ -249,43 +247,42 @@ class HeadInspector(widgets.VBox):
             self.selected = (min(self.selected[0], n_layers - 1), min(self.selected[1], n_heads - 1))
             if self.pinned and not (self.pinned[0] < n_layers and self.pinned[1] < n_heads):
                 self.pinned = None
-            options = [(name.replace("_", " "), name) for name in reading.metrics]
-            c.metric.options = options
+            c.metric.options = [(metric_label(name), name) for name in reading.metrics]
             c.metric.value = metric if metric in reading.metrics else reading.metrics[0]
             last = reading.n_tokens - 1
             if c.span.max != last:
                 c.span.max = last
                 c.span.value = (0, last)
-            self._make_panels()
             c.map.show(reading, c.metric.value)
-            self._show_heads(self._views(self.selected, self.pinned, wait=True))
+            self._show_heads(self._views(self.selected, self.pinned, wait=True), frames_anew=True)
             self._say(sentences.summary(reading, seconds))
-
-    def _make_panels(self):
-        span = self.controls.span.value
-        self._attention = AttentionPanel(self.reading.tokens, span)
-        self._other = AttentionPanel(self.reading.tokens, span, colour=PINNED) if self.pinned else None
-        self._curves = CurvesPanel(self.reading, 2 if self.pinned else 1)
 
     def _views(self, *places, wait=False):
         """Return the views of heads, None being no head; a click must not wait, or Stop would go unheard."""
         return [self.reading.head(*place, wait=wait) for place in places if place is not None]
 
-    def _show_heads(self, views):
+    def _show_heads(self, views, *, frames_anew=False):
+        """Draw the selected head and the pinned one; their frames too if these changed."""
         c = self.controls
+        if frames_anew:
+            colours = (SELECTED, PINNED)[: len(views)]
+            self._attention = [
+                AttentionPanel(self.reading.tokens, c.span.value, colour=each) for each in colours
+            ]
+            self._curves = CurvesPanel(self.reading, views)
         with self._silently():
             c.map.selected, c.map.pinned = list(self.selected), list(self.pinned or ())
-        c.attention.value = _attention_picture(self._attention, views[0])
-        names = " and ".join(view.name for view in views)
+        for box, panel, view in zip((c.attention, c.other), self._attention, views, strict=False):
+            box.value = sentences.picture(
+                panel.show(view), f"Attention of {view.name}, query token by key token"
+            )
         c.curves.value = sentences.picture(
-            self._curves.show(views),
-            f"Key profile, lag profile, spectrum and wavelet coefficients of {names}",
+            self._curves.show(*views),
+            "Key profile, lag profile, spectrum and wavelet coefficients of "
+            + " and ".join(view.name for view in views),
         )
-        numbers = [self.reading.numbers(view.layer, view.head) for view in views]
-        other = (numbers[1], views[1].name) if self.pinned else ()
-        c.numbers.value = sentences.numbers_table(numbers[0], views[0].name, *other)
-        if self.pinned:
-            c.other.value = _attention_picture(self._other, views[1])
+        numbers = [(self.reading.numbers(view.layer, view.head), view.name) for view in views]
+        c.numbers.value = sentences.numbers_table(*(part for pair in numbers for part in pair))
         c.other.layout.display = "" if self.pinned else "none"
         c.unpin.disabled = self.pinned is None
 
@@ -324,9 +321,7 @@ class HeadInspector(widgets.VBox):
 
     def _zoom(self):
         with self._lock:
-            views = self._views(self.selected, self.pinned)
-            self._make_panels()
-            self._show_heads(views)
+            self._show_heads(self._views(self.selected, self.pinned), frames_anew=True)
 
     def _typed(self, text):
         """Read the text once no key has been pressed for a moment."""
@@ -392,7 +387,3 @@ class HeadInspector(widgets.VBox):
 
     def _say_html(self, text):
         self.controls.status.value = text
-
-
-def _attention_picture(panel, view):
-    return sentences.picture(panel.show(view), f"Attention of {view.name}, query token by key token")

@@ -9,7 +9,7 @@ from nbhelpers.inputs.text import load_text
 from nbhelpers.inspector.reading import read_text
 
 ROOT = Path(__file__).parents[2]
-APP = Path("nbhelpers", "lab", "inspector", "app.ipynb")
+APP = Path("nbhelpers", "inspector", "app.ipynb")
 
 
 @pytest.fixture(scope="module")

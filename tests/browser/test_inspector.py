@@ -1,4 +1,4 @@
-"""Notebook 14 in JupyterLab, as a person uses it: run all, click, type, pin, ablate, export, err."""
+"""Notebook 06 in JupyterLab, as a person uses it: run all, click, type, pin, ablate, export, err."""
 
 import re
 import statistics
@@ -10,7 +10,7 @@ import pytest
 
 from nbhelpers.hooks.ablation import token_losses, without_head
 from nbhelpers.inputs.text import load_text
-from nbhelpers.inspector.figures import map_colours
+from nbhelpers.inspector.map import map_colours
 from nbhelpers.inspector.reading import read_text
 from nbhelpers.protocol import PAPER
 

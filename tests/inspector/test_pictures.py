@@ -6,9 +6,17 @@ import matplotlib
 import numpy as np
 import pytest
 
-from nbhelpers.inspector.figures import UNKNOWN, gradient, map_colours, static_picture
-from nbhelpers.inspector.labels import LONGEST_LABEL, MISSING, readable
-from nbhelpers.inspector.panels import LOWEST, AttentionPanel, CurvesPanel, to_png
+from nbhelpers.inspector.export import static_picture
+from nbhelpers.inspector.map import UNKNOWN, gradient, map_colours
+from nbhelpers.inspector.panels import (
+    LONGEST_LABEL,
+    LOWEST,
+    MISSING,
+    AttentionPanel,
+    CurvesPanel,
+    readable,
+    to_png,
+)
 from nbhelpers.inspector.reading import read_text
 from nbhelpers.protocol import PAPER
 
@@ -51,7 +59,7 @@ def test_colours_rise_in_lightness():
 
 def test_attention_panel_draws_each_entry_in_the_colour_of_its_value(reading):
     view, span = reading.head(1, 2), (3, 18)
-    pixels = panel_pixels(AttentionPanel(reading.tokens, span), view)
+    pixels = AttentionPanel(reading.tokens, span).show(view)
     n = span[1] - span[0] + 1
     size = pixels.shape[0]
     side, left, top = 0.67 * size / n, 0.2 * size, (1 - 0.19 - 0.67) * size
@@ -63,27 +71,19 @@ def test_attention_panel_draws_each_entry_in_the_colour_of_its_value(reading):
         assert np.abs(got - wanted).max() <= 3
 
 
-def panel_pixels(panel, *views):
-    panel.set(*views)
-    return panel.pixels()
-
-
 def test_a_second_head_on_a_kept_frame_equals_a_new_figure(reading):
     first, second = reading.head(0, 0), reading.head(1, 3)
-    attention, curves = AttentionPanel(reading.tokens, (0, 63)), CurvesPanel(reading)
-    for panel, one, other in ((attention, first, second), (curves, [first], [second])):
-        before = panel_pixels(panel, one)
-        after = panel_pixels(panel, other)
+    for make in (lambda: AttentionPanel(reading.tokens, (0, 63)), lambda: CurvesPanel(reading, [first])):
+        kept = make()
+        before, after = kept.show(first), kept.show(second)
         assert (before != after).any()
-        new = AttentionPanel(reading.tokens, (0, 63)) if panel is attention else CurvesPanel(reading)
-        assert (after == panel_pixels(new, other)).all()
+        assert (after == make().show(second)).all()
 
 
 def test_a_pinned_head_adds_its_own_lines(reading):
     one, two = reading.head(0, 0), reading.head(1, 3)
-    both = CurvesPanel(reading, 2)
-    assert (panel_pixels(both, [one, two]) != panel_pixels(both, [one, one])).any()
-    assert len(both._scalograms) == 2
+    both = CurvesPanel(reading, [one, two])
+    assert (both.show(one, two) != both.show(one, one)).any()
 
 
 OTHER_PROTOCOLS = [
@@ -98,14 +98,15 @@ OTHER_PROTOCOLS = [
 @pytest.mark.parametrize("changes", OTHER_PROTOCOLS)
 def test_every_protocol_can_be_drawn(reading, changes):
     changed = reading.under(PAPER.replace(**changes))
-    assert to_png(panel_pixels(CurvesPanel(changed), [changed.head(0, 1)])).startswith(b"\x89PNG")
+    view = changed.head(0, 1)
+    assert to_png(CurvesPanel(changed, [view]).show(view)).startswith(b"\x89PNG")
 
 
 def test_labels_that_fonts_or_mathematics_would_choke_on(reading):
     tokens = ["$x$", "鯨", "\n", "_^{"] * 16
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        panel_pixels(AttentionPanel(tokens, (0, 63)), reading.head(0, 0))
+        AttentionPanel(tokens, (0, 63)).show(reading.head(0, 0))
 
 
 def test_the_static_picture_holds_map_and_panels(reading):

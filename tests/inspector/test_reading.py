@@ -10,8 +10,7 @@ import torch
 
 from nbhelpers import nulls
 from nbhelpers.hooks.ablation import token_losses, without_head
-from nbhelpers.inspector.reading import Stopped, percentile, read_text, shortest_text
-from nbhelpers.inspector.views import level_image
+from nbhelpers.inspector.reading import Stopped, level_image, percentile, read_text, shortest_text
 from nbhelpers.metrics import analyze
 from nbhelpers.protocol import PAPER
 
@@ -90,7 +89,7 @@ def test_another_protocol_needs_no_model(reading):
 def test_dropping_the_sink_moves_the_positions_of_the_scalogram(reading):
     view = reading.under(PAPER.replace(sink="drop_renormalise")).head(0, 0)
     assert view.positions.tolist() == list(range(1, reading.n_tokens))
-    assert view.level_image().shape == (len(view.levels), reading.n_tokens - 1)
+    assert view.scalogram.shape == (len(view.levels), reading.n_tokens - 1)
 
 
 def test_heads_of_a_band_are_those_with_their_largest_share_there(reading):

@@ -8,8 +8,8 @@ import pytest
 
 import nbhelpers
 from nbhelpers.inspector import inspect_heads
-from nbhelpers.inspector.figures import map_colours
 from nbhelpers.inspector.jobs import Worker
+from nbhelpers.inspector.map import map_colours
 from nbhelpers.inspector.reading import read_text
 from nbhelpers.protocol import PAPER
 
