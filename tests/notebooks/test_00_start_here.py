@@ -1,9 +1,13 @@
 """What 00_start_here records at smoke size: nulls against numpy and pywt, the model against past values."""
 
+import re
+
+import nbformat
 import numpy as np
 import pytest
 import pywt
 
+from nbhelpers.collection.plan import list_notebooks
 from nbhelpers.collection.results import load_tables
 
 pytestmark = pytest.mark.notebook
@@ -86,3 +90,9 @@ def test_every_head_is_in_the_table_and_its_profile_sums_to_one(numbers, smoke_r
     assert numbers["n_heads"].value == len(heads) == 30 * 9
     assert heads["low_band"].mean() == pytest.approx(numbers["low_band"].value)
     assert numbers["key_profile_sum_error"].value < 1e-5
+
+
+def test_the_map_lists_every_notebook(smoke_run, numbers):
+    cells = nbformat.read(smoke_run(NAME).output, as_version=4).cells
+    (shown,) = [o.data["text/markdown"] for c in cells if "collection_map()" in c.source for o in c.outputs]
+    assert re.findall(r"\((\S+\.ipynb)\)", shown) == [path.name for path in list_notebooks()]
