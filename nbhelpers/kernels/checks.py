@@ -4,74 +4,42 @@ import math
 
 import torch
 
-__all__ = [
-    "as_real",
-    "log_base",
-    "negative_p_log_p",
-    "require_finite",
-    "require_last_axis",
-    "require_option",
-]
+__all__ = ["as_real", "as_signal", "log_base", "negative_p_log_p", "require_finite", "require_option"]
 
 
 def as_real(x, name="x"):
-    """Return `x` as a float32 or float64 tensor.
-
-    Parameters
-    ----------
-    x : torch.Tensor or array_like
-        Real values. float64 stays float64; every other real dtype, half precision and integers included,
-        becomes float32. No copy is made where none is needed.
-    name : str, optional
-        What to call `x` in an error.
-
-    Returns
-    -------
-    torch.Tensor
-        float32 or float64, with the shape and device of `x`.
-
-    Raises
-    ------
-    ValueError
-        If `x` is complex.
-    """
+    """Return `x` as a float32 or float64 tensor: float64 stays, every other real dtype becomes float32."""
     x = torch.as_tensor(x)
     if x.is_complex():
         raise ValueError(f"{name} is {x.dtype}; expected real values. Pass {name}.abs() or {name}.real.")
     return x if x.dtype in (torch.float32, torch.float64) else x.to(torch.float32)
 
 
+def as_signal(x, name="signal", *, check=True):
+    """Return `x` as by `as_real`, with at least one entry on its last axis and, if checked, all finite."""
+    x = as_real(x, name)  # (..., position)
+    if x.ndim == 0 or x.shape[-1] == 0:
+        raise ValueError(f"{name} has shape {tuple(x.shape)}; its last axis needs at least 1 entry")
+    if check:
+        require_finite(x, name)
+    return x
+
+
 def require_finite(x, name):
-    """Raise a ValueError if `x` holds NaN or infinity, saying how many and where the first one is.
+    """Raise a ValueError if a tensor holds NaN or infinity, saying how many and where the first one is.
 
-    Parameters
-    ----------
-    x : torch.Tensor
-        Any real tensor.
-    name : str
-        What to call it in the error.
-
-    Raises
-    ------
-    ValueError
-        If an entry is not finite.
-
-    Notes
-    -----
-    Reading the answer makes the host wait for a CUDA device. The functions that call this take
-    ``check=False`` to skip it.
+    Reading the answer makes the host wait for a CUDA device: what calls this takes ``check=False``.
     """
     # NaN and infinity survive a sum, so one reduction settles the usual case without a mask of the size of x.
     if torch.isfinite(x.detach().sum()):
         return
     bad = ~torch.isfinite(x)
-    n_bad = int(bad.sum())
-    if n_bad == 0:  # finite entries whose sum overflows
+    if not bad.any():  # finite entries whose sum overflows
         return
     first = tuple(bad.nonzero()[0].tolist())
     raise ValueError(
-        f"{name} has {n_bad} of {x.numel()} entries that are NaN or infinite, the first at index {first}. "
-        "Drop or mask these rows before the call (a fully padded row is a common cause)."
+        f"{name} has {int(bad.sum())} of {x.numel()} entries that are NaN or infinite, the first at index "
+        f"{first}. Drop or mask these rows before the call (a fully padded row is a common cause)."
     )
 
 
@@ -81,30 +49,11 @@ def require_option(name, value, allowed):
         raise ValueError(f"unknown {name} {value!r}; choose one of {', '.join(map(repr, allowed))}")
 
 
-def require_last_axis(x, name):
-    """Return the length of the last axis of `x`; raise a ValueError if there is none or it is empty."""
-    if x.ndim == 0 or x.shape[-1] == 0:
-        raise ValueError(f"{name} has shape {tuple(x.shape)}; its last axis needs at least 1 entry")
-    return x.shape[-1]
-
-
 def negative_p_log_p(p):
     """Return −p log p element by element, in nats, with the value 0 and the derivative 0 at p = 0.
 
-    Parameters
-    ----------
-    p : torch.Tensor
-        Non-negative, float32 or float64.
-
-    Returns
-    -------
-    torch.Tensor
-        Shape of `p`.
-
-    Notes
-    -----
-    The one-sided derivative at 0 is infinite. A masked position or an empty bin would then turn the gradient
-    of everything before it into NaN (0 · ∞), so the derivative there is taken as 0.
+    The one-sided derivative at 0 is infinite: a masked position or an empty bin would turn the gradient of
+    everything before it into NaN (0 · ∞), so it is taken as 0.
     """
     if p.requires_grad and torch.is_grad_enabled():
         return -p * torch.where(p > 0, p, 1.0).log()
@@ -112,13 +61,7 @@ def negative_p_log_p(p):
 
 
 def log_base(base):
-    """Return log(base), what an entropy in nats is divided by; 1.0 for ``base=None``.
-
-    Raises
-    ------
-    ValueError
-        If the base is not positive or is 1.
-    """
+    """Return log(base), what an entropy in nats is divided by; 1.0 for ``base=None``."""
     if base is None:
         return 1.0
     if not base > 0 or base == 1:

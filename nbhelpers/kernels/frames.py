@@ -11,8 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-from .checks import as_real, require_finite, require_last_axis
-from .sampling import random_vectors
+from .checks import as_real, as_signal
 
 __all__ = [
     "ConstantQ",
@@ -22,8 +21,10 @@ __all__ = [
     "head_similarity",
     "mean_off_diagonal",
     "random_frame_bounds",
+    "softmax_of_support",
 ]
 
+BISECTIONS = 64  # halvings of a bracket: beyond the digits of float64
 SPREAD_FLOOR = 1e-6  # of log frequency: centroids closer than this do not define a slope
 
 
@@ -67,6 +68,10 @@ class ConstantQ(NamedTuple):
 def frame_bounds(vectors, *, normalize=False, rtol=None, check=True):
     """Return the frame bounds of a set of vectors on its span (eq. 16).
 
+    Any finite set of vectors, not all zero, has 0 < A ≤ B < ∞ on its span, so that the bounds exist says
+    nothing; B / A beside that of a random set does. They are squared singular values, which keeps the digits
+    that forming the frame operator would lose, at a cost of O(head · position · min(head, position)).
+
     Parameters
     ----------
     vectors : torch.Tensor or array_like, shape (..., head, position)
@@ -86,69 +91,87 @@ def frame_bounds(vectors, *, normalize=False, rtol=None, check=True):
     FrameBounds
         Smallest and largest eigenvalue of the frame operator Σ_h v_h v_hᵀ on the span, and its rank. NaN,
         NaN and 0 where all vectors are zero.
-
-    Raises
-    ------
-    ValueError
-        If there are fewer than two axes, one of the last two is empty, an entry is not finite, or `rtol` is
-        negative.
-
-    Notes
-    -----
-    Costs O(head · position · min(head, position)): the eigenvalues are squared singular values, which keeps
-    the digits that forming the frame operator would lose. Any finite set of vectors, not all zero, has
-    0 < A ≤ B < ∞ on its span, so that the bounds exist says nothing; B / A beside that of a random set does.
-
-    References
-    ----------
-    .. [1] Ruscio et al., arXiv:2410.18067, eq. 16.
     """
-    x = _as_set(vectors, check)  # (..., head, position)
+    x = _as_set(vectors, check=check)  # (..., head, position)
     if rtol is None:
         rtol = max(x.shape[-2:]) * torch.finfo(x.dtype).eps
-    if rtol < 0:
-        raise ValueError(f"rtol must be 0 or more, got {rtol}")
-    x = _unit(x) if normalize else x
+    if normalize:
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)  # (..., head, 1)
+        x = x / torch.where(norm > 0, norm, 1.0)  # (..., head, position)
     singular = torch.linalg.svdvals(x)  # (..., value), falling
     spans = (singular > rtol * singular[..., :1]) & (singular > 0)  # (..., value)
     rank = spans.sum(-1)  # (...)
     smallest = torch.where(spans, singular, math.inf).amin(-1)  # (...)
-    known = rank > 0
-    lower, upper = (torch.where(known, s.square(), math.nan) for s in (smallest, singular[..., 0]))
+    lower, upper = (torch.where(rank > 0, s.square(), math.nan) for s in (smallest, singular[..., 0]))
     return FrameBounds(lower, upper, rank)
 
 
-def random_frame_bounds(
-    n_vectors, length, *, n_draws=100, kind="simplex", effective_support=None, normalize=True, seed=0
-):
-    """Return the frame bounds of random sets, the null of `frame_bounds`.
+def random_frame_bounds(n_vectors, length, *, effective_support, n_draws=100, normalize=True, seed=0):
+    """Return the frame bounds of random sets of attention vectors, the null of `frame_bounds`.
 
     Parameters
     ----------
     n_vectors, length : int
         Vectors in a set, and entries of a vector.
+    effective_support : torch.Tensor or array_like
+        1 / Σ a² of each vector, in tokens; of a shape that broadcasts to (draw, head).
     n_draws : int
         Number of sets.
-    kind, effective_support, seed
-        As in :func:`~nbhelpers.kernels.sampling.random_vectors`; `effective_support` is of a shape that
-        broadcasts to (draw, head).
     normalize : bool
         As in `frame_bounds`, but on by default: attention vectors differ in norm, which is a matter of their
         effective support and not of how they lie to each other.
+    seed : int
+        Draws the scores of `softmax_of_support`, normal and independent.
 
     Returns
     -------
     FrameBounds
-        Of shape (draw,), float64.
-
-    Raises
-    ------
-    ValueError
-        As :func:`~nbhelpers.kernels.sampling.random_vectors`.
+        Of shape (draw,), float64, on the CPU.
     """
-    shape = (n_draws, n_vectors, length)
-    vectors = random_vectors(shape, kind=kind, effective_support=effective_support, seed=seed)
-    return frame_bounds(vectors, normalize=normalize)
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.randn(n_draws, n_vectors, length, dtype=torch.float64, generator=generator)
+    return frame_bounds(softmax_of_support(scores, effective_support), normalize=normalize)
+
+
+def softmax_of_support(scores, effective_support):
+    """Return the softmax of scores at the temperature that gives a chosen effective support.
+
+    Σ a² grows with the inverse temperature β, so β is found by bisection, for all rows at once.
+
+    Parameters
+    ----------
+    scores : torch.Tensor or array_like, shape (..., key)
+        Finite, with a single largest entry in each row. Computed in float64. Not modified.
+    effective_support : torch.Tensor or array_like
+        1 / Σ a² wanted, from 1 to key tokens; of a shape that broadcasts to (...). A value beyond the ends by
+        rounding, less than one part in a thousand, is taken as the end.
+
+    Returns
+    -------
+    torch.Tensor, shape (..., key)
+        float64, non-negative, sum 1; its `effective_support` is the one asked for, to about 1e-12.
+    """
+    z = as_signal(scores, "scores").double()  # (..., key)
+    n_keys = z.shape[-1]
+    wanted = torch.as_tensor(effective_support, dtype=torch.float64, device=z.device)
+    wanted = wanted.broadcast_to(z.shape[:-1])  # (...)
+    if not bool(((wanted / wanted.clamp(1, n_keys) - 1).abs() <= 1e-3).all()):  # NaN is refused too
+        raise ValueError(
+            f"effective_support must lie in [1, {n_keys}], the number of keys; got "
+            f"{float(wanted.amin()):.6g} to {float(wanted.amax()):.6g}"
+        )
+
+    def support(beta):  # (...), falls from key to 1 as β grows
+        return 1 / (beta[..., None] * z).softmax(-1).square().sum(-1)
+
+    low, high = torch.zeros_like(wanted), torch.ones_like(wanted)  # of β
+    while bool((far := support(high) > wanted * (1 + 1e-12)).any()) and float(high.max()) < 2.0**60:
+        high = torch.where(far, 2 * high, high)
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2  # (...)
+        too_wide = support(middle) > wanted
+        low, high = torch.where(too_wide, middle, low), torch.where(too_wide, high, middle)
+    return (((low + high) / 2)[..., None] * z).softmax(-1)
 
 
 def constant_q_slope(psd, frequency):
@@ -157,6 +180,11 @@ def constant_q_slope(psd, frequency):
     Each spectrum is summed up by its centroid f = Σ |f| P / Σ P and its bandwidth, the standard deviation of
     |f| under P. The slope is that of log bandwidth on log centroid over the heads: 1 for dilated copies of
     one shape (wavelets, constant Q), 0 for one window at many frequencies (STFT, Gabor).
+
+    A slope of 1 is needed for a wavelet bank but is not enough: any one-parameter family of dilated shapes
+    has it, low-pass shapes such as exponential kernels of different lengths among them. `ConstantQ.quality`
+    tells the two apart. The standard error takes heads as independent, which heads of one KV group are not;
+    draw sequences again for an interval.
 
     Parameters
     ----------
@@ -171,30 +199,12 @@ def constant_q_slope(psd, frequency):
     ConstantQ
         The slope is NaN for fewer than 3 heads with power at two frequencies, and where their centroids
         differ by no more than rounding.
-
-    Raises
-    ------
-    ValueError
-        If there are fewer than two axes, no frequency differs from zero, or `frequency` has another length
-        than the spectra.
-
-    Notes
-    -----
-    A slope of 1 is needed for a wavelet bank but is not enough: any one-parameter family of dilated shapes
-    has it, low-pass shapes such as exponential kernels of different lengths among them. `ConstantQ.quality`
-    tells the two apart. The standard error takes heads as independent, which heads of one KV group are not;
-    draw sequences again for an interval.
     """
-    power = as_real(psd, "psd")  # (..., head, freq)
-    n_freq = require_last_axis(power, "psd")
-    if power.ndim < 2:
-        raise ValueError(f"psd has shape {tuple(power.shape)}; expected (..., head, freq)")
+    power = _as_set(psd, "psd", "freq", check=False)  # (..., head, freq)
     frequency = torch.as_tensor(frequency, dtype=torch.float64).abs()  # (freq,)
-    if frequency.shape != (n_freq,):
-        raise ValueError(f"psd has {n_freq} bins but frequency has shape {tuple(frequency.shape)}")
+    if frequency.shape != power.shape[-1:]:
+        raise ValueError(f"psd has {power.shape[-1]} bins but frequency has shape {tuple(frequency.shape)}")
     bins = frequency.nonzero().squeeze(-1)  # (freq,)
-    if not len(bins):
-        raise ValueError("frequency holds no bin but zero; a centroid needs at least one other")
     power, frequency = power[..., bins.to(power.device)], frequency[bins].to(power)
     share = power / power.sum(-1, keepdim=True)  # (..., head, freq)
     centroid = share @ frequency  # (..., head)
@@ -220,13 +230,8 @@ def head_similarity(vectors, *, center=False, check=True):
     -------
     torch.Tensor, shape (..., head, head)
         In [−1, 1] up to rounding, 1 on the diagonal. NaN in the row and column of a zero vector.
-
-    Raises
-    ------
-    ValueError
-        If there are fewer than two axes, one of the last two is empty, or an entry is not finite.
     """
-    x = _as_set(vectors, check)  # (..., head, position)
+    x = _as_set(vectors, check=check)  # (..., head, position)
     x = _centred(x) if center else x
     # First by the largest entry: squares of attention far from its keys leave the range of float32.
     x = x / x.abs().amax(-1, keepdim=True)  # (..., head, position)
@@ -240,27 +245,21 @@ def mean_off_diagonal(similarity, *, absolute=False):
     Parameters
     ----------
     similarity : torch.Tensor or array_like, shape (..., head, head)
-        As from `head_similarity`. Not modified.
+        As from `head_similarity`, of 2 or more heads. Not modified.
     absolute : bool
         Take absolute values first: 0 then means that every pair is orthogonal, not that signs cancel.
 
     Returns
     -------
     torch.Tensor, shape (...)
-
-    Raises
-    ------
-    ValueError
-        If the last two axes are not equal or hold fewer than 2 heads.
     """
     x = as_real(similarity, "similarity")  # (..., head, head)
-    n_heads = x.shape[-1] if x.ndim else 0
-    if x.ndim < 2 or x.shape[-2] != n_heads or n_heads < 2:
+    if x.ndim < 2 or x.shape[-2] != x.shape[-1] or x.shape[-1] < 2:
         raise ValueError(
             f"similarity has shape {tuple(x.shape)}; expected (..., head, head) of 2 or more heads"
         )
     x = x.abs() if absolute else x
-    apart = ~torch.eye(n_heads, dtype=torch.bool, device=x.device)  # (head, head)
+    apart = ~torch.eye(x.shape[-1], dtype=torch.bool, device=x.device)  # (head, head)
     return x[..., apart].mean(-1)  # (...)
 
 
@@ -283,15 +282,13 @@ def _slope(x, y):
     return slope, (residual / (count - 2) / variation).sqrt(), spread, count
 
 
-def _as_set(vectors, check):
-    x = as_real(vectors, "vectors")  # (..., head, position)
+def _as_set(x, name="vectors", entry="position", *, check):
+    x = as_real(x, name)  # (..., head, entry)
     if x.ndim < 2 or 0 in x.shape[-2:]:
         raise ValueError(
-            f"vectors have shape {tuple(x.shape)}; expected (..., head, position) with at least 1 of each"
+            f"{name} has shape {tuple(x.shape)}; expected (..., head, {entry}) with at least 1 of each"
         )
-    if check:
-        require_finite(x, "vectors")
-    return x
+    return as_signal(x, name, check=check)
 
 
 def _centred(x):
@@ -299,8 +296,3 @@ def _centred(x):
     centred = x - x.mean(-1, keepdim=True)  # (..., head, position)
     rounding = x.shape[-1] * torch.finfo(x.dtype).eps * x.abs().amax(-1, keepdim=True)  # (..., head, 1)
     return torch.where(centred.abs().amax(-1, keepdim=True) > rounding, centred, 0.0)
-
-
-def _unit(x):
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)  # (..., 1)
-    return x / torch.where(norm > 0, norm, 1.0)

@@ -24,7 +24,7 @@ __all__ = [
 
 
 def inverse_frequencies(head_dim, *, theta=10000.0, fraction=1.0):
-    """Return the angular frequencies of the rotary pairs, θ^(−2k/d) (eq. 12).
+    """Return the angular frequencies of the rotary pairs, θ^(−2k/d) (eq. 12; Su et al., arXiv:2104.09864).
 
     Parameters
     ----------
@@ -40,21 +40,7 @@ def inverse_frequencies(head_dim, *, theta=10000.0, fraction=1.0):
     -------
     torch.Tensor, shape (pair,)
         float64 on the CPU, in radians/token, from 1 downwards.
-
-    Raises
-    ------
-    ValueError
-        If theta is not positive, the fraction not in (0, 1], or the number of rotated dimensions not even and
-        positive.
-
-    References
-    ----------
-    .. [1] Su et al., arXiv:2104.09864.
     """
-    if not theta > 0:
-        raise ValueError(f"theta must be positive, got {theta}")
-    if not 0 < fraction <= 1:
-        raise ValueError(f"fraction must be in (0, 1], got {fraction}")
     n_rotated = int(head_dim * fraction)
     if n_rotated < 2 or n_rotated % 2:
         raise ValueError(
@@ -66,17 +52,9 @@ def inverse_frequencies(head_dim, *, theta=10000.0, fraction=1.0):
 
 
 def wavelengths(inverse_frequencies):
-    """Return the wavelength of each rotary pair, 2π/θ_k tokens.
+    """Return the wavelength of each rotary pair, 2π/θ_k tokens, of shape (pair,).
 
-    Parameters
-    ----------
-    inverse_frequencies : torch.Tensor or array_like, shape (pair,)
-        Angular frequencies in radians/token.
-
-    Returns
-    -------
-    torch.Tensor, shape (pair,)
-        In tokens. A wavelength beyond the length of the text completes no turn in it.
+    A wavelength beyond the length of the text completes no turn in it.
     """
     return 2 * math.pi / as_real(inverse_frequencies, "inverse_frequencies")
 
@@ -102,27 +80,13 @@ def rotate(x, positions, inverse_frequencies, *, interleaved=False):
     torch.Tensor, shape (..., position, head_dim)
         float32, or float64 for float64 input. Angles are computed in float64, so distant positions keep their
         phase.
-
-    Raises
-    ------
-    ValueError
-        If there are more pairs than the dimensions allow, or the positions do not fit `x`.
-
-    References
-    ----------
-    .. [1] Ruscio et al., arXiv:2410.18067, eq. 12.
     """
     x = as_real(x, "x")  # (..., position, head_dim)
     frequency = torch.as_tensor(inverse_frequencies, dtype=torch.float64, device=x.device)  # (pair,)
     positions = torch.as_tensor(positions, dtype=torch.float64, device=x.device)  # (..., position)
     n_pairs = frequency.shape[-1]
-    if x.ndim < 2 or 2 * n_pairs > x.shape[-1]:
-        raise ValueError(
-            f"{n_pairs} pairs need x of shape (..., position, head_dim) with head_dim of {2 * n_pairs} or "
-            f"more, got {tuple(x.shape)}"
-        )
-    if positions.ndim < 1 or positions.shape[-1] not in (1, x.shape[-2]):
-        raise ValueError(f"x has {x.shape[-2]} positions, but positions have shape {tuple(positions.shape)}")
+    if 2 * n_pairs > x.shape[-1]:
+        raise ValueError(f"{n_pairs} pairs need a head_dim of {2 * n_pairs} or more, got {x.shape[-1]}")
     angle = positions[..., None] * frequency  # (..., position, pair)
     cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)  # (..., position, pair) each
     rotated, rest = x[..., : 2 * n_pairs], x[..., 2 * n_pairs :]
@@ -159,73 +123,39 @@ def lag_kernel(inverse_frequencies, lags):
 
 
 def alibi_slopes(n_heads):
-    """Return the slope of each head in ALiBi.
+    """Return the slope of each head in ALiBi, in score units per token (Press et al., arXiv:2108.12409).
 
     For a power of two the slopes are 2^(−8h/n), h = 1 … n. For any other number, those of the power of two
-    below, then every other slope of the power of two above.
-
-    Parameters
-    ----------
-    n_heads : int
-        Number of heads, at least 1.
-
-    Returns
-    -------
-    torch.Tensor, shape (head,)
-        float64 on the CPU, in score units per token.
-
-    Raises
-    ------
-    ValueError
-        If there are no heads.
-
-    References
-    ----------
-    .. [1] Press et al., arXiv:2108.12409.
+    below, then every other slope of the power of two above. float64 on the CPU, of shape (head,).
     """
-    if n_heads < 1:
-        raise ValueError(f"ALiBi needs at least 1 head, got {n_heads}")
     power = 1 << (n_heads.bit_length() - 1)
     exponents = [8 * head / power for head in range(1, power + 1)]
     exponents += [4 * head / power for head in range(1, 2 * (n_heads - power), 2)]
     return 2.0 ** -torch.tensor(exponents, dtype=torch.float64)  # (head,)
 
 
-def alibi_bias(n_heads, length, *, dtype=torch.float32, device=None):
+def alibi_bias(n_heads, length, *, dtype=torch.float32):
     """Return what causal ALiBi adds to the scores: −slope · (query − key), and −∞ for keys after the query.
 
     Parameters
     ----------
     n_heads : int
-        Number of heads.
     length : int
         Number of tokens.
     dtype : torch.dtype, optional
-        Default float32.
-    device : torch.device or str, optional
-        Default CPU.
 
     Returns
     -------
     torch.Tensor, shape (head, query, key)
-
-    Raises
-    ------
-    ValueError
-        If there are no heads.
-
-    References
-    ----------
-    .. [1] Press et al., arXiv:2108.12409.
+        On the CPU.
     """
-    lag = -_relative_position(length, device)  # (query, key)
-    slopes = alibi_slopes(n_heads).to(device)  # (head,)
-    bias = (-slopes[:, None, None] * lag).to(dtype)  # (head, query, key)
+    lag = -_relative_position(length)  # (query, key)
+    bias = (-alibi_slopes(n_heads)[:, None, None] * lag).to(dtype)  # (head, query, key)
     return bias.masked_fill_(lag < 0, -math.inf)
 
 
 def t5_bucket(relative_position, *, bidirectional=True, n_buckets=32, max_distance=128):
-    """Return the bucket of T5 that a relative position falls into.
+    """Return the bucket of T5 that a relative position falls into (Raffel et al., arXiv:1910.10683).
 
     Parameters
     ----------
@@ -237,20 +167,11 @@ def t5_bucket(relative_position, *, bidirectional=True, n_buckets=32, max_distan
     n_buckets : int
         Number of buckets: half of those of a side hold one distance each, the others grow logarithmically.
     max_distance : int
-        Distance in tokens from which on all share the last bucket.
+        Distance in tokens from which on all share the last bucket; above the distances held singly.
 
     Returns
     -------
     torch.Tensor of int64, shape (...)
-
-    Raises
-    ------
-    ValueError
-        If there are fewer than 2 buckets a side, or `max_distance` is not above the distances held singly.
-
-    References
-    ----------
-    .. [1] Raffel et al., arXiv:1910.10683.
     """
     relative_position = torch.as_tensor(relative_position)  # (...)
     n_side = n_buckets // 2 if bidirectional else n_buckets
@@ -270,7 +191,7 @@ def t5_bucket(relative_position, *, bidirectional=True, n_buckets=32, max_distan
     return offset + torch.where(distance < n_exact, distance, coarse).long()
 
 
-def t5_bias(table, length, *, bidirectional=True, n_buckets=32, max_distance=128):
+def t5_bias(table, length, **options):
     """Return what T5 adds to the scores, a learned bias for each bucket of relative positions.
 
     Parameters
@@ -279,36 +200,23 @@ def t5_bias(table, length, *, bidirectional=True, n_buckets=32, max_distance=128
         The model's `relative_attention_bias.weight`.
     length : int
         Number of tokens.
-    bidirectional, n_buckets, max_distance
-        As in `t5_bucket`.
+    **options
+        `bidirectional` and `max_distance` of `t5_bucket`.
 
     Returns
     -------
     torch.Tensor, shape (head, query, key)
         Differentiable in the table. As in T5 no causal mask is applied: with ``bidirectional=False`` keys
         after the query get the bias of bucket 0, and the mask is the caller's.
-
-    Raises
-    ------
-    ValueError
-        If the table does not have `n_buckets` rows, or as `t5_bucket`.
-
-    References
-    ----------
-    .. [1] Raffel et al., arXiv:1910.10683.
     """
     table = as_real(table, "table")  # (bucket, head)
-    if table.ndim != 2 or table.shape[0] != n_buckets:
-        raise ValueError(f"expected a table of shape ({n_buckets}, head), got {tuple(table.shape)}")
     relative_position = _relative_position(length, table.device)  # (query, key)
-    bucket = t5_bucket(
-        relative_position, bidirectional=bidirectional, n_buckets=n_buckets, max_distance=max_distance
-    )  # (query, key)
+    bucket = t5_bucket(relative_position, n_buckets=len(table), **options)  # (query, key)
     return table[bucket].permute(2, 0, 1)  # (head, query, key)
 
 
 def sinusoidal_embedding(length, dim, *, theta=10000.0):
-    """Return the fixed sinusoidal position embedding, whose dot products depend on the lag alone.
+    """Return the fixed sinusoidal embedding, whose dot products depend on the lag alone (arXiv:1706.03762).
 
     Parameters
     ----------
@@ -324,25 +232,12 @@ def sinusoidal_embedding(length, dim, *, theta=10000.0):
     torch.Tensor, shape (position, dim)
         float64 on the CPU. Sines in the even dimensions, cosines in the odd; the dot product of two positions
         is ``dim / 2`` times `lag_kernel` at their distance.
-
-    Raises
-    ------
-    ValueError
-        If `dim` is not even and positive.
-
-    References
-    ----------
-    .. [1] Vaswani et al., arXiv:1706.03762.
     """
-    if dim < 2 or dim % 2:
-        raise ValueError(f"dim must be even and at least 2, sines and cosines come in pairs; got {dim}")
     angle = torch.arange(length, dtype=torch.float64)[:, None] * inverse_frequencies(dim, theta=theta)
     return torch.stack([angle.sin(), angle.cos()], -1).flatten(-2)  # (position, dim)
 
 
-def _relative_position(length, device):
+def _relative_position(length, device=None):
     """Return key minus query, shape (query, key)."""
-    if length < 1:
-        raise ValueError(f"length must be at least 1 token, got {length}")
     position = torch.arange(length, device=device)  # (position,)
     return position - position[:, None]

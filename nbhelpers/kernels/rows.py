@@ -15,24 +15,15 @@ import torch
 
 from .checks import log_base
 from .spectra import frequencies, psd, window
-from .wavelets import wavedec, wavelet_entropy
+from .wavelets import wavedec, wavelet_entropy, weighted_sum
 
 __all__ = ["band_runs", "drop_sink", "row_psd", "row_spectral_metrics", "row_wavelet_entropies"]
 
 
 def drop_sink(attn):
-    """Return attention without key 0, divided by what remains; zeros where nothing remains.
-
-    Parameters
-    ----------
-    attn : torch.Tensor, shape (..., key)
-
-    Returns
-    -------
-    torch.Tensor, shape (..., key − 1)
-    """
-    rest = attn[..., 1:]
-    total = rest.sum(-1, keepdim=True)
+    """Return attention (..., key) without key 0, divided by what remains; zeros where nothing remains."""
+    rest = attn[..., 1:]  # (..., key − 1)
+    total = rest.sum(-1, keepdim=True)  # (..., 1)
     return rest / torch.where(total > 0, total, 1.0)
 
 
@@ -169,9 +160,9 @@ def _level_entropies(rows, length, filters, mode, level):
         count = ((full if at_end else n) + n_taps - 1) // 2
         _fill_margins(samples, margin, n, full if at_end else None, 2 * count, mode)
         taps = [samples[tap : tap + 2 * count - 1 : 2] for tap in range(n_taps)]  # (coefficient, row) each
-        yield _energy_entropy(_weighted_sum(taps, filters.dec_hi[::-1]))
+        yield _energy_entropy(weighted_sum(taps, filters.dec_hi[::-1]))
         coarser = rows.new_empty(margin + count + 2 * n_taps, len(rows))
-        _weighted_sum(taps, filters.dec_lo[::-1], out=coarser[margin : margin + count])
+        weighted_sum(taps, filters.dec_lo[::-1], out=coarser[margin : margin + count])
         samples, n, full = coarser, count, (full + n_taps - 1) // 2
     yield _energy_entropy(samples[margin : margin + n])
 
@@ -188,13 +179,6 @@ def _fill_margins(samples, margin, n, full, reach, mode):
         if full is not None:
             end, after = margin + full, reach - full
             samples[end : end + after] = samples[end - after : end].flip(0)
-
-
-def _weighted_sum(terms, weights, out=None):
-    total = torch.mul(terms[0], weights[0], out=out)
-    for term, weight in zip(terms[1:], weights[1:], strict=True):
-        total.add_(term, alpha=weight)
-    return total
 
 
 def _energy_entropy(coefficients):

@@ -9,18 +9,19 @@ import math
 import pywt
 import torch
 
-from .checks import as_real, log_base, negative_p_log_p, require_finite, require_last_axis, require_option
-from .filterbank import merge, split
+from .checks import as_real, as_signal, log_base, negative_p_log_p, require_option
 
 __all__ = [
     "align",
     "dwt_max_level",
     "level_energies",
+    "level_names",
     "reconstruction_error",
     "scale_sensitivity",
     "wavedec",
     "wavelet_entropy",
     "waverec",
+    "weighted_sum",
 ]
 
 MODES = ("symmetric", "zero", "periodization")
@@ -28,32 +29,23 @@ ALIGNMENTS = ("concatenate-truncate", "per-level", "interpolate")
 
 
 def dwt_max_level(length, wavelet="db2"):
-    """Return the largest useful decomposition level, `pywt.dwt_max_level`.
+    """Return the largest useful level, floor(log2(length / (filter length − 1))), at least 0."""
+    return pywt.dwt_max_level(length, wavelet)
 
-    Parameters
-    ----------
-    length : int
-        Number of tokens, at least 1.
-    wavelet : str or pywt.Wavelet
-        A discrete wavelet.
 
-    Returns
-    -------
-    int
-        floor(log2(length / (filter length − 1))), or 0 for a signal shorter than the filter allows.
+def level_names(level):
+    """Return the names of the levels in the order of `wavedec`: ``["a2", "d2", "d1"]`` for level 2.
 
-    Raises
-    ------
-    ValueError
-        If the length is below 1 or the wavelet is unknown.
+    "a" is the approximation, "d" a detail; the number is the level, 1 the finest (scale 2 tokens).
     """
-    if length < 1:
-        raise ValueError(f"a signal needs at least 1 token, got length {length}")
-    return pywt.dwt_max_level(length, pywt.Wavelet(wavelet) if isinstance(wavelet, str) else wavelet)
+    return [f"a{level}", *(f"d{k}" for k in range(level, 0, -1))]
 
 
 def wavedec(signal, *, wavelet="db2", mode="symmetric", level=None, check=True):
     """Return the multi-level wavelet coefficients of a signal along its last axis (eq. 4).
+
+    Costs O(length) per signal. CPU tensors that need no gradient go through PyWavelets, which releases the
+    GIL; CUDA tensors and tensors that need a gradient through torch. The two agree to rounding.
 
     Parameters
     ----------
@@ -79,26 +71,12 @@ def wavedec(signal, *, wavelet="db2", mode="symmetric", level=None, check=True):
     Raises
     ------
     ValueError
-        If the signal is empty, complex or not finite, an option is unknown, or the level is above
-        `dwt_max_level` (where PyWavelets only warns).
-
-    Notes
-    -----
-    Costs O(length) per signal. CPU tensors that need no gradient go through PyWavelets, which releases the
-    GIL; CUDA tensors and tensors that need a gradient through strided sums in torch. The two agree to
-    rounding.
-
-    References
-    ----------
-    .. [1] Ruscio et al., arXiv:2410.18067, eq. 4.
+        If the level is above `dwt_max_level`, where PyWavelets only warns.
     """
     require_option("mode", mode, MODES)
-    x = as_real(signal, "signal")  # (..., position)
-    length = require_last_axis(x, "signal")
-    filters = pywt.Wavelet(wavelet) if isinstance(wavelet, str) else wavelet
-    level = _resolve_level(length, level, filters)
-    if check:
-        require_finite(x, "signal")
+    x = as_signal(signal, check=check)  # (..., position)
+    filters = _filters(wavelet)
+    level = _resolve_level(x.shape[-1], level, filters)
     if level == 0:
         return [x]
     if _goes_through_pywt(x):
@@ -106,7 +84,7 @@ def wavedec(signal, *, wavelet="db2", mode="symmetric", level=None, check=True):
         return [torch.from_numpy(array) for array in arrays]
     details = []
     for _ in range(level):
-        x, detail = split(x, filters, mode)  # (..., coefficient) each
+        x, detail = _split(x, filters, mode)  # (..., coefficient) each
         details.append(detail)
     return [x, *reversed(details)]
 
@@ -126,22 +104,11 @@ def waverec(coefficients, *, wavelet="db2", mode="symmetric", length=None):
     Returns
     -------
     torch.Tensor, shape (..., position)
-
-    Raises
-    ------
-    ValueError
-        If the list is empty, an option is unknown, the lengths of two levels do not fit each other, or
-        `length` is not what these coefficients can give.
-
-    References
-    ----------
-    .. [1] Ruscio et al., arXiv:2410.18067, eq. 11.
     """
     require_option("mode", mode, MODES)
-    levels = _as_levels(coefficients)
-    filters = pywt.Wavelet(wavelet) if isinstance(wavelet, str) else wavelet
-    x = levels[0]  # (..., coefficient)
-    for detail in levels[1:]:
+    x, *details = _as_levels(coefficients)
+    filters = _filters(wavelet)
+    for detail in details:
         surplus = x.shape[-1] - detail.shape[-1]
         if surplus not in (0, 1):
             raise ValueError(
@@ -149,13 +116,15 @@ def waverec(coefficients, *, wavelet="db2", mode="symmetric", length=None):
                 "they must be equal, or the approximation one longer. Pass the wavelet and mode given to "
                 f"wavedec (here {filters.name}, {mode})."
             )
-        x = _join(x[..., : detail.shape[-1]], detail, filters, mode)  # (..., position)
+        x = x[..., : detail.shape[-1]]  # (..., coefficient)
+        if _goes_through_pywt(x, detail):
+            arrays = x.detach().numpy(), detail.detach().numpy()
+            x = torch.from_numpy(pywt.idwt(*arrays, filters, mode=mode, axis=-1))  # (..., position)
+        else:
+            x = _merge(x, detail, filters, mode)  # (..., position)
     full = x.shape[-1]
-    if length is None or length == full:
-        return x
-    if len(levels) == 1 or length != full - 1:
-        allowed = full if len(levels) == 1 else f"{full - 1} or {full}"
-        raise ValueError(f"these coefficients give a signal of {allowed} tokens, not {length}")
+    if length not in (None, full - 1, full):
+        raise ValueError(f"these coefficients give a signal of {full - 1} or {full} tokens, not {length}")
     return x[..., :length]
 
 
@@ -169,23 +138,14 @@ def wavelet_entropy(coefficients, *, normalize=False, base=None):
     normalize : bool
         False is the literal reading, −Σ_τ |W|² log |W|² with |W|² as it is: not an entropy of a distribution,
         it depends on the scale of the signal and may be negative. True divides |W|² by its sum over the
-        level first, which gives a value in [0, log(count)].
+        level first, which gives a value in [0, log(count)], NaN for a level without energy.
     base : float, optional
         Logarithm base; natural (nats) if None.
 
     Returns
     -------
     torch.Tensor, shape (..., level)
-        In the order of the list. With `normalize`, NaN for a level without energy.
-
-    Raises
-    ------
-    ValueError
-        If the list is empty, or the base is not positive or is 1.
-
-    References
-    ----------
-    .. [1] Ruscio et al., arXiv:2410.18067, eq. 5.
+        In the order of the list.
     """
     entropies = []
     for level in _as_levels(coefficients):
@@ -196,38 +156,31 @@ def wavelet_entropy(coefficients, *, normalize=False, base=None):
     return torch.stack(entropies, -1) / log_base(base)  # (..., level)
 
 
-def level_energies(coefficients, *, normalize=True):
-    """Return the energy of each level, as a share of the total unless `normalize` is False.
+def level_energies(coefficients):
+    """Return the share of each level in the energy of all.
 
     Parameters
     ----------
     coefficients : sequence of torch.Tensor or array_like, each of shape (..., coefficient)
         As from `wavedec`.
-    normalize : bool
-        Divide by the energy of all levels.
 
     Returns
     -------
     torch.Tensor, shape (..., level)
-        In the order of the list. Shares are NaN where there is no energy.
-
-    Raises
-    ------
-    ValueError
-        If the list is empty.
+        In the order of the list. NaN where there is no energy.
     """
     energies = torch.stack([level.square().sum(-1) for level in _as_levels(coefficients)], -1)  # (..., level)
-    return energies / energies.sum(-1, keepdim=True) if normalize else energies
+    return energies / energies.sum(-1, keepdim=True)
 
 
-def reconstruction_error(signal, *, wavelet="db2", mode="symmetric", level=None, check=True):
+def reconstruction_error(signal, *, wavelet="db2", mode="symmetric", level=None):
     """Return the relative error of taking a signal apart and putting it together again (eq. 11).
 
     Parameters
     ----------
     signal : torch.Tensor or array_like, shape (..., position)
         Real signal. Not modified.
-    wavelet, mode, level, check
+    wavelet, mode, level
         As in `wavedec`.
 
     Returns
@@ -235,18 +188,9 @@ def reconstruction_error(signal, *, wavelet="db2", mode="symmetric", level=None,
     torch.Tensor, shape (...)
         ‖a − W⁻¹W a‖ / ‖a‖, both norms over the last axis. NaN for a signal that is zero. The transform
         reconstructs any signal, so what is left is the rounding of the dtype (near 1e-7 in float32).
-
-    Raises
-    ------
-    ValueError
-        As `wavedec`.
-
-    References
-    ----------
-    .. [1] Ruscio et al., arXiv:2410.18067, eq. 11.
     """
     x = as_real(signal, "signal")  # (..., position)
-    coefficients = wavedec(x, wavelet=wavelet, mode=mode, level=level, check=check)
+    coefficients = wavedec(x, wavelet=wavelet, mode=mode, level=level)
     back = waverec(coefficients, wavelet=wavelet, mode=mode, length=x.shape[-1])  # (..., position)
     return torch.linalg.vector_norm(x - back, dim=-1) / torch.linalg.vector_norm(x, dim=-1)
 
@@ -262,34 +206,26 @@ def align(coefficients, coefficients_scaled, *, alignment="concatenate-truncate"
         The paper does not say how eq. 10 compares vectors of unequal length. "concatenate-truncate": all
         levels in a row, cut to the shorter. "per-level": each level cut to the shorter of the two, then in a
         row. "interpolate": the longer of each pair of levels interpolated linearly, end on end, to the length
-        of the shorter, then in a row.
+        of the shorter, then in a row. The last two need as many levels of both.
 
     Returns
     -------
     tuple of two torch.Tensor, each of shape (..., coefficient)
-
-    Raises
-    ------
-    ValueError
-        If the option is unknown, or the two have different numbers of levels where levels are paired.
     """
     require_option("alignment", alignment, ALIGNMENTS)
     full, scaled = _as_levels(coefficients), _as_levels(coefficients_scaled)
     if alignment == "concatenate-truncate":
-        u, v = torch.cat(full, -1), torch.cat(scaled, -1)  # (..., coefficient) each
-        count = min(u.shape[-1], v.shape[-1])
-        return u[..., :count], v[..., :count]
+        full, scaled = [torch.cat(full, -1)], [torch.cat(scaled, -1)]  # (..., coefficient) each
     if len(full) != len(scaled):
         raise ValueError(
             f"alignment {alignment!r} pairs levels, but there are {len(full)} and {len(scaled)} of them; "
             "pass the same level to both transforms"
         )
-    shorten = _interpolate if alignment == "interpolate" else _truncate
-    pairs = []
-    for a, b in zip(full, scaled, strict=True):
-        count = min(a.shape[-1], b.shape[-1])
-        pairs.append((shorten(a, count), shorten(b, count)))  # (..., coefficient) each
-    u, v = (torch.cat(levels, -1) for levels in zip(*pairs, strict=True))  # (..., coefficient) each
+    counts = [min(a.shape[-1], b.shape[-1]) for a, b in zip(full, scaled, strict=True)]
+    u, v = (
+        torch.cat([_shorten(x, count, alignment) for x, count in zip(levels, counts, strict=True)], -1)
+        for levels in (full, scaled)
+    )  # (..., coefficient) each
     return u, v
 
 
@@ -307,15 +243,6 @@ def scale_sensitivity(coefficients, coefficients_scaled, *, alignment="concatena
     -------
     torch.Tensor, shape (...)
         In [0, 2], exactly 0 for equal coefficients. NaN where either vector is zero.
-
-    Raises
-    ------
-    ValueError
-        As `align`.
-
-    References
-    ----------
-    .. [1] Ruscio et al., arXiv:2410.18067, eq. 10.
     """
     u, v = align(coefficients, coefficients_scaled, alignment=alignment)  # (..., coefficient) each
     u = u / torch.linalg.vector_norm(u, dim=-1, keepdim=True)
@@ -324,16 +251,20 @@ def scale_sensitivity(coefficients, coefficients_scaled, *, alignment="concatena
     return (u - v).square().sum(-1) / 2
 
 
-def _join(approximation, detail, filters, mode):
-    if approximation.shape[:-1] != detail.shape[:-1]:
-        raise ValueError(
-            f"levels have leading shapes {tuple(approximation.shape[:-1])} and {tuple(detail.shape[:-1])}; "
-            "they must be equal"
-        )
-    if _goes_through_pywt(approximation, detail):
-        arrays = (approximation.detach().numpy(), detail.detach().numpy())
-        return torch.from_numpy(pywt.idwt(*arrays, filters, mode=mode, axis=-1))
-    return merge(approximation, detail, filters, mode)
+def weighted_sum(terms, weights, out=None):
+    """Return the sum of tensors times numbers: the taps of a filter applied to strided slices of a signal.
+
+    `conv1d` is no way to do this on a CUDA device: in float32 it runs in TF32 by default, forward and
+    backward, which leaves three digits.
+    """
+    total = torch.mul(terms[0], weights[0], out=out)
+    for term, weight in zip(terms[1:], weights[1:], strict=True):
+        total.add_(term, alpha=weight)
+    return total
+
+
+def _filters(wavelet):
+    return pywt.Wavelet(wavelet) if isinstance(wavelet, str) else wavelet
 
 
 def _goes_through_pywt(*tensors):
@@ -341,44 +272,70 @@ def _goes_through_pywt(*tensors):
     return not needs_grad and all(x.device.type == "cpu" for x in tensors)
 
 
+def _split(x, filters, mode):
+    """Return the approximation and the detail of one level, as `pywt.dwt`, (..., coefficient) each."""
+    n_taps, length = filters.dec_len, x.shape[-1]
+    if mode == "periodization":
+        before, after, count = n_taps // 2 - 1, n_taps // 2 - 1 + length % 2, (length + 1) // 2
+    else:
+        before, after, count = n_taps - 2, n_taps - 2 + length % 2, (length + n_taps - 1) // 2
+    extended = _extend(x, before, after, mode)  # (..., before + position + after)
+    slices = [extended[..., tap : tap + 2 * count - 1 : 2] for tap in range(n_taps)]
+    return weighted_sum(slices, filters.dec_lo[::-1]), weighted_sum(slices, filters.dec_hi[::-1])
+
+
+def _merge(approximation, detail, filters, mode):
+    """Return the signal of one level, as `pywt.idwt`: always an even number of positions."""
+    n_taps, n_coefficients = filters.rec_len, detail.shape[-1]
+    start, length = 0, 2 * n_coefficients - n_taps + 2
+    if mode == "periodization":
+        wrap = n_taps // 4
+        start, length = 2 * wrap - n_taps // 2 + 1, 2 * n_coefficients
+        at = torch.arange(-wrap, n_coefficients + wrap, device=detail.device) % n_coefficients
+        approximation, detail = approximation[..., at], detail[..., at]  # (..., wrap + coefficient + wrap)
+    # Each coefficient reaches n_taps positions. Even and odd ones see every other tap of the filters, so no
+    # zeros are put between the coefficients.
+    count = detail.shape[-1] - n_taps // 2 + 1
+    offsets = range(n_taps // 2 - 1, -1, -1)
+    slices = [part[..., at : at + count] for part in (approximation, detail) for at in offsets]
+    even = weighted_sum(slices, filters.rec_lo[0::2] + filters.rec_hi[0::2])  # (..., position / 2)
+    odd = weighted_sum(slices, filters.rec_lo[1::2] + filters.rec_hi[1::2])  # (..., position / 2)
+    return torch.stack([even, odd], -1).flatten(-2)[..., start : start + length]  # (..., position)
+
+
+def _extend(x, before, after, mode):
+    """Return `x` continued by `before` and `after` entries beyond its ends."""
+    if mode == "zero":
+        return torch.nn.functional.pad(x, (before, after))
+    length = x.shape[-1]
+    at = torch.arange(-before, length + after, device=x.device)  # (position,)
+    if mode == "symmetric":
+        at = at % (2 * length)
+        return x[..., torch.where(at < length, at, 2 * length - 1 - at)]
+    return x[..., (at % (length + length % 2)).clamp_max(length - 1)]  # an odd signal: its last value twice
+
+
 def _resolve_level(length, level, filters):
     largest = dwt_max_level(length, filters)
     if level is None:
         return largest
     if not 0 <= level <= largest:
-        needed = (filters.dec_len - 1) * 2 ** max(level, 0)
-        way_out = f"a signal of {needed} tokens or more" if level > 0 else "a level of 0 or more"
         raise ValueError(
-            f"level {level} is not possible for {length} tokens with {filters.name}: the largest is "
-            f"{largest}. Pass {way_out}, or level=None for the largest."
+            f"level {level} is not possible for {length} tokens with {filters.name}; it must lie in 0 to "
+            f"{largest}. Pass level=None for the largest, or a longer signal."
         )
     return level
 
 
 def _as_levels(coefficients):
-    if isinstance(coefficients, torch.Tensor):
-        raise ValueError("expected a list of coefficient tensors as wavedec returns, got a single tensor")
-    levels = [as_real(level, "coefficients") for level in coefficients]
-    if not levels:
-        raise ValueError("expected a list of coefficient tensors as wavedec returns, got an empty list")
-    return levels
+    if isinstance(coefficients, torch.Tensor) or len(coefficients) == 0:
+        raise ValueError("expected a list of coefficient tensors, one per level, as wavedec returns")
+    return [as_real(level, "coefficients") for level in coefficients]
 
 
-def _truncate(x, count):
-    return x[..., :count]
-
-
-def _interpolate(x, count):
-    if x.shape[-1] == count:
-        return x
+def _shorten(x, count, alignment):
+    if alignment != "interpolate" or x.shape[-1] == count:
+        return x[..., :count]
     rows = x.reshape(math.prod(x.shape[:-1]), 1, x.shape[-1])  # (row, 1, coefficient)
     short = torch.nn.functional.interpolate(rows, size=count, mode="linear", align_corners=True)
     return short.reshape(*x.shape[:-1], count)  # (..., coefficient)
-
-
-def level_names(level):
-    """Return the names of the levels in the order of `wavedec`: ``["a2", "d2", "d1"]`` for level 2.
-
-    "a" is the approximation, "d" a detail; the number is the level, 1 the finest (scale 2 tokens).
-    """
-    return [f"a{level}", *(f"d{k}" for k in range(level, 0, -1))]

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from nbhelpers.kernels.frames import softmax_of_support
 from nbhelpers.profiles import Profiles, local_mass_of
 
 from . import surrogates
@@ -101,7 +102,9 @@ def iid_softmax(profiles, *, seed=0):
 
     def of_equal_support(signal, *, seed):
         support = 1 / (signal / signal.sum(-1, keepdim=True)).square().sum(-1)
-        return surrogates.softmax_of_support(support, signal.shape[-1], seed=seed)
+        generator = torch.Generator().manual_seed(seed)
+        scores = torch.randn(signal.shape, generator=generator, dtype=torch.float64)
+        return softmax_of_support(scores, support)
 
     return _each_signal(profiles, "N3 iid softmax", of_equal_support, seed)
 

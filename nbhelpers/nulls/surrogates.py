@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from nbhelpers.kernels import spectra
-from nbhelpers.kernels.checks import as_real, require_finite, require_last_axis
+from nbhelpers.kernels.checks import as_signal
 
 BISECTIONS = 64  # halvings of a bracket: beyond the digits of float64
 STEEPEST = 64.0  # log ratio of neighbours; e^-64 of the mass is none in float64
@@ -22,40 +22,6 @@ def random_order(signal, *, seed=0):
     x = _signal(signal)
     order = torch.rand(x.shape, generator=_generator(seed), dtype=x.dtype).argsort(-1)
     return x.gather(-1, order)
-
-
-def softmax_of_support(support, length, *, seed=0):
-    """Return the softmax of independent normal scores, at the temperature that gives a support (N3).
-
-    Parameters
-    ----------
-    support : torch.Tensor or array_like, shape (...)
-        N_eff = 1 / Σ a² of each signal, from 1 to `length`, in tokens.
-    length : int
-        Positions.
-    seed : int
-
-    Returns
-    -------
-    torch.Tensor, shape (..., position)
-        Sums to 1. Its N_eff is the one asked for, to about 1e-12.
-    """
-    target = torch.as_tensor(support, dtype=torch.float64)  # (...)
-    if not bool(((target > 1 - 1e-6) & (target < length * (1 + 1e-6))).all()):
-        raise ValueError(
-            f"supports run from {float(target.min()):.6g} to {float(target.max()):.6g}; of {length} "
-            f"positions they must lie in 1 to {length}"
-        )
-    z = torch.randn(*target.shape, length, generator=_generator(seed), dtype=torch.float64)  # (..., position)
-
-    def effective(beta):  # falls from `length` to 1 as beta grows
-        return 1 / (beta[..., None] * z).softmax(-1).square().sum(-1)
-
-    highest = torch.ones_like(target)
-    while bool((far := effective(highest) > target * (1 + 1e-12)).any()) and float(highest.max()) < 2.0**60:
-        highest = torch.where(far, 2 * highest, highest)
-    beta = _bisect(lambda beta: -effective(beta), -target, torch.zeros_like(target), highest)
-    return (beta[..., None] * z).softmax(-1)
 
 
 def exponential_decay(distance, length, *, causal):
@@ -248,10 +214,9 @@ def _bisect(function, target, low, high):
 
 
 def _signal(signal):
-    x = as_real(signal, "signal").double()  # (..., position)
-    if require_last_axis(x, "signal") < 2:
+    x = as_signal(signal).double()  # (..., position)
+    if x.shape[-1] < 2:
         raise ValueError("a signal of 1 position has no other arrangement; take at least 2")
-    require_finite(x, "signal")
     return x
 
 

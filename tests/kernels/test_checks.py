@@ -3,22 +3,13 @@ import math
 import pytest
 import torch
 
-from nbhelpers.kernels.checks import as_real, log_base, negative_p_log_p, require_finite, require_last_axis
+from nbhelpers.kernels.checks import as_real, as_signal, log_base, negative_p_log_p, require_finite
 
 
-@pytest.mark.parametrize(
-    ("given", "computed"),
-    [
-        (torch.float16, torch.float32),
-        (torch.bfloat16, torch.float32),
-        (torch.int64, torch.float32),
-        (torch.bool, torch.float32),
-        (torch.float32, torch.float32),
-        (torch.float64, torch.float64),
-    ],
-)
-def test_half_and_integers_are_upcast_and_float64_stays(given, computed):
-    assert as_real(torch.ones(3, dtype=given)).dtype == computed
+def test_half_and_integers_are_upcast_and_float64_stays():
+    for dtype in (torch.float16, torch.bfloat16, torch.int64, torch.bool, torch.float32):
+        assert as_real(torch.ones(3, dtype=dtype)).dtype == torch.float32
+    assert as_real(torch.ones(3, dtype=torch.float64)).dtype == torch.float64
 
 
 def test_float_tensors_are_not_copied():
@@ -46,10 +37,18 @@ def test_opposite_infinities_and_overflowing_sums_are_told_apart():
 
 
 def test_empty_last_axis_is_refused():
-    with pytest.raises(ValueError, match=r"\(2, 0\)"):
-        require_last_axis(torch.zeros(2, 0), "x")
+    for check in (True, False):
+        with pytest.raises(ValueError, match=r"\(2, 0\)"):
+            as_signal(torch.zeros(2, 0), check=check)
     with pytest.raises(ValueError, match=r"\(\)"):
-        require_last_axis(torch.tensor(1.0), "x")
+        as_signal(torch.tensor(1.0))
+
+
+def test_nan_passes_unchecked_only():
+    broken = torch.tensor([1.0, math.nan])
+    with pytest.raises(ValueError, match="1 of 2 entries"):
+        as_signal(broken)
+    assert as_signal(broken, check=False) is broken
 
 
 @pytest.mark.parametrize("base", [0.0, -2.0, 1.0, math.nan])

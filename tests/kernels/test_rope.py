@@ -41,8 +41,6 @@ class TestFrequencies:
         [
             ({"head_dim": 7}, "rotates 7 dimensions"),
             ({"head_dim": 4, "fraction": 0.25}, "rotates 1 dimensions"),
-            ({"head_dim": 8, "fraction": 1.5}, "fraction must be in"),
-            ({"head_dim": 8, "theta": 0.0}, "theta must be positive"),
         ],
     )
     def test_errors(self, arguments, message):
@@ -131,10 +129,8 @@ class TestRotate:
 
     def test_errors(self):
         frequency = rope.inverse_frequencies(16)
-        with pytest.raises(ValueError, match=r"8 pairs need .* head_dim of 16 or more, got \(5, 8\)"):
+        with pytest.raises(ValueError, match="8 pairs need a head_dim of 16 or more, got 8"):
             rope.rotate(normal(5, 8), torch.arange(5), frequency)
-        with pytest.raises(ValueError, match=r"x has 5 positions, but positions have shape \(4,\)"):
-            rope.rotate(normal(5, 16), torch.arange(4), frequency)
 
 
 class TestLagKernel:
@@ -178,12 +174,6 @@ class TestAlibi:
         for lag in range(5):
             assert_close(bias.diagonal(-lag, 1, 2), (-slopes * lag)[:, None].expand(3, 5 - lag))
 
-    def test_errors(self):
-        with pytest.raises(ValueError, match="at least 1 head, got 0"):
-            rope.alibi_slopes(0)
-        with pytest.raises(ValueError, match="at least 1 token, got 0"):
-            rope.alibi_bias(2, 0)
-
 
 class TestT5:
     @pytest.mark.parametrize("bidirectional", [False, True])
@@ -210,8 +200,6 @@ class TestT5:
         assert table.grad[:5, 0].tolist() == [10.0, 3.0, 2.0, 1.0, 0.0]
 
     def test_errors(self):
-        with pytest.raises(ValueError, match=r"shape \(32, head\), got \(16, 2\)"):
-            rope.t5_bias(normal(16, 2), 4)
         with pytest.raises(ValueError, match="n_buckets 2 gives 1 a side"):
             rope.t5_bucket(3, n_buckets=2)
         with pytest.raises(ValueError, match="below max_distance, 8"):
@@ -233,5 +221,5 @@ class TestSinusoidal:
         assert_close(embedding @ embedding.T, 16 * rope.lag_kernel(rope.inverse_frequencies(32), lag))
 
     def test_odd_dimensions_are_refused(self):
-        with pytest.raises(ValueError, match="got 7"):
+        with pytest.raises(ValueError, match="rotates 7 dimensions"):
             rope.sinusoidal_embedding(4, 7)

@@ -41,8 +41,6 @@ class TestWindow:
     def test_errors(self):
         with pytest.raises(ValueError, match="unknown window 'hamming'; choose one of 'hann', 'boxcar'"):
             spectra.window("hamming", 4)
-        with pytest.raises(ValueError, match="length 0"):
-            spectra.window("hann", 0)
 
 
 class TestFrequencies:

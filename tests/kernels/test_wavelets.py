@@ -58,10 +58,8 @@ class TestDwt:
     def test_periodization_keeps_energy(self):
         signal = random_signal(3, 64)
         for x in (signal, signal.clone().requires_grad_()):
-            energy = wavelets.level_energies(wavelets.wavedec(x, mode="periodization"), normalize=False).sum(
-                -1
-            )
-            assert_close(energy, signal.square().sum(-1))
+            coefficients = torch.cat(wavelets.wavedec(x, mode="periodization"), -1)
+            assert_close(coefficients.square().sum(-1), signal.square().sum(-1))
 
     def test_level_zero_and_short_signals_come_back(self):
         for signal in (random_signal(2, 3), torch.tensor([0.5])):
@@ -105,9 +103,7 @@ class TestDwt:
         assert wavelets.dwt_max_level(16) == pywt.dwt_max_level(16, "db2") == 2
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            with pytest.raises(
-                ValueError, match=r"level 3 is not possible for 16 tokens.*largest is 2.*24 tokens"
-            ):
+            with pytest.raises(ValueError, match=r"level 3 is not possible for 16 tokens.* in 0 to 2"):
                 wavelets.wavedec(random_signal(16), level=3)
         wavelets.wavedec(random_signal(24), level=3)
         with pytest.raises(ValueError, match="level -1"):
@@ -122,8 +118,6 @@ class TestDwt:
             wavelets.wavedec(torch.zeros(2, 0))
         with pytest.raises(ValueError, match="signal has 1 of 16"):
             wavelets.wavedec(torch.full((16,), math.nan).where(torch.arange(16) == 4, 0.0))
-        with pytest.raises(ValueError, match="length 0"):
-            wavelets.dwt_max_level(0)
 
 
 class TestInverse:
@@ -158,16 +152,11 @@ class TestInverse:
         coefficients = wavelets.wavedec(random_signal(33), level=2)
         with pytest.raises(ValueError, match="33 or 34 tokens, not 32"):
             wavelets.waverec(coefficients, length=32)
-        with pytest.raises(ValueError, match="33 tokens, not 34"):
-            wavelets.waverec([random_signal(33)], length=34)
         with pytest.raises(ValueError, match="17 detail coefficients meets an approximation of 10"):
             wavelets.waverec([coefficients[0], random_signal(17)])
-        with pytest.raises(ValueError, match="leading shapes"):
-            wavelets.waverec([random_signal(2, 10), random_signal(3, 10)])
-        with pytest.raises(ValueError, match="empty list"):
-            wavelets.waverec([])
-        with pytest.raises(ValueError, match="single tensor"):
-            wavelets.waverec(random_signal(2, 10))
+        for given in ([], random_signal(2, 10)):
+            with pytest.raises(ValueError, match="expected a list of coefficient tensors"):
+                wavelets.waverec(given)
 
     @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-6), (torch.float64, 1e-11)])
     def test_reconstruction_error_is_rounding(self, dtype, bound):
@@ -230,7 +219,6 @@ class TestWaveletEntropy:
 
 def test_level_energies():
     coefficients = [torch.tensor([3.0, 4.0]), torch.tensor([1.0, 2.0, 0.0, 0.0])]
-    assert wavelets.level_energies(coefficients, normalize=False).tolist() == [25.0, 5.0]
     assert_close(wavelets.level_energies(coefficients), np.array([25, 5]) / 30)
     assert wavelets.level_energies([torch.zeros(3)]).isnan().all()
 

@@ -23,10 +23,6 @@ def profiles():
     return z.softmax(-1)
 
 
-def support(x):
-    return 1 / x.square().sum(-1)
-
-
 def test_random_order_keeps_the_values_and_moves_them(profiles):
     before = profiles.clone()
     drawn = surrogates.random_order(profiles, seed=1)
@@ -39,26 +35,6 @@ def test_random_order_puts_every_value_anywhere_equally_often():
     ramp = torch.arange(8.0).expand(4000, 8)
     mean = surrogates.random_order(ramp, seed=0).mean(0)
     assert (mean - 3.5).abs().max() < 4 * ramp[0].std() / math.sqrt(4000)
-
-
-@pytest.mark.parametrize("n", [2, 17, N])
-def test_softmax_of_support_has_the_support(n):
-    target = torch.linspace(1.001, n - 0.001, 40, dtype=torch.float64)
-    made = surrogates.softmax_of_support(target, n, seed=3)
-    assert (support(made) / target - 1).abs().max() < 1e-10
-    assert_close(made.sum(-1), torch.ones(40, dtype=torch.float64))
-
-
-def test_softmax_of_support_reaches_both_ends():
-    made = surrogates.softmax_of_support([1.0, 9.0], 9)
-    assert_close(made[0].max(), torch.tensor(1.0, dtype=torch.float64))
-    assert (made[1] - 1 / 9).abs().max() < 1e-6
-
-
-@pytest.mark.parametrize("target", [0.5, 9.5, math.nan])
-def test_softmax_of_an_impossible_support(target):
-    with pytest.raises(ValueError, match="lie in 1 to 9"):
-        surrogates.softmax_of_support([3.0, target], 9)
 
 
 def slow_matrix(s, n, causal):
