@@ -7,6 +7,7 @@ from nbhelpers.collection.plan import (
     load_sizes,
     notebook_parameters,
     plan_runs,
+    read_title,
     select_notebooks,
 )
 
@@ -48,6 +49,20 @@ def test_unknown_notebook(two, name):
 def test_same_notebook_twice(two):
     with pytest.raises(LookupError, match="2 times"):
         select_notebooks(["05", "05_bands"], folder=two)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("# A\nFirst words\nhere. Then this? More?", ("A", "Then this?")),
+        ("# A\n\nOnly this. And that.", ("A", "Only this.")),
+        ("# A\n\nFirst. **Is it bold?** After. Or this?", ("A", "**Is it bold?**")),
+        ("no heading", ("05", "no heading")),
+        ("", ("05", "")),
+    ],
+)
+def test_title_and_question(text, expected):
+    assert read_title(text, default="05") == expected
 
 
 def test_map_of_the_collection_is_read_from_the_title_cells(notebook, folder):

@@ -7,7 +7,7 @@ import nbhelpers
 from nbhelpers.claims.paper import CLAIMS
 from nbhelpers.collection.results import Results
 from nbhelpers.collection.run import run_notebooks
-from nbhelpers.collection.site import build_site, read_title
+from nbhelpers.collection.site import build_site
 
 FIGURE = (
     "import matplotlib.pyplot as plt\nfig, ax = plt.subplots(figsize=(2, 2))\nax.plot([1, 2])\nplt.show()"
@@ -141,20 +141,6 @@ def test_empty_folder(tmp_path):
         build_site(tmp_path, tmp_path / "out")
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("# A\nFirst words\nhere. Then this? More?", ("A", "Then this?")),
-        ("# A\n\nOnly this. And that.", ("A", "Only this.")),
-        ("# A\n\nFirst. **Is it bold?** After. Or this?", ("A", "**Is it bold?**")),
-        ("no heading", ("05", "no heading")),
-        ("", ("05", "")),
-    ],
-)
-def test_title_and_question(text, expected):
-    assert read_title(text, default="05") == expected
-
-
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
     """The pages of one notebook with the reference of the package."""
@@ -173,16 +159,6 @@ def test_reference_has_every_public_name_and_sphinx_nothing_to_warn_of(reference
     kernels = (reference / "reference-kernels.html").read_text()
     assert 'id="nbhelpers.kernels.spectra.band_shares"' in kernels
     assert "torch.Tensor" in kernels
-
-
-def test_errors_page_holds_a_message_that_is_raised(reference):
-    said = "scores through softmax first."
-    with pytest.raises(ValueError, match=said):
-        nbhelpers.kernels.entropy.positional_entropy([-0.5, 1.5])
-    page = (reference / "errors.html").read_text()
-    assert said in page
-    assert "kernels.entropy.require_distribution" in page
-    assert "--out" in page
 
 
 def test_search_knows_the_words_of_pages_and_docstrings(reference):

@@ -20,32 +20,14 @@ _STATIC = ("site.css", "widgets-embed.js", "1551f4f60c37af51121f.woff2")  # the 
 def build_site(
     executed_folder: str | Path, out: str | Path, *, reference: bool = True, show_warnings: bool = True
 ) -> Path:
-    """Build pages from executed notebooks, without running them and without a network.
+    """Build pages from executed notebooks, without running them and without a network; return the index.
 
-    Parameters
-    ----------
-    executed_folder : path
-        Folder of executed notebooks. Where a folder ``runs`` lies beside it (see `run_notebooks`), the
-        pages tell how each run ended; a failed notebook's page begins with its error. A folder ``results``
-        beside it gives the home page its scorecard.
-    out : path
-        Folder of the pages; ``index.html`` is the first.
-    reference : bool
-        Add the reference of the package, from its docstrings, and the page of error messages.
-    show_warnings : bool
-        Print Sphinx's warnings on stderr; they are kept in ``<out>/sphinx-warnings.txt`` too.
+    Where a folder ``runs`` lies beside the notebooks (see `run_notebooks`), the pages say how each run ended;
+    a failed notebook's page begins with its error. A folder ``results`` beside them gives the home page its
+    scorecard. `reference` adds the reference of the package, from its docstrings. Sphinx's warnings are kept
+    in ``<out>/sphinx-warnings.txt`` and, with `show_warnings`, printed on stderr.
 
-    Returns
-    -------
-    Path
-        The index page.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no executed notebook.
-    RuntimeError
-        If Sphinx fails; the message ends with what it said.
+    Raises FileNotFoundError if there is no executed notebook, RuntimeError with Sphinx's words if it fails.
     """
     executed, out = Path(executed_folder), Path(out)
     notebooks = sorted(executed.glob("*.ipynb"))
@@ -54,19 +36,18 @@ def build_site(
         raise FileNotFoundError(
             f"{executed} {state}; run the notebooks first: python -m nbhelpers run --out {out}"
         )
-    runs = {}
-    if (executed.parent / "runs").is_dir():
-        runs = {run.name: run for run in load_runs(executed.parent)}
+    recorded = load_runs(executed.parent) if (executed.parent / "runs").is_dir() else []
+    runs = {run.name: run for run in recorded}
     with tempfile.TemporaryDirectory(prefix="site-") as scratch:  # Sphinx wants its source outside its output
         source = Path(scratch).resolve() / "source"
         _write_static(source)
         pages = [prepare_page(path, runs.get(path.stem), source) for path in notebooks]
         names = write_reference(source) if reference else []
         (source / "index.md").write_text(home_page(pages, names, executed.parent), encoding="utf-8")
-        told = _run_sphinx(source, out.resolve())
-    (out / "sphinx-warnings.txt").write_text(told, encoding="utf-8")
-    if told and show_warnings:
-        print(f"sphinx warns:\n{told}", file=sys.stderr)
+        warnings = _run_sphinx(source, out.resolve())
+    (out / "sphinx-warnings.txt").write_text(warnings, encoding="utf-8")
+    if warnings and show_warnings:
+        print(f"sphinx warns:\n{warnings}", file=sys.stderr)
     return out / "index.html"
 
 
@@ -85,11 +66,8 @@ def _write_static(source: Path) -> None:
 
 def repository_url() -> str:
     """Return the address of the repository, as pyproject.toml names it."""
-    for entry in importlib.metadata.metadata("nbhelpers").get_all("Project-URL") or []:
-        label, _, url = entry.partition(", ")
-        if label == "Repository":
-            return url
-    return ""
+    urls = importlib.metadata.metadata("nbhelpers").get_all("Project-URL") or []
+    return dict(entry.split(", ", 1) for entry in urls).get("Repository", "")
 
 
 def _run_sphinx(source: Path, out: Path) -> str:

@@ -39,29 +39,16 @@ Executed with papermill; the numbers are those of this run. {counts}
 def home_page(pages: list[Page], reference: list[str], folder: Path) -> str:
     """Return the Markdown of the home page.
 
-    Parameters
-    ----------
-    pages : list of Page
-    reference : list of str
-        Names of the reference pages; may be empty.
-    folder : Path
-        Output of a run; its results give the scorecard.
+    `reference` are the names of the reference pages, if there are any; the results in `folder`, the output of
+    a run, give the scorecard.
     """
-    statuses = [page.run.status for page in pages if page.run is not None]
-    skipped = statuses.count("skipped")
-    failed = sum(_STATUS[status] != "passed" for status in statuses) - skipped
-    counts = f"{len(statuses) - failed - skipped} of {len(pages)} notebooks passed, {failed} did not."
-    if skipped:
-        counts += f" {skipped} skipped: not to be had of this model."
     tree = "\n".join(reference)
     return _HOME.format(
         verdicts=_verdicts(pages, folder),
         gallery=_gallery(pages),
-        counts=counts if statuses else "",
-        rows="\n".join(f"| {_link(page)} | {_cell(page.question)} | {_told(page)} |" for page in pages),
-        reference="\n[Reference of the package](reference.md) · [error messages](errors.md)\n"
-        if tree
-        else "",
+        counts=_counts(pages),
+        rows="\n".join(f"| {_link(page)} | {_cell(page.question)} | {_ending(page)} |" for page in pages),
+        reference="\n[Reference of the package](reference.md)\n" if tree else "",
         names="\n".join(page.name for page in pages),
         reference_tree=f"```{{toctree}}\n:hidden:\n:caption: Package\n\n{tree}\n```\n" if tree else "",
     )
@@ -71,15 +58,15 @@ def _verdicts(pages: list[Page], folder: Path) -> str:
     """Return the scorecard in short, where its notebook ran."""
     if SCORECARD not in {page.name for page in pages} or not (folder / "results").is_dir():
         return ""
-    card = scorecard(folder)
     rows = "\n".join(
         f"| {row.claim} | {_cell(row.title)} | {_badge(row.verdict)} | {_cell(row.why)} |"
-        for row in card.itertuples()
+        for row in scorecard(folder).itertuples()
     )
-    told = (
-        f"By rules committed before the notebooks that apply them; [how they came about]({SCORECARD}.ipynb)."
+    return (
+        "\n## Verdicts\n\nBy rules committed before the notebooks that apply them; "
+        f"[how they came about]({SCORECARD}.ipynb).\n\n"
+        f"| | claim | verdict | why |\n|---|---|---|---|\n{rows}\n"
     )
-    return f"\n## Verdicts\n\n{told}\n\n| | claim | verdict | why |\n|---|---|---|---|\n{rows}\n"
 
 
 def _badge(verdict: str) -> str:
@@ -88,22 +75,29 @@ def _badge(verdict: str) -> str:
 
 def _gallery(pages: list[Page]) -> str:
     """Return the pictures that notebooks give to the home page, each a link to its notebook."""
-    shown = [page for page in pages if page.figure]
-    if not shown:
-        return ""
     figures = "\n".join(
         f":::{{figure}} {page.figure}\n:target: {page.name}.html\n:alt: {page.title}\n\n"
         f"[{page.title}]({page.name}.ipynb)\n:::\n"
-        for page in shown
+        for page in pages
+        if page.figure
     )
-    return f"\n## Figures\n\n::::{{container}} gallery\n{figures}::::\n"
+    return f"\n## Figures\n\n::::{{container}} gallery\n{figures}::::\n" if figures else ""
+
+
+def _counts(pages: list[Page]) -> str:
+    statuses = [_STATUS[page.run.status] for page in pages if page.run is not None]
+    if not statuses:
+        return ""
+    passed, skipped = statuses.count("passed"), statuses.count("skipped")
+    counts = f"{passed} of {len(pages)} notebooks passed, {len(statuses) - passed - skipped} did not."
+    return counts + (f" {skipped} skipped: not to be had of this model." if skipped else "")
 
 
 def _link(page: Page) -> str:
     return f"[{_cell(page.title)}]({page.name}.ipynb)"
 
 
-def _told(page: Page) -> str:
+def _ending(page: Page) -> str:
     if page.run is None:
         return ""
     return f"{_STATUS[page.run.status]}, {page.run.seconds:.0f} s, {page.run.peak_mb:.0f} MB"
