@@ -46,7 +46,8 @@ def plain_marks(app, what, name, obj, options, lines):
     for i, line in enumerate(lines):
         parts = line.split("``")  # literals are every second part
         parts[::2] = [part.replace("|", "\\|") for part in parts[::2]]
-        lines[i] = re.sub(r"^\.\. \[\d+\] ", "- ", "``".join(parts))
+        line = re.sub(r"^\.\. (\[\d+\]) ", r"- \1 ", "``".join(parts))
+        lines[i] = re.sub(r"(\[\d+\])_", r"\1", line)
 
 
 def setup(app):
