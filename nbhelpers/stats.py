@@ -1,12 +1,11 @@
-"""Intervals over sequences, the position-spectrum correlation (eqs. 8 and 9), and the tests that go with
-them."""
+"""Numbers with intervals and tests: over sequences, heads and seeds; the correlations of eqs. 8 and 9."""
 
 from typing import NamedTuple
 
 import numpy as np
 from scipy import stats as scipy_stats
 
-LEAST_SEQUENCES = 3
+LEAST_SEQUENCES = LEAST_SEEDS = 3  # for an interval
 SPREAD_FLOOR = 1e-6  # relative; attention is captured in float32, so a smaller spread is rounding
 OVER = ("heads", "heads of a layer", "sequences")
 EXTREME = {"two-sided": np.abs, "greater": np.positive, "less": np.negative}
@@ -14,6 +13,8 @@ EXTREME = {"two-sided": np.abs, "greater": np.positive, "less": np.negative}
 
 class Estimate(NamedTuple):
     """A number with its interval and what it is held against: from a statistic to a record to a verdict.
+
+    ``format(estimate, ".3f")`` gives the value and its interval in brackets.
 
     Attributes
     ----------
@@ -34,161 +35,115 @@ class Estimate(NamedTuple):
     p_value: float | None = None
     n: int | None = None
 
+    def widened(self):
+        """Return the estimate with an interval that holds its value, as one of few draws may not."""
+        return self._replace(low=np.minimum(self.low, self.value), high=np.maximum(self.high, self.value))
 
-class Interval(NamedTuple):
-    """A value, the ends of its bootstrap interval, and the number of sequences behind it."""
-
-    value: float | np.ndarray
-    low: float | np.ndarray
-    high: float | np.ndarray
-    n_sequences: int
+    def __format__(self, spec):
+        if not spec:
+            return repr(self)
+        if np.isnan(self.low):
+            return f"{self.value:{spec}} ({'' if self.n is None else f'n = {self.n}, '}no interval)"
+        return f"{self.value:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
 
 
 class Permutation(NamedTuple):
-    """An observed statistic, its p-value, and the statistic of each permutation, shape (draw,)."""
+    """An observed statistic with its p-value, and the statistic of each permutation, shape (draw,).
 
-    value: float
-    p_value: float
+    The estimate has the mean of the draws as its null, and no interval.
+    """
+
+    estimate: Estimate
     draws: np.ndarray
 
 
-class Equivalence(NamedTuple):
-    """A mean difference with its interval, the p-value of two one-sided tests, and whether it is
-    equivalent."""
-
-    difference: Interval
-    p_value: float
-    equivalent: bool
+# Intervals
 
 
 def bootstrap_interval(values, *, n_boot=1000, confidence=0.95, seed=0, statistic=np.mean):
     """Return a statistic over sequences with its percentile bootstrap interval.
 
     Whole sequences are drawn again. Heads and layers of a sequence stay together, so that they need not be
-    independent of each other; only the sequences must be.
-
-    Parameters
-    ----------
-    values : array_like, shape (sequence, ...)
-        Finite numbers. Not modified.
-    n_boot : int
-        Bootstrap draws.
-    confidence : float
-        In (0, 1).
-    seed : int
-        Of the draws; the same seed gives the same interval.
-    statistic : callable
-        Takes an array (sequence, ...) and ``axis=0``, as `numpy.mean` does. It is given whole draws, so it
-        may go on to take a spread over the other axes.
-
-    Returns
-    -------
-    Interval
-        ``value``, ``low`` and ``high`` of the shape that `statistic` returns.
-
-    Raises
-    ------
-    ValueError
-        For fewer than 3 sequences, or values that are NaN or infinite.
+    independent of each other; only the sequences must be. `values` has shape (sequence, ...) and holds finite
+    numbers of at least 3 sequences. `statistic` takes such an array and ``axis=0``, as `numpy.mean` does; it
+    is given whole draws, so it may go on to take a spread over the other axes.
     """
     values = np.asarray(values, dtype=np.float64)
-    n_sequences = _require_sequences(values.shape[0] if values.ndim else 0)
+    _require_sequences(values.shape[0] if values.ndim else 0)
     if not np.isfinite(values).all():
         raise ValueError(
             f"{(~np.isfinite(values)).sum()} of {values.size} values are NaN or infinite; leave these heads "
             "or sequences out, and say so, before an interval is taken"
         )
-    draws = [statistic(values[index], axis=0) for index in _draws(n_sequences, n_boot, seed)]
-    low, high = np.quantile(draws, _ends(confidence), axis=0)
-    return Interval(statistic(values, axis=0), low, high, n_sequences)
+    return _bootstrap(lambda draw: statistic(draw, axis=0), [values], n_boot, confidence, seed)
+
+
+def percentile_interval(value, draws, *, confidence=0.95, n=None):
+    """Return a value with the percentile interval of its draws (draw, ...); draws of NaN are left out."""
+    low, high = np.nanquantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
+    return Estimate(value, low, high, n=n)
+
+
+def seed_interval(values, *, confidence=0.95):
+    """Return the mean over seeds, (seed,), with Student's interval; without one for fewer than 3 seeds.
+
+    A bootstrap of three seeds has ten different draws and is far too narrow; Student's interval has the right
+    width if runs of different seeds scatter normally.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
+        raise ValueError(
+            f"expected a finite number of each seed, got shape {values.shape} with "
+            f"{(~np.isfinite(values)).sum()} of {values.size} not finite"
+        )
+    if len(values) < LEAST_SEEDS:
+        return Estimate(float(values.mean()), n=len(values))
+    mean, half, _ = _student(values, (1 + confidence) / 2)
+    return Estimate(float(mean), float(mean - half), float(mean + half), n=len(values))
 
 
 def distribution_over_heads(table, metric, **options):
-    """Return mean, sd and interquartile range over heads of a metric, each with an interval (Table 3).
+    """Return mean, std and iqr over heads of a metric, each with its interval (Table 3), by name.
 
-    Heads take part with their mean over sequences. They are not independent draws, so the intervals are over
-    sequences only.
-
-    Parameters
-    ----------
-    table : HeadTable
-    metric : str
-    **options
-        `n_boot`, `confidence` and `seed` of `bootstrap_interval`.
-
-    Returns
-    -------
-    dict of str to Interval
-        Keys ``mean``, ``std`` (n − 1 in the denominator) and ``iqr``, as Table 3 names them.
-
-    Raises
-    ------
-    ValueError
-        As `bootstrap_interval` and, for a table of averaged signals, `position_spectrum_correlation`.
+    Heads take part with their mean over sequences; std has n − 1 in its denominator. Heads are not
+    independent draws, so the intervals are over sequences only; `options` are those of `bootstrap_interval`.
     """
     _require_sequences_kept(table)
     values = table.values(metric)
     values = values.reshape(len(values), -1)  # (sequence, head)
-
-    def iqr(draw, axis):
-        return np.subtract(*np.quantile(draw.mean(axis), [0.75, 0.25]))
-
     statistics = {
         "mean": lambda draw, axis: draw.mean(axis).mean(),
         "std": lambda draw, axis: draw.mean(axis).std(ddof=1),
-        "iqr": iqr,
+        "iqr": lambda draw, axis: np.subtract(*np.quantile(draw.mean(axis), [0.75, 0.25])),
     }
     return {name: bootstrap_interval(values, statistic=f, **options) for name, f in statistics.items()}
+
+
+# Correlations
 
 
 def position_spectrum_correlation(table, *, over="heads", n_boot=1000, confidence=0.95, seed=0):
     """Return the Pearson correlation of positional and spectral entropy (eqs. 8 and 9).
 
-    The paper prints one number per model and does not say what it is taken over.
-
-    Parameters
-    ----------
-    table : HeadTable
-        With the metrics ``positional_entropy`` and ``spectral_entropy`` of at least 3 sequences.
-    over : {"heads", "heads of a layer", "sequences"}
-        "heads": over all heads of the model, a correlation for each sequence; "heads of a layer": over the
-        heads of one layer, for each layer and sequence; "sequences": over the sequences, for each head. The
-        mean of these correlations is returned.
-    n_boot, confidence, seed
-        As in `bootstrap_interval`. Sequences are drawn again and everything is computed anew.
-
-    Returns
-    -------
-    Interval
-        Correlations that are not defined, because one of the entropies does not vary there by more than
-        one part in a million, are left out of the mean.
-
-    Raises
-    ------
-    ValueError
-        For an unknown `over`, fewer than 3 sequences, a table of averaged signals, or if no correlation at
-        all is defined (attention that is the same everywhere).
-
-    References
-    ----------
-    .. [1] Ruscio et al., arXiv:2410.18067, eqs. 8 and 9.
+    The paper prints one number per model and does not say what it is taken over. `over` is "heads": over all
+    heads of the model, a correlation for each sequence; "heads of a layer": over the heads of one layer, for
+    each layer and sequence; "sequences": over the sequences, for each head. The mean of these correlations is
+    returned; those that are not defined, because one of the entropies does not vary there by more than one
+    part in a million, are left out. `table` needs at least 3 sequences, which are drawn again for the
+    interval.
     """
     if over not in OVER:
         raise ValueError(f"unknown over={over!r}; choose one of {', '.join(map(repr, OVER))}")
     _require_sequences_kept(table)
-    position, spectrum = table.values("positional_entropy"), table.values("spectral_entropy")
-    n_sequences = _require_sequences(len(position))
-    value = _mean_correlation(position, spectrum, over)
-    if np.isnan(value):
+    pair = [table.values(metric) for metric in ("positional_entropy", "spectral_entropy")]
+    _require_sequences(len(pair[0]))
+    if np.isnan(_mean_correlation(*pair, over)):
         raise ValueError(
             f"the correlation over {over} is not defined: positional or spectral entropy is constant there "
-            f"(spread over the whole table {np.ptp(position):.2g} and {np.ptp(spectrum):.2g} nats)"
+            f"(spread over the whole table {np.ptp(pair[0]):.2g} and {np.ptp(pair[1]):.2g} nats)"
         )
-    indices = _draws(n_sequences, n_boot, seed)
-    draws = [_mean_correlation(position[index], spectrum[index], over) for index in indices]
     # A draw that repeats a single sequence has no correlation over sequences: NaN, left out.
-    low, high = np.nanquantile(draws, _ends(confidence))
-    return Interval(value, float(low), float(high), n_sequences)
+    return _bootstrap(lambda x, y: _mean_correlation(x, y, over), pair, n_boot, confidence, seed)
 
 
 def pearson(x, y, *, axis):
@@ -213,24 +168,10 @@ def pearson(x, y, *, axis):
 def partial_correlation(x, y, given):
     """Return the Pearson correlation of what a linear fit on other variables leaves of x and y.
 
-    Parameters
-    ----------
-    x, y : array_like, shape (..., observation)
-        Not modified.
-    given : sequence of array_like
-        The variables held constant, such as log N_eff and log n; each broadcasts to the shape of x. One that
-        is constant changes nothing; without any this is the Pearson correlation.
-
-    Returns
-    -------
-    numpy.ndarray, shape (...)
-        In [−1, 1], over the observations that are finite throughout. NaN where the fit leaves no more than
-        rounding of x or of y, or where there are fewer than 3 observations more than variables.
-
-    Raises
-    ------
-    ValueError
-        For unequal shapes.
+    x and y are (..., observation). Each array of `given`, the variables held constant, such as log N_eff and
+    log n, broadcasts to their shape; one that is constant changes nothing. Counted are the observations that
+    are finite throughout; NaN where the fit leaves no more than rounding of x or of y, or where there are
+    fewer than 3 observations more than variables.
     """
     x, y = same_shape(finite=False, x=x, y=y)
     data = np.stack([x, y, *(np.broadcast_to(g, x.shape) for g in given)], -1)  # (..., observation, variable)
@@ -267,6 +208,9 @@ def same_shape(*, finite=True, **arrays):
     return list(arrays.values())
 
 
+# Tests
+
+
 def permutation_test(
     values, other, *, clusters, statistic=None, alternative="two-sided", n_draws=999, seed=0
 ):
@@ -274,39 +218,19 @@ def permutation_test(
 
     Heads that share keys are not independent draws, and layers differ for reasons of their own. So a draw
     only exchanges the groups of a layer: what is tested is that it does not matter within a layer which group
-    has which `other`. Heads keep their order in a group.
+    has which `other`. Heads keep their order in a group. The observed arrangement counts among the draws, so
+    the p-value is never 0 and the test is exact.
 
-    Parameters
-    ----------
-    values, other : array_like, shape (layer, head)
-        Finite numbers, or labels as numbers. Not modified.
-    clusters : sequence of int, length head
-        The KV group of each head, as `Profiles.kv_groups`; groups of one size.
-    statistic : callable, optional
-        Takes two arrays (layer, head) and returns a number; the Pearson correlation over all heads if None.
-    alternative : {"two-sided", "greater", "less"}
-        "two-sided" compares absolute values, so the statistic should be centred at 0 without an association.
-    n_draws : int
-        The smallest p-value that can be had is 1 / (n_draws + 1).
-    seed : int
-
-    Returns
-    -------
-    Permutation
-        The observed arrangement counts among the draws, so the p-value is never 0 and the test is exact.
-
-    Raises
-    ------
-    ValueError
-        For unequal shapes, numbers that are not finite, groups of unequal size or a single one, an unknown
-        alternative, or a statistic that is not defined.
+    `values` and `other` are finite, (layer, head); `clusters` is the KV group of each head, as
+    `Profiles.kv_groups`, groups of one size. `statistic` takes the two arrays and returns a number, the
+    Pearson correlation over all heads if None; the alternative "two-sided" compares its absolute value, so it
+    should then be centred at 0 without an association.
     """
     values, other = same_shape(values=values, other=other)
     if alternative not in EXTREME:
         raise ValueError(f"unknown alternative={alternative!r}; choose one of {', '.join(EXTREME)}")
     members = _members(clusters, values)  # (group, member)
-    if statistic is None:
-        statistic = _correlation_over_all
+    statistic = statistic or (lambda x, y: float(pearson(x.ravel(), y.ravel(), axis=0)))
     generator = np.random.default_rng(seed)
     group = np.tile(np.arange(len(members)), (len(values), 1))  # (layer, group)
     draws = np.empty(n_draws)
@@ -324,29 +248,15 @@ def permutation_test(
     extreme = EXTREME[alternative]
     # Equal arrangements may differ in the last digit, for their sums run in another order.
     at_least = extreme(draws) >= extreme(value) - SPREAD_FLOOR * abs(value)
-    return Permutation(value, (1 + int(at_least.sum())) / (n_draws + 1), draws)
+    p_value = (1 + int(at_least.sum())) / (n_draws + 1)
+    return Permutation(Estimate(value, null=float(draws.mean()), p_value=p_value), draws)
 
 
 def false_discovery(p_values, *, method="bh"):
     """Return p-values adjusted for the number of tests; those below q hold a share of at most q false ones.
 
-    Parameters
-    ----------
-    p_values : array_like
-        Of any shape: all of them are one family. Not modified.
-    method : {"bh", "by"}
-        Benjamini and Hochberg (independent or positively dependent tests), or Benjamini and Yekutieli (any
-        dependence).
-
-    Returns
-    -------
-    numpy.ndarray
-        Of the shape of `p_values`.
-
-    Raises
-    ------
-    ValueError
-        If a p-value is not in [0, 1].
+    All of them, of whatever shape, are one family. The method is "bh", Benjamini and Hochberg (independent or
+    positively dependent tests), or "by", Benjamini and Yekutieli (any dependence).
     """
     p_values = np.asarray(p_values, dtype=np.float64)
     wrong = ~((p_values >= 0) & (p_values <= 1))
@@ -362,28 +272,10 @@ def false_discovery(p_values, *, method="bh"):
 def equivalence_test(values, margin, *, against=0.0, alpha=0.05):
     """Test whether a mean over sequences is within a margin of another, by two one-sided t-tests.
 
-    Parameters
-    ----------
-    values : array_like, shape (sequence,)
-        Finite numbers of at least 3 sequences. Not modified.
-    margin : float
-        Largest difference that counts as none, in the unit of the values; fixed before looking.
-    against : float or array_like, shape (sequence,)
-        What the mean is compared with: a number, or the values of the same sequences (paired).
-    alpha : float
-        Of each of the two tests.
-
-    Returns
-    -------
-    Equivalence
-        The larger p-value of the two; `equivalent` where it is below `alpha`, which is where the t-interval
-        of confidence 1 − 2·alpha (90 %) in `difference` lies inside ±margin.
-
-    Raises
-    ------
-    ValueError
-        For a margin that is not positive, fewer than 3 sequences, unequal lengths, or numbers that are not
-        finite.
+    `against` is a number, or the values of the same sequences (paired). The margin, in the unit of the
+    values, is the largest difference that counts as none, fixed before looking. The p-value is the larger of
+    the two: below `alpha` the means are equivalent, which is where the t-interval of confidence 1 − 2·alpha
+    (90 %) of the difference lies inside ±margin.
     """
     if not margin > 0:
         raise ValueError(
@@ -394,24 +286,26 @@ def equivalence_test(values, margin, *, against=0.0, alpha=0.05):
         values=values, against=against if against.ndim else np.full(np.shape(values), against)
     )
     n = _require_sequences(len(values) if values.ndim == 1 else 0)
-    difference = values - against
-    mean, error = difference.mean(), difference.std(ddof=1) / np.sqrt(n)
-    half = error * scipy_stats.t.ppf(1 - alpha, n - 1)
+    mean, half, error = _student(values - against, 1 - alpha)
     if error > 0:
         p_value = float(scipy_stats.t.sf((margin - abs(mean)) / error, n - 1))
     else:
         p_value = 0.0 if abs(mean) < margin else 1.0
-    interval = Interval(float(mean), float(mean - half), float(mean + half), n)
-    return Equivalence(interval, p_value, p_value < alpha)
+    return Estimate(float(mean), float(mean - half), float(mean + half), p_value=p_value, n=n)
 
 
-def _draws(n_sequences, n_boot, seed):
-    """Return `n_boot` draws of sequence indices with replacement, (draw, sequence)."""
-    return np.random.default_rng(seed).integers(n_sequences, size=(n_boot, n_sequences))
+def _bootstrap(statistic, arrays, n_boot, confidence, seed):
+    """Return a statistic of arrays (sequence, ...) with its interval, whole sequences drawn again."""
+    n = len(arrays[0])
+    indices = np.random.default_rng(seed).integers(n, size=(n_boot, n))  # (draw, sequence)
+    draws = [statistic(*(values[index] for values in arrays)) for index in indices]
+    return percentile_interval(statistic(*arrays), draws, confidence=confidence, n=n)
 
 
-def _ends(confidence):
-    return [(1 - confidence) / 2, (1 + confidence) / 2]
+def _student(values, quantile):
+    """Return the mean, the half width up to a quantile of Student's t, and the standard error."""
+    error = values.std(ddof=1) / np.sqrt(len(values))
+    return values.mean(), error * scipy_stats.t.ppf(quantile, len(values) - 1), error
 
 
 def _require_sequences_kept(table):
@@ -457,7 +351,3 @@ def _members(clusters, values):
             f"whole groups are exchanged, so there must be at least 2 of one size; got sizes {sizes.tolist()}"
         )
     return np.stack([np.flatnonzero(clusters == group) for group in groups])
-
-
-def _correlation_over_all(x, y):
-    return float(pearson(x.ravel(), y.ravel(), axis=0))

@@ -8,6 +8,7 @@ from papermill.cli import _resolve_type
 from tiny_notebooks import make_notebook
 
 from nbhelpers.__main__ import main, parse_value
+from nbhelpers.stats import Estimate
 
 
 @pytest.fixture
@@ -82,7 +83,7 @@ def test_wrong_input_is_one_line_and_status_2(folder, monkeypatch, capsys, argum
 def test_report_prints_the_numbers(folder, capsys):
     from nbhelpers.collection.results import Results
 
-    Results("05_bands", folder).record("share", 0.123456, low=0.1, high=0.2, unit="1")
+    Results("05_bands", folder).record("share", Estimate(0.123456, 0.1, 0.2), unit="1")
     assert main(["report", str(folder)]) == 0
     told = capsys.readouterr().out
     assert "05_bands" in told

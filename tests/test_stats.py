@@ -8,13 +8,21 @@ from scipy import stats as scipy_stats
 from tolerances import TOL
 
 from nbhelpers.stats import (
+    Estimate,
     bootstrap_interval,
     distribution_over_heads,
+    equivalence_test,
+    false_discovery,
+    partial_correlation,
+    pearson,
+    permutation_test,
     position_spectrum_correlation,
+    seed_interval,
 )
 from nbhelpers.table import HeadTable
 
 CLOSE = TOL[torch.float64]
+GROUPS = [0, 0, 0, 1, 1, 1, 2, 2, 2]
 
 
 def make_table(position, spectrum, *, first=0):
@@ -49,6 +57,15 @@ def slow_correlation(position, spectrum, over):
     return np.mean(correlations)
 
 
+# Intervals
+
+
+def test_an_estimate_is_written_with_its_interval():
+    assert f"{Estimate(0.1234, 0.1, 0.2):.2f}" == "0.12 [0.10, 0.20]"
+    assert f"{Estimate(1.5, n=2):+.1f}" == "+1.5 (n = 2, no interval)"
+    assert Estimate(3.0, 1.0, 2.0).widened()[:3] == (3.0, 1.0, 3.0)
+
+
 def test_interval_of_the_mean_is_that_of_every_resample():
     values = np.array([1.0, 2.0, 4.0, 4.5, 7.0])
     every = [
@@ -58,7 +75,7 @@ def test_interval_of_the_mean_is_that_of_every_resample():
     assert interval.value == pytest.approx(3.7, rel=CLOSE)
     assert interval.low == pytest.approx(np.quantile(every, 0.025), abs=0.1)
     assert interval.high == pytest.approx(np.quantile(every, 0.975), abs=0.1)
-    assert interval.n_sequences == 5
+    assert interval.n == 5
 
 
 def test_interval_covers_the_mean_as_often_as_it_says():
@@ -105,42 +122,50 @@ def test_whole_sequences_are_drawn():
 
 def test_a_wider_confidence_gives_a_wider_interval_and_the_seed_decides():
     values = np.random.default_rng(3).normal(size=12)
+    kept = values.copy()
     narrow, wide = bootstrap_interval(values, confidence=0.8), bootstrap_interval(values, confidence=0.99)
     assert wide.low < narrow.low < narrow.high < wide.high
     assert bootstrap_interval(values, seed=4) == bootstrap_interval(values, seed=4)
     assert bootstrap_interval(values, seed=4) != bootstrap_interval(values, seed=5)
+    assert (values == kept).all()
+    assert bootstrap_interval(values, statistic=np.median).value == np.median(values)
 
 
-def test_other_statistics_and_constant_values():
-    values = np.array([1.0, 2.0, 3.0, 50.0])
-    median = bootstrap_interval(values, statistic=np.median)
-    assert median.value == 2.5
-    assert median.high <= 50
-    assert bootstrap_interval(np.full(5, 0.25))[:3] == (0.25, 0.25, 0.25)
-
-
-def test_input_is_left_as_it_was():
-    values = np.arange(6.0)
-    bootstrap_interval(values)
-    assert (values == np.arange(6.0)).all()
-
-
-@pytest.mark.parametrize("values", [[1.0, 2.0], [], 3.0])
-def test_fewer_than_three_sequences_are_refused(values):
-    with pytest.raises(ValueError, match="at least 3 of them, got"):
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([1.0, 2.0], "at least 3 of them, got 2"),
+        (3.0, "at least 3 of them, got 0"),
+        ([1.0, np.nan, np.inf, 2.0], "2 of 4 values are NaN or infinite"),
+    ],
+)
+def test_what_has_no_interval_is_refused(values, message):
+    with pytest.raises(ValueError, match=message):
         bootstrap_interval(values)
 
 
-def test_numbers_that_are_not_finite_are_refused():
-    with pytest.raises(ValueError, match="2 of 4 values are NaN or infinite"):
-        bootstrap_interval([1.0, np.nan, np.inf, 2.0])
+def test_the_interval_over_seeds_is_students():
+    values = np.array([0.31, 0.28, 0.36])
+    expected = scipy_stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
+    assert seed_interval(values)[:3] == pytest.approx((values.mean(), expected.low, expected.high))
+    assert seed_interval(values).n == 3
+    two = seed_interval([1.0, 2.0])
+    assert (two.value, two.n) == (1.5, 2)
+    assert np.isnan(two[1:3]).all(), "two seeds are no interval"
+    with pytest.raises(ValueError, match="1 of 3 not finite"):
+        seed_interval([1.0, np.nan, 2.0])
+    with pytest.raises(ValueError, match=r"got shape \(1, 3\)"):
+        seed_interval([[1.0, 2.0, 3.0]])
+
+
+# Correlations
 
 
 @pytest.mark.parametrize("over", ["heads", "heads of a layer", "sequences"])
 def test_correlation_is_its_definition(entropies, over):
     interval = position_spectrum_correlation(make_table(*entropies), over=over, n_boot=200)
     assert interval.value == pytest.approx(slow_correlation(*entropies, over), rel=CLOSE)
-    assert interval.n_sequences == 7
+    assert interval.n == 7
     assert interval.low < interval.value < interval.high
 
 
@@ -198,3 +223,233 @@ def test_correlation_refuses_what_it_cannot_do(entropies):
         position_spectrum_correlation(make_table(*(values[:2] for values in entropies)))
     with pytest.raises(ValueError, match="averaged over sequences"):
         position_spectrum_correlation(make_table(*entropies, first=-1))
+
+
+def residual(values, *given):
+    """What a least-squares fit on a constant and some variables leaves."""
+    design = np.stack([np.ones(len(values)), *given], 1)
+    return values - design @ np.linalg.lstsq(design, values, rcond=None)[0]
+
+
+@pytest.fixture
+def samples():
+    generator = np.random.default_rng(4)
+    given = generator.normal(size=(2, 3, 30))
+    x = given[0] - 2 * given[1] + generator.normal(size=(3, 30))
+    return x, 5 + 3 * given[0] + 0.4 * x + generator.normal(size=(3, 30)), given
+
+
+def test_partial_correlation_is_that_of_the_residuals(samples):
+    x, y, given = samples
+    found = partial_correlation(x, y, list(given))
+    for row in range(3):
+        left = [residual(v[row], *given[:, row]) for v in (x, y)]
+        assert found[row] == pytest.approx(np.corrcoef(*left)[0, 1], abs=CLOSE)
+
+
+def test_partial_correlation_given_one_is_the_closed_form(samples):
+    x, y, (z, _) = (v[0] if v.ndim == 2 else v[:, 0] for v in samples)
+    xy, xz, yz = (np.corrcoef(*pair)[0, 1] for pair in ((x, y), (x, z), (y, z)))
+    expected = (xy - xz * yz) / np.sqrt((1 - xz**2) * (1 - yz**2))
+    assert partial_correlation(x, y, [z]) == pytest.approx(expected, abs=CLOSE)
+
+
+def test_nothing_given_and_constants_given_change_nothing(samples):
+    x, y, given = samples
+    plain = [np.corrcoef(a, b)[0, 1] for a, b in zip(x, y, strict=True)]
+    np.testing.assert_allclose(partial_correlation(x, y, []), plain, atol=CLOSE)
+    np.testing.assert_allclose(partial_correlation(x, y, [np.log(256.0)]), plain, atol=CLOSE)
+    np.testing.assert_allclose(pearson(x, y, axis=1), plain, atol=CLOSE)
+    once, twice = partial_correlation(x, y, [given[0]]), partial_correlation(x, y, [given[0], 3 * given[0]])
+    np.testing.assert_allclose(once, twice, atol=1e-9)
+
+
+def test_what_the_given_explains_is_not_a_correlation(samples):
+    x, _, (z, _) = samples
+    assert np.isnan(partial_correlation(x, 2 * z + 1, [z])).all()
+    rounding = 1 + 1e-9 * np.random.default_rng(0).normal(size=x.shape)
+    assert np.isnan(partial_correlation(rounding, x, [z])).all()
+    common = z + 1e-3 * x
+    assert (np.abs(partial_correlation(common, -common + 2 * z, [z])) > 0.999).all()
+
+
+def test_scale_and_sign_of_the_given_do_not_matter(samples):
+    x, y, given = samples
+    expected = partial_correlation(x, y, list(given))
+    moved = [1e6 * given[0] + 1e3, -1e-6 * given[1]]
+    np.testing.assert_allclose(partial_correlation(1e-5 * x, 1e4 * y, moved), expected, atol=1e-9)
+
+
+def test_observations_that_are_not_known_are_left_out(samples):
+    x, y, given = (v.copy() for v in samples)
+    x[0, 3], y[1, 5], given[0, 2, 7] = np.nan, np.inf, np.nan
+    found = partial_correlation(x, y, [given[0]])
+    for row, hole in enumerate((3, 5, 7)):
+        kept = [np.delete(v[row], hole) for v in (x, y, given[0])]
+        assert found[row] == pytest.approx(partial_correlation(*kept[:2], [kept[2]]), abs=CLOSE)
+
+
+def test_too_few_observations_and_unequal_shapes():
+    x, y, z = np.random.default_rng(1).normal(size=(3, 4))
+    assert np.isfinite(partial_correlation(x, y, [z]))
+    assert np.isnan(partial_correlation(x[:3], y[:3], [z[:3]]))
+    with pytest.raises(ValueError, match=r"one shape, got x \(4,\), y \(3,\)"):
+        partial_correlation(x, y[:3], [])
+
+
+# Tests
+
+
+def clustered(generator, n_layers=4):
+    """Two properties of heads that are not related but shared within KV groups and layers."""
+    layer = 3 * generator.normal(size=(n_layers, 1))
+    group = np.repeat(generator.normal(size=(n_layers, 3)), 3, axis=1)
+    return layer + group + 0.1 * generator.normal(size=(n_layers, 9))
+
+
+def within_layers(x, y):
+    return float((x * (y - y.mean(1, keepdims=True))).sum())
+
+
+def test_p_values_of_clustered_heads_are_uniform_without_an_association():
+    p_values, naive = [], []
+    for experiment in range(400):
+        generator = np.random.default_rng([9, experiment])
+        values, other = clustered(generator), clustered(generator)
+        found = permutation_test(values, other, clusters=GROUPS, n_draws=99, seed=experiment)
+        p_values.append(found.estimate.p_value)
+        x, y = (v - v.mean(1, keepdims=True) for v in (values, other))
+        naive.append(scipy_stats.pearsonr(x.ravel(), y.ravel()).pvalue)
+    assert scipy_stats.kstest(p_values, "uniform").pvalue > 0.01
+    assert np.mean(np.array(p_values) <= 0.05) < 0.09
+    assert np.mean(np.array(naive) <= 0.05) > 0.2, "heads taken as independent find what is not there"
+
+
+def test_p_value_is_the_share_of_all_arrangements():
+    generator = np.random.default_rng(2)
+    values, other = generator.normal(size=(2, 2, 6))
+    groups = [0, 0, 1, 1, 2, 2]
+    orders = list(itertools.permutations([[0, 1], [2, 3], [4, 5]]))
+    every = [
+        within_layers(np.stack([v[np.ravel(o)] for v, o in zip(values, pair, strict=True)]), other)
+        for pair in itertools.product(orders, repeat=2)
+    ]  # 36 arrangements
+    observed = within_layers(values, other)
+    for alternative, extreme in (("greater", np.array(every) >= observed - 1e-9),
+                                 ("less", np.array(every) <= observed + 1e-9),
+                                 ("two-sided", np.abs(every) >= abs(observed) - 1e-9)):  # fmt: skip
+        found = permutation_test(
+            values, other, clusters=groups, statistic=within_layers, alternative=alternative, n_draws=4000
+        )
+        assert found.estimate.p_value == pytest.approx(extreme.mean(), abs=0.03)
+        assert np.isclose(found.draws[:, None], every).any(1).all(), "a draw is no such arrangement"
+    assert found.estimate.value == pytest.approx(observed, rel=CLOSE)
+
+
+def test_an_association_of_groups_is_found():
+    generator = np.random.default_rng(3)
+    values = clustered(generator, n_layers=8)
+    found = permutation_test(values, values + 0.5 * clustered(generator, 8), clusters=GROUPS, n_draws=199)
+    assert found.estimate.p_value == pytest.approx(1 / 200)
+
+
+def test_groups_need_not_be_neighbours_and_stay_whole():
+    # Groups hold the heads 0, 2 and 1, 3: an exchange may only swap the pairs, in order.
+    values = np.array([[1.0, 2.0, 3.0, 4.0]])
+    other = np.array([[1000.0, 100.0, 10.0, 1.0]])
+    found = permutation_test(
+        values, other, clusters=[5, 7, 5, 7], statistic=lambda x, y: float((x * y).sum()), n_draws=50
+    )
+    assert set(found.draws) == {1234.0, 2143.0}
+
+
+def test_arrangements_as_extreme_as_the_observed_count():
+    values, other = np.random.default_rng(1).normal(size=(2, 3, 9))
+    kept = values.copy(), other.copy()
+    options = {"clusters": GROUPS, "n_draws": 50}
+    for alternative in ("two-sided", "greater", "less"):
+        found = permutation_test(
+            values, other, statistic=lambda x, y: 0.0, alternative=alternative, **options
+        )
+        assert found.estimate.p_value == 1, "a statistic that never changes rejects nothing"
+    first, again, third = (permutation_test(values, other, seed=s, **options) for s in (1, 1, 2))
+    assert (first.draws == again.draws).all()
+    assert (first.draws != third.draws).any()
+    assert first.estimate.null == pytest.approx(first.draws.mean())
+    assert (values == kept[0]).all()
+    assert (other == kept[1]).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"clusters": [0] * 9}, r"at least 2 of one size; got sizes \[9\]"),
+        ({"clusters": [0, 0, 0, 0, 1, 1, 1, 1, 1]}, r"of one size; got sizes \[4, 5\]"),
+        ({"clusters": [0, 1]}, r"values have shape \(3, 9\) and clusters \(2,\)"),
+        ({"other": np.ones((3, 8))}, r"one shape, got values \(3, 9\), other \(3, 8\)"),
+        ({"other": np.ones((3, 9))}, "the statistic is not defined: observed nan"),
+        ({"other": np.full((3, 9), np.nan)}, "27 of 27 entries of other are NaN"),
+        ({"alternative": "bigger"}, "unknown alternative='bigger'; choose one of two-sided"),
+    ],
+)
+def test_permutation_refuses_what_it_cannot_do(change, message):
+    values, other = np.random.default_rng(0).normal(size=(2, 3, 9))
+    arguments = {"values": values, "other": other, "clusters": GROUPS} | change
+    with pytest.raises(ValueError, match=message):
+        permutation_test(**arguments)
+
+
+def test_false_discovery_is_scipys_over_the_whole_family():
+    p_values = np.random.default_rng(0).uniform(size=(4, 5)) ** 3
+    for method in ("bh", "by"):
+        expected = scipy_stats.false_discovery_control(p_values.ravel(), method=method).reshape(4, 5)
+        np.testing.assert_allclose(false_discovery(p_values, method=method), expected, rtol=CLOSE)
+    np.testing.assert_allclose(false_discovery([0.01, 0.02, 0.03]), [0.03, 0.03, 0.03])
+    with pytest.raises(ValueError, match=r"2 of 3 p-values are not in \[0, 1\]"):
+        false_discovery([0.1, np.nan, 1.5])
+
+
+def test_equivalence_is_scipys_two_one_sided_tests():
+    values = np.random.default_rng(0).normal(0.1, 0.3, size=12)
+    for margin in (0.05, 0.3, 1.0):
+        above = scipy_stats.ttest_1samp(values, -margin, alternative="greater").pvalue
+        below = scipy_stats.ttest_1samp(values, margin, alternative="less").pvalue
+        found = equivalence_test(values, margin)
+        assert found.p_value == pytest.approx(max(above, below), rel=1e-9)
+        inside = -margin < found.low and found.high < margin
+        assert (found.p_value < 0.05) == inside == (max(above, below) < 0.05)
+    expected = scipy_stats.ttest_1samp(values, 0).confidence_interval(0.90)
+    assert found[1:3] == pytest.approx((expected.low, expected.high), rel=1e-9)
+    assert found.n == 12
+
+
+def test_equivalence_of_pairs_is_of_their_differences():
+    first, second = np.random.default_rng(1).normal(size=(2, 9))
+    assert equivalence_test(first, 0.5, against=second) == equivalence_test(first - second, 0.5)
+    assert equivalence_test(first, 0.5, against=2.0) == equivalence_test(first - 2, 0.5)
+
+
+def test_values_without_spread():
+    assert equivalence_test([0.2] * 4, 0.1, against=[0.2] * 4) == Estimate(0.0, 0.0, 0.0, p_value=0.0, n=4)
+    assert equivalence_test([0.25] * 4, 0.25).p_value == 1
+
+
+def test_no_difference_is_no_proof_of_equivalence():
+    noisy = np.array([-3.0, 3.0, -2.0, 2.0])
+    assert scipy_stats.ttest_1samp(noisy, 0).pvalue > 0.9
+    assert equivalence_test(noisy, 0.5).p_value > 0.05
+
+
+@pytest.mark.parametrize(
+    ("values", "options", "message"),
+    [
+        ([1.0, 2.0, 3.0], {"margin": 0.0}, "the margin must be positive, got 0.0"),
+        ([1.0, 2.0, 3.0], {"margin": float("nan")}, "the margin must be positive, got nan"),
+        ([1.0, 2.0], {"margin": 1.0}, "at least 3 of them, got 2"),
+        ([1.0, 2.0, 3.0], {"margin": 1.0, "against": [1.0, 2.0]}, r"values \(3,\), against \(2,\)"),
+        ([1.0, np.nan, 3.0], {"margin": 1.0}, "1 of 3 entries of values are NaN"),
+    ],
+)
+def test_equivalence_refuses_what_it_cannot_do(values, options, message):
+    with pytest.raises(ValueError, match=message):
+        equivalence_test(values, **options)

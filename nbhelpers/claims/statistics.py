@@ -13,10 +13,9 @@ from scipy import stats as scipy_stats
 
 from nbhelpers.kernels import entropy, frames, rows, spectra
 from nbhelpers.protocol import PAPER
-from nbhelpers.stats import bootstrap_interval, partial_correlation, pearson
+from nbhelpers.stats import Estimate, bootstrap_interval, partial_correlation, pearson
 
 from . import paper
-from .verdicts import Record
 
 LOCAL, GLOBAL = 2 / 3, 1 / 3  # shares of attention nearby from which a head counts as local, and as global
 NAMED_NULL = re.compile(r"N\d|white noise")
@@ -63,7 +62,7 @@ def measure_criteria(table, profiles, claim, *, nulls, protocol=PAPER, n_boot=10
 
     Returns
     -------
-    dict of str to Record
+    dict of str to Estimate
         By name of criterion: value, interval over sequences, and the most conservative of its nulls
         (`Criterion.most_conservative`). None where no null defines the statistic.
 
@@ -93,9 +92,8 @@ def measure_criteria(table, profiles, claim, *, nulls, protocol=PAPER, n_boot=10
             statistic=lambda draw, axis, combine=statistic.combine: combine(draw.mean(axis)),
         )
         value, low, high = (float(end) - shift for end in interval[:3])
-        low, high = min(low, value), max(high, value)  # a bootstrap of few sequences may miss the value
         null = _most_conservative_null(criterion, value, profiles, nulls, protocol, seed)
-        records[criterion.name] = Record(value, low, high, null)
+        records[criterion.name] = Estimate(value, low, high, null, n=interval.n).widened()
     return records
 
 

@@ -19,15 +19,6 @@ VERDICTS = (
 LEAST_ACCURACY = 0.95  # of planted cases that a rule must tell right before it is used on a model
 
 
-class Record(NamedTuple):
-    """A recorded number: value, ends of its interval, and the most conservative null (None if unknown)."""
-
-    value: float
-    low: float
-    high: float
-    null: float | None = None
-
-
 @dataclass(frozen=True, kw_only=True)
 class Criterion:
     """One statistic of a claim and what must be true of it.
@@ -140,7 +131,7 @@ def judge(claim, records, *, planted_accuracy=None):
     Parameters
     ----------
     claim : Claim
-    records : mapping of str to Record
+    records : mapping of str to Estimate
         What was measured, by name of criterion; more than needed does no harm.
     planted_accuracy : float, optional
         Share of planted cases classified correctly. Below :data:`LEAST_ACCURACY` the rule is not used.
@@ -194,7 +185,6 @@ def _having(states, state):
 
 
 def _checked(criterion, record):
-    record = record if isinstance(record, Record) else Record(*record)
     if not all(map(math.isfinite, record[:3])) or not record.low <= record.value <= record.high:
         raise ValueError(
             f"{criterion.name}: value {record.value} with interval [{record.low}, {record.high}]; a record "

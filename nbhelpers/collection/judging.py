@@ -36,7 +36,7 @@ def verdict_table(claim, records):
     Parameters
     ----------
     claim : nbhelpers.claims.verdicts.Claim
-    records : mapping of str to nbhelpers.claims.verdicts.Record
+    records : mapping of str to nbhelpers.stats.Estimate
         By name of criterion; one that is missing is shown as not measured.
 
     Returns

@@ -16,6 +16,7 @@ from typing import Any
 import pandas as pd
 
 from nbhelpers.files import read_parquet, replacing, write_parquet
+from nbhelpers.stats import Estimate
 
 COLUMNS = ("notebook", "name", "value", "low", "high", "null", "unit", "note")
 
@@ -35,7 +36,7 @@ class Results:
     Examples
     --------
     >>> results = Results("07_frequency_bands", folder)                               # doctest: +SKIP
-    >>> results.record("share_low", 0.65, low=0.63, high=0.68, null=0.99, unit="1")   # doctest: +SKIP
+    >>> results.record("share_low", Estimate(0.65, 0.63, 0.68), null=0.99, unit="1")  # doctest: +SKIP
     """
 
     def __init__(self, notebook: str, folder: str | Path) -> None:
@@ -52,35 +53,16 @@ class Results:
     def record(
         self,
         name: str,
-        value: float,
+        estimate: Estimate | float,
         *,
-        low: float | None = None,
-        high: float | None = None,
         null: float | None = None,
         unit: str = "",
         note: str = "",
     ) -> None:
-        """Record a number under a name and write it to disk at once.
+        """Record a number, with its interval and null if it is an estimate, and write it to disk at once.
 
-        Parameters
-        ----------
-        name : str
-            Unique within the notebook.
-        value : float
-            Finite; numpy and torch scalars are taken too.
-        low, high : float, optional
-            Ends of its interval, both or neither.
-        null : float, optional
-            What attention that learned nothing gives.
-        unit, note : str
-            For the reader.
-
-        Raises
-        ------
-        ValueError
-            If a number is not finite, the interval is half given or reversed, or the name is taken.
-        TypeError
-            If a number is not a real number, or a text not a string.
+        Numbers must be finite; numpy and torch scalars are taken too. The name is unique within the notebook;
+        `null`, what attention that learned nothing gives, stands in for the estimate's own.
         """
         _check_text(name=name, unit=unit, note=note)
         if not name:
@@ -90,12 +72,15 @@ class Results:
                 f"{name!r} is already recorded by {self.notebook} as {self._numbers[name]['value']}; "
                 "choose another name, or rerun from the cell that makes Results"
             )
-        entry = {"value": _number(f"{name}: value", value)}
-        for label, given in (("low", low), ("high", high), ("null", null)):
-            entry[label] = None if given is None else _number(f"{name}: {label}", given)
-        if (low is None) != (high is None):
-            raise ValueError(f"{name}: an interval needs low and high, got low={low} and high={high}")
-        if low is not None and entry["low"] > entry["high"]:
+        given = estimate if isinstance(estimate, Estimate) else Estimate(estimate)
+        given = given if null is None else given._replace(null=null)
+        if math.isnan(given.low) and math.isnan(given.high):
+            given = given._replace(low=None, high=None)
+        entry = {"value": _number(f"{name}: value", given.value)}
+        for label in ("low", "high", "null"):
+            end = getattr(given, label)
+            entry[label] = None if end is None else _number(f"{name}: {label}", end)
+        if given.low is not None and entry["low"] > entry["high"]:
             raise ValueError(f"{name}: low {entry['low']} is above high {entry['high']}")
         self._numbers[name] = entry | {"unit": unit, "note": note}
         self._write()

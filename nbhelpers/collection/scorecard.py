@@ -11,7 +11,8 @@ from pathlib import Path
 import pandas as pd
 
 from nbhelpers.claims import paper
-from nbhelpers.claims.verdicts import Record, judge
+from nbhelpers.claims.verdicts import judge
+from nbhelpers.stats import Estimate
 
 from .plan import list_notebooks
 from .results import load_results
@@ -137,7 +138,10 @@ def _criterion_row(claim, criterion, record):
         "most": criterion.claimed[1],
         "printed_low": printed[0],
         "printed_high": printed[1],
-        **record._asdict(),
+        "value": record.value,
+        "low": record.low,
+        "high": record.high,
+        "null": record.null,
         "range": criterion.place(record),
         "distance": criterion.distance(record) if criterion.null else "",
     }
@@ -145,7 +149,7 @@ def _criterion_row(claim, criterion, record):
 
 def _record(row):
     low, high = (row.value if math.isnan(end) else end for end in (row.low, row.high))
-    return Record(row.value, low, high, None if math.isnan(row.null) else row.null)
+    return Estimate(row.value, low, high, None if math.isnan(row.null) else row.null)
 
 
 def _short(criterion):

@@ -113,7 +113,7 @@ def breakpoint_marks(log_step, breakpoints, *, ax, colour="0.2"):
     ----------
     log_step : array_like, shape (step,)
         log10(step + 1).
-    breakpoints : nbhelpers.zoo.changepoints.Breakpoints
+    breakpoints : nbhelpers.zoo.dynamics.Breakpoints
     ax : matplotlib.axes.Axes
     colour : str
 
@@ -124,7 +124,7 @@ def breakpoint_marks(log_step, breakpoints, *, ax, colour="0.2"):
     ax.plot(log_step, breakpoints.fit.fitted, color=colour, lw=1.4, ls="--")
     knots = breakpoints.fit.knots
     heights = np.interp(knots, log_step, breakpoints.fit.fitted)
-    for knot, low, high, height in zip(knots, breakpoints.low, breakpoints.high, heights, strict=True):
+    for knot, low, high, height in zip(*breakpoints.knots[:3], heights, strict=True):
         ax.hlines(height, low, high, color=colour, lw=4, alpha=0.35)
         ax.plot(knot, height, "|", color=colour, ms=11, mew=2)
     return ax

@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 from nbhelpers.inputs.files import shipped_folder
 from nbhelpers.nulls.summary import uniform_null
 from nbhelpers.protocol import PAPER
+from nbhelpers.stats import LEAST_SEEDS, seed_interval
 from nbhelpers.sweeps.sweep_rows import HERE, tidy
 from nbhelpers.zoo.measure import WHOLE
-from nbhelpers.zoo.seeds import seed_interval
 from nbhelpers.zoo.settings import arms as planned_arms
 from nbhelpers.zoo.shipped import MEASUREMENTS, RUNS
 
@@ -26,7 +26,6 @@ COMMANDS = "python -m nbhelpers.zoo.training train-all, then python -m nbhelpers
 ROPE_FAMILY = ("rope", "prope")  # prope rotates three quarters of the pairs: RoPE all the same
 WITHOUT_ROPE = ("learned", "sinusoidal", "alibi", "t5", "nope")
 SIZES = ("rope-pico", "rope-micro", "rope", "rope-mini", "rope-small")
-LEAST_SEEDS = 3
 LOSSES = ["validation_loss", "unigram", "bigram", "trigram"]
 RUN_COLUMNS = [
     *("run", "arm", "encoding", "mask", "bos", "preset", "seed"),
@@ -239,11 +238,8 @@ def zoo_rows(zoo, metrics, arms, *, steps=False):
         by_seed = frame.groupby(["metric", "step", "seed"]).value.mean().unstack("seed")
         for metric, step in sorted(by_seed.index, key=lambda pair: (metrics.index(pair[0]), pair[1])):
             seeds = by_seed.loc[(metric, step)].dropna().to_numpy()
-            row = fixed | {"metric": metric, "step": step, "null": null.get(metric), "value": seeds.mean()}
-            if len(seeds) >= LEAST_SEEDS:
-                interval = seed_interval(seeds)
-                row |= {"low": interval.low, "high": interval.high}
-            rows.append(row)
+            ends = dict(zip(("value", "low", "high"), seed_interval(seeds), strict=False))
+            rows.append(fixed | {"metric": metric, "step": step, "null": null.get(metric)} | ends)
     return tidy(rows)
 
 

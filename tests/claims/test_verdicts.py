@@ -3,14 +3,15 @@ import math
 import pytest
 
 from nbhelpers.claims.paper import CLAIMS, claim, paper_table, printed_range
-from nbhelpers.claims.verdicts import VERDICTS, Claim, Criterion, Record, judge
+from nbhelpers.claims.verdicts import VERDICTS, Claim, Criterion, judge
+from nbhelpers.stats import Estimate
 
 BELOW = Criterion(name="x", statistic="x", claimed=(0.0, 0.5), null="n", away=-1, margin=0.1)
 
 
 def verdict(record, criterion=BELOW, **options):
     made = Claim(number="C0", title="", statement="", notebook="00", criteria=(criterion,))
-    return judge(made, {"x": Record(*record)}, **options).verdict
+    return judge(made, {"x": Estimate(*record)}, **options).verdict
 
 
 @pytest.mark.parametrize(
@@ -56,8 +57,8 @@ def test_a_difference_from_a_null_needs_no_other():
 def test_every_criterion_must_hold():
     second = Criterion(name="y", statistic="y", claimed=(0.0, 1.0))
     both = Claim(number="C0", title="", statement="", notebook="00", criteria=(BELOW, second))
-    good, bad = Record(0.2, 0.15, 0.25, 0.4), Record(2.0, 1.9, 2.1)
-    assert judge(both, {"x": good, "y": Record(0.5, 0.4, 0.6)}).verdict == "supported"
+    good, bad = Estimate(0.2, 0.15, 0.25, 0.4), Estimate(2.0, 1.9, 2.1)
+    assert judge(both, {"x": good, "y": Estimate(0.5, 0.4, 0.6)}).verdict == "supported"
     found = judge(both, {"x": good, "y": bad})
     assert found.verdict == "contradicted"
     assert "y" in found.reason
@@ -110,9 +111,12 @@ def test_what_is_printed_is_read_from_the_tables():
 
 
 def test_what_the_rule_leaves_out_is_said_beside_its_verdict():
-    found = judge(claim("C7"), {"C7_largest_departure": Record(0.5, 0.2, 2.7, 1.1)})
+    found = judge(claim("C7"), {"C7_largest_departure": Estimate(0.5, 0.2, 2.7, 1.1)})
     assert found.verdict == "contradicted"
     assert found.reason.endswith("that Pythia-2.8B is special can only be tested on it")
-    records = {"C4_selectivity_over_null": Record(0.1, 0.08, 0.12), "C4_tracks_peak": Record(0.9, 0.8, 0.95)}
+    records = {
+        "C4_selectivity_over_null": Estimate(0.1, 0.08, 0.12),
+        "C4_tracks_peak": Estimate(0.9, 0.8, 0.95),
+    }
     assert "needs more models than one" in judge(claim("C4"), records, planted_accuracy=0.5).reason
-    assert "Not tested" not in judge(claim("C8"), {"C8_rope_advantage": Record(-0.1, -0.12, -0.08)}).reason
+    assert "Not tested" not in judge(claim("C8"), {"C8_rope_advantage": Estimate(-0.1, -0.12, -0.08)}).reason

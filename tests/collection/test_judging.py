@@ -3,8 +3,8 @@ import math
 import pytest
 
 from nbhelpers.claims.paper import claim
-from nbhelpers.claims.verdicts import Record
 from nbhelpers.collection.judging import rule_table, told_range, verdict_line, verdict_table
+from nbhelpers.stats import Estimate
 
 
 @pytest.mark.parametrize(
@@ -24,16 +24,16 @@ def test_the_rule_holds_every_criterion():
 
 def test_what_was_not_measured_is_said():
     known = claim("C10")
-    table = verdict_table(known, {"C10_rise": Record(0.2, 0.18, 0.22, 0.19)})
+    table = verdict_table(known, {"C10_rise": Estimate(0.2, 0.18, 0.22, 0.19)})
     assert table["we measure"].tolist() == ["0.200 [0.180, 0.220]", "not measured"]
     assert table["so it is"].tolist() == ["inside the claimed range, not beyond its null", "–"]
     assert "not measured" in verdict_line(known, {})
 
 
 def test_the_printed_numbers_stand_beside_the_claim():
-    (row,) = verdict_table(claim("C8"), {"C8_rope_advantage": Record(-0.1, -0.12, -0.08, 0.05)}).to_dict(
+    (row,) = verdict_table(claim("C8"), {"C8_rope_advantage": Estimate(-0.1, -0.12, -0.08, 0.05)}).to_dict(
         "records"
     )
     assert row["the paper says"] == "at most -0.05; prints 0.038 to 0.627 (Table 4)"
     assert row["null says"] == "0.050"
-    assert "supported" in verdict_line(claim("C8"), {"C8_rope_advantage": Record(-0.1, -0.12, -0.08, 0.05)})
+    assert "supported" in verdict_line(claim("C8"), {"C8_rope_advantage": Estimate(-0.1, -0.12, -0.08, 0.05)})

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from nbhelpers.collection.results import Results, load_provenance, load_results, load_tables
+from nbhelpers.stats import Estimate
 
 
 @pytest.fixture
@@ -16,7 +17,7 @@ def results(tmp_path):
 def fill(folder):
     store = Results("05_bands", folder)
     store.record(
-        "share_low", np.float32(0.5), low=0.25, high=torch.tensor(0.75), null=1, unit="1", note="β < 1"
+        "share_low", Estimate(np.float32(0.5), 0.25, torch.tensor(0.75)), null=1, unit="1", note="β < 1"
     )
     store.record("heads", 9)
     store.table("shares", pd.DataFrame({"layer": [0, 1], "share": [0.5, np.nan]}))
@@ -88,10 +89,10 @@ def test_values_must_be_one_real_number(results, value):
 
 
 def test_interval_is_whole_and_ordered(results):
-    with pytest.raises(ValueError, match=r"low=0.1 and high=None"):
-        results.record("x", 0.5, low=0.1)
+    with pytest.raises(ValueError, match=r"x: high must be finite"):
+        results.record("x", Estimate(0.5, low=0.1))
     with pytest.raises(ValueError, match=r"low 0.9 is above high 0.1"):
-        results.record("x", 0.5, low=0.9, high=0.1)
+        results.record("x", Estimate(0.5, low=0.9, high=0.1))
 
 
 def test_names(results):

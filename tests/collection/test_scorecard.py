@@ -11,6 +11,7 @@ from nbhelpers.collection.scorecard import (
     scorecard,
 )
 from nbhelpers.plots import criterion_panels
+from nbhelpers.stats import Estimate
 
 
 @pytest.fixture
@@ -23,8 +24,8 @@ def row(card, number):
 
 
 def test_a_claim_is_judged_from_the_store_alone(store, tmp_path):
-    store.record("C5_half", 0.2, low=0.18, high=0.22, null=0.03)
-    store.record("C5_ratio", 0.9, low=0.8, high=1.0, null=2.8)
+    store.record("C5_half", Estimate(0.2, 0.18, 0.22), null=0.03)
+    store.record("C5_ratio", Estimate(0.9, 0.8, 1.0), null=2.8)
     card = scorecard(tmp_path)
     assert list(card.claim) == [known.number for known in CLAIMS]
     found = row(card, "C5")
@@ -35,7 +36,7 @@ def test_a_claim_is_judged_from_the_store_alone(store, tmp_path):
 
 
 def test_what_is_missing_names_its_notebook(store, tmp_path):
-    store.record("C5_half", 0.2, low=0.18, high=0.22, null=0.03)
+    store.record("C5_half", Estimate(0.2, 0.18, 0.22), null=0.03)
     card = scorecard(tmp_path)
     assert row(card, "C5").verdict == row(card, "C14").verdict == "not measured"
     assert "C5_ratio" in row(card, "C5").why
@@ -66,7 +67,7 @@ def test_an_empty_folder_is_refused(tmp_path):
 
 
 def test_every_measured_criterion_has_its_row(store, tmp_path):
-    store.record("C5_half", 0.2, low=0.18, high=0.22, null=0.03)
+    store.record("C5_half", Estimate(0.2, 0.18, 0.22), null=0.03)
     store.record("C12_level", 0.8)
     frame = criteria(tmp_path).set_index("criterion")
     assert list(frame.index) == ["half", "level"]
@@ -77,8 +78,8 @@ def test_every_measured_criterion_has_its_row(store, tmp_path):
 
 
 def test_the_legend_of_the_panels_names_the_null_though_the_first_has_none(store, tmp_path):
-    store.record("C1_mixed_share", 0.4, low=0.39, high=0.41)
-    store.record("C5_half", 0.2, low=0.18, high=0.22, null=0.03)
+    store.record("C1_mixed_share", Estimate(0.4, 0.39, 0.41))
+    store.record("C5_half", Estimate(0.2, 0.18, 0.22), null=0.03)
     panels = criterion_panels(criteria(tmp_path))
     (legend,) = panels[0].figure.legends
     assert [text.get_text() for text in legend.get_texts()] == [

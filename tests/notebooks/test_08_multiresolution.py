@@ -7,7 +7,8 @@ import pywt
 from scipy import stats
 
 from nbhelpers.claims.paper import claim, paper_table
-from nbhelpers.claims.verdicts import Record, judge
+from nbhelpers.claims.verdicts import judge
+from nbhelpers.stats import Estimate
 
 pytestmark = pytest.mark.notebook
 
@@ -98,7 +99,7 @@ def test_every_criterion_is_recorded_and_the_verdicts_follow(numbers, tables):
     assert tuple(verdicts.index) == JUDGED
     for number in JUDGED:
         rows = {c.name: numbers[c.name] for c in claim(number).criteria}
-        records = {name: Record(row.value, row.low, row.high, row.null) for name, row in rows.items()}
+        records = {name: Estimate(row.value, row.low, row.high, row.null) for name, row in rows.items()}
         if number != "C14":  # that of C14 hangs on whether 04_planted_truth ran before
             assert judge(claim(number), records).verdict == verdicts[number]
     assert verdicts["C11"] == "explained by the null"

@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 
 from nbhelpers.claims.paper import claim
-from nbhelpers.claims.verdicts import Record, judge
+from nbhelpers.claims.verdicts import judge
+from nbhelpers.stats import Estimate
 
 pytestmark = pytest.mark.notebook
 
@@ -87,7 +88,7 @@ def test_each_criterion_is_held_against_the_most_conservative_null(numbers):
 def test_the_verdict_follows_from_the_records(numbers):
     c6 = claim("C6")
     rows = {c.name: numbers[c.name] for c in c6.criteria}
-    records = {name: Record(row.value, row.low, row.high, row.null) for name, row in rows.items()}
+    records = {name: Estimate(row.value, row.low, row.high, row.null) for name, row in rows.items()}
     assert judge(c6, records).verdict == "explained by the null"
 
 

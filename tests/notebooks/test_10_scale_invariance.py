@@ -8,8 +8,9 @@ import pytest
 import pywt
 
 from nbhelpers.claims.paper import claim
-from nbhelpers.claims.verdicts import Record, judge
+from nbhelpers.claims.verdicts import judge
 from nbhelpers.protocol import OPTIONS
+from nbhelpers.stats import Estimate
 
 pytestmark = pytest.mark.notebook
 
@@ -109,7 +110,7 @@ def test_the_criteria_are_the_numbers_of_the_sections(numbers):
 def test_the_verdict_follows_from_the_records(numbers):
     c5 = claim("C5")
     rows = {c.name: numbers[c.name] for c in c5.criteria}
-    records = {name: Record(row.value, row.low, row.high, row.null) for name, row in rows.items()}
+    records = {name: Estimate(row.value, row.low, row.high, row.null) for name, row in rows.items()}
     assert judge(c5, records).verdict == "contradicted"
 
 

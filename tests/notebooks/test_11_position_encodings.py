@@ -8,7 +8,8 @@ from scipy import stats as scipy_stats
 from tiny_measurements import LEVEL, write_zoo
 
 from nbhelpers.claims.paper import claim
-from nbhelpers.claims.verdicts import Record, judge
+from nbhelpers.claims.verdicts import judge
+from nbhelpers.stats import Estimate
 from nbhelpers.zoo import ENCODINGS
 from nbhelpers.zoo.tables import WITHOUT_ROPE, ZooTables
 
@@ -84,7 +85,7 @@ def test_the_planted_advantage_is_found(whole):
     assert row.low <= LEVEL["rope"] - LEVEL["alibi"] <= row.high
     assert row.value == pytest.approx(-0.1, abs=0.02)
     assert row.null > 0.02
-    verdict = judge(claim("C8"), {"C8_rope_advantage": Record(row.value, row.low, row.high, row.null)})
+    verdict = judge(claim("C8"), {"C8_rope_advantage": Estimate(row.value, row.low, row.high, row.null)})
     assert verdict.verdict == "supported"
 
 

@@ -6,7 +6,8 @@ import pytest
 from tiny_measurements import PARAMETERS, write_zoo
 
 from nbhelpers.claims.paper import claim
-from nbhelpers.claims.verdicts import Record, judge
+from nbhelpers.claims.verdicts import judge
+from nbhelpers.stats import Estimate
 from nbhelpers.zoo.tables import SIZES, ZooTables
 
 pytestmark = pytest.mark.notebook
@@ -34,7 +35,7 @@ def whole(run_on, tmp_path_factory):
 
 def verdict(number, numbers):
     names = [c.name for c in claim(number).criteria]
-    return judge(claim(number), {n: Record(*numbers[n][2:6]) for n in names if n in numbers}).verdict
+    return judge(claim(number), {n: Estimate(*numbers[n][2:6]) for n in names if n in numbers}).verdict
 
 
 # What is shipped

@@ -6,6 +6,7 @@ import pytest
 from nbhelpers.claims.paper import CLAIMS
 from nbhelpers.collection.results import Results, load_results, load_tables
 from nbhelpers.collection.run import run_notebooks
+from nbhelpers.stats import Estimate
 
 pytestmark = pytest.mark.notebook
 NAME = "20_scorecard"
@@ -26,8 +27,8 @@ def test_without_measurements_nothing_is_judged(tmp_path):
 
 def test_what_was_recorded_is_judged(tmp_path):
     store = Results("10_scale_invariance", tmp_path / "results")
-    store.record("C5_half", 0.2, low=0.18, high=0.22, null=0.03)
-    store.record("C5_ratio", 2.0, low=1.9, high=2.1, null=2.8)
+    store.record("C5_half", Estimate(0.2, 0.18, 0.22), null=0.03)
+    store.record("C5_ratio", Estimate(2.0, 1.9, 2.1), null=2.8)
     (run,) = run_notebooks([NAME], size="smoke", out=tmp_path, progress=False)
     assert run.status == "passed", run.error
     card = load_tables(tmp_path)[NAME, "scorecard"].set_index("claim")

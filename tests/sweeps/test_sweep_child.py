@@ -100,8 +100,8 @@ def test_a_notebook_as_target(tmp_path, monkeypatch):
         'results = "r"  # f\nstrength = 1.0  # g'
     )
     record = (
-        "from nbhelpers.collection.results import Results\n"
-        'Results("05_tiny", results).record("sum", length + seed, low=0, high=strength, unit=model + text)'
+        "from nbhelpers.collection.results import Results\nfrom nbhelpers.stats import Estimate\n"
+        'Results("05_tiny", results).record("sum", Estimate(length + seed, 0, strength), unit=model + text)'
     )
     make_notebook(tmp_path / "notebooks" / "05_tiny.ipynb", record, parameters=parameters)
     monkeypatch.chdir(tmp_path)

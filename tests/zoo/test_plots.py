@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from nbhelpers.zoo import ENCODINGS
-from nbhelpers.zoo.changepoints import breakpoints_with_intervals
+from nbhelpers.zoo.dynamics import breakpoints_with_intervals
 from nbhelpers.zoo.live import Snapshot
 from nbhelpers.zoo.plots import (
     NOTHING,

@@ -5,8 +5,8 @@ from tiny_measurements import N_HEADS, N_LAYERS, N_SEQUENCES, STEPS, write_zoo
 
 from nbhelpers.nulls.summary import uniform_null
 from nbhelpers.protocol import PAPER
+from nbhelpers.stats import seed_interval
 from nbhelpers.zoo import ENCODINGS
-from nbhelpers.zoo.seeds import seed_interval
 from nbhelpers.zoo.tables import ROW_COLUMNS, WITHOUT_ROPE, ZooTables, zoo_rows
 
 ENTROPY = "spectral_entropy"

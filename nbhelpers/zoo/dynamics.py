@@ -1,0 +1,503 @@
+"""Statistics whose unit is a training run: curves and their breakpoints, arms, sizes, shares of variance."""
+
+import itertools
+from typing import NamedTuple
+
+import numpy as np
+from scipy import optimize
+from scipy import stats as scipy_stats
+
+from nbhelpers.stats import LEAST_SEEDS, Estimate, percentile_interval, seed_interval
+
+MOST_KNOTS = 6
+LEAST_POINTS = 3  # between neighbouring knots, and between a knot and an end
+LEAST_RISE = 0.1  # of the range of the curve: a rise by less is not counted as a step
+ROUNDING = 1e-6  # of the largest value: metrics are kept in float32
+SWEEPS = 5  # each moves every knot to its best place once
+LEAST_SIZES = 4  # so that the trend over the others is a line through at least three points
+MOST_ORDERS = 5040  # of clusters, all of which are tried: 7!
+
+
+class Unexplained(NamedTuple):
+    """What a linear fit leaves of a metric, its mean put back, and the share of variance it explained.
+
+    ``rest`` has the shape (head, step) of the metric; ``curve_left`` is the variance over steps of the mean
+    curve that is left, over that before.
+    """
+
+    rest: np.ndarray
+    explained: float
+    curve_left: float
+
+
+class PiecewiseLinear(NamedTuple):
+    """A continuous curve of straight pieces: knots (knot,), slopes (knot + 1,), values (point,), its BIC."""
+
+    knots: np.ndarray
+    slopes: np.ndarray
+    fitted: np.ndarray
+    bic: float
+
+
+class Breakpoints(NamedTuple):
+    """The fit of a mean curve, its knots (knot,) and the number of its rising steps, with intervals."""
+
+    fit: PiecewiseLinear
+    knots: Estimate
+    n_rising: Estimate
+
+
+class Departure(NamedTuple):
+    """A departure from a trend, in sd over seeds; the place of its size, and one sd in the values' unit."""
+
+    estimate: Estimate
+    at: int
+    sd: float
+
+
+class Factor(NamedTuple):
+    """A question to the means of some arms: contrasts (contrast, arm) that are 0 if the factor does nothing.
+
+    ``arms`` names the columns. See :meth:`levels` and :meth:`difference` for the usual ones.
+    """
+
+    name: str
+    arms: tuple
+    contrasts: np.ndarray
+
+    @classmethod
+    def levels(cls, name, arms):
+        """Arms that differ in one factor of several levels: are their means equal?"""
+        arms = tuple(arms)
+        return cls(name, arms, np.eye(len(arms))[1:] - np.eye(len(arms))[:1])
+
+    @classmethod
+    def difference(cls, name, with_it, without):
+        """Arms with and without something, pair by pair: is the mean difference 0?"""
+        weights = [1 / len(with_it)] * len(with_it) + [-1 / len(without)] * len(without)
+        return cls(name, (*with_it, *without), np.array([weights]))
+
+
+class VarianceShare(NamedTuple):
+    """How much of the variance a factor makes.
+
+    ``variance`` is that of the means of its levels, each equally often, unbiased and so perhaps below 0;
+    ``residual`` that between seeds of one arm, less what a seed does to all arms; ``share`` is the first over
+    both, in [0, 1], with the p-value of the F test.
+    """
+
+    share: Estimate
+    variance: float
+    residual: float
+
+
+# Curves over training
+
+
+def interior_peak(curves):
+    """Return the largest value over training less the larger of its ends (claim C9), (...) from (..., step).
+
+    0 where the largest value is at an end. The first step is untrained, the last the end of training.
+    """
+    curves = _curves(curves)
+    return curves.max(-1) - np.maximum(curves[..., 0], curves[..., -1])
+
+
+def rise(curves):
+    """Return the value at the end of training less that before it (claim C10), (...) from (..., step)."""
+    curves = _curves(curves)
+    return curves[..., -1] - curves[..., 0]
+
+
+def unexplained(values, given):
+    """Return what a linear fit on other scores leaves of a metric, all of shape (head, step).
+
+    One fit for all heads and steps of a run: that heads differ, or that time passes, explains nothing by
+    itself. A score that is constant changes nothing.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    given = [np.asarray(score, dtype=np.float64) for score in given]
+    shapes = [score.shape for score in given]
+    if values.ndim != 2 or any(shape != values.shape for shape in shapes):
+        raise ValueError(f"values have shape {values.shape}, the scores {shapes}; expected one (head, step)")
+    columns = np.stack([values, *given]).reshape(1 + len(given), -1).T  # (observation, variable)
+    if not np.isfinite(columns).all():
+        raise ValueError(f"{(~np.isfinite(columns)).sum()} of {columns.size} numbers are not finite")
+    centred = columns - columns.mean(0)
+    spread = centred.std(0)
+    scores = centred[:, 1:] / np.where(spread[1:] > 0, spread[1:], 1.0)
+    weights = np.linalg.lstsq(scores, centred[:, 0], rcond=1e-8)[0]
+    rest = (centred[:, 0] - scores @ weights).reshape(values.shape)
+    variance, curve = values.var(), values.mean(0).var()
+    return Unexplained(
+        rest + values.mean(),
+        float(1 - rest.var() / variance) if variance > 0 else 0.0,
+        float(rest.mean(0).var() / curve) if curve > 0 else 0.0,
+    )
+
+
+def _curves(curves):
+    curves = np.asarray(curves, dtype=np.float64)
+    if curves.ndim == 0 or curves.shape[-1] < 2 or not np.isfinite(curves).all():
+        raise ValueError(
+            f"a curve needs at least 2 steps and finite numbers; got shape {curves.shape} with "
+            f"{(~np.isfinite(curves)).sum()} that are not finite"
+        )
+    return curves
+
+
+# Breakpoints
+
+
+def piecewise_linear(x, y, *, n_knots=None, most_knots=MOST_KNOTS):
+    """Fit a continuous piecewise-linear curve y (point,) by least squares, knots at points of the rising x.
+
+    Knots are added one at a time where they help most, then each is moved to its best place, given the
+    others, until none moves. The number with the least BIC = n log(RSS / n) + (2 + 2 · knots) log n is taken:
+    a knot costs its place and a slope. With `n_knots`, there are so many, or as many as there is room for.
+
+    BIC supposes independent errors. What straight pieces miss of a smooth curve is not independent, so a
+    smooth bend may take two knots where one phase changes: count phases with :func:`rising_steps`.
+    """
+    x, y = (np.asarray(values, dtype=np.float64) for values in (x, y))
+    if x.ndim != 1 or x.shape != y.shape or len(x) < 2 * LEAST_POINTS:
+        raise ValueError(
+            f"x and y have shapes {x.shape} and {y.shape}; expected one shape (point,) of at least "
+            f"{2 * LEAST_POINTS} points"
+        )
+    if not (np.diff(x) > 0).all():
+        raise ValueError("x must rise from point to point; sort it and leave out what is there twice")
+    if not np.isfinite(y).all():
+        raise ValueError(f"{(~np.isfinite(y)).sum()} of {len(y)} values of y are NaN or infinite")
+    hinges = np.maximum(x[:, None] - x, 0.0)  # (point, knot place)
+    best, chosen = None, []
+    floor = len(y) * (ROUNDING * max(np.abs(y).max(), 1e-30)) ** 2
+    for count in range((most_knots if n_knots is None else n_knots) + 1):
+        if count:
+            place = _best_place(x, y, hinges, chosen)
+            if place is None:
+                break
+            chosen = _settled(x, y, hinges, [*chosen, place])
+        basis = _basis(x, hinges, chosen)
+        weights = np.linalg.lstsq(basis, y, rcond=None)[0]  # (2 + knot,)
+        fitted = basis @ weights
+        rss = max(float(((y - fitted) ** 2).sum()), floor)
+        bic = len(y) * np.log(rss / len(y)) + (2 + 2 * count) * np.log(len(y))
+        if best is None or n_knots is not None or bic < best.bic:
+            best = PiecewiseLinear(x[sorted(chosen)], np.cumsum(weights[1:]), fitted, float(bic))
+    return best
+
+
+def rising_steps(x, fit):
+    """Return where each rise of a curve begins that was fitted over x (point,), (rise,).
+
+    A rise is a run of neighbouring pieces that are steeper than the range of the curve over the range of x,
+    and that together climb at least a tenth of the range. Pieces of one smooth rise are so counted once. A
+    straight line and a constant have none.
+    """
+    x = np.asarray(x, dtype=np.float64)
+    edges = np.array([x[0], *fit.knots, x[-1]])  # (piece + 1,)
+    height = np.ptp(fit.fitted)
+    steep = (fit.slopes > height / np.ptp(x)) if len(fit.knots) else np.zeros(1, bool)  # (piece,)
+    turns = np.flatnonzero(np.diff(np.concatenate([[0], steep, [0]])))
+    climbs = fit.slopes * np.diff(edges)  # (piece,)
+    begins = [a for a, b in turns.reshape(-1, 2) if climbs[a:b].sum() >= LEAST_RISE * height]
+    return edges[begins]
+
+
+def breakpoints_with_intervals(x, curves, *, n_boot=200, confidence=0.95, seed=0, most_knots=MOST_KNOTS):
+    """Fit the mean of curves (seed, sequence, point); intervals for its knots and number of rising steps.
+
+    Seeds and sequences are drawn again, each with replacement: a draw is the mean over the drawn seeds and
+    the drawn sequences. With one seed the intervals are over sequences alone. Knot k of a draw is fitted with
+    as many knots as the mean curve has; the number of rising steps with as many as BIC takes for the draw.
+    Intervals are widened to hold the value where they do not.
+    """
+    curves = np.asarray(curves, dtype=np.float64)
+    if curves.ndim != 3:
+        raise ValueError(f"curves have shape {curves.shape}; expected (seed, sequence, point)")
+    fit = piecewise_linear(x, curves.mean((0, 1)), most_knots=most_knots)
+    generator = np.random.default_rng(seed)
+    knots, counts = [], []
+    for _ in range(n_boot):
+        seeds, sequences = (generator.integers(n, size=n) for n in curves.shape[:2])
+        mean = curves[seeds][:, sequences].mean((0, 1))  # (point,)
+        same = piecewise_linear(x, mean, n_knots=len(fit.knots))
+        if len(same.knots) == len(fit.knots):
+            knots.append(same.knots)
+        counts.append(len(rising_steps(x, piecewise_linear(x, mean, most_knots=most_knots))))
+    options = {"confidence": confidence, "n": len(curves)}
+    n_rising = percentile_interval(len(rising_steps(x, fit)), counts, **options).widened()
+    return Breakpoints(fit, percentile_interval(fit.knots, knots, **options).widened(), n_rising)
+
+
+def _basis(x, hinges, chosen):
+    return np.column_stack([np.ones_like(x), x, hinges[:, sorted(chosen)]])  # (point, 2 + knot)
+
+
+def _best_place(x, y, hinges, chosen):
+    """Return the place of one more knot that leaves the least squared error, or None without room."""
+    places = np.arange(LEAST_POINTS - 1, len(x) - LEAST_POINTS + 1)
+    for other in chosen:
+        places = places[np.abs(places - other) >= LEAST_POINTS - 1]
+    if not len(places):
+        return None
+    q, _ = np.linalg.qr(_basis(x, hinges, chosen))  # (point, column)
+    rest = y - q @ (q.T @ y)  # (point,)
+    fresh = hinges[:, places] - q @ (q.T @ hinges[:, places])  # (point, place)
+    size = (fresh**2).sum(0)
+    gain = np.where(size > 1e-12, (fresh.T @ rest) ** 2 / np.maximum(size, 1e-12), 0.0)
+    return int(places[gain.argmax()])
+
+
+def _settled(x, y, hinges, chosen):
+    """Return the knots after each was moved to its best place, given the others, until none moves."""
+    for _ in range(SWEEPS):
+        before = list(chosen)
+        for at in range(len(chosen)):
+            others = chosen[:at] + chosen[at + 1 :]
+            chosen = [*chosen[:at], _best_place(x, y, hinges, others), *chosen[at + 1 :]]
+        if chosen == before:
+            break
+    return chosen
+
+
+# Arms
+
+
+def advantage(values, of, *, confidence=0.95, n_draws=9999, seed=0):
+    """Return by how much an arm's mean lies below that of the best other arm, the lowest, and which that is.
+
+    `values` is (seed,) by arm, the same seeds in the same order, so that differences are paired; the interval
+    is over seeds. Arms are exchanged for each seed on its own: the null is the mean over the exchanges, the
+    p-value the share of them that are as far below.
+    """
+    if of not in values:
+        raise KeyError(f"there is no arm {of!r} among {', '.join(values)}")
+    names = [of, *(name for name in values if name != of)]
+    if len(names) < 2:
+        raise ValueError(f"{of} has no other arm to be compared with")
+    table = np.stack([np.asarray(values[name], dtype=np.float64) for name in names])  # (arm, seed)
+    best = 1 + int(table[1:].mean(1).argmin())
+    difference = seed_interval(table[0] - table[best], confidence=confidence)
+    generator = np.random.default_rng(seed)
+    draws = np.empty(n_draws)
+    for draw in range(n_draws):
+        means = generator.permuted(table, axis=0).mean(1)  # (arm,)
+        draws[draw] = means[0] - means[1:].min()
+    p_value = (1 + int((draws <= difference.value + 1e-12).sum())) / (n_draws + 1)
+    return difference._replace(null=float(draws.mean()), p_value=p_value), names[best]
+
+
+def clustered_rank_correlation(x, y, clusters, *, n_boot=1000, confidence=0.95, seed=0):
+    """Return the Spearman correlation of two numbers of each run (run,), runs of a cluster standing together.
+
+    Seeds of one arm are not independent evidence about a relation between arms. So whole clusters, of one
+    size and with their runs in the same order of seeds, are drawn for the interval and exchanged for the
+    p-value. Draws of a single cluster, whose ranks say nothing about arms, are left out. The p-value is
+    two-sided and counts every order of the clusters of y, up to 7; beyond that, 5,039 random ones and the
+    observed.
+    """
+    x, y, clusters = np.asarray(x, float), np.asarray(y, float), np.asarray(clusters)
+    names, sizes = np.unique(clusters, return_counts=True)
+    if x.shape != y.shape or x.shape != clusters.shape or len(set(sizes)) != 1 or len(names) < 4:
+        raise ValueError(
+            f"expected runs of at least 4 clusters of one size, got {dict(zip(names, sizes, strict=True))}, "
+            f"x {x.shape}, y {y.shape}"
+        )
+    if not np.isfinite([x, y]).all():
+        raise ValueError("a run has no finite number; leave its cluster out, and say so")
+    x, y = (np.stack([values[clusters == name] for name in names]) for values in (x, y))  # (cluster, run)
+    generator = np.random.default_rng(seed)
+    value = _spearman(x, y)
+    draws = []
+    while len(draws) < n_boot:
+        index = generator.integers(len(names), size=len(names))
+        if len(set(index)) > 1:
+            draws.append(_spearman(x[index], y[index]))
+    orders = _orders(len(names), generator)
+    as_far = sum(abs(_spearman(x, y[list(order)])) >= abs(value) - 1e-12 for order in orders)
+    found = percentile_interval(value, draws, confidence=confidence, n=len(names)).widened()
+    return found._replace(p_value=as_far / len(orders))
+
+
+def _spearman(x, y):
+    ranks = [scipy_stats.rankdata(values) for values in (x, y)]
+    if min(map(np.ptp, ranks)) == 0:
+        return np.nan
+    return float(np.corrcoef(*ranks)[0, 1])
+
+
+def _orders(n, generator):
+    if n <= 7:
+        return list(itertools.permutations(range(n)))
+    return [range(n), *(generator.permutation(n) for _ in range(MOST_ORDERS - 1))]
+
+
+# Sizes
+
+
+def trend_per_decade(parameters, values, *, confidence=0.95):
+    """Return the slope of values (size, seed) over log10 of the number of parameters (size,).
+
+    Of at least 4 sizes and 3 seeds. Student's interval is over the slopes of the seeds; it holds for these
+    sizes. Sizes are exchanged in every possible order for the two-sided p-value; the null, the mean slope
+    over all orders, is 0 up to rounding.
+    """
+    x, values = _sizes(parameters, values)
+
+    def slopes(of):
+        centred = x - x.mean()
+        return centred @ of / (centred @ centred)  # (seed,)
+
+    slope = seed_interval(slopes(values), confidence=confidence)
+    orders = [list(order) for order in itertools.permutations(range(len(x)))]
+    draws = np.array([slopes(values[order]).mean() for order in orders])
+    p_value = float((np.abs(draws) >= abs(slope.value) - 1e-12).mean())
+    null = float(draws.mean().round(12)) + 0.0  # 0 but for rounding, and never -0
+    return slope._replace(null=null, p_value=p_value)
+
+
+def departures(parameters, means):
+    """Return how far each size is from the line through the others, signed, (..., size) as the means.
+
+    The line is over log10 of the parameters (size,).
+    """
+    x, means = np.log10(np.asarray(parameters, float)), np.asarray(means, dtype=np.float64)
+    found = np.empty(np.broadcast_shapes(means.shape, x.shape))
+    for at in range(len(x)):
+        rest = np.arange(len(x)) != at
+        centred = x[rest] - x[rest].mean()
+        slope = means[..., rest] @ centred / (centred @ centred)  # (...)
+        found[..., at] = means[..., at] - means[..., rest].mean(-1) - slope * (x[at] - x[rest].mean())
+    return found
+
+
+def largest_departure(parameters, values, *, n_draws=2000, confidence=0.95, seed=0):
+    """Return the largest departure of a size from the trend over the others (claim C7).
+
+    Parameters and values are as in :func:`trend_per_decade`. For the interval, deviations from the means of
+    the sizes are drawn again around these means; for the null, the mean of the same statistic if only seeds
+    vary, and its p-value, around the line through all sizes. Deviations of all sizes are one pool, widened by
+    √(n / (n − 1)) for the mean that was taken off; the pooled sd is the unit throughout.
+    """
+    x, values = _sizes(parameters, values)
+    n_sizes, n_seeds = values.shape
+    means = values.mean(1)  # (size,)
+    pool = (values - means[:, None]).ravel() * np.sqrt(n_seeds / (n_seeds - 1))
+    sd = float(np.sqrt((pool**2).mean()))
+    if not sd > 0:
+        raise ValueError("seeds of one size do not differ, so there is no unit to measure departures in")
+    generator = np.random.default_rng(seed)
+    noise = generator.choice(pool, (n_draws, n_sizes, n_seeds)).mean(-1)  # (draw, size)
+    line = np.polyval(np.polyfit(x, means, 1), x)  # (size,)
+
+    def largest(of):
+        return np.abs(departures(10**x, of)).max(-1) / sd
+
+    found = np.abs(departures(10**x, means))
+    value = float(found.max() / sd)
+    null = largest(line + noise)  # (draw,)
+    p_value = (1 + int((null >= value - 1e-12).sum())) / (n_draws + 1)
+    estimate = percentile_interval(value, largest(means + noise), confidence=confidence, n=n_seeds).widened()
+    return Departure(estimate._replace(null=float(null.mean()), p_value=p_value), int(found.argmax()), sd)
+
+
+def _sizes(parameters, values):
+    """Return log10 of the parameters, and the values as an array, both checked."""
+    parameters, values = np.asarray(parameters, dtype=np.float64), np.asarray(values, dtype=np.float64)
+    if values.ndim != 2 or parameters.shape != values.shape[:1] or len(values) < LEAST_SIZES:
+        raise ValueError(
+            f"parameters {parameters.shape} and values {values.shape}; expected (size,) and (size, seed) of "
+            f"at least {LEAST_SIZES} sizes"
+        )
+    if values.shape[1] < LEAST_SEEDS or not np.isfinite(values).all():
+        raise ValueError(
+            f"at least {LEAST_SEEDS} seeds of finite numbers are needed, got {values.shape[1]} seeds and "
+            f"{(~np.isfinite(values)).sum()} numbers that are not finite"
+        )
+    if len(set(parameters)) < len(parameters) or not (parameters > 0).all():
+        raise ValueError(f"sizes must be positive and different, got {parameters.tolist()}")
+    return np.log10(parameters), values
+
+
+# Shares of variance
+#
+# Every arm is trained from the same seeds, so arms × seeds is a complete block design: the sums of squares of
+# arms, seeds and the rest are orthogonal, and F intervals are exact under normal errors. A mixed model fitted
+# by restricted likelihood gives the same estimates on such a table, and needs more to be trusted.
+
+
+def variance_share(values, factor, *, confidence=0.95):
+    """Return the share of a factor in the variance between runs that differ in it and in their seed.
+
+    `values` is (seed,) by arm; all arms from the same 3 or more seeds, in one order. The error is estimated
+    from all arms given, also those that the factor does not name. The interval inverts the noncentral F
+    distribution.
+    """
+    table, error, df_error = _blocks(values)
+    missing = [arm for arm in factor.arms if arm not in values]
+    if missing:
+        raise KeyError(f"{factor.name} needs the arms {', '.join(missing)}; given are {', '.join(values)}")
+    order = [list(values).index(arm) for arm in factor.arms]
+    n_seeds, n_arms = table.shape[1], len(order)
+    found = factor.contrasts @ table[order].mean(1)  # (contrast,)
+    gram = factor.contrasts @ factor.contrasts.T
+    square = n_seeds * float(found @ np.linalg.solve(gram, found))
+    df = len(found)
+    per_run = n_seeds * n_arms  # noncentrality over this is variance over residual
+    variance = (square - df * error) / per_run
+    if error > 0:
+        ratio = square / df / error
+        ends = _noncentrality(ratio, df, df_error, confidence)
+        low, high = (end / (end + per_run) for end in ends)
+        share = max(variance, 0.0) / (max(variance, 0.0) + error)
+        p_value = float(scipy_stats.f.sf(ratio, df, df_error))
+    else:  # seeds that do not differ at all
+        share = low = high = float(square > 0)
+        p_value = float(square == 0)
+    estimate = Estimate(share, low, high, p_value=p_value, n=n_seeds).widened()
+    return VarianceShare(estimate, variance, error)
+
+
+def seed_variance(values):
+    """Return the variance of what a seed does to all arms alike, and that which is left, both unbiased.
+
+    `values` is as in :func:`variance_share`. The first is a difference of mean squares and may be below 0.
+    """
+    table, error, _ = _blocks(values)
+    between = table.shape[0] * table.mean(0).var(ddof=1)
+    return float((between - error) / table.shape[0]), error
+
+
+def _blocks(values):
+    """Return the table (arm, seed), the mean square of what arms and seeds leave, and its freedom."""
+    rows = {arm: np.asarray(row, dtype=np.float64) for arm, row in values.items()}
+    shapes = {row.shape for row in rows.values()}
+    if len(rows) < 2 or len(shapes) != 1 or len(next(iter(shapes))) != 1 or shapes < {(0,), (1,), (2,)}:
+        listed = ", ".join(f"{arm} {row.shape}" for arm, row in rows.items())
+        raise ValueError(f"expected at least 2 arms of the same {LEAST_SEEDS} or more seeds, got {listed}")
+    table = np.stack(list(rows.values()))  # (arm, seed)
+    if not np.isfinite(table).all():
+        raise ValueError(f"{(~np.isfinite(table)).sum()} of {table.size} runs have no finite number")
+    rest = table - table.mean(0) - table.mean(1, keepdims=True) + table.mean()
+    freedom = (table.shape[0] - 1) * (table.shape[1] - 1)
+    error = float((rest**2).sum() / freedom)
+    return table, error if error > (1e-12 * np.abs(table).max()) ** 2 else 0.0, freedom
+
+
+def _noncentrality(ratio, df, df_error, confidence):
+    """Return the noncentralities at which the observed F is at the ends of its distribution."""
+
+    def solve(probability):
+        def excess(noncentrality):
+            return scipy_stats.ncf.cdf(ratio, df, df_error, noncentrality) - probability
+
+        if scipy_stats.f.cdf(ratio, df, df_error) < probability:
+            return 0.0  # even without an effect so small an F is rare
+        most = 10.0 + 4 * df * ratio
+        while excess(most) > 0:
+            most *= 2
+        return optimize.brentq(excess, 1e-12, most)
+
+    return solve((1 + confidence) / 2), solve((1 - confidence) / 2)

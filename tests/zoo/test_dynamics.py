@@ -1,0 +1,476 @@
+import itertools
+
+import numpy as np
+import pytest
+from scipy import stats as scipy_stats
+
+from nbhelpers.claims.paper import paper_table
+from nbhelpers.stats import partial_correlation
+from nbhelpers.zoo.dynamics import (
+    Factor,
+    advantage,
+    breakpoints_with_intervals,
+    clustered_rank_correlation,
+    departures,
+    interior_peak,
+    largest_departure,
+    piecewise_linear,
+    rise,
+    rising_steps,
+    seed_variance,
+    trend_per_decade,
+    unexplained,
+    variance_share,
+)
+
+# Curves over training
+
+
+@pytest.mark.parametrize(
+    ("curve", "peak", "gain"),
+    [
+        ([1.0, 3.0, 2.0], 1.0, 1.0),
+        ([1.0, 2.0, 3.0], 0.0, 2.0),
+        ([3.0, 1.0, 2.0], 0.0, -1.0),
+        ([2.0, 2.0], 0.0, 0.0),
+    ],
+)
+def test_peaks_and_rises(curve, peak, gain):
+    assert interior_peak(curve) == pytest.approx(peak)
+    assert rise(curve) == pytest.approx(gain)
+
+
+def test_the_table_of_the_paper_has_its_peak():
+    table = paper_table(5)
+    assert interior_peak(table["spectral_entropy"]) == pytest.approx(3.522 - 3.010)
+    assert rise(table["scale_sensitivity_0.5"]) == pytest.approx(0.740 - 0.523)
+
+
+@pytest.mark.parametrize("curve", [[1.0], [1.0, np.nan, 2.0]])
+def test_curves_that_are_none_are_refused(curve):
+    with pytest.raises(ValueError, match="at least 2 steps"):
+        interior_peak(curve)
+
+
+@pytest.fixture
+def scores():
+    return np.random.default_rng(1).normal(size=(3, 8, 20))  # three scores of 8 heads at 20 steps
+
+
+def test_what_is_linear_in_the_scores_is_explained_whole(scores):
+    values = 2 + 3 * scores[0] - scores[1]
+    left = unexplained(values, scores)
+    assert left.explained == pytest.approx(1)
+    assert left.rest == pytest.approx(np.full_like(values, values.mean()))
+    assert left.curve_left == pytest.approx(0, abs=1e-12)
+
+
+def test_the_rest_is_that_of_partial_correlation(scores):
+    generator = np.random.default_rng(4)
+    values, other = (scores.sum(0) + generator.normal(size=(8, 20)) for _ in range(2))
+    rests = [unexplained(v, scores).rest.ravel() for v in (values, other)]
+    expected = partial_correlation(values.ravel(), other.ravel(), [score.ravel() for score in scores])
+    assert np.corrcoef(*rests)[0, 1] == pytest.approx(expected)
+
+
+def test_a_phase_that_no_score_has_is_left(scores):
+    bump = np.exp(-((np.arange(20) - 10.0) ** 2) / 8)
+    scores = scores - scores.mean(1, keepdims=True)  # their mean curves are flat
+    left = unexplained(scores[0] + 2 * bump, scores)
+    assert interior_peak(left.rest.mean(0)) > 1.5
+    assert left.curve_left > 0.95
+
+
+def test_a_constant_score_changes_nothing(scores):
+    values = np.random.default_rng(5).normal(size=(8, 20))
+    with_it = unexplained(values, [scores[0], np.ones((8, 20))])
+    assert with_it.rest == pytest.approx(unexplained(values, scores[:1]).rest)
+
+
+def test_wrong_scores_are_refused(scores):
+    with pytest.raises(ValueError, match=r"one \(head, step\)"):
+        unexplained(scores[0], [scores[1][:, :5]])
+    with pytest.raises(ValueError, match="1 of 320"):
+        unexplained(np.where(scores[0] == scores[0, 0, 0], np.nan, scores[0]), [scores[1]])
+
+
+# Breakpoints
+
+X = np.log10(np.unique(np.round(np.geomspace(1, 3000, 44))))  # checkpoints as the zoo has them
+
+
+def ramps(x, *edges):
+    """1 higher after each (start, end), straight between, flat elsewhere."""
+    return sum(np.clip((x - a) / (b - a), 0, 1) for a, b in edges)
+
+
+def sigmoids(x, *centres, width=0.12):
+    return sum(1 / (1 + np.exp(-(x - centre) / width)) for centre in centres)
+
+
+def noise(scale, seed=0, n=None):
+    return np.random.default_rng(seed).normal(0, scale, n or len(X))
+
+
+def least_squares(x, y, knots):
+    """Residual sum of squares of the best continuous curve with these knots, by plain lstsq."""
+    basis = np.stack([np.ones_like(x), x, *(np.clip(x - k, 0, None) for k in knots)], 1)
+    return np.sum((y - basis @ np.linalg.lstsq(basis, y, rcond=None)[0]) ** 2)
+
+
+@pytest.mark.parametrize("n_knots", [1, 2])
+@pytest.mark.parametrize("seed", range(4))
+def test_knots_are_those_of_an_exhaustive_search(n_knots, seed):
+    x = np.linspace(0, 3, 20)
+    y = ramps(x, (0.8, 1.4)) + noise(0.15, seed, 20)
+    places = [
+        some for some in itertools.combinations(range(2, 18), n_knots) if min(np.diff(some), default=2) >= 2
+    ]
+    best = min(least_squares(x, y, x[list(some)]) for some in places)
+    fit = piecewise_linear(x, y, n_knots=n_knots)
+    assert len(fit.knots) == n_knots
+    assert np.sum((y - fit.fitted) ** 2) == pytest.approx(best, rel=1e-9)
+    assert least_squares(x, y, fit.knots) == pytest.approx(best, rel=1e-9)
+
+
+def test_an_exact_ramp_is_found_exactly():
+    start, end = X[15], X[30]
+    fit = piecewise_linear(X, ramps(X, (start, end)))
+    assert fit.knots == pytest.approx([start, end])
+    assert fit.slopes == pytest.approx([0, 1 / (end - start), 0], abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("curve", "begins"),
+    [
+        (np.full(len(X), 2.5), []),
+        (noise(0.01), []),
+        (3 * X, []),  # a straight line has no change
+        (1 - ramps(X, (1.0, 2.0)), []),  # a fall
+        (ramps(X, (1.5, 2.2)) + noise(0.01), [1.5]),
+        (ramps(X, (1.0, 1.5), (2.4, 3.0)) + noise(0.01), [1.0, 2.4]),
+        (sigmoids(X, 2.0), [1.75]),  # smooth: more knots than phases
+        (sigmoids(X, 1.6, 2.9) + noise(0.005), [1.4, 2.6]),
+    ],
+)
+def test_rising_steps_are_those_planted(curve, begins):
+    found = rising_steps(X, piecewise_linear(X, curve))
+    assert len(found) == len(begins)
+    assert found == pytest.approx(begins, abs=0.2)
+
+
+def test_intervals_hold_the_planted_knots_and_counts():
+    planted = X[[6, 12, 21, 28]]
+    curve = ramps(X, planted[:2], planted[2:])
+    generator = np.random.default_rng(3)
+    curves = curve + generator.normal(0, 0.04, (3, 12, len(X)))
+    breakpoints = breakpoints_with_intervals(X, curves, n_boot=60, seed=1)
+    assert breakpoints.n_rising[:3] == (2, 2, 2)
+    assert len(breakpoints.fit.knots) == 4
+    for low, high, true in zip(*breakpoints.knots[1:3], planted, strict=True):
+        assert low - 1e-9 <= true <= high + 1e-9
+        assert high - low < 0.4
+
+
+def test_the_same_seed_gives_the_same_intervals_and_a_noisier_curve_wider_ones():
+    generator = np.random.default_rng(0)
+    unit = generator.normal(0, 1, (3, 8, len(X)))
+    quiet, loud = (ramps(X, (1.4, 2.4)) + scale * unit for scale in (0.02, 0.3))
+    first, again = (breakpoints_with_intervals(X, quiet, n_boot=40, seed=5) for _ in range(2))
+    assert np.array_equal(first.knots.low, again.knots.low)
+    wider = breakpoints_with_intervals(X, loud, n_boot=40, seed=5)
+    quiet_width, loud_width = (np.mean(b.knots.high - b.knots.low) for b in (first, wider))
+    assert quiet_width < loud_width
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "told"),
+    [
+        (X[::-1], X, "must rise"),
+        (X, np.full(len(X), np.nan), "43 of 43|[0-9]+ of [0-9]+ values"),
+        (X[:5], X[:5], "at least 6"),
+        (X, X[:-1], "shapes"),
+    ],
+)
+def test_wrong_input_is_refused(x, y, told):
+    with pytest.raises(ValueError, match=told):
+        piecewise_linear(x, y)
+
+
+def test_curves_need_seeds_and_sequences():
+    with pytest.raises(ValueError, match="seed, sequence, point"):
+        breakpoints_with_intervals(X, np.zeros((3, len(X))))
+
+
+# Arms
+
+
+def test_the_advantage_is_over_the_best_other_paired_by_seed():
+    shared = np.array([0.0, 0.4, 0.8])  # what a seed does to all arms cancels
+    values = {"alibi": shared + 0.30, "rope": shared + np.array([0.10, 0.11, 0.12]), "t5": shared + 0.25}
+    found, best = advantage(values, "rope", n_draws=500)
+    assert best == "t5"
+    assert found.value == pytest.approx(-0.14)
+    assert found.high < -0.11
+    assert found.p_value < 0.1
+
+
+def test_the_null_of_the_advantage_is_the_mean_over_all_exchanges():
+    values = {"rope": [0.1, 0.5, 0.2], "nope": [0.3, 0.1, 0.9], "t5": [0.7, 0.2, 0.4]}
+    table = np.array(list(values.values()))
+    exchanged = []
+    for orders in itertools.product(itertools.permutations(range(3)), repeat=3):
+        means = np.mean([table[list(order), seed] for seed, order in enumerate(orders)], 0)
+        exchanged.append(means[0] - means[1:].min())
+    found, _ = advantage(values, "rope", n_draws=20_000)
+    assert found.null == pytest.approx(np.mean(exchanged), abs=0.005)
+    observed = table[0].mean() - table[1:].mean(1).min()
+    assert found.p_value == pytest.approx(np.mean(np.array(exchanged) <= observed + 1e-12), abs=0.02)
+
+
+def test_the_advantage_needs_its_arm_and_another():
+    with pytest.raises(KeyError, match="no arm 'rope'"):
+        advantage({"t5": [1.0, 2, 3]}, "rope")
+    with pytest.raises(ValueError, match="no other"):
+        advantage({"rope": [1.0, 2, 3]}, "rope")
+
+
+def clusters_of(values):
+    return np.repeat(list("abcdef"), 3)[: values.size]
+
+
+def test_the_correlation_is_spearmans_and_its_p_value_counts_every_order():
+    generator = np.random.default_rng(2)
+    x = generator.normal(size=(4, 3))
+    y = x + generator.normal(0, 0.8, (4, 3))
+    found = clustered_rank_correlation(x.ravel(), y.ravel(), clusters_of(x), n_boot=100)
+    assert found.value == pytest.approx(scipy_stats.spearmanr(x.ravel(), y.ravel()).statistic)
+    every = [
+        scipy_stats.spearmanr(x.ravel(), y[list(order)].ravel()).statistic
+        for order in itertools.permutations(range(4))
+    ]
+    assert found.p_value == pytest.approx(np.mean(np.abs(every) >= abs(found.value) - 1e-9))
+    assert found.n == 4
+    assert found.low <= found.value <= found.high
+
+
+def test_seeds_of_an_arm_are_not_more_evidence():
+    """Six arms, 3 copies of each: the p-value and the interval are those of six runs, not of eighteen."""
+    x, y = np.arange(6.0), np.array([0.0, 2, 1, 3, 5, 4])
+    once = clustered_rank_correlation(x, y, list("abcdef"), n_boot=400)
+    thrice = clustered_rank_correlation(x.repeat(3), y.repeat(3), list("aaabbbcccdddeeefff"), n_boot=400)
+    assert thrice.value == pytest.approx(once.value)
+    assert thrice.p_value == pytest.approx(once.p_value)
+    assert thrice[1:3] == pytest.approx(once[1:3])
+
+
+def test_unrelated_arms_are_rarely_significant():
+    rejected = 0
+    for seed in range(60):
+        generator = np.random.default_rng(seed)
+        x, y = (
+            generator.normal(size=(5, 1)) + 0.05 * generator.normal(size=(5, 3)) for _ in range(2)
+        )  # as if 15 runs, but 5 arms
+        found = clustered_rank_correlation(x.ravel(), y.ravel(), np.repeat(list("abcde"), 3), n_boot=2)
+        rejected += found.p_value < 0.05
+    assert rejected <= 9
+
+
+@pytest.mark.parametrize("clusters", [list("aabbcc"), list("aaabbc")])
+def test_few_or_unequal_clusters_are_refused(clusters):
+    with pytest.raises(ValueError, match="at least 4 clusters of one size"):
+        clustered_rank_correlation(np.arange(6.0), np.arange(6.0), clusters)
+
+
+# Sizes
+
+SIZES = np.array([2e5, 5e5, 1.05e6, 2.2e6, 5e6])
+
+
+def sized(departure=0.0, *, slope=0.3, at=2, sd=0.05, n_seeds=3, seed=0):
+    """Values (size, seed) on a line over log10 size; one size is off it."""
+    noise = np.random.default_rng(seed).normal(0, sd, (len(SIZES), n_seeds))
+    values = slope * np.log10(SIZES)[:, None] + noise
+    values[at] += departure
+    return values
+
+
+def test_the_slope_is_that_of_linregress():
+    values = sized()
+    found = trend_per_decade(SIZES, values)
+    every = [scipy_stats.linregress(np.log10(SIZES), column).slope for column in values.T]
+    assert found.value == pytest.approx(np.mean(every))
+    assert found[1:3] == pytest.approx(scipy_stats.ttest_1samp(every, 0).confidence_interval(0.95)[:])
+    assert found.null == pytest.approx(0, abs=1e-12)
+    assert found.p_value == pytest.approx(1 / 120, abs=0.01)
+
+
+def test_exchanged_sizes_without_a_trend_are_not_significant():
+    p_values = [trend_per_decade(SIZES, sized(slope=0.0, seed=k)).p_value for k in range(40)]
+    assert np.mean(np.array(p_values) < 0.05) <= 0.15
+
+
+def test_departures_are_from_a_line_through_the_others():
+    means = np.random.default_rng(3).normal(size=len(SIZES))
+    for at, found in enumerate(departures(SIZES, means)):
+        rest = np.delete(np.arange(len(SIZES)), at)
+        line = np.polyfit(np.log10(SIZES[rest]), means[rest], 1)
+        assert found == pytest.approx(means[at] - np.polyval(line, np.log10(SIZES[at])))
+
+
+def test_the_paper_departs_most_at_2_8b():
+    table = paper_table(6)
+    sizes = table.params.map(lambda p: float(p[:-1]) * {"M": 1e6, "B": 1e9}[p[-1]])
+    found = departures(sizes, table.spectral_entropy)
+    assert table.params[int(np.abs(found).argmax())] == "2.8B"
+    assert found.max() > 0.9
+
+
+def test_a_planted_outlier_is_found_in_its_own_unit():
+    found = largest_departure(SIZES, sized(0.6, sd=0.03), n_draws=500)
+    assert found.at == 2
+    assert found.sd == pytest.approx(np.sqrt(sized(sd=0.03).var(1, ddof=1).mean())), "pooled over sizes"
+    assert found.estimate.value * found.sd == pytest.approx(0.6, abs=0.12)
+    assert found.estimate.low > 3 > found.estimate.null
+    assert found.estimate.p_value < 0.01
+
+
+def test_seeds_alone_depart_as_the_null_says():
+    values, nulls, p_values = [], [], []
+    for k in range(60):
+        found = largest_departure(SIZES, sized(seed=k), n_draws=200, seed=k).estimate
+        values.append(found.value)
+        nulls.append(found.null)
+        p_values.append(found.p_value)
+    assert np.median(values) == pytest.approx(np.median(nulls), rel=0.3)
+    assert np.mean(np.array(p_values) < 0.05) <= 0.17
+
+
+@pytest.mark.parametrize("function", [trend_per_decade, largest_departure])
+@pytest.mark.parametrize(
+    ("sizes", "values", "told"),
+    [
+        (SIZES[:3], sized()[:3], "at least 4 sizes"),
+        (SIZES, sized()[:, :2], "at least 3 seeds"),
+        (np.full(5, 1e6), sized(), "different"),
+        (SIZES, np.full((5, 3), np.nan), "not finite"),
+    ],
+)
+def test_too_little_is_refused(function, sizes, values, told):
+    with pytest.raises(ValueError, match=told):
+        function(sizes, values)
+
+
+def test_seeds_that_agree_to_the_last_digit_have_no_unit():
+    with pytest.raises(ValueError, match="do not differ"):
+        largest_departure(SIZES, np.ones((5, 3)))
+
+
+# Shares of variance
+
+ARMS = list("abcdefg")
+
+
+def crossed(effects, *, seed_sd, noise_sd, n_seeds=3, seed=0):
+    """Arms × seeds: effect of the arm, of the seed, and noise."""
+    generator = np.random.default_rng(seed)
+    seeds = generator.normal(0, seed_sd, n_seeds) if seed_sd else np.zeros(n_seeds)
+    return {
+        arm: effect + seeds + generator.normal(0, noise_sd, n_seeds)
+        for arm, effect in zip(ARMS, effects, strict=False)
+    }
+
+
+def test_the_f_test_is_that_of_a_two_way_analysis():
+    values = crossed([0, 0.3, 0.1, 0.5], seed_sd=1.0, noise_sd=0.2, n_seeds=4, seed=7)
+    table = np.stack(list(values.values()))
+    between = 4 * ((table.mean(1) - table.mean()) ** 2).sum() / 3
+    rest = sum(
+        (table[i, j] - table[i].mean() - table[:, j].mean() + table.mean()) ** 2
+        for i in range(4)
+        for j in range(4)
+    )
+    found = variance_share(values, Factor.levels("arm", values))
+    assert found.residual == pytest.approx(rest / 9)
+    assert found.share.p_value == pytest.approx(scipy_stats.f.sf(between / (rest / 9), 3, 9))
+
+
+def test_a_difference_is_the_paired_t_test_where_there_are_two_arms():
+    values = crossed([0.0, 0.4], seed_sd=2.0, noise_sd=0.2, n_seeds=6, seed=1)
+    share = variance_share(values, Factor.difference("bos", ["b"], ["a"])).share
+    assert share.p_value == pytest.approx(scipy_stats.ttest_rel(values["b"], values["a"]).pvalue)
+
+
+def test_the_variance_of_a_factor_is_unbiased():
+    effects = np.array([0.0, 0.5, -0.5, 1.0, -1.0])
+    found = [
+        variance_share(v, Factor.levels("arm", v)).variance
+        for v in (crossed(effects, seed_sd=0.7, noise_sd=0.6, seed=k) for k in range(400))
+    ]
+    assert np.mean(found) == pytest.approx(effects.var(), abs=3 * np.std(found) / 20)
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.3, 1.0])
+def test_intervals_cover_the_share(scale):
+    effects, noise_sd = scale * np.array([0.0, 0.4, -0.4, 0.8, -0.8, 0.2, -0.2]), 0.5
+    true = effects.var() / (effects.var() + noise_sd**2)
+    covered = 0
+    for k in range(200):
+        values = crossed(effects, seed_sd=1.0, noise_sd=noise_sd, seed=k)
+        share = variance_share(values, Factor.levels("encoding", values)).share
+        covered += share.low <= true <= share.high
+    assert covered >= 181  # of 200 at 95 %: fewer than 181 happens once in 1,000
+
+
+def test_factors_of_two_levels_have_the_variance_of_their_levels():
+    values = {
+        "rope": [0.0, 0.0, 0.0],
+        "learned": [1.0, 1, 1],
+        "rope-bi": [3.0, 3, 3],
+        "learned-bi": [4.0, 4, 4],
+    }
+    factor = Factor.difference("mask", ["rope-bi", "learned-bi"], ["rope", "learned"])
+    found = variance_share(values, factor)
+    assert found.variance == pytest.approx(np.var([0.0, 3.0]))
+    assert (*found.share[:3], found.share.p_value) == (1, 1, 1, 0)
+
+
+def test_no_difference_at_all_has_no_share():
+    values = {"a": [1.0, 2, 3], "b": [1.0, 2, 3]}
+    share = variance_share(values, Factor.levels("x", ["a", "b"])).share
+    assert (share.value, share.p_value) == (0, 1)
+
+
+def test_the_seed_is_a_random_effect():
+    found = [
+        seed_variance(crossed(np.zeros(6), seed_sd=0.8, noise_sd=0.3, n_seeds=4, seed=k)) for k in range(300)
+    ]
+    seeds, rest = np.mean(found, 0)
+    assert seeds == pytest.approx(0.64, rel=0.15)
+    assert rest == pytest.approx(0.09, rel=0.05)
+
+
+def test_what_a_seed_does_to_all_arms_does_not_move_the_share():
+    effects = [0.0, 0.5, 1.0]
+    values = crossed(effects, seed_sd=0.0, noise_sd=0.3)
+    shifted = {arm: np.asarray(row) + np.array([5.0, -2.0, 9.0]) for arm, row in values.items()}
+    one, other = (variance_share(v, Factor.levels("arm", v)) for v in (values, shifted))
+    assert one.share[:3] == pytest.approx(other.share[:3])
+    assert one[1:] == pytest.approx(other[1:])
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"a": [1.0, 2, 3]}, {"a": [1.0, 2], "b": [1.0, 3]}, {"a": [1.0, 2, 3], "b": [1.0, 2, 3, 4]}],
+)
+def test_too_few_runs_are_refused(values):
+    with pytest.raises(ValueError, match="at least 2 arms of the same 3"):
+        variance_share(values, Factor.levels("x", list(values)))
+
+
+def test_wrong_arms_and_numbers_are_refused():
+    values = {"a": [1.0, 2, 3], "b": [1.0, np.nan, 3]}
+    with pytest.raises(ValueError, match="1 of 6"):
+        variance_share(values, Factor.levels("x", ["a", "b"]))
+    with pytest.raises(KeyError, match="needs the arms c"):
+        variance_share({"a": [1.0, 2, 3], "b": [2.0, 2, 4]}, Factor.levels("x", ["a", "c"]))
