@@ -39,18 +39,22 @@ def summary(reading, seconds):
     return f"{line} {reading.note}".strip()
 
 
-def numbers_table(frame, name, other=None, other_name=""):
-    """Return the numbers of a head (`Reading.numbers`) as a table, those of a pinned head beside."""
-    heads = ["metric", f'<span class="nbh-of-selected">{name}</span>', RANK]
-    heads += [f'<span class="nbh-of-pinned">{other_name}</span>', RANK] if other is not None else []
-    rows = [f"<tr>{''.join(f'<th scope=col>{head}</th>' for head in [*heads, 'uniform'])}</tr>"]
-    for metric, row in frame.iterrows():
-        cells = [number(row.value), rank(row.percentile)]
-        if other is not None:
-            cells += [number(other.value[metric]), rank(other.percentile[metric])]
-        cells.append(number(row.uniform))
-        label, row = html.escape(metric_label(metric)), "".join(f"<td>{cell}</td>" for cell in cells)
-        rows.append(f'<tr data-metric="{metric}"><th scope=row>{label}</th>{row}</tr>')
+def numbers_table(heads):
+    """Return the numbers of the selected head, and of the pinned one if any, as a table.
+
+    `heads` are pairs of a name and the frame of `Reading.numbers`.
+    """
+    names = "".join(
+        f'<th scope=col><span class="nbh-of-{kind}">{name}</span></th><th scope=col>{RANK}</th>'
+        for kind, (name, _) in zip(("selected", "pinned"), heads, strict=False)
+    )
+    rows = [f"<tr><th scope=col>metric</th>{names}<th scope=col>uniform</th></tr>"]
+    for metric, first in heads[0][1].iterrows():
+        own = [frame.loc[metric] for _, frame in heads]
+        cells = [cell for row in own for cell in (number(row.value), rank(row.percentile))]
+        cells = "".join(f"<td>{cell}</td>" for cell in [*cells, number(first.uniform)])
+        label = html.escape(metric_label(metric))
+        rows.append(f'<tr data-metric="{metric}"><th scope=row>{label}</th>{cells}</tr>')
     return f'<div class="nbh-numbers"><table>{"".join(rows)}</table></div>'
 
 

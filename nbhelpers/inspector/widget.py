@@ -281,8 +281,8 @@ class HeadInspector(widgets.VBox):
             "Key profile, lag profile, spectrum and wavelet coefficients of "
             + " and ".join(view.name for view in views),
         )
-        numbers = [(self.reading.numbers(view.layer, view.head), view.name) for view in views]
-        c.numbers.value = sentences.numbers_table(*(part for pair in numbers for part in pair))
+        numbers = [(view.name, self.reading.numbers(view.layer, view.head)) for view in views]
+        c.numbers.value = sentences.numbers_table(numbers)
         c.other.layout.display = "" if self.pinned else "none"
         c.unpin.disabled = self.pinned is None
 

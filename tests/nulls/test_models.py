@@ -73,11 +73,13 @@ def test_a_null_has_the_form_of_its_profiles(null, causal):
 
 
 @pytest.mark.parametrize("null", OF_PROFILES, ids=lambda null: null.name)
-def test_a_null_can_be_measured_at_every_length_and_again(null):
+def test_a_null_can_be_saved_and_measured_at_every_length_and_again(null, tmp_path):
     observation = observe(64)
     first, second = (measure(observation.map(lambda p: null.function(p, seed=3))) for _ in range(2))
     assert first.frame.value.notna().all()
     assert first.frame.equals(second.frame)
+    made = null.function(make(), seed=1)
+    assert Profiles.load(made.save(tmp_path / "null.safetensors")).provenance == made.provenance
 
 
 @pytest.mark.parametrize("null", DRAWN, ids=lambda null: null.name)
@@ -96,12 +98,6 @@ def test_each_profile_and_length_has_a_stream_of_its_own():
     assert not torch.equal(made.key_profile, made.last_query)
 
 
-@pytest.mark.parametrize("null", OF_PROFILES, ids=lambda null: null.name)
-def test_a_null_of_a_null_and_of_saved_profiles(null, tmp_path):
-    made = null.function(make().load(make().save(tmp_path / "p.safetensors")), seed=1)
-    assert Profiles.load(made.save(tmp_path / "null.safetensors")).provenance == made.provenance
-
-
 # N0
 
 
@@ -118,36 +114,25 @@ def test_uniform_is_the_uniform_matrix(n, causal):
         assert_close(made[name], expected[name])
 
 
-KNOWN = {32: (0.035, 0.087), 64: (0.031, 0.082), 128: (0.026, 0.073), 256: (0.023, 0.065)}
+KNOWN = [
+    (32, True, "symmetric", [0.035, 0.087]),
+    (64, True, "symmetric", [0.031, 0.082]),
+    (128, True, "symmetric", [0.026, 0.073]),
+    (256, True, "symmetric", [0.023, 0.065]),
+    (32, True, "periodization", [0.089, 0.276]),
+    (256, True, "periodization", [0.066, 0.222]),
+    (256, True, "zero", [0.225, 0.399]),
+    (128, False, "symmetric", [0.255, 0.423]),
+]
 
 
-@pytest.mark.parametrize("n", KNOWN)
-def test_uniform_reproduces_the_known_scale_sensitivities(n):
-    table = measure(observe(n, shape=(1, 1, 4)).map(nulls.uniform))
+@pytest.mark.parametrize(("n", "causal", "mode", "expected"), KNOWN)
+def test_uniform_has_the_known_scale_sensitivities(n, causal, mode, expected):
+    observation = observe(n, causal=causal, shape=(1, 1, 4)).map(nulls.uniform)
+    table = measure(observation, PAPER.replace(mode=mode))
     found = [table.values(f"scale_sensitivity_{a}") for a in (0.5, 0.25)]
-    assert [round(float(values.mean()), 3) for values in found] == list(KNOWN[n])
+    assert [round(float(values.mean()), 3) for values in found] == expected
     assert all(values.std() < 1e-12 for values in found)
-
-
-@pytest.mark.parametrize("n", [64, 128])
-def test_uniform_bidirectional_scale_sensitivities(n):
-    table = measure(observe(n, causal=False, shape=(1, 1, 4)).map(nulls.uniform))
-    found = [float(table.values(f"scale_sensitivity_{a}").mean()) for a in (0.5, 0.25)]
-    assert [round(value, 3) for value in found] == [0.255, 0.423]
-
-
-OTHER_MODES = {
-    "periodization": {32: (0.089, 0.276), 256: (0.066, 0.222)},
-    "zero": {32: (0.093, 0.131), 256: (0.225, 0.399)},
-}
-
-
-@pytest.mark.parametrize("mode", OTHER_MODES)
-@pytest.mark.parametrize("n", [32, 256])
-def test_uniform_in_the_other_boundary_modes(mode, n):
-    table = measure(observe(n, shape=(1, 1, 4)).map(nulls.uniform), PAPER.replace(mode=mode))
-    found = [round(float(table.values(f"scale_sensitivity_{a}").mean()), 3) for a in (0.5, 0.25)]
-    assert found == list(OTHER_MODES[mode][n])
 
 
 # N2, N5, N6

@@ -47,22 +47,14 @@ def test_the_null_is_that_of_the_uniform_matrix(changes, causal):
 
 def test_the_null_has_the_values_known_before():
     found = uniform_null(128, PAPER, causal=True)
-    known = {"spectral_entropy": 0.571, "frequency_selectivity": 3.205}
-    known |= {"scale_sensitivity_0.5": 0.026, "scale_sensitivity_0.25": 0.073}
-    for metric, value in known.items():
-        assert found[metric] == pytest.approx(value, abs=5e-4)
-    assert found["positional_entropy"] < np.log(128)
+    assert found["spectral_entropy"] == pytest.approx(0.571, abs=5e-4)
+    assert found["frequency_selectivity"] == pytest.approx(3.205, abs=5e-4)
     assert uniform_null(128, PAPER, causal=False)["positional_entropy"] == pytest.approx(np.log(128))
 
 
 @pytest.mark.parametrize("signal", ["rows", "flattened"])
 def test_signals_that_no_profile_holds_have_no_null(signal):
     assert uniform_null(64, PAPER.replace(signal=signal), causal=True) == {}
-
-
-def test_too_few_tokens_are_refused():
-    with pytest.raises(ValueError, match="too few for one level"):
-        uniform_null(8, PAPER, causal=True)
 
 
 def test_a_table_knows_its_own_null(table):
