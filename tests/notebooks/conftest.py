@@ -44,6 +44,19 @@ def recorded(smoke_run):
 
 
 @pytest.fixture(scope="session")
+def stored(smoke_run, recorded):
+    """Run a notebook, return the tables it stored by name: ``stored("07")["heads"]``."""
+
+    def tables(name):
+        recorded(name)
+        run = smoke_run(name)
+        folder = run.output.parents[1] / "results" / run.name
+        return {path.stem: pd.read_parquet(path) for path in folder.glob("*.parquet")}
+
+    return tables
+
+
+@pytest.fixture(scope="session")
 def run_on():
     """Run a notebook on a zoo of its own: ``run_on("11", zoo, out)`` -> numbers by name, tables, its JSON."""
 

@@ -5,7 +5,7 @@ import re
 import nbformat
 import numpy as np
 import pytest
-import pywt
+from oracles import entropy, power, scale_sensitivities, uniform_profile
 
 from nbhelpers.collection.plan import list_notebooks
 from nbhelpers.collection.results import load_tables
@@ -21,41 +21,17 @@ def numbers(recorded):
     return recorded(NAME)
 
 
-def uniform_key_profile(n):
-    matrix = np.tril(np.ones((n, n))) / np.arange(1, n + 1)[:, None]  # (query, key)
-    return matrix.mean(0)
-
-
-def uniform_power(window):
-    return np.abs(np.fft.rfft(uniform_key_profile(LENGTH) * window)) ** 2
-
-
-def entropy(power):
-    p = power / power.sum()
-    return -(p * np.log(p)).sum()
-
-
-def scale_sensitivity(factor):
-    """Return eq. 10 of uniform attention: db2, the level of the 0.25x variant, coefficients truncated."""
-    level = pywt.dwt_max_level(LENGTH // 4, "db2")
-    long, short = (
-        np.concatenate(pywt.wavedec(uniform_key_profile(n), "db2", level=level))
-        for n in (LENGTH, int(factor * LENGTH))
-    )
-    n = min(len(long), len(short))
-    return 1 - long[:n] @ short[:n] / np.linalg.norm(long[:n]) / np.linalg.norm(short[:n])
-
-
 def test_nulls_are_those_of_the_uniform_causal_matrix(numbers):
-    power = uniform_power(np.hanning(LENGTH))
+    spectrum = power(uniform_profile(LENGTH))
+    half, quarter = scale_sensitivities([uniform_profile(LENGTH // k) for k in (1, 2, 4)])
     expected = {
-        "spectral_entropy": entropy(power),
-        "frequency_selectivity": power.max() / (power.sum() - power.max()),
-        "low_band": power[FREQUENCY < 0.125].sum() / power.sum(),
+        "spectral_entropy": entropy(spectrum),
+        "frequency_selectivity": spectrum.max() / (spectrum.sum() - spectrum.max()),
+        "low_band": spectrum[FREQUENCY < 0.125].sum() / spectrum.sum(),
         "sink_mass": (1 / np.arange(1, LENGTH + 1)).mean(),
-        "scale_sensitivity_0.5": scale_sensitivity(0.5),
-        "scale_sensitivity_0.25": scale_sensitivity(0.25),
-        "spectral_entropy_boxcar": entropy(uniform_power(np.ones(LENGTH))),
+        "scale_sensitivity_0.5": half,
+        "scale_sensitivity_0.25": quarter,
+        "spectral_entropy_boxcar": entropy(power(uniform_profile(LENGTH), "boxcar")),
     }
     for name, value in expected.items():
         assert numbers[name].null == pytest.approx(value, rel=1e-5), name

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from oracles import entropy, power
 
 pytestmark = pytest.mark.notebook
 
@@ -93,6 +94,4 @@ def _entropies(n_seen, window, demeaned):
     """Return H_p and H_s of a row that is uniform over its first `n_seen` keys, by numpy."""
     row = np.where(np.arange(LENGTH) < n_seen, 1 / n_seen, 0.0)
     signal = row - row.mean() if demeaned else row
-    power = np.abs(np.fft.rfft(signal * (np.hanning(LENGTH) if window == "hann" else 1))) ** 2
-    share = power[power > 0] / power.sum()
-    return math.log(n_seen), -(share * np.log(share)).sum()
+    return math.log(n_seen), entropy(power(signal, window))

@@ -1,9 +1,7 @@
 """The numbers that 03_null_models records at smoke size: SmolLM2-135M, 3 passages of 128 tokens."""
 
-import numpy as np
-import pandas as pd
 import pytest
-import pywt
+from oracles import entropy, power, scale_sensitivities, uniform_profile
 
 pytestmark = pytest.mark.notebook
 
@@ -17,56 +15,32 @@ def numbers(recorded):
 
 
 @pytest.fixture(scope="module")
-def tables(smoke_run, numbers):
-    folder = smoke_run("03").output.parents[1] / "results" / "03_null_models"
-    return {path.stem: pd.read_parquet(path) for path in folder.glob("*.parquet")}
-
-
-def uniform_profile(n):
-    """Mean row of A[i, j] = 1/(i + 1), by a loop."""
-    return np.array([sum(1 / (i + 1) for i in range(j, n)) / n for j in range(n)])
-
-
-def uniform_sensitivity(n, part, mode):
-    """Scale sensitivity by pywt alone: coefficients from coarse to fine, cut to the shorter."""
-    level = pywt.dwt_max_level(n // 4, "db2")
-    whole, scaled = (
-        np.concatenate(pywt.wavedec(uniform_profile(m), "db2", mode, level)) for m in (n, n // part)
-    )
-    whole = whole[: len(scaled)]
-    return 1 - whole @ scaled / np.linalg.norm(whole) / np.linalg.norm(scaled)
+def tables(stored):
+    return stored("03")
 
 
 @pytest.mark.parametrize("mode", ["symmetric", "periodization", "zero"])
 @pytest.mark.parametrize("n", KNOWN)
 def test_uniform_attention_is_the_closed_form(numbers, n, mode):
-    for alpha, part in ((0.5, 2), (0.25, 4)):
-        found = numbers[f"uniform_S({alpha})_{n}_{mode}_concatenate-truncate"].value
-        assert found == pytest.approx(uniform_sensitivity(n, part, mode), abs=1e-9)
-
-
-def test_uniform_attention_has_the_numbers_known_before(numbers):
-    for n, expected in KNOWN.items():
-        names = [f"uniform_S({alpha})_{n}_symmetric_concatenate-truncate" for alpha in (0.5, 0.25)]
-        assert [numbers[name].value for name in names] == pytest.approx(expected, abs=6e-4)
-
-
-def test_the_table_of_the_closed_form_is_whole(tables):
-    closed = tables["closed_form"]
-    assert len(closed) == 4 * 3 * 3
-    assert closed.groupby("n").size().to_dict() == dict.fromkeys(KNOWN, 9)
+    expected = scale_sensitivities([uniform_profile(n // k) for k in (1, 2, 4)], mode)
+    names = [f"uniform_S({alpha})_{n}_{mode}_concatenate-truncate" for alpha in (0.5, 0.25)]
+    found = [numbers[name].value for name in names]
+    assert found == pytest.approx(expected, abs=1e-9)
+    if mode == "symmetric":
+        assert found == pytest.approx(KNOWN[n], abs=6e-4)
 
 
 def test_metrics_of_uniform_attention_are_the_closed_form(numbers):
     profile = uniform_profile(LENGTH)
-    power = np.abs(np.fft.rfft(profile * np.hanning(LENGTH))) ** 2
-    share = power / power.sum()
+    share = power(profile) / power(profile).sum()
     expected = {
-        "spectral_entropy": -(share * np.log(share)).sum(),
+        "spectral_entropy": entropy(share),
         "frequency_selectivity": share.max() / (1 - share.max()),
-        "positional_entropy": -(profile * np.log(profile)).sum(),
+        "positional_entropy": entropy(profile),
         "effective_support": 1 / (profile**2).sum(),
-        "scale_sensitivity_0.5": uniform_sensitivity(LENGTH, 2, "symmetric"),
+        "scale_sensitivity_0.5": scale_sensitivities(
+            [profile, uniform_profile(LENGTH // 2), uniform_profile(LENGTH // 4)]
+        )[0],
     }
     for metric, value in expected.items():
         assert numbers[f"{metric} | N0 uniform"].value == pytest.approx(value, rel=1e-6), metric

@@ -2,7 +2,6 @@
 tokens."""
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from nbhelpers.claims.paper import claim
@@ -18,9 +17,8 @@ def numbers(recorded):
 
 
 @pytest.fixture(scope="module")
-def tables(smoke_run, numbers):
-    folder = smoke_run("04").output.parents[1] / "results" / "04_planted_truth"
-    return {path.stem: pd.read_parquet(path) for path in folder.glob("*.parquet")}
+def tables(stored):
+    return stored("04")
 
 
 def test_every_case_is_judged_by_every_rule(numbers, tables):

@@ -1,9 +1,9 @@
 """The numbers that 08_multiresolution records at smoke size: SmolLM2-135M, 3 passages of 128 tokens."""
 
 import numpy as np
-import pandas as pd
 import pytest
 import pywt
+from oracles import entropy, uniform_profile
 from scipy import stats
 
 from nbhelpers.claims.paper import claim, paper_table
@@ -23,23 +23,8 @@ def numbers(recorded):
 
 
 @pytest.fixture(scope="module")
-def tables(smoke_run, numbers):
-    folder = smoke_run("08").output.parents[1] / "results" / "08_multiresolution"
-    return {path.stem: pd.read_parquet(path) for path in folder.glob("*.parquet")}
-
-
-def uniform_profile(n):
-    """Mean row of A[i, j] = 1/(i + 1), by a loop."""
-    return np.array([sum(1 / (i + 1) for i in range(j, n)) / n for j in range(n)])
-
-
-def spike(n):
-    return np.eye(n)[0]
-
-
-def entropy(p):
-    p = p[p > 0] / p.sum()
-    return -(p * np.log(p)).sum()
+def tables(stored):
+    return stored("08")
 
 
 def entropy_per_scale(signal):
@@ -58,7 +43,7 @@ def test_wavelet_entropy_of_the_null_and_of_a_spike_are_pywts(numbers):
     nulls = [numbers[f"table7_{scale}"].null for scale in SCALES]
     assert nulls == pytest.approx(entropy_per_scale(uniform_profile(LENGTH)), rel=1e-6)
     spikes = [numbers[f"spike_{scale}"].value for scale in SCALES]
-    assert spikes == pytest.approx(entropy_per_scale(spike(1024)), abs=1e-9), "of any length"
+    assert spikes == pytest.approx(entropy_per_scale(np.eye(1024)[0]), abs=1e-9), "of any length"
 
 
 def test_the_rank_correlation_is_that_of_the_recorded_rows(numbers):
@@ -134,11 +119,3 @@ def test_coherence_and_condition(numbers):
         assert 0 < numbers[f"coherence_{name}"].low < numbers[f"coherence_{name}"].high < 1
     assert numbers["C14_condition"].value > numbers["C14_condition"].null > 0
     assert 9 <= numbers["rank_of_all_heads"].value <= LENGTH
-
-
-def test_tables_are_stored(tables):
-    assert tables.keys() == {"verdicts", "table7", "reconstruction"}
-    table7 = tables["table7"].set_index("row")
-    printed = paper_table(7).set_index("model")
-    assert table7.loc[[f"paper, {m}" for m in printed.index]].to_numpy() == pytest.approx(printed.to_numpy())
-    assert (tables["reconstruction"].value > 0).all()

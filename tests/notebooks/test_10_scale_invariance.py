@@ -3,9 +3,9 @@
 import itertools
 
 import numpy as np
-import pandas as pd
 import pytest
 import pywt
+from oracles import scale_sensitivities, uniform_profile
 
 from nbhelpers.claims.paper import claim
 from nbhelpers.claims.verdicts import judge
@@ -24,26 +24,13 @@ def numbers(recorded):
 
 
 @pytest.fixture(scope="module")
-def tables(smoke_run, numbers):
-    folder = smoke_run("10").output.parents[1] / "results" / "10_scale_invariance"
-    return {path.stem: pd.read_parquet(path) for path in folder.glob("*.parquet")}
-
-
-def by_pywt(signals):
-    """S(0.5) and S(0.25) of the literal reading from three signals, by pywt and numpy alone."""
-    level = pywt.dwt_max_level(len(signals[-1]), "db2")
-    full, *scaled = [np.concatenate(pywt.wavedec(s, "db2", mode="symmetric", level=level)) for s in signals]
-    pairs = [(full[: len(part)], part) for part in scaled]
-    return [1 - u @ v / (np.linalg.norm(u) * np.linalg.norm(v)) for u, v in pairs]
-
-
-def uniform_profile(n):
-    return np.array([sum(1 / (i + 1) for i in range(j, n)) / n for j in range(n)])
+def tables(stored):
+    return stored("10")
 
 
 @pytest.mark.parametrize("n", KNOWN)
 def test_uniform_attention_is_the_closed_form(numbers, n):
-    expected = by_pywt([uniform_profile(m) for m in (n, n // 2, n // 4)])
+    expected = scale_sensitivities([uniform_profile(m) for m in (n, n // 2, n // 4)])
     found = [numbers[f"uniform_{n}_{name}"].value for name in ("half", "quarter")]
     assert found == pytest.approx(expected, abs=1e-12)
     assert found == pytest.approx(KNOWN[n], abs=6e-4), "the values known before"
@@ -57,7 +44,7 @@ def test_the_null_of_the_profiles_is_the_closed_form_too(numbers):
 
 
 def test_uniform_attention_both_ways_is_the_closed_form(numbers):
-    expected = by_pywt([np.full(n, 1 / n) for n in (LENGTH, LENGTH // 2, LENGTH // 4)])
+    expected = scale_sensitivities([np.full(n, 1 / n) for n in (LENGTH, LENGTH // 2, LENGTH // 4)])
     for name, value in zip(("half", "quarter"), expected, strict=True):
         found = numbers[f"{name}_of_N0_uniform_as_minilm-l6_sees"].value
         assert found == pytest.approx(value, abs=1e-9)
@@ -116,7 +103,9 @@ def test_the_verdict_follows_from_the_records(numbers):
 
 def test_a_sink_alone_has_the_s_of_its_alignment(numbers):
     ends = [np.eye(n)[0] for n in (LENGTH, LENGTH // 2, LENGTH // 4)]
-    assert numbers["half_of_key_0_alone_concatenate-truncate"].value == pytest.approx(by_pywt(ends)[0])
+    assert numbers["half_of_key_0_alone_concatenate-truncate"].value == pytest.approx(
+        scale_sensitivities(ends)[0]
+    )
     assert numbers["half_of_key_0_alone_per-level"].value < 1e-12, "the same coefficients at every level"
 
 
@@ -159,11 +148,3 @@ def test_every_pipeline_is_there(numbers, tables):
     assert numbers["half_most"].value > 0.7
     for name in ("alignment", "mode", "sink"):
         assert numbers[f"effect_of_{name}"].value > 0.052, "more than the models of Table 1 differ"
-
-
-def test_tables_are_stored(tables):
-    names = {"pipelines", "rows", "first_token", "verdicts", "beside_uniform", "identity", "sinks"}
-    assert tables.keys() == names
-    assert tables["rows"].source.value_counts().to_dict() == {"paper": 33, "null": 24, "ours": 9}
-    assert tables["beside_uniform"]["Table 1"].nunique() == 7
-    assert tables["verdicts"].statistic.tolist() == [c.statistic for c in claim("C5").criteria]

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from oracles import entropy, power, uniform_profile
 from scipy import stats as scipy_stats
 from tiny_measurements import LEVEL, write_zoo
 
@@ -46,11 +47,7 @@ def verdict(number, numbers):
 
 
 def test_uniform_attention_is_the_closed_form(numbers):
-    n = 256
-    profile = np.array([sum(1 / (i + 1) for i in range(j, n)) / n for j in range(n)])
-    power = np.abs(np.fft.rfft(profile * np.hanning(n))) ** 2
-    share = power / power.sum()
-    expected = -np.sum(share * np.log(np.maximum(share, 1e-300)))
+    expected = entropy(power(uniform_profile(256)))
     assert numbers["uniform_spectral_entropy"].value == pytest.approx(expected, rel=1e-6)
 
 
