@@ -15,21 +15,26 @@ if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 _HOME = {
+    # a model and a text
     "load_model": "inputs.models",
     "available_models": "inputs.models",
     "describe": "inputs.models",
     "load_text": "inputs.text",
     "scaled_variant": "inputs.text",
+    # its attention, reduced to small arrays
     "capture": "hooks.capture",
     "plan": "hooks.memory",
     "Profiles": "profiles",
+    # every choice between attention and a number
     "Protocol": "protocol",
     "PAPER": "protocol",
-    "observe": "metrics",
-    "measure": "metrics",
-    "analyze": "metrics",
-    "Observation": "metrics",
+    # the metrics of every head
+    "analyze": "analysis",
+    "observe": "analysis",
+    "measure": "analysis",
+    "Observation": "analysis",
     "HeadTable": "table",
+    # look at a head; the mathematics alone
     "inspect_heads": "inspector",
     "kernels": "kernels",
 }

@@ -9,18 +9,9 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 
-LABELS = {
-    "spectral_entropy": "spectral entropy (nats)",
-    "positional_entropy": "positional entropy (nats)",
-    "frequency_selectivity": "frequency selectivity (ratio)",
-    "low_band": "low band (share of power)",
-    "mid_band": "mid band (share of power)",
-    "high_band": "high band (share of power)",
-    "effective_support": "effective support (tokens)",
-    "sink_mass": "attention to key 0 (share)",
-    "self_mass": "attention to lag 0 (share)",
-}
-BANDS = ("low_band", "mid_band", "high_band")
+from nbhelpers.metrics import find_metric, metric_label
+from nbhelpers.protocol import BANDS
+
 SOURCES = {
     "ours": ("C0", "o"),
     "this notebook": ("C0", "o"),
@@ -30,14 +21,6 @@ SOURCES = {
     "earlier run": ("C2", "^"),
 }
 COMPARED = ("row", "metric", "value", "source")
-
-
-def metric_label(metric):
-    """Return a metric's name with its unit, as an axis shows it.
-
-    An unknown name is shown without underscores, unless it holds mathematics ($…$) and is a label already.
-    """
-    return metric if "$" in metric else LABELS.get(metric, metric.replace("_", " "))
 
 
 def head_map(data, metric=None, *, ax=None, kv_groups=None, label=None, center=None, **options):
@@ -126,7 +109,7 @@ def band_bars(table, *, ax=None, order="layer", bands=BANDS):
     sns.histplot(
         tidy, x="place", weights="share", hue="band", multiple="stack", discrete=True, ax=ax, **options
     )
-    ax.set(ylim=(0, 1), ylabel="share of power", xlim=(-0.5, len(heads) - 0.5))
+    ax.set(ylim=(0, 1), ylabel=find_metric(bands[0]).unit, xlim=(-0.5, len(heads) - 0.5))
     sns.move_legend(ax, "upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, title=None)
     if order == "share":
         ax.set_xlabel(f"{len(heads)} heads, by share of the {names[0]}")
@@ -168,7 +151,7 @@ def layer_trend(table, metrics, *, ax=None, n_boot=1000, confidence=0.95, seed=0
     for metric in metrics:
         values = table.values(metric).mean(-1)  # (sequence, layer)
         sequence, layer = (index.ravel() for index in np.indices(values.shape))
-        name = metric_label(metric).partition(" (")[0]
+        name = find_metric(metric).label
         parts.append(
             pd.DataFrame({"metric": name, "sequence": sequence, "layer": layer, "value": values.ravel()})
         )
@@ -187,7 +170,7 @@ def layer_trend(table, metrics, *, ax=None, n_boot=1000, confidence=0.95, seed=0
         ax=ax,
         **options,
     )
-    unit = metric_label(metrics[0]).partition(" (")[2].rstrip(")")
+    unit = find_metric(metrics[0]).unit
     ax.set(xlabel="layer", ylabel=ylabel or (unit if len(metrics) > 1 else metric_label(metrics[0])))
     ax.legend(frameon=False, title=None)
     return ax
@@ -327,9 +310,8 @@ def _per_head(data, metric, kv_groups):
         return np.asarray(data, dtype=float), kv_groups
     if metric is None:
         raise ValueError(f"say which metric of the table to draw: {', '.join(data.metrics)}")
-    heads = data.frame.drop_duplicates("head").sort_values("head")
     values = data.values(metric)
-    return (values[:1] if data.averaged else values), heads["kv_group"].to_list()
+    return (values[:1] if data.averaged else values), data.kv_groups
 
 
 def _diverging(values, center):

@@ -13,8 +13,10 @@ from itertools import pairwise
 
 import pywt
 
+SIGNALS = ("key_profile", "last_query", "lag_profile")  # what is kept of attention and can be measured again
+BANDS = ("low_band", "mid_band", "high_band")
 OPTIONS = {
-    "signal": ("key_profile", "last_query", "lag_profile", "rows", "flattened"),
+    "signal": (*SIGNALS, "rows"),
     "sink": ("keep", "drop_renormalise"),
     "detrend": ("none", "mean"),
     "window": ("hann", "boxcar"),
@@ -75,8 +77,8 @@ class Protocol:
     ----------
     signal : str
         What is analysed of a head: ``key_profile`` (mean attention each key receives, over queries),
-        ``last_query`` (the last row), ``lag_profile`` (mean attention at each distance), ``rows`` (every row,
-        metrics averaged over rows) or ``flattened`` (the matrix read row by row as one signal of n² samples).
+        ``last_query`` (the last row), ``lag_profile`` (mean attention at each distance) or ``rows`` (every
+        row while attention streams by, metrics averaged over rows).
     sink : str
         ``keep``, or ``drop_renormalise``: key 0 is removed and the signal divided by what remains.
     detrend, window, pad, sided
@@ -189,7 +191,7 @@ class Protocol:
     def band_names(self):
         """Names of the bands between the edges: low, mid and high for three, else their limits."""
         if len(self.edges) == 2:
-            return ["low_band", "mid_band", "high_band"]
+            return list(BANDS)
         limits = [0.0, *self.edges, 1.0]
         return [f"band_{low:g}_{high:g}" for low, high in pairwise(limits)]
 

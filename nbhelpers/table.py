@@ -1,5 +1,6 @@
-"""What is measured: one tidy table of head metrics with its provenance, kept as Parquet."""
+"""What is measured: the metrics of every head with their provenance, as arrays, a tidy frame, or a file."""
 
+import dataclasses
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -9,65 +10,107 @@ from scipy import stats
 from nbhelpers.files import read_parquet, write_parquet
 
 COLUMNS = ["sequence", "layer", "head", "kv_group", "metric", "value"]
+AXES = COLUMNS[:3]
 AVERAGED = -1  # the sequence number of a metric taken of signals averaged over sequences
 
 
 @dataclass(frozen=True)
 class HeadTable:
-    """Metrics of every head for every sequence.
+    """Metrics of every head for every sequence; not changed after it is made.
 
     Attributes
     ----------
-    frame : pandas.DataFrame
-        Columns sequence, layer, head, kv_group, metric, value (float64). With the protocol order "mean then
-        metric", sequence −1 is the metric of the averaged signals and sequence i the one with sequence i left
-        out.
+    arrays : dict of str to numpy.ndarray, shape (sequence, layer, head)
+        By metric; made float64. With the protocol order "mean then metric" the first entry is the metric of
+        the averaged signals, entry i + 1 the one with sequence i left out.
+    kv_groups : list of int
+        The key-value group of each head of a layer: heads of one group are not independent.
     provenance : dict
         Model, revision, corpus, lengths, protocol and its hash, versions, seed, device.
+    averaged : bool
+        Whether the metrics were taken of averaged signals.
+
+    Raises
+    ------
+    ValueError
+        If the arrays have not one shape (sequence, layer, head), or not a KV group for each head.
     """
 
-    frame: pd.DataFrame
+    arrays: dict
+    kv_groups: list
     provenance: dict = field(default_factory=dict)
+    averaged: bool = False
 
     def __post_init__(self):
-        if list(self.frame.columns) != COLUMNS:
-            raise ValueError(f"A HeadTable has the columns {COLUMNS}; got {list(self.frame.columns)}.")
+        arrays = {name: np.asarray(values) for name, values in self.arrays.items()}  # tensors too
+        arrays = {name: array.astype(float, order="C") for name, array in arrays.items()}  # copies
+        object.__setattr__(self, "arrays", arrays)
+        shapes = {array.shape for array in arrays.values()}
+        if [(len(shape), *shape[2:]) for shape in shapes] != [(3, len(self.kv_groups))]:
+            raise ValueError(
+                "A HeadTable needs arrays of one shape (sequence, layer, head) and a KV group for each head; "
+                f"got the shapes {sorted(shapes)} and {len(self.kv_groups)} groups."
+            )
 
     def __repr__(self):
         name = self.provenance.get("model", {}).get("name", "?")
-        n_sequences, metrics = self.frame.sequence.nunique(), ", ".join(self.metrics)
-        return f"HeadTable({name}: {n_sequences} sequences, {len(self.heads)} heads; {metrics})"
+        n_layers, n_heads = next(iter(self.arrays.values())).shape[1:]
+        size = f"{self.n_sequences} sequences, {n_layers * n_heads} heads"
+        return f"HeadTable({name}: {size}; {', '.join(self.metrics)})"
 
     @property
     def metrics(self):
         """Names of the metrics, in order."""
-        return list(self.frame.metric.unique())
+        return list(self.arrays)
 
     @property
-    def heads(self):
-        """The (layer, head) pairs."""
-        return self.frame[["layer", "head"]].drop_duplicates()
-
-    @property
-    def averaged(self):
-        """Whether the metrics were taken of averaged signals."""
-        return bool((self.frame.sequence == AVERAGED).any())
+    def n_sequences(self):
+        """Number of sequences."""
+        return len(next(iter(self.arrays.values()))) - self.averaged
 
     def values(self, metric):
-        """Return an array (sequence, layer, head) of one metric; left-one-out sequences included if
+        """Return a copy of the array (sequence, layer, head) of a metric; left-one-out sequences included if
         averaged."""
-        part = self.frame[self.frame.metric == metric]
-        if part.empty:
+        if metric not in self.arrays:
             raise KeyError(f"The table has no metric {metric!r}; it has {', '.join(self.metrics)}.")
-        part = part.sort_values(["sequence", "layer", "head"])
-        return part.value.to_numpy().reshape(part.sequence.nunique(), part.layer.nunique(), -1)
+        return self.arrays[metric].copy()
+
+    def with_provenance(self, **facts):
+        """Return the same table with facts added to its provenance."""
+        return dataclasses.replace(self, provenance=self.provenance | facts)
+
+    def frame(self):
+        """Return the table in tidy form, a row for each metric, sequence, layer and head.
+
+        Returns
+        -------
+        pandas.DataFrame
+            Columns sequence, layer, head, kv_group, metric, value (float64). Sequence −1 is the metric of the
+            averaged signals, where they were averaged.
+        """
+        keys = self._keys()
+        parts = [
+            pd.DataFrame({**keys, "metric": name, "value": array.ravel()})
+            for name, array in self.arrays.items()
+        ]
+        return pd.concat(parts, ignore_index=True)
 
     def per_head(self):
-        """Return one row per head, the mean over sequences of each metric in a column each."""
-        frame = self.frame[self.frame.sequence == AVERAGED] if self.averaged else self.frame
-        keys = ["layer", "head", "kv_group"]
-        wide = frame.groupby([*keys, "metric"], observed=True)["value"].mean().unstack("metric")
-        return wide.reindex(columns=self.metrics).rename_axis(columns=None).reset_index()
+        """Return one row per head, the mean over sequences of each metric in a column each.
+
+        Returns
+        -------
+        pandas.DataFrame
+            Columns layer, head, kv_group, then the metrics. NaN is left out of the means.
+        """
+        wide = pd.DataFrame(self._keys() | {name: array.ravel() for name, array in self.arrays.items()})
+        wide = wide[wide.sequence == AVERAGED] if self.averaged else wide
+        return wide.drop(columns="sequence").groupby(["layer", "head", "kv_group"], as_index=False).mean()
+
+    def _keys(self):
+        sequence, layer, head = map(np.ravel, np.indices(next(iter(self.arrays.values())).shape))
+        groups = np.asarray(self.kv_groups)[head]
+        return {"sequence": sequence - self.averaged, "layer": layer, "head": head, "kv_group": groups}
 
     def summary(self, *, n_boot=1000, confidence=0.95, seed=0):
         """Return mean, sd and IQR over heads of each metric, with a bootstrap interval of the mean over
@@ -113,8 +156,8 @@ class HeadTable:
         }
 
     def to_parquet(self, path):
-        """Write table and provenance to one Parquet file, whole or not at all, and return its path."""
-        return write_parquet(self.frame, path, self.provenance)
+        """Write the tidy frame and the provenance to one Parquet file; return its path."""
+        return write_parquet(self.frame(), path, self.provenance)
 
     @classmethod
     def from_parquet(cls, path):
@@ -125,12 +168,16 @@ class HeadTable:
         FileNotFoundError
             If there is no such file.
         ValueError
-            If the file is damaged or has no provenance of ours.
+            If the file is damaged or is no HeadTable.
         """
         frame, provenance = read_parquet(path)
-        if provenance is None:
-            raise ValueError(f"{path} is a Parquet file without the provenance of a HeadTable.")
-        return cls(frame, provenance)
+        if provenance is None or list(frame.columns) != COLUMNS:
+            raise ValueError(f"{path} is a Parquet file, but not of a HeadTable.")
+        shape = tuple(frame[axis].nunique() for axis in AXES)
+        groups = frame.kv_group[: shape[2]].tolist()
+        parts = frame.groupby("metric", sort=False)["value"]
+        arrays = {name: part.to_numpy().reshape(shape) for name, part in parts}
+        return cls(arrays, groups, provenance, averaged=bool(frame.sequence[0] == AVERAGED))
 
 
 def _known_mean(values, axis):

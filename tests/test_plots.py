@@ -6,7 +6,7 @@ import pytest
 import seaborn as sns
 from matplotlib.collections import LineCollection, PathCollection
 
-from nbhelpers.plots import band_bars, compare_rows, head_map, layer_trend, metric_label
+from nbhelpers.plots import band_bars, compare_rows, head_map, layer_trend
 from nbhelpers.table import HeadTable
 
 pytestmark = pytest.mark.usefixtures("close_figures")
@@ -22,11 +22,9 @@ def table():
     return make_table(metrics)
 
 
-def make_table(metrics, *, first=0):
-    sequence, layer, head = (index.ravel() for index in np.indices(next(iter(metrics.values())).shape))
-    keys = {"sequence": sequence + first, "layer": layer, "head": head, "kv_group": head // 2}
-    parts = [pd.DataFrame({**keys, "metric": name, "value": v.ravel()}) for name, v in metrics.items()]
-    return HeadTable(pd.concat(parts, ignore_index=True))
+def make_table(metrics, *, averaged=False):
+    n_heads = next(iter(metrics.values())).shape[-1]
+    return HeadTable(metrics, [head // 2 for head in range(n_heads)], averaged=averaged)
 
 
 def drawn_cells(ax):
@@ -62,7 +60,7 @@ def test_heads_with_a_group_each_are_not_parted(ax):
 
 def test_head_map_of_averaged_signals_draws_the_average_alone(ax):
     values = np.stack([np.full((3, 4), 2.0), np.full((3, 4), 1.0), np.full((3, 4), 9.0)])
-    head_map(make_table({"spectral_entropy": values}, first=-1), "spectral_entropy", ax=ax)
+    head_map(make_table({"spectral_entropy": values}, averaged=True), "spectral_entropy", ax=ax)
     np.testing.assert_array_equal(drawn_cells(ax), np.full((3, 4), 2.0))
 
 
@@ -125,7 +123,7 @@ def test_layer_trend_draws_means_over_heads_and_the_interval_over_sequences(tabl
     np.testing.assert_allclose(
         [at_zero.min(), at_zero.max()], np.quantile(draws, [0.025, 0.975]), atol=0.1 * half_width
     )
-    assert ax.get_ylabel() == "share of power"
+    assert ax.get_ylabel() == "relative band power"
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["low band", "mid band"]
 
 
@@ -133,7 +131,7 @@ def test_layer_trend_of_one_metric_and_refusals(table):
     assert layer_trend(table, "spectral_entropy", n_boot=10).get_ylabel() == "spectral entropy (nats)"
     with pytest.raises(KeyError, match="no metric 'colour'"):
         layer_trend(table, ["colour"])
-    averaged = make_table({"low_band": np.zeros((3, 2, 2))}, first=-1)
+    averaged = make_table({"low_band": np.zeros((3, 2, 2))}, averaged=True)
     with pytest.raises(ValueError, match="one value per sequence"):
         layer_trend(averaged, "low_band")
 
@@ -152,7 +150,7 @@ def comparison():
 
 def test_compare_rows_draws_points_and_intervals(comparison):
     axes = compare_rows(comparison)
-    assert [ax.get_xlabel() for ax in axes] == [metric_label("spectral_entropy"), metric_label("low_band")]
+    assert [ax.get_xlabel() for ax in axes] == ["spectral entropy (nats)", "low band (relative band power)"]
     dots = [c for c in axes[1].collections if isinstance(c, PathCollection)]
     points = {tuple(place) for c in dots for place in c.get_offsets()}
     assert points == {(0.7, 0.0), (0.65, 1.0), (0.99, 2.0)}
@@ -190,15 +188,9 @@ def test_compare_rows_refuses(comparison):
     "draw", [lambda t: head_map(t, "low_band"), band_bars, lambda t: layer_trend(t, "low_band", n_boot=9)]
 )
 def test_without_ax_a_new_figure_is_made_and_the_table_is_left_alone(table, draw):
-    before = table.frame.copy()
+    before = table.frame()
     assert draw(table) is not draw(table)
-    pd.testing.assert_frame_equal(table.frame, before)
-
-
-def test_labels_name_the_unit():
-    assert metric_label("positional_entropy") == "positional entropy (nats)"
-    assert metric_label("local_mass_16") == "local mass 16"
-    assert metric_label("mean of $H_s$ (nats)") == "mean of $H_s$ (nats)"
+    pd.testing.assert_frame_equal(table.frame(), before)
 
 
 def test_a_seaborn_theme_of_the_caller_survives(table):

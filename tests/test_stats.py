@@ -1,7 +1,6 @@
 import itertools
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from scipy import stats as scipy_stats
@@ -25,13 +24,10 @@ CLOSE = TOL[torch.float64]
 GROUPS = [0, 0, 0, 1, 1, 1, 2, 2, 2]
 
 
-def make_table(position, spectrum, *, first=0):
+def make_table(position, spectrum, *, averaged=False):
     """A HeadTable of two (sequence, layer, head) arrays."""
-    sequence, layer, head = (index.ravel() for index in np.indices(position.shape))
-    keys = {"sequence": sequence + first, "layer": layer, "head": head, "kv_group": head // 2}
-    values = {"positional_entropy": position, "spectral_entropy": spectrum}
-    parts = [pd.DataFrame({**keys, "metric": name, "value": v.ravel()}) for name, v in values.items()]
-    return HeadTable(pd.concat(parts, ignore_index=True))
+    arrays = {"positional_entropy": position, "spectral_entropy": spectrum}
+    return HeadTable(arrays, list(range(position.shape[-1])), averaged=averaged)
 
 
 @pytest.fixture
@@ -106,7 +102,7 @@ def test_distribution_over_heads_is_that_of_the_heads_means(entropies):
     assert intervals["mean"].low == pytest.approx(summary.low, abs=0.03)
     assert all(interval.low < interval.high for interval in intervals.values())
     with pytest.raises(ValueError, match="averaged over sequences"):
-        distribution_over_heads(make_table(*entropies, first=-1), "spectral_entropy")
+        distribution_over_heads(make_table(*entropies, averaged=True), "spectral_entropy")
 
 
 def test_whole_sequences_are_drawn():
@@ -222,7 +218,7 @@ def test_correlation_refuses_what_it_cannot_do(entropies):
     with pytest.raises(ValueError, match="at least 3 of them, got 2"):
         position_spectrum_correlation(make_table(*(values[:2] for values in entropies)))
     with pytest.raises(ValueError, match="averaged over sequences"):
-        position_spectrum_correlation(make_table(*entropies, first=-1))
+        position_spectrum_correlation(make_table(*entropies, averaged=True))
 
 
 def residual(values, *given):

@@ -6,20 +6,15 @@ import pytest
 from scipy import stats
 
 from nbhelpers.files import write_parquet
-from nbhelpers.table import AVERAGED, COLUMNS, HeadTable
+from nbhelpers.table import AVERAGED, HeadTable
 
 FACTS = {"model": {"name": "tiny"}, "protocol_hash": "0f", "seed": 0, "edges": [0.25, 0.75]}
 
 
-def make(values, *, first=0, provenance=FACTS):
+def make(values, *, provenance=FACTS, averaged=False):
     """A table from name → (sequence, layer, head), two heads to a KV group."""
-    parts = []
-    for metric, array in values.items():
-        array = np.asarray(array, float)
-        sequence, layer, head = (index.ravel() for index in np.indices(array.shape))
-        columns = {"sequence": sequence + first, "layer": layer, "head": head, "kv_group": head // 2}
-        parts.append(pd.DataFrame({**columns, "metric": metric, "value": array.ravel()}))
-    return HeadTable(pd.concat(parts, ignore_index=True)[COLUMNS], provenance)
+    n_heads = next(iter(values.values())).shape[-1]
+    return HeadTable(values, [head // 2 for head in range(n_heads)], provenance, averaged)
 
 
 @pytest.fixture
@@ -28,23 +23,43 @@ def values():
     return {"entropy": rng.normal(2, 1, (6, 3, 4)), "band": rng.random((6, 3, 4))}
 
 
-def test_columns_are_fixed(values):
-    frame = make(values).frame
-    assert list(frame.columns) == ["sequence", "layer", "head", "kv_group", "metric", "value"]
-    with pytest.raises(ValueError, match=r"has the columns .*kv_group.*; got .*'layer'"):
-        HeadTable(frame.drop(columns="kv_group"))
+def test_the_frame_is_the_slow_loop(values):
+    rows = [
+        (sequence, layer, head, head // 2, metric, array[sequence, layer, head])
+        for metric, array in values.items()
+        for sequence in range(6)
+        for layer in range(3)
+        for head in range(4)
+    ]
+    columns = ["sequence", "layer", "head", "kv_group", "metric", "value"]
+    pd.testing.assert_frame_equal(make(values).frame(), pd.DataFrame(rows, columns=columns), check_exact=True)
+    averaged = make(values, averaged=True).frame()
+    assert averaged.sequence.unique().tolist() == [AVERAGED, 0, 1, 2, 3, 4]
 
 
-def test_values_are_in_order_whatever_the_order_of_rows(values):
+def test_values_are_copies(values):
     table = make(values)
+    values["band"][:] = 0
+    table.values("entropy")[:] = 0
+    assert table.values("band").all()
+    assert table.values("entropy").all()
     assert table.metrics == ["entropy", "band"]
-    assert len(table.heads) == 12
-    assert not table.averaged
-    shuffled = HeadTable(table.frame.sample(frac=1, random_state=1).reset_index(drop=True))
-    for name, array in values.items():
-        assert np.array_equal(table.values(name), array)
-        assert np.array_equal(shuffled.values(name), array)
     assert repr(table) == "HeadTable(tiny: 6 sequences, 12 heads; entropy, band)"
+    assert repr(make(values, averaged=True)) == "HeadTable(tiny: 5 sequences, 12 heads; entropy, band)"
+
+
+def test_arrays_must_have_one_shape(values):
+    for wrong in ({"m": np.zeros((2, 4))}, values | {"band": np.zeros((6, 3, 5))}, {}):
+        with pytest.raises(ValueError, match=r"one shape \(sequence, layer, head\) and a KV group"):
+            HeadTable(wrong, [0, 0, 1, 1])
+    with pytest.raises(ValueError, match=r"3 groups"):
+        HeadTable(values, [0, 0, 1])
+
+
+def test_facts_are_added_to_a_copy(values):
+    table = make(values)
+    assert table.with_provenance(seed=3).provenance == FACTS | {"seed": 3}
+    assert table.provenance == FACTS
 
 
 def test_an_unknown_metric_is_named(values):
@@ -158,7 +173,7 @@ def averaged_table(signals, function):
     """The metric of the mean signal, then of each mean without one sequence, as analyze lays it out."""
     n = len(signals)
     rows = [signals.mean(0), *[np.delete(signals, i, axis=0).mean(0) for i in range(n)]]
-    return make({"m": function(np.stack(rows))}, first=AVERAGED)
+    return make({"m": function(np.stack(rows))}, averaged=True)
 
 
 def test_averaged_signals_get_a_jackknife():
@@ -186,22 +201,23 @@ def test_the_jackknife_of_a_mean_is_the_standard_error():
 
 
 def test_one_averaged_sequence_has_no_interval():
-    row = make({"m": np.ones((1, 3, 4))}, first=AVERAGED).summary().loc["m"]
+    row = make({"m": np.ones((1, 3, 4))}, averaged=True).summary().loc["m"]
     assert np.isnan([row.low, row.high]).all()
     assert row["mean"] == 1.0
 
 
-def test_a_file_gives_table_and_provenance_back(tmp_path, values):
+@pytest.mark.parametrize("averaged", [False, True])
+def test_a_file_gives_the_table_back(tmp_path, values, averaged):
     values["band"][0, 0, 0], values["entropy"][0, 0, 0] = np.nan, np.inf
-    table = make(values)
+    table = make(values, averaged=averaged)
     path = table.to_parquet(tmp_path / "table.parquet")
     back = HeadTable.from_parquet(path)
-    pd.testing.assert_frame_equal(back.frame, table.frame, check_exact=True)
-    assert back.provenance == table.provenance
-    pd.testing.assert_frame_equal(pd.read_parquet(path), table.frame)  # anybody can read it
+    pd.testing.assert_frame_equal(back.frame(), table.frame(), check_exact=True)
+    assert (back.provenance, back.kv_groups, back.averaged) == (FACTS, [0, 0, 1, 1], averaged)
+    pd.testing.assert_frame_equal(pd.read_parquet(path), table.frame())  # anybody can read it
 
 
 def test_a_foreign_parquet_file(tmp_path, values):
-    path = write_parquet(make(values).frame, tmp_path / "foreign.parquet")
-    with pytest.raises(ValueError, match=r"foreign.parquet is a Parquet file without the provenance"):
+    path = write_parquet(make(values).frame(), tmp_path / "foreign.parquet")
+    with pytest.raises(ValueError, match=r"foreign.parquet is a Parquet file, but not of a HeadTable"):
         HeadTable.from_parquet(path)

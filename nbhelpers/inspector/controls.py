@@ -5,10 +5,9 @@ from types import SimpleNamespace
 import ipywidgets as widgets
 
 from nbhelpers.inputs.models import available_models
-from nbhelpers.protocol import OPTIONS
+from nbhelpers.protocol import OPTIONS, SIGNALS
 
 from .map import HeadMap
-from .reading import SIGNALS
 
 WAVELETS = ("haar", "db2", "db4", "sym4", "coif1")
 # The choices that the inspector offers; the other fields of the protocol stay as they were given.

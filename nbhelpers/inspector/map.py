@@ -8,7 +8,7 @@ import numpy as np
 import traitlets
 from matplotlib.colors import Normalize
 
-from nbhelpers.plots import metric_label
+from nbhelpers.metrics import metric_label
 
 HERE = Path(__file__).parent
 COLOURS = "cividis"  # the same order of lightness for every kind of colour vision

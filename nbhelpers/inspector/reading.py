@@ -15,19 +15,20 @@ import pywt
 import torch
 
 from nbhelpers import nulls
+from nbhelpers.analysis import Observation, measure, observe, signals_of
 from nbhelpers.hooks.ablation import token_losses, without_head
 from nbhelpers.hooks.recompute import AttentionCache, attention_modules, cache_attention
 from nbhelpers.inputs.models import LoadedModel
 from nbhelpers.kernels import wavelets
-from nbhelpers.metrics import Observation, Signals, measure, observe, signals_of
-from nbhelpers.protocol import PAPER, Protocol
+from nbhelpers.metrics import Signals
+from nbhelpers.protocol import BANDS, PAPER, SIGNALS, Protocol
 from nbhelpers.table import HeadTable
 
 FIRST_METRICS = (
-    *("low_band", "mid_band", "high_band", "spectral_entropy", "frequency_selectivity"),
-    *("local_mass", "sink_mass", "self_mass", "positional_entropy", "scale_sensitivity"),
+    *BANDS,
+    *("spectral_entropy", "frequency_selectivity", "local_mass", "sink_mass", "self_mass"),
+    *("positional_entropy", "scale_sensitivity"),
 )
-SIGNALS = ("key_profile", "last_query", "lag_profile")  # what can be measured again without the model
 
 
 class Stopped(Exception):
@@ -240,8 +241,7 @@ class Reading:
         attn = self._layer(layer, wait)[head]  # (query, key)
         profiles, null = self.observation.profiles, self._uniform.profiles
         psd, null_psd = self.signals.psd[0, layer, head], self.null_signals.psd[0, layer, head]  # (freq,)
-        signal = self.signals.signal[0, layer, head]  # (position,)
-        coefficients = [level.numpy() for level in self.signals.coefficients(signal)]
+        coefficients = [level[0, layer, head].numpy() for level in self.signals.coefficients]
         taps, periodic = pywt.Wavelet(self.protocol.wavelet).dec_len, self.protocol.mode == "periodization"
         return HeadView(
             layer=layer,

@@ -6,7 +6,7 @@ import traceback
 
 import numpy as np
 
-from nbhelpers.plots import metric_label
+from nbhelpers.metrics import metric_label
 
 from .panels import to_png
 

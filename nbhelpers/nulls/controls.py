@@ -2,9 +2,9 @@
 
 from tqdm.auto import tqdm
 
+from nbhelpers.analysis import observe
 from nbhelpers.inputs.models import load_model
 from nbhelpers.inputs.text import load_text
-from nbhelpers.metrics import observe
 from nbhelpers.protocol import PAPER
 
 from .models import random_tokens, shuffled_tokens

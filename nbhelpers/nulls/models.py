@@ -16,6 +16,7 @@ import torch
 
 from nbhelpers.kernels.frames import softmax_of_support
 from nbhelpers.profiles import Profiles, local_mass_of
+from nbhelpers.protocol import SIGNALS
 
 from . import surrogates
 
@@ -35,7 +36,6 @@ __all__ = [
     "without_sink",
 ]
 
-SIGNALS = ("key_profile", "last_query", "lag_profile")
 MATRIX_BYTES = 2**25  # of the matrices of N4 that are held at once
 
 

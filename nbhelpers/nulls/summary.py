@@ -4,7 +4,7 @@ import math
 
 import pandas as pd
 
-from nbhelpers.metrics import STREAMED, Observation, measure
+from nbhelpers.analysis import Observation, measure
 from nbhelpers.nulls.models import uniform_profiles
 from nbhelpers.protocol import Protocol
 from nbhelpers.stats import position_spectrum_correlation
@@ -45,9 +45,9 @@ def uniform_null(length, protocol, *, causal):
 
     `causal` says whether a query sees the keys up to itself only; a window that a layer may have besides is
     not taken into account. The correlation over heads is not among them, since uniform heads are all alike,
-    and nothing is for the signals "rows" and "flattened", which are not read from profiles.
+    and nothing is for the signal "rows", which is not read from profiles.
     """
-    if protocol.signal in STREAMED:
+    if protocol.signal == "rows":
         return {}
 
     def uniform(n):
@@ -55,8 +55,8 @@ def uniform_null(length, protocol, *, causal):
 
     # As nbhelpers.inputs.text.scaled_variant draws them: floor(α n) tokens, up to rounding of α n.
     scaled = {factor: uniform(math.floor(factor * length + 1e-9)) for factor in protocol.factors}
-    frame = measure(Observation(uniform(length), scaled, protocol.scaled_variant), protocol).frame
-    return dict(zip(frame.metric, frame.value, strict=True))
+    table = measure(Observation(uniform(length), scaled, protocol.scaled_variant), protocol)
+    return {metric: array.item() for metric, array in table.arrays.items()}
 
 
 def null_of(table):

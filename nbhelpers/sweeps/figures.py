@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 
-from nbhelpers.plots import SOURCES, compare_rows, metric_label
+from nbhelpers.metrics import metric_label
+from nbhelpers.plots import SOURCES, compare_rows
 from nbhelpers.sweeps.sweep_rows import HERE, PRINTED, SWEEP, row_labels
 
 MOST_INCHES = 14.0  # the width of a page

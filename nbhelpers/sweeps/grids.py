@@ -23,7 +23,7 @@ from nbhelpers.inputs.files import file_fingerprint
 from nbhelpers.inputs.text import BOS_POLICIES, corpus_description, is_local_corpus
 from nbhelpers.protocol import PAPER, Protocol
 
-ANALYZE = "nbhelpers.metrics:analyze"
+ANALYZE = "nbhelpers.analysis:analyze"
 NOTEBOOK = "notebook:"
 AXES = ("model", "revision", "corpus", "n_sequences", "length", "protocol", "target", "seed")
 REQUIRED = ("model", "corpus", "n_sequences", "length")

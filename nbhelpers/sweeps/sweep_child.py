@@ -83,7 +83,7 @@ def perform(run, out, *, cache, held):
         table, provenance, facts = _function_table(run, cache, held)
         summary = _summary(run, table)
     provenance = provenance | {"sweep": {"id": run.id, "settings": run.settings}}
-    frame = table.frame if isinstance(table, HeadTable) else table
+    frame = table.frame() if isinstance(table, HeadTable) else table
     _write(frame, provenance, table_file(out, run.id))
     _write(summary, {"sweep": provenance["sweep"]}, summary_file(out, run.id))
     return facts

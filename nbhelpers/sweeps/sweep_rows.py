@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 
 from nbhelpers.claims.paper import paper_table
+from nbhelpers.metrics import metric_label
 from nbhelpers.nulls.summary import null_of, summarise
-from nbhelpers.plots import metric_label
 from nbhelpers.protocol import PAPER
 from nbhelpers.sweeps.finished_runs import FinishedRuns, training_step
 from nbhelpers.sweeps.sweep_tables import metric_at_scale, metric_of_column

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from nbhelpers import metrics as analysis
+from nbhelpers.analysis import measure, observe
 from nbhelpers.hooks.capture import capture
 from nbhelpers.hooks.reductions import Reduction
 from nbhelpers.protocol import PAPER
@@ -104,10 +104,9 @@ def measure_checkpoint(model, yardstick, *, step, bos):
     ids = yardstick.text.clone()
     if bos:
         ids[:, 0] = BOS_ID
-    observation = analysis.observe(model, ids, PAPER, progress=False)
+    observation = observe(model, ids, PAPER, progress=False)
     parts = [
-        _both_means(analysis.measure(observation, protocol).frame, signal)
-        for signal, protocol in PROTOCOLS.items()
+        _both_means(measure(observation, protocol).frame(), signal) for signal, protocol in PROTOCOLS.items()
     ]
     scores = {
         "induction_score": induction_score(model, yardstick.repeated, bos=bos),

@@ -5,24 +5,11 @@ import numpy as np
 import seaborn as sns
 
 from nbhelpers.inputs.zoo import ENCODINGS
-from nbhelpers.plots import metric_label
+from nbhelpers.metrics import metric_label
 
 MARKERS = dict(zip(ENCODINGS, "osD^vPX", strict=True))
 TICKS = (0, 1, 10, 100, 1000, 10_000)
 NOTHING = "no run of these arms was collected yet"
-LABELS = {
-    "scale_sensitivity_0.5": "scale sensitivity S(0.5)",
-    "scale_sensitivity_0.25": "scale sensitivity S(0.25)",
-    "induction_score": "induction score (share)",
-    "previous_token_score": "previous token (share)",
-    "validation_loss": "validation loss (nats/token)",
-    "local_mass_16": "attention within 16 tokens (share)",
-}
-
-
-def label_of(metric):
-    """Return a metric's name with its unit, as an axis shows it."""
-    return LABELS.get(metric) or metric_label(metric)
 
 
 def encoding_colour(arm):
@@ -154,7 +141,7 @@ def share_bars(frame, *, ax=None):
         place = own.metric.map(metrics.index).to_numpy() + (k - (len(factors) - 1) / 2) * 0.8 / len(factors)
         ax.hlines(place, own.low, own.high, color=palette[k], lw=3, alpha=0.5)
         ax.plot(own.share, place, "oDs^"[k % 4], color=palette[k], ms=6, label=factor)
-    ax.set_yticks(range(len(metrics)), [label_of(metric) for metric in metrics])
+    ax.set_yticks(range(len(metrics)), [metric_label(metric) for metric in metrics])
     ax.set_ylim(len(metrics) - 0.5, -0.5)
     ax.grid(axis="x", alpha=0.4)
     ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))

@@ -6,6 +6,7 @@ import torch
 from scipy import stats as scipy_stats
 
 from nbhelpers import nulls
+from nbhelpers.analysis import Observation, measure
 from nbhelpers.claims import paper
 from nbhelpers.claims.planted import planted_profiles
 from nbhelpers.claims.statistics import (
@@ -16,7 +17,6 @@ from nbhelpers.claims.statistics import (
     null_values,
 )
 from nbhelpers.claims.verdicts import judge
-from nbhelpers.metrics import Observation, measure
 from nbhelpers.protocol import PAPER
 from nbhelpers.stats import bootstrap_interval, position_spectrum_correlation
 

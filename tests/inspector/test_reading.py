@@ -9,9 +9,9 @@ import pywt
 import torch
 
 from nbhelpers import nulls
+from nbhelpers.analysis import analyze
 from nbhelpers.hooks.ablation import token_losses, without_head
 from nbhelpers.inspector.reading import Stopped, level_image, percentile, read_text, shortest_text
-from nbhelpers.metrics import analyze
 from nbhelpers.protocol import PAPER
 
 TEXT = "the whale and the sea and the ship that sails the sea, again and again, until the night. " * 4

@@ -6,9 +6,9 @@ import nbformat
 import numpy as np
 import pytest
 
+from nbhelpers.analysis import analyze
 from nbhelpers.hooks.ablation import token_losses, without_head
 from nbhelpers.inputs.text import load_text
-from nbhelpers.metrics import analyze
 
 pytestmark = pytest.mark.notebook
 NAME = "06_head_inspector"

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from nbhelpers.metrics import measure
+from nbhelpers.analysis import measure
 from nbhelpers.nulls.controls import RANDOM, SHUFFLED, bare_label, control_label, panel
 
 SIZES = {"n_sequences": 5, "length": 32, "control_seeds": 2, "progress": False}

@@ -7,9 +7,9 @@ import torch
 from tolerances import assert_close
 
 from nbhelpers import PAPER, Profiles, nulls
+from nbhelpers.analysis import Observation, measure
 from nbhelpers.kernels.entropy import effective_support, positional_entropy
-from nbhelpers.metrics import Observation, measure
-from nbhelpers.nulls.models import SIGNALS
+from nbhelpers.protocol import SIGNALS
 
 SHAPE = (2, 3, 4)  # sequence, layer, head
 OF_PROFILES = [null for null in nulls.NULLS if null.made_of == "profiles"]
@@ -76,8 +76,8 @@ def test_a_null_has_the_form_of_its_profiles(null, causal):
 def test_a_null_can_be_saved_and_measured_at_every_length_and_again(null, tmp_path):
     observation = observe(64)
     first, second = (measure(observation.map(lambda p: null.function(p, seed=3))) for _ in range(2))
-    assert first.frame.value.notna().all()
-    assert first.frame.equals(second.frame)
+    assert first.frame().value.notna().all()
+    assert first.frame().equals(second.frame())
     made = null.function(make(), seed=1)
     assert Profiles.load(made.save(tmp_path / "null.safetensors")).provenance == made.provenance
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from nbhelpers.analysis import Observation, analyze, measure
 from nbhelpers.inputs.models import load_model
 from nbhelpers.inputs.text import load_text
-from nbhelpers.metrics import Observation, analyze, measure
 from nbhelpers.nulls.summary import CORRELATION, null_of, summarise, uniform_null
 from nbhelpers.profiles import Profiles
 from nbhelpers.protocol import PAPER
@@ -37,12 +37,12 @@ def table(tiny_llama_folder):
 def test_the_null_is_that_of_the_uniform_matrix(changes, causal):
     protocol, n = PAPER.replace(**changes), 100
     scaled = {a: uniform_matrix(round(100 * a), causal) for a in protocol.factors}
-    frame = measure(Observation(uniform_matrix(n, causal), scaled), protocol).frame
+    table = measure(Observation(uniform_matrix(n, causal), scaled), protocol)
     found = uniform_null(n, protocol, causal=causal)
-    assert list(found) == frame.metric.tolist()
-    for row in frame.itertuples():
-        room = 1e-6 if row.metric == "reconstruction_error" else 1e-12  # which is rounding of float32
-        assert found[row.metric] == pytest.approx(row.value, abs=room, rel=1e-9), row.metric
+    assert list(found) == table.metrics
+    for metric, array in table.arrays.items():
+        room = 1e-6 if metric == "reconstruction_error" else 1e-12  # which is rounding of float32
+        assert found[metric] == pytest.approx(array.item(), abs=room, rel=1e-9), metric
 
 
 def test_the_null_has_the_values_known_before():
@@ -52,17 +52,16 @@ def test_the_null_has_the_values_known_before():
     assert uniform_null(128, PAPER, causal=False)["positional_entropy"] == pytest.approx(np.log(128))
 
 
-@pytest.mark.parametrize("signal", ["rows", "flattened"])
-def test_signals_that_no_profile_holds_have_no_null(signal):
-    assert uniform_null(64, PAPER.replace(signal=signal), causal=True) == {}
+def test_rows_have_no_null():
+    assert uniform_null(64, PAPER.replace(signal="rows"), causal=True) == {}
 
 
 def test_a_table_knows_its_own_null(table):
     assert null_of(table) == uniform_null(48, PAPER, causal=True)
-    other = type(table)(table.frame, table.provenance | {"stream": "encoder"})
+    other = table.with_provenance(stream="encoder")
     assert null_of(other) == uniform_null(48, PAPER, causal=False)
-    boxcar = table.provenance | {"protocol": PAPER.replace(window="boxcar").to_dict()}
-    assert null_of(type(table)(table.frame, boxcar))["low_band"] != null_of(table)["low_band"]
+    boxcar = table.with_provenance(protocol=PAPER.replace(window="boxcar").to_dict())
+    assert null_of(boxcar)["low_band"] != null_of(table)["low_band"]
 
 
 def test_a_summary_is_the_table_s_with_the_correlation_and_the_null(table):

@@ -79,7 +79,8 @@ def test_axes_that_are_given_are_drawn_on(rows):
     given = plt.subplots(1, 2)[1]
     axes = compare_sources(more, axes=given, metrics=["low_band", "spectral_entropy"])
     assert list(axes) == list(given)
-    assert [ax.get_xlabel() for ax in axes] == ["low band (share of\npower)", "spectral entropy\n(nats)"]
+    labels = ["low band (relative\nband power)", "spectral entropy\n(nats)"]
+    assert [ax.get_xlabel() for ax in axes] == labels
     assert axes[1].get_legend() is not None
     with pytest.raises(ValueError, match="no metric"):
         compare_sources(rows, metrics=["sink_mass"])

@@ -55,7 +55,7 @@ def test_the_id_follows_every_setting_and_no_label():
     changes = [
         {"model": "owner/other"}, {"revision": "main"}, {"corpus": "wikipedia"}, {"n_sequences": 4},
         {"length": 65}, {"protocol": {"detrend": "mean"}}, {"seed": 1}, {"bos": "none"}, {"dtype": "float64"},
-        {"device": "cpu"}, {"batch_size": 2}, {"target": "nbhelpers.metrics:observe"},
+        {"device": "cpu"}, {"batch_size": 2}, {"target": "nbhelpers.analysis:observe"},
     ]  # fmt: skip
     ids = {make_grid(SMALL | change).runs[0].id for change in changes}
     assert len(ids | {plain.id}) == len(changes) + 1
@@ -139,7 +139,7 @@ def test_a_file_and_a_shipped_name(tmp_path):
         ({"target": "os:system"}, "no code from elsewhere is run"),
         ({"target": "nbhelpersevil.a:b"}, "no code from elsewhere is run"),
         ({"target": "nbhelpers.nothing:x"}, "there is no module nbhelpers.nothing"),
-        ({"target": "nbhelpers.metrics:nothing"}, "nbhelpers.metrics has no function 'nothing'"),
+        ({"target": "nbhelpers.analysis:nothing"}, "nbhelpers.analysis has no function 'nothing'"),
         ({"paper_table": [6, 9]}, r"the paper has the tables 1 to 7, not \[9\]"),
         ({"length": [64, 64]}, "'owner/model moby-dick 64x64'|is there twice"),
         ({"corpus": ["nowhere.txt"]}, "no text 'nowhere.txt'"),

@@ -137,9 +137,9 @@ def test_a_run_of_analyze_is_summarised_beside_uniform_attention(tiny_llama_fold
         expected = uniform_null(run.length, Protocol(**run.protocol), causal=True)
         assert null.dropna().to_dict() == expected
         assert bool(expected) == (run.protocol["signal"] == "key_profile")
-    import nbhelpers.metrics
+    import nbhelpers.analysis
 
-    monkeypatch.setattr(nbhelpers.metrics, "another", nbhelpers.metrics.analyze, raising=False)
-    (run,) = grid_of(tiny_llama_folder, target="nbhelpers.metrics:another").runs
+    monkeypatch.setattr(nbhelpers.analysis, "another", nbhelpers.analysis.analyze, raising=False)
+    (run,) = grid_of(tiny_llama_folder, target="nbhelpers.analysis:another").runs
     perform(run, tmp_path, cache=None, held=held)
     assert "null" not in pd.read_parquet(summary_file(tmp_path, run.id)), "what it measures is not known"

@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 from tiny_sweeps import leave_run
 
+from nbhelpers.analysis import analyze
 from nbhelpers.claims.paper import paper_table
 from nbhelpers.inputs.models import load_model
 from nbhelpers.inputs.text import load_text
-from nbhelpers.metrics import analyze
 from nbhelpers.nulls.summary import uniform_null
 from nbhelpers.protocol import PAPER
 from nbhelpers.sweeps.finished_runs import load_sweep

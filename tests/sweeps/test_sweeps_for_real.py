@@ -14,9 +14,9 @@ import yaml
 from filelock import FileLock
 from tiny_sweeps import joined, n_done, run_processes, wait_for, when
 
+from nbhelpers.analysis import analyze
 from nbhelpers.inputs.files import cache_folder, file_fingerprint
 from nbhelpers.inputs.text import load_text
-from nbhelpers.metrics import analyze
 from nbhelpers.protocol import PAPER
 from nbhelpers.sweeps.grids import load_grid, make_grid
 from nbhelpers.sweeps.sweep_records import FOLDERS, read_record, read_records, table_file
@@ -121,7 +121,7 @@ def test_a_run_is_what_the_library_gives(by_dask, grid_file, one_thread):
     ids = load_text(grid_file.parent / "text.txt", model, n_sequences=3, length=48)
     expected = analyze(model, ids, PAPER.replace(window="boxcar"), progress=False)
     stored = HeadTable.from_parquet(table_file(out, run.id))
-    pd.testing.assert_frame_equal(stored.frame, expected.frame, rtol=1e-6)
+    pd.testing.assert_frame_equal(stored.frame(), expected.frame(), rtol=1e-6)
     assert stored.provenance["sweep"] == {"id": run.id, "settings": json.loads(json.dumps(run.settings))}
     assert stored.provenance["protocol_hash"] == PAPER.replace(window="boxcar").hash
     rows = sweep.tables["sweep"].query("run == @run.id").set_index("metric")

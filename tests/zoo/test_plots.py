@@ -12,7 +12,6 @@ from nbhelpers.zoo.plots import (
     arm_points,
     breakpoint_marks,
     encoding_colour,
-    label_of,
     live_panels,
     share_bars,
 )
@@ -69,7 +68,7 @@ def test_shares_stand_in_rows_of_metrics(ax):
     share_bars(frame, ax=ax)
     assert [line.get_xdata()[0] for line in ax.lines] == [0.4, 0.2]
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["mask", "BOS"]
-    assert [label.get_text() for label in ax.get_yticklabels()] == [label_of("low_band")]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["low band (relative band power)"]
     assert share_bars(frame[:0], ax=plt.subplots()[1]).texts[0].get_text() == NOTHING
 
 

@@ -1,0 +1,217 @@
+"""From a model and sequences to a table of head metrics, under a stated protocol: the pipeline, in one page.
+
+text → sequences → capture → profiles → signals (protocol) → metrics (kernels) → HeadTable. :func:`observe`
+runs the model and takes the time; :func:`measure` reads what was observed under any protocol.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from nbhelpers.hooks.capture import capture
+from nbhelpers.hooks.reductions import LocalMass, RowMetrics
+from nbhelpers.inputs.text import scaled_variant
+from nbhelpers.kernels import rows
+from nbhelpers.metrics import Signals, measure_signals
+from nbhelpers.profiles import Profiles
+from nbhelpers.protocol import PAPER, SIGNALS
+from nbhelpers.table import HeadTable
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What was seen of a model's attention: profiles of some sequences and of their scaled variants.
+
+    Attributes
+    ----------
+    profiles : Profiles
+        With key_profile, last_query, lag_profile and local_mass.
+    scaled : dict of float to Profiles
+        Those of the scaled variants x_α (eq. 10), by α.
+    scaled_variant : str
+        How x_α was drawn from x.
+    """
+
+    profiles: Profiles
+    scaled: dict
+    scaled_variant: str = PAPER.scaled_variant
+
+    def map(self, function):
+        """Return the observation with `function`, Profiles to Profiles, applied to every part."""
+        scaled = {factor: function(part) for factor, part in self.scaled.items()}
+        return Observation(function(self.profiles), scaled, self.scaled_variant)
+
+
+def analyze(model, token_ids, protocol=PAPER, *, corpus=None, seed=0, **options):
+    """Measure every head of a model on some sequences under a protocol.
+
+    Parameters
+    ----------
+    model : LoadedModel or transformers.PreTrainedModel
+    token_ids : torch.LongTensor, shape (sequence, position)
+        Sequences of one length, without padding.
+    protocol : Protocol
+        :data:`nbhelpers.PAPER` is the literal reading of the paper.
+    corpus : str, optional
+        What the sequences are, for the provenance.
+    seed : int
+        Draws the random scaled variants.
+    **options
+        `batch_size`, `chunk`, `cache`, `stream`, `progress` of :func:`nbhelpers.capture`.
+
+    Returns
+    -------
+    HeadTable
+
+    Raises
+    ------
+    ValueError
+        For sequences too short for the protocol, and all that :func:`nbhelpers.capture` refuses.
+    """
+    _require_measurable(protocol)
+    if protocol.signal == "rows":
+        return _analyze_rows(model, token_ids, protocol, corpus=corpus, seed=seed, **options)
+    return measure(observe(model, token_ids, protocol, corpus=corpus, seed=seed, **options), protocol)
+
+
+def observe(model, token_ids, protocol=PAPER, *, corpus=None, seed=0, **options):
+    """Run a model over sequences and their scaled variants, and keep what :func:`measure` needs.
+
+    One observation serves every protocol with the same `factors`, `scaled_variant` and `local_distance`
+    whose signal is a key profile, a last query or a lag profile.
+
+    Parameters
+    ----------
+    model, token_ids, corpus, seed, **options
+        As in :func:`analyze`. With ``cache=`` the same call finds the profiles again.
+    protocol : Protocol
+        Says which scaled variants are drawn, and the distance that counts as local.
+
+    Returns
+    -------
+    Observation
+
+    Raises
+    ------
+    ValueError
+        As :func:`analyze`.
+    """
+    token_ids = torch.as_tensor(token_ids)
+    kept = [*SIGNALS, LocalMass((protocol.local_distance,))]
+    options |= {"corpus": corpus, "seed": seed}
+    scaled = {}
+    for factor in protocol.factors:
+        ids = scaled_variant(token_ids, factor, how=protocol.scaled_variant, seed=seed)
+        scaled[factor] = _captured(model, ids, kept, **options)
+    return Observation(_captured(model, token_ids, kept, **options), scaled, protocol.scaled_variant)
+
+
+def measure(observation, protocol=PAPER):
+    """Measure what was observed under a protocol; the model is not needed.
+
+    Parameters
+    ----------
+    observation : Observation
+        From :func:`observe`, or a null made of one.
+    protocol : Protocol
+
+    Returns
+    -------
+    HeadTable
+
+    Raises
+    ------
+    ValueError
+        If the protocol needs scaled variants, a distance or a signal that were not observed, or longer
+        sequences.
+    """
+    return _table(measure_signals(signals_of(observation, protocol)), observation.profiles, protocol)
+
+
+def signals_of(observation, protocol=PAPER):
+    """Return the :class:`Signals` that :func:`measure` computes its metrics from; errors as there."""
+    _require_measurable(protocol)
+    _require_observed(observation, protocol)
+    profiles, drops_sink = observation.profiles, protocol.sink != "keep"
+    prepare = _averages if protocol.order == "mean then metric" else torch.Tensor.double
+
+    def signal(part):
+        profile = part[protocol.signal].double()
+        return prepare(rows.drop_sink(profile) if drops_sink else profile)
+
+    return Signals(
+        signal=signal(profiles),
+        scaled={factor: signal(observation.scaled[factor]) for factor in protocol.factors},
+        protocol=protocol,
+        origin=0 if drops_sink else profiles.coordinates[protocol.signal].index(0),
+        local_mass={protocol.local_distance: prepare(_local_mass(profiles, protocol))},
+    )
+
+
+def _analyze_rows(model, token_ids, protocol, **options):
+    """Measure every row while attention streams by."""
+    reductions = [RowMetrics(protocol), LocalMass((protocol.local_distance,))]
+    profiles = _captured(model, torch.as_tensor(token_ids), reductions, **options)
+    measured = dict(
+        zip(profiles.coordinates["row_metrics"], profiles.row_metrics.double().unbind(-1), strict=True)
+    )
+    measured[f"local_mass_{protocol.local_distance}"] = _local_mass(profiles, protocol)
+    return _table(measured, profiles, protocol)
+
+
+def _captured(model, token_ids, reductions, *, corpus, seed, **options):
+    if options.get("attention_mask") is not None:
+        raise ValueError("Sequences must have one length, without padding; call once per length.")
+    return capture(model, token_ids, reductions, **options).with_provenance(corpus=corpus, seed=seed)
+
+
+def _local_mass(profiles, protocol):
+    at = profiles.coordinates["local_mass"].index(protocol.local_distance)
+    return profiles.local_mass[..., at].double()  # (sequence, layer, head)
+
+
+def _table(measured, profiles, protocol):
+    provenance = profiles.provenance | {"protocol": protocol.to_dict(), "protocol_hash": protocol.hash}
+    averaged = protocol.order == "mean then metric"
+    return HeadTable(measured, profiles.kv_groups, provenance, averaged)
+
+
+def _averages(per_sequence):
+    """Return the mean over sequences and, after it, the means with one sequence left out each."""
+    n, total = len(per_sequence), per_sequence.sum(0, keepdim=True)
+    left_out = [(total - per_sequence) / (n - 1)] if n > 1 else []
+    return torch.cat([total / n, *left_out])
+
+
+def _require_measurable(protocol):
+    if protocol.signal == "rows" and protocol.order == "mean then metric":
+        raise ValueError(
+            "signal='rows' is measured row by row, so order='mean then metric' is not possible; use "
+            f"order='metric then mean', or one of the signals {', '.join(SIGNALS)}."
+        )
+    if protocol.signal == "lag_profile" and protocol.sink != "keep":
+        raise ValueError(
+            f"signal='lag_profile' has lags, not keys, so sink={protocol.sink!r} cannot drop key 0 from it; "
+            "use sink='keep', or another signal."
+        )
+
+
+def _require_observed(observation, protocol):
+    if protocol.signal == "rows":
+        raise ValueError(
+            f"An observation holds {', '.join(SIGNALS)}; call analyze(model, ids, protocol) for "
+            "signal='rows', which is measured while attention streams by."
+        )
+    missing = [factor for factor in protocol.factors if factor not in observation.scaled]
+    drawn = observation.scaled_variant
+    if missing or (protocol.factors and protocol.scaled_variant != drawn):
+        raise ValueError(
+            f"The protocol compares with {protocol.scaled_variant} variants at {list(protocol.factors)}; "
+            f"observed were {drawn} variants at {list(observation.scaled)}. Call observe with this protocol."
+        )
+    distances = observation.profiles.coordinates["local_mass"]
+    if protocol.local_distance not in distances:
+        raise ValueError(
+            f"local_distance={protocol.local_distance} was not observed, only {distances}; call observe with "
+            "this protocol."
+        )

@@ -1,0 +1,294 @@
+"""From a model to a table against float64 numpy from eager attention; closed forms; refusals."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from slow_metrics import slow_metrics
+from tiny_models import captured_matrix, eager_attention, make_model, make_tokens, make_uniform
+
+from nbhelpers.analysis import Observation, analyze, measure, observe
+from nbhelpers.hooks.capture import capture
+from nbhelpers.hooks.reductions import RowMetrics
+from nbhelpers.inputs.text import scaled_variant
+from nbhelpers.protocol import PAPER
+from nbhelpers.table import AVERAGED, HeadTable
+
+LENGTH = 64
+TOLERANCE = 5e-5  # relative where the value is above 1
+
+
+@pytest.fixture(scope="module")
+def llama():
+    return make_model("llama")
+
+
+def run(model, ids, protocol=PAPER, **options):
+    return analyze(model, ids, protocol, progress=False, **options)
+
+
+def assert_metric(got, expected, name=""):
+    assert got.shape == expected.shape
+    worst = (abs(got - expected) / np.maximum(1, abs(expected))).max()
+    assert worst <= TOLERANCE, f"{name}: off by {worst:.3g}"
+
+
+def assert_table(table, signals, variants, **options):
+    """Each metric of the table is the slow one of (sequence, layer, head, position)."""
+    slow = {}
+    for at in np.ndindex(signals.shape[:3]):
+        for name, value in slow_metrics(
+            signals[at], {f: v[at] for f, v in variants.items()}, **options
+        ).items():
+            slow.setdefault(name, np.zeros(signals.shape[:3]))[at] = value
+    if table.provenance["protocol"]["sink"] != "keep":
+        slow.pop("sink_mass")
+    for name, expected in slow.items():
+        assert_metric(table.values(name), expected, name)
+    assert set(table.metrics) - set(slow) == {"reconstruction_error", "local_mass_16"}
+
+
+def prefixes(ids):
+    """The scaled variants of PAPER, by factor."""
+    return {factor: ids[:, : int(factor * ids.shape[1])] for factor in (0.5, 0.25)}
+
+
+def key_profiles(model, ids):
+    return eager_attention(model, ids).mean(-2)
+
+
+def last_queries(model, ids):
+    return eager_attention(model, ids)[..., -1, :]
+
+
+def lag_profiles(model, ids):
+    attn = eager_attention(model, ids)
+    n = attn.shape[-1]
+    return np.stack([np.trace(attn, -lag, -2, -1) for lag in range(n)], -1) / n
+
+
+@pytest.mark.parametrize(
+    ("signal", "slow", "first"),
+    [
+        ("key_profile", key_profiles, "sink_mass"),
+        ("last_query", last_queries, "sink_mass"),
+        ("lag_profile", lag_profiles, "self_mass"),
+    ],
+)
+def test_every_signal_against_the_definitions(llama, signal, slow, first):
+    ids = make_tokens(LENGTH, n=3)
+    table = run(llama, ids, PAPER.replace(signal=signal))
+    variants = {factor: slow(llama, part) for factor, part in prefixes(ids).items()}
+    assert_table(table, slow(llama, ids), variants, first=first)
+    attn = eager_attention(llama, ids)
+    near = np.tril(attn, 16) - np.tril(attn, -17)
+    assert_metric(table.values("local_mass_16"), near.sum(-1).mean(-1))
+
+
+def test_lag_zero_of_an_encoder_is_in_the_middle():
+    model, ids = make_model("bert"), make_tokens(LENGTH)
+    table = run(model, ids, PAPER.replace(signal="lag_profile"))
+    attn = eager_attention(model, ids)
+    assert_metric(table.values("self_mass"), np.trace(attn, 0, -2, -1) / LENGTH)
+
+
+def test_every_row(llama):
+    ids, protocol = make_tokens(LENGTH), PAPER.replace(signal="rows")
+    table = run(llama, ids, protocol)
+    profiles = capture(llama, ids, RowMetrics(protocol), progress=False)
+    names = profiles.coordinates["row_metrics"]
+    assert table.metrics == [*names, "local_mass_16"]
+    for k, name in enumerate(names):
+        assert np.array_equal(table.values(name), profiles.row_metrics[..., k].double().numpy())
+    attn = eager_attention(llama, ids)
+    entropies = -np.where(attn > 0, attn * np.log(np.maximum(attn, 1e-300)), 0).sum(-1).mean(-1)
+    assert_metric(table.values("positional_entropy"), entropies)
+
+
+@pytest.mark.parametrize(("signal", "slow"), [("key_profile", key_profiles), ("last_query", last_queries)])
+def test_without_the_sink(llama, signal, slow):
+    ids = make_tokens(LENGTH)
+    table = run(llama, ids, PAPER.replace(signal=signal, sink="drop_renormalise", factors=()))
+    kept = slow(llama, ids)[..., 1:]
+    assert_table(table, kept / kept.sum(-1, keepdims=True), {})
+    assert "sink_mass" not in table.metrics
+
+
+@pytest.mark.parametrize("how", ["stride", "random"])
+def test_other_ways_to_draw_the_variants(llama, how):
+    ids = make_tokens(LENGTH)
+    table = run(llama, ids, PAPER.replace(scaled_variant=how), seed=7)
+    variants = {f: key_profiles(llama, scaled_variant(ids, f, how=how, seed=7)) for f in (0.5, 0.25)}
+    assert_table(table, key_profiles(llama, ids), variants)
+
+
+def test_mean_then_metric(llama):
+    ids = make_tokens(LENGTH, n=4)
+    table = run(llama, ids, PAPER.replace(order="mean then metric"))
+    signals = {f: key_profiles(llama, part) for f, part in ({1: ids} | prefixes(ids)).items()}
+    # First the mean over sequences, then each mean with one sequence left out.
+    averages = {
+        f: np.stack([s.mean(0), *[np.delete(s, i, axis=0).mean(0) for i in range(4)]])
+        for f, s in signals.items()
+    }
+    assert_table(table, averages.pop(1), averages)
+    assert table.frame().sequence.unique().tolist() == [AVERAGED, 0, 1, 2, 3]
+    assert table.summary(n_boot=10).n_sequences.unique().tolist() == [4]
+    attn = eager_attention(llama, ids)
+    near = np.tril(attn, 16) - np.tril(attn, -17)
+    assert_metric(table.values("local_mass_16")[0], near.sum(-1).mean(-1).mean(0))
+
+
+# --- closed forms and identities
+
+
+@pytest.mark.parametrize(
+    ("n", "half", "quarter"),
+    [(32, 0.035, 0.087), (64, 0.031, 0.082), (128, 0.026, 0.073), (256, 0.023, 0.065)],
+)
+def test_uniform_causal_attention_has_the_closed_form(n, half, quarter):
+    # Key j gets sum_{i >= j} 1 / (n (i + 1)); the values printed in the specification of the paper.
+    table = run(make_uniform(), make_tokens(n, n=1))
+    exact, *variants = (
+        np.array([sum(1 / (i + 1) for i in range(j, m)) / m for j in range(m)]) for m in (n, n // 2, n // 4)
+    )
+    for name, value in slow_metrics(exact, dict(zip((0.5, 0.25), variants, strict=True))).items():
+        assert_metric(table.values(name), np.full((1, 2, 4), value), name)
+    assert table.values("scale_sensitivity_0.5") == pytest.approx(half, abs=5.01e-4)
+    assert table.values("scale_sensitivity_0.25") == pytest.approx(quarter, abs=5.01e-4)
+
+
+@pytest.mark.parametrize(
+    ("mode", "half", "quarter"), [("periodization", 0.066, 0.222), ("zero", 0.225, 0.399)]
+)
+def test_uniform_causal_attention_under_the_other_boundary_modes(mode, half, quarter):
+    table = run(make_uniform(), make_tokens(256, n=1), PAPER.replace(mode=mode))
+    assert table.values("scale_sensitivity_0.5") == pytest.approx(half, abs=5.01e-4)
+    assert table.values("scale_sensitivity_0.25") == pytest.approx(quarter, abs=5.01e-4)
+
+
+def test_uniform_attention_has_the_spectrum_of_the_specification():
+    # n = 128: H_s 0.57, S 3.21, all power in the low band.
+    table = run(make_uniform(), make_tokens(128, n=1))
+    assert table.values("spectral_entropy") == pytest.approx(0.57, abs=5e-3)
+    assert table.values("frequency_selectivity") == pytest.approx(3.21, abs=1e-2)
+    assert table.values("low_band") == pytest.approx(1.0, abs=1e-3)
+
+
+@pytest.mark.parametrize("length", [1, 2, 17, 40])
+def test_the_profile_of_a_prefix_is_that_of_the_first_rows(llama, length):
+    ids = make_tokens(LENGTH)
+    full = captured_matrix(llama, ids)
+    prefix = capture(llama, ids[:, :length], progress=False).key_profile.double().numpy()
+    assert abs(prefix - full[..., :length, :length].mean(-2)).max() <= 1e-6
+
+
+# --- tables and observations
+
+
+@pytest.fixture(scope="module")
+def observed(llama):
+    return observe(llama, make_tokens(LENGTH, 3), corpus="made up", seed=3, progress=False)
+
+
+@pytest.mark.parametrize(
+    "protocol",
+    [
+        PAPER,
+        PAPER.replace(signal="last_query", window="boxcar", mode="zero"),
+        PAPER.replace(signal="lag_profile", factors=(0.5,)),
+        PAPER.replace(sink="drop_renormalise", order="mean then metric"),
+    ],
+    ids=lambda p: p.hash,
+)
+def test_one_observation_gives_what_analyze_gives(llama, observed, protocol):
+    table = measure(observed, protocol)
+    expected = run(llama, make_tokens(LENGTH, 3), protocol, corpus="made up", seed=3)
+    pd.testing.assert_frame_equal(table.frame(), expected.frame())
+    assert table.provenance == expected.provenance
+
+
+def test_a_table_says_where_it_comes_from(llama, observed, tmp_path):
+    table = measure(observed)
+    assert table.kv_groups == [0, 0, 1, 1]
+    facts = table.provenance
+    found = facts["corpus"], facts["seed"], facts["length"], facts["n_sequences"]
+    assert found == ("made up", 3, LENGTH, 3)
+    assert (facts["protocol_hash"], facts["protocol"]) == (PAPER.hash, PAPER.to_dict())
+    assert (facts["device"], facts["dtype"], facts["model"]["family"]) == ("cpu", "float32", "llama")
+    assert {"torch", "transformers", "nbhelpers"} <= set(facts["versions"])
+    back = HeadTable.from_parquet(table.to_parquet(tmp_path / "heads.parquet"))
+    pd.testing.assert_frame_equal(back.frame(), table.frame(), check_exact=True)
+    assert back.provenance == facts
+
+
+def test_a_rerun_gives_the_identical_table(llama, tmp_path, monkeypatch):
+    ids, protocol = make_tokens(LENGTH), PAPER.replace(scaled_variant="random")
+    tables = [run(llama, ids, protocol, seed=3, **options) for options in ({}, {}, {"cache": tmp_path})]
+    other_seed = run(llama, ids, protocol, seed=4)
+    monkeypatch.setattr("nbhelpers.hooks.capture._run_batch", None)  # the model must not be run again
+    tables.append(run(llama, ids, protocol, seed=3, cache=tmp_path))
+    for other in tables[1:]:
+        pd.testing.assert_frame_equal(other.frame(), tables[0].frame(), check_exact=True)
+        assert other.provenance == tables[0].provenance
+    assert (other_seed.values("scale_sensitivity_0.5") != tables[0].values("scale_sensitivity_0.5")).any()
+    assert np.array_equal(other_seed.values("spectral_entropy"), tables[0].values("spectral_entropy"))
+
+
+def test_a_loaded_model_and_a_list_of_ids(tiny_llama):
+    ids = make_tokens(LENGTH)
+    loaded, bare = run(tiny_llama, ids), run(tiny_llama.model, ids.tolist())
+    pd.testing.assert_frame_equal(loaded.frame(), bare.frame(), check_exact=True)
+
+
+def test_map_reaches_every_part(observed):
+    lengths = []
+
+    def look(profiles):
+        lengths.append(profiles.key_profile.shape[-1])
+        return profiles
+
+    mapped = observed.map(look)
+    assert isinstance(mapped, Observation)
+    assert sorted(lengths) == [LENGTH // 4, LENGTH // 2, LENGTH]
+    pd.testing.assert_frame_equal(measure(mapped).frame(), measure(observed).frame())
+
+
+# --- refusals
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"signal": "rows"}, "call analyze"),
+        ({"factors": (0.5, 0.125)}, r"\[0.125, 0.5\]|\[0.5, 0.125\]"),
+        ({"scaled_variant": "stride"}, "observed were prefix variants"),
+        ({"local_distance": 7}, "local_distance=7 was not observed"),
+        ({"signal": "lag_profile", "sink": "drop_renormalise"}, "has lags, not keys"),
+    ],
+)
+def test_what_was_not_observed_is_said(observed, changes, message):
+    with pytest.raises(ValueError, match=message):
+        measure(observed, PAPER.replace(**changes))
+
+
+@pytest.mark.parametrize(
+    ("length", "changes", "options", "message"),
+    [
+        (23, {}, {}, "shortest variant has 5 tokens"),
+        (3, {}, {}, r"alpha 0\.25 of 3 tokens leaves none"),
+        (
+            24,
+            {"signal": "rows", "order": "mean then metric"},
+            {},
+            "not possible; use order",
+        ),
+        (24, {}, {"attention_mask": torch.ones(2, 24)}, "without padding; call once per length"),
+        (24, {"signal": "rows"}, {"attention_mask": torch.ones(2, 24)}, "without padding"),
+        (257, {}, {}, "257 tokens"),  # as capture says
+    ],
+)
+def test_what_cannot_be_measured_is_refused(llama, length, changes, options, message):
+    with pytest.raises(ValueError, match=message):
+        run(llama, make_tokens(length), PAPER.replace(**changes), **options)
+    assert run(llama, make_tokens(24)).metrics  # the shortest that can be measured
