@@ -234,10 +234,8 @@ def scale_sensitivity(coefficients, coefficients_scaled, *, alignment="concatena
 
     Parameters
     ----------
-    coefficients, coefficients_scaled : sequence of torch.Tensor, each of shape (..., coefficient)
-        As from `wavedec`, of the full and of the shortened signal.
-    alignment : {"concatenate-truncate", "per-level", "interpolate"}
-        See `align`.
+    coefficients, coefficients_scaled, alignment
+        As in `align`.
 
     Returns
     -------

@@ -25,25 +25,13 @@ class TestRequireDistribution:
         attn = random_attn(3, 500, dtype=torch.float32)
         for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
             entropy.require_distribution(attn.to(dtype))
-
-    def test_empty_batch_passes(self):
-        entropy.require_distribution(torch.zeros(0, 4))
+        entropy.require_distribution(attn[:0])
 
     def test_sums_are_reported_with_the_worst_row(self):
         attn = random_attn(2, 3, 8)
         attn[0, 1] *= 1.01
-        attn[1, 2] *= 0.5
-        with pytest.raises(
-            ValueError, match=r"2 of 6 rows do not, the worst at index \(1, 2\) with sum 0\.5\b"
-        ):
-            entropy.require_distribution(attn)
-
-    def test_fully_padded_row(self):
-        attn = random_attn(2, 8)
-        attn[1] = 0
-        with pytest.raises(
-            ValueError, match=r"attn must sum to 1.*\(1,\) with sum 0\. Drop rows without mass"
-        ):
+        attn[1, 2] = 0  # a fully padded row
+        with pytest.raises(ValueError, match=r"2 of 6 rows do not, the worst at index \(1, 2\) with sum 0\."):
             entropy.positional_entropy(attn)
 
     def test_half_precision_is_allowed_more(self):
@@ -79,13 +67,13 @@ class TestPositionalEntropy:
     def test_one_hot_is_zero(self):
         assert entropy.positional_entropy(torch.eye(4)).tolist() == [0.0] * 4
 
-    def test_gradient_through_a_causal_softmax_is_finite(self):
+    def test_gradient_through_a_causal_softmax(self):
         scores = torch.randn(5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-        scores.requires_grad_()
-        masked = scores.masked_fill(torch.ones(5, 5, dtype=torch.bool).triu(1), -math.inf)
-        entropy.positional_entropy(masked.softmax(-1)).sum().backward()
-        assert scores.grad.isfinite().all()
-        assert scores.grad.tril(-1).abs().max() > 0
+        later = torch.ones(5, 5, dtype=torch.bool).triu(1)
+        assert torch.autograd.gradcheck(
+            lambda x: entropy.positional_entropy(x.masked_fill(later, -math.inf).softmax(-1)),
+            scores.requires_grad_(),
+        )
 
     def test_input_is_unmodified_and_half_is_upcast(self):
         attn = random_attn(3, 16, dtype=torch.float32).bfloat16()
@@ -171,12 +159,6 @@ class TestEntropicSlack:
         slack = entropy.entropic_slack(signals)
         assert slack.min() > 0
         assert slack.max() < math.log(48)
-
-    def test_of_the_root_the_first_entropy_is_positional(self):
-        attn = random_attn(50, 64)
-        spectrum = torch.fft.fft(attn.sqrt(), norm="ortho").abs().square()
-        both = entropy.positional_entropy(attn) + entropy.positional_entropy(spectrum)
-        assert_close(entropy.entropic_slack(attn.sqrt()), both - math.log(64))
 
     def test_scale_and_place_do_not_count(self):
         signal = random_attn(4, 30)

@@ -65,9 +65,16 @@ class TestFrameBounds:
         sums = (inside @ vectors.T).square().sum(-1) / inside.square().sum(-1)
         assert ((lower < sums) & (sums < upper)).all()
 
+    def test_directions_follow_marchenko_and_pastur(self):
+        # Singular values of m random directions in n dimensions fill [1 − √(m/n), 1 + √(m/n)] as n grows.
+        m, n = 100, 1600
+        lower, upper, rank = frames.frame_bounds(normal(4, m, n), normalize=True)
+        assert math.sqrt(lower.mean()) == pytest.approx(1 - math.sqrt(m / n), rel=0.02)
+        assert math.sqrt(upper.mean()) == pytest.approx(1 + math.sqrt(m / n), rel=0.02)
+        assert rank.tolist() == [m] * 4
+
     def test_repeated_vectors_do_not_count_as_dimensions(self):
-        vectors = torch.cat([MERCEDES, MERCEDES])
-        lower, upper, rank = frames.frame_bounds(torch.nn.functional.pad(vectors, (0, 3)))
+        lower, upper, rank = frames.frame_bounds(torch.cat([MERCEDES, MERCEDES]))
         assert_close(torch.stack([lower, upper]), torch.tensor([3.0, 3.0], dtype=torch.float64))
         assert rank == 2
 
@@ -102,10 +109,6 @@ class TestFrameBounds:
 
 
 class TestRandomFrameBounds:
-    def test_norms_stay_if_asked(self):
-        lower, upper, _ = frames.random_frame_bounds(3, 64, n_draws=5, effective_support=4.0, normalize=False)
-        assert ((lower < 1 / 4) & (upper > 1 / 4)).all()  # each vector has norm² 1/4
-
     def test_seeds(self):
         first, again, other = (
             frames.random_frame_bounds(3, 8, effective_support=2.0, n_draws=2, seed=s).ratio
@@ -158,12 +161,6 @@ class TestSoftmaxOfSupport:
         assert_close(frames.softmax_of_support(scores, 1), one_hot)
         # of attention in float32, off by rounding
         assert_close(frames.softmax_of_support(scores, 1 - 1e-6), one_hot)
-
-    def test_batched_is_the_loop(self):
-        scores, wanted = normal(6, 20), torch.linspace(1.5, 19.5, 6, dtype=torch.float64)
-        together = frames.softmax_of_support(scores, wanted)
-        for row, score, support in zip(together, scores, wanted, strict=True):
-            assert_close(row, frames.softmax_of_support(score, support))
 
     @pytest.mark.parametrize("wrong", [0.9, 17.0, float("nan")])
     def test_impossible_supports(self, wrong):
@@ -218,8 +215,6 @@ class TestConstantQSlope:
         result = frames.constant_q_slope(torch.exp(-frequency / cut), frequency)
         assert float(result.slope) == pytest.approx(1, abs=0.02)
         assert (result.quality < 1.1).all()
-        wavelets, _, _ = wavelet_bank(8192, 4)
-        assert (frames.constant_q_slope(wavelets, frequency).quality > 3).all()
 
     def test_is_scipys_regression_of_slow_moments(self):
         psd = torch.rand(2, 7, 33, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) ** 8
@@ -282,15 +277,6 @@ class TestHeadSimilarity:
             for j, v in enumerate(vectors):
                 assert_close(similarity[i, j], u @ v / (u.norm() * v.norm()))
 
-    def test_closed_forms(self):
-        assert_close(frames.head_similarity(MERCEDES), 1.5 * torch.eye(3, dtype=torch.float64) - 0.5)
-        n = 32
-        spikes = torch.eye(n, dtype=torch.float64)[:4]
-        assert_close(frames.head_similarity(spikes), torch.eye(4, dtype=torch.float64))
-        # spikes less their means: −1/(n − 1)
-        off = frames.head_similarity(spikes, center=True)[0, 1]
-        assert float(off) == pytest.approx(-1 / (n - 1), abs=1e-12)
-
     def test_uniform_attention_has_nothing_left_when_centred(self):
         vectors = torch.stack([torch.full((48,), 0.1), torch.linspace(0, 1, 48) ** 2])
         assert (vectors[0] - vectors[0].mean()).abs().max() > 0, "the mean of equal values is off by rounding"
@@ -302,12 +288,6 @@ class TestHeadSimilarity:
     def test_small_float32_values_keep_their_cosine(self):
         vectors = torch.tensor([[1e-25, 0.0], [1e-25, 1e-25]])
         assert float(frames.head_similarity(vectors)[0, 1]) == pytest.approx(math.sqrt(0.5), rel=1e-6)
-
-    def test_input_is_unmodified(self):
-        vectors = normal(4, 8)
-        before = vectors.clone()
-        frames.head_similarity(vectors, center=True)
-        assert torch.equal(vectors, before)
 
 
 class TestMeanOffDiagonal:
@@ -323,10 +303,6 @@ class TestMeanOffDiagonal:
         for index in np.ndindex(2, 3):
             pairs = [abs(float(matrices[index][i, j])) for i in range(5) for j in range(5) if i != j]
             assert float(means[index]) == pytest.approx(np.mean(pairs), rel=1e-12)
-
-    def test_orthonormal_sets_are_zero(self):
-        basis = torch.from_numpy(scipy.stats.ortho_group.rvs(8, random_state=1))
-        assert frames.mean_off_diagonal(frames.head_similarity(basis), absolute=True) < 1e-12
 
     @pytest.mark.parametrize("shape", [(3, 4), (1, 1), (4,)])
     def test_errors(self, shape):

@@ -36,16 +36,10 @@ class TestFrequencies:
         assert ours.shape == (8,)
         assert_close(ours, theirs, dtype=torch.float32)
 
-    @pytest.mark.parametrize(
-        ("arguments", "message"),
-        [
-            ({"head_dim": 7}, "rotates 7 dimensions"),
-            ({"head_dim": 4, "fraction": 0.25}, "rotates 1 dimensions"),
-        ],
-    )
-    def test_errors(self, arguments, message):
-        with pytest.raises(ValueError, match=message):
-            rope.inverse_frequencies(**arguments)
+    @pytest.mark.parametrize("fraction", [1.0, 0.25])
+    def test_odd_numbers_are_refused(self, fraction):
+        with pytest.raises(ValueError, match=f"rotates {int(7 * fraction)} dimensions"):
+            rope.inverse_frequencies(7, fraction=fraction)
 
 
 class TestRotate:
@@ -105,12 +99,6 @@ class TestRotate:
             assert_close(diagonal, diagonal[:1].expand_as(diagonal))
         assert scores.std() > 0.1
 
-    def test_position_zero_and_norms_are_kept(self):
-        x = normal(3, 6, 8)
-        rotated = rope.rotate(x, torch.arange(6), rope.inverse_frequencies(8))
-        assert torch.equal(rotated[:, 0], x[:, 0])
-        assert_close(rotated.norm(dim=-1), x.norm(dim=-1))
-
     def test_positions_per_sequence_and_fractions(self):
         x, frequency = normal(2, 3, 5, 8), rope.inverse_frequencies(8)
         positions = torch.tensor([[0.0, 0.5, 1, 1.5, 2], [3, 4, 5, 6, 7]])
@@ -141,13 +129,7 @@ class TestLagKernel:
         kernel = rope.lag_kernel(frequency, torch.arange(30))
         assert_close(kernel, scores)
         assert kernel[0] == 1
-
-    def test_is_even_and_bounded_and_keeps_the_shape(self):
-        frequency, lags = rope.inverse_frequencies(64), torch.arange(-500, 501)
-        kernel = rope.lag_kernel(frequency, lags)
-        assert torch.equal(kernel, kernel.flip(0))
-        assert kernel.abs().max() <= 1
-        assert rope.lag_kernel(frequency, lags.reshape(7, 143)).shape == (7, 143)
+        assert torch.equal(rope.lag_kernel(frequency, -torch.arange(30).reshape(5, 6)), kernel.view(5, 6))
 
 
 class TestAlibi:
@@ -219,7 +201,3 @@ class TestSinusoidal:
         embedding = rope.sinusoidal_embedding(50, 32)
         lag = torch.arange(50)[:, None] - torch.arange(50)
         assert_close(embedding @ embedding.T, 16 * rope.lag_kernel(rope.inverse_frequencies(32), lag))
-
-    def test_odd_dimensions_are_refused(self):
-        with pytest.raises(ValueError, match="rotates 7 dimensions"):
-            rope.sinusoidal_embedding(4, 7)

@@ -5,7 +5,7 @@ import pytest
 import scipy.fft
 import scipy.stats
 import torch
-from tolerances import TOL, assert_close
+from tolerances import assert_close
 
 from nbhelpers.kernels import spectra
 
@@ -30,17 +30,10 @@ class TestWindow:
         assert_close(spectra.window("hann", length), np.hanning(length))
 
     def test_hann_ends_are_exactly_zero(self):
-        weights = spectra.window("hann", 17, dtype=torch.float32)
-        assert weights[0] == 0
-        assert weights[-1] == 0
-        assert weights.dtype == torch.float32
+        assert spectra.window("hann", 17, dtype=torch.float32)[[0, -1]].tolist() == [0, 0]
 
     def test_boxcar_is_ones(self):
         assert spectra.window("boxcar", 5).tolist() == [1.0] * 5
-
-    def test_errors(self):
-        with pytest.raises(ValueError, match="unknown window 'hamming'; choose one of 'hann', 'boxcar'"):
-            spectra.window("hamming", 4)
 
 
 class TestFrequencies:
@@ -85,10 +78,6 @@ class TestPsd:
         power = spectra.psd(signal, window="boxcar", sided="two").sum(-1)
         assert_close(power, 50 * signal.square().sum(-1))
 
-    def test_constant_signal_is_known_in_closed_form(self):
-        power = spectra.psd(torch.full((16,), 1 / 16, dtype=torch.float64), window="boxcar")
-        assert_close(power, torch.tensor([1.0] + [0.0] * 8, dtype=torch.float64))
-
     def test_mean_is_removed_before_the_window(self):
         signal = random_signal(32)
         assert_close(spectra.psd(signal, detrend="mean"), spectra.psd(signal - signal.mean()))
@@ -115,10 +104,6 @@ class TestPsd:
         assert spectra.psd(signal).dtype == torch.float32
         assert_close(spectra.psd(signal.double().numpy()), spectra.psd(signal.double()))
 
-    def test_gradient(self):
-        signal = random_signal(9).requires_grad_()
-        assert torch.autograd.gradcheck(lambda x: spectra.psd(x, detrend="mean", pad=2), signal)
-
     def test_errors_name_the_options(self):
         signal = random_signal(8)
         with pytest.raises(ValueError, match=r"unknown pad 3; choose one of 1, 2, 'next_pow2'"):
@@ -127,7 +112,7 @@ class TestPsd:
             spectra.psd(signal, detrend="linear")
         with pytest.raises(ValueError, match="unknown sided 'both'; choose one of 'one', 'two'"):
             spectra.psd(signal, sided="both")
-        with pytest.raises(ValueError, match="unknown window 'blackman'"):
+        with pytest.raises(ValueError, match="unknown window 'blackman'; choose one of 'hann', 'boxcar'"):
             spectra.psd(signal, window="blackman")
         with pytest.raises(ValueError, match=r"shape \(3, 0\)"):
             spectra.psd(torch.zeros(3, 0))
@@ -162,9 +147,6 @@ class TestBandShares:
         ]
         assert_close(spectra.band_shares(power, edges=(0.2, 0.6)), np.array(expected))
 
-    def test_flat_spectrum(self):
-        assert_close(spectra.band_shares(torch.ones(9, dtype=torch.float64)), np.array([2, 4, 3]) / 9)
-
     @pytest.mark.parametrize("length", [31, 32])
     def test_two_sided_equals_doubled_one_sided(self, length):
         signal = random_signal(4, length)
@@ -183,9 +165,6 @@ class TestBandShares:
 
     def test_nan_without_power(self):
         assert spectra.band_shares(torch.zeros(2, 9)).isnan().all()
-
-    def test_gradient(self):
-        assert torch.autograd.gradcheck(spectra.band_shares, random_signal(2, 9).requires_grad_())
 
     def test_errors(self):
         power = torch.ones(9)
@@ -218,12 +197,8 @@ class TestFrequencySelectivity:
         assert float(spectra.frequency_selectivity(power)) == pytest.approx(1e7, rel=1e-5)
 
     def test_infinite_in_one_bin_and_nan_without_power(self):
-        selectivity = spectra.frequency_selectivity(torch.tensor([[0.0, 4.0, 0.0], [0.0, 0.0, 0.0]]))
-        assert selectivity[0] == math.inf
-        assert selectivity[1].isnan()
-
-    def test_gradient(self):
-        assert torch.autograd.gradcheck(spectra.frequency_selectivity, random_signal(2, 9).requires_grad_())
+        found = spectra.frequency_selectivity(torch.tensor([[0.0, 4.0, 0.0], [0.0, 0.0, 0.0]]))
+        assert_close(found, [math.inf, math.nan])
 
 
 class TestSpectralEntropy:
@@ -250,22 +225,10 @@ class TestSpectralEntropy:
         signal.requires_grad_()
         spectra.spectral_entropy(spectra.psd(signal, window="boxcar")).backward()
         assert signal.grad.isfinite().all()
-        assert torch.autograd.gradcheck(spectra.spectral_entropy, random_signal(2, 9).requires_grad_())
 
 
-def test_uniform_causal_attention_under_the_literal_reading():
-    """Key profile, 128 tokens, Hann window, one-sided; the numbers were computed with numpy alone."""
-    rows = torch.tril(torch.ones(128, 128, dtype=torch.float64))
-    power = spectra.psd((rows / rows.sum(-1, keepdim=True)).mean(0))
-    assert float(spectra.spectral_entropy(power)) == pytest.approx(0.5711, abs=5e-5)
-    assert float(spectra.frequency_selectivity(power)) == pytest.approx(3.2046, abs=5e-5)
-    assert spectra.band_shares(power).tolist() == pytest.approx([1.0, 0.0, 0.0], abs=0.005)
-
-
-def test_tolerances_would_see_a_periodic_window():
-    """The difference between the symmetric and the periodic Hann window is far above the tolerance."""
-    signal = random_signal(512, dtype=torch.float32)
-    periodic = (signal * torch.hann_window(512)).to(torch.float64)
-    literal = spectra.psd(signal).double()
-    difference = (spectra.psd(periodic, window="boxcar") - literal).abs().max() / literal.max()
-    assert difference > 10 * TOL[torch.float32]
+@pytest.mark.parametrize(
+    "function", [spectra.psd, spectra.band_shares, spectra.frequency_selectivity, spectra.spectral_entropy]
+)
+def test_gradients(function):
+    assert torch.autograd.gradcheck(function, random_signal(2, 9).requires_grad_())

@@ -81,11 +81,8 @@ class TestDwt:
                     assert_close(whole[i, j], part)
 
     def test_empty_batch(self):
-        assert [tuple(c.shape) for c in wavelets.wavedec(torch.zeros(0, 16), level=2)] == [
-            (0, 6),
-            (0, 6),
-            (0, 9),
-        ]
+        shapes = [tuple(c.shape) for c in wavelets.wavedec(torch.zeros(0, 16), level=2)]
+        assert shapes == [(0, 6), (0, 6), (0, 9)]
 
     def test_half_precision_is_upcast_and_arrays_are_taken(self):
         signal = random_signal(32, dtype=torch.float32).half()
@@ -95,9 +92,11 @@ class TestDwt:
         assert torch.equal(wavelets.wavedec(signal.double().numpy())[0], wavelets.wavedec(signal.double())[0])
 
     @pytest.mark.parametrize("mode", wavelets.MODES)
-    def test_gradient(self, mode):
+    def test_gradients_there_and_back(self, mode):
         signal = random_signal(2, 13).requires_grad_()
         assert torch.autograd.gradcheck(lambda x: wavelets.wavedec(x, mode=mode, level=2), signal)
+        coefficients = [c.detach().requires_grad_() for c in wavelets.wavedec(signal, level=2, mode=mode)]
+        assert torch.autograd.gradcheck(lambda *c: wavelets.waverec(c, mode=mode), coefficients)
 
     def test_a_level_beyond_the_largest_is_an_error_without_warning(self):
         assert wavelets.dwt_max_level(16) == pywt.dwt_max_level(16, "db2") == 2
@@ -137,11 +136,6 @@ class TestInverse:
                     back = wavelets.waverec(given, length=length, **options)
                     assert (back - signal).abs().max() < 1e-10
 
-    @pytest.mark.parametrize("mode", wavelets.MODES)
-    def test_gradient(self, mode):
-        coefficients = [c.requires_grad_() for c in wavelets.wavedec(random_signal(13), level=2, mode=mode)]
-        assert torch.autograd.gradcheck(lambda *c: wavelets.waverec(c, mode=mode), coefficients)
-
     def test_coefficients_are_unmodified(self):
         coefficients = wavelets.wavedec(random_signal(3, 33))
         before = [c.clone() for c in coefficients]
@@ -168,17 +162,11 @@ class TestInverse:
             assert error.max() > 0
         assert wavelets.reconstruction_error(torch.zeros(16)).isnan()
 
-    def test_reconstruction_error_is_relative_to_the_signal(self):
-        signal = random_signal(40)
-        back = wavelets.waverec(wavelets.wavedec(signal))
-        expected = np.linalg.norm(signal.numpy() - back.numpy()) / np.linalg.norm(signal.numpy())
-        assert float(wavelets.reconstruction_error(signal)) == pytest.approx(expected, rel=1e-6, abs=0)
-
     def test_reconstruction_error_is_relative_to_each_signal(self):
         signal = random_signal(2, 40) * torch.tensor([[1.0], [2.0**40]])
-        errors = wavelets.reconstruction_error(signal)
-        for row, error in zip(signal, errors, strict=True):
-            assert float(error) == pytest.approx(float(wavelets.reconstruction_error(row)), rel=1e-6, abs=0)
+        back = wavelets.waverec(wavelets.wavedec(signal))
+        expected = np.linalg.norm(signal - back, axis=-1) / np.linalg.norm(signal, axis=-1)
+        assert wavelets.reconstruction_error(signal).numpy() == pytest.approx(expected, rel=1e-6, abs=0)
 
 
 class TestWaveletEntropy:
@@ -248,13 +236,6 @@ class TestAlign:
             expected.append(np.interp(at, given, a[1, 2].numpy()))
         assert_close(u[1, 2], np.concatenate(expected))
 
-    def test_order_of_the_two_does_not_matter(self):
-        for alignment in wavelets.ALIGNMENTS:
-            u, v = wavelets.align(self.full, self.scaled, alignment=alignment)
-            swapped_v, swapped_u = wavelets.align(self.scaled, self.full, alignment=alignment)
-            assert torch.equal(u, swapped_u)
-            assert torch.equal(v, swapped_v)
-
     def test_errors(self):
         with pytest.raises(ValueError, match="there are 3 and 2 of them"):
             wavelets.align(self.full, self.scaled[:2], alignment="per-level")
@@ -267,12 +248,8 @@ class TestScaleSensitivity:
         ("mode", "n", "half", "quarter"),
         [
             ("symmetric", 32, 0.035, 0.087),
-            ("symmetric", 64, 0.031, 0.082),
-            ("symmetric", 128, 0.026, 0.073),
             ("symmetric", 256, 0.023, 0.065),
-            ("periodization", 32, 0.089, 0.276),
             ("periodization", 256, 0.066, 0.222),
-            ("zero", 32, 0.093, 0.131),
             ("zero", 256, 0.225, 0.399),
         ],
     )
@@ -283,22 +260,9 @@ class TestScaleSensitivity:
             scaled = wavelets.wavedec(causal_key_profile(length), mode=mode, level=level)
             assert round(float(wavelets.scale_sensitivity(full, scaled)), 3) == expected
 
-    @pytest.mark.parametrize("n", [64, 128, 256])
-    def test_uniform_bidirectional_attention(self, n):
-        level = wavelets.dwt_max_level(n // 4)
-        full, half, quarter = (
-            wavelets.wavedec(torch.full((m,), 1 / m, dtype=torch.float64), level=level)
-            for m in (n, n // 2, n // 4)
-        )
-        assert round(float(wavelets.scale_sensitivity(full, half)), 3) == 0.255
-        assert round(float(wavelets.scale_sensitivity(full, quarter)), 3) == 0.423
-
     @pytest.mark.parametrize("alignment", wavelets.ALIGNMENTS)
     def test_is_one_minus_cosine(self, alignment):
-        full, scaled = (
-            wavelets.wavedec(random_signal(4, 90), level=3),
-            wavelets.wavedec(random_signal(4, 45), level=3),
-        )
+        full, scaled = (wavelets.wavedec(random_signal(4, n), level=3) for n in (90, 45))
         u, v = wavelets.align(full, scaled, alignment=alignment)
         cosine = (u * v).sum(-1) / (u.norm(dim=-1) * v.norm(dim=-1))
         assert_close(wavelets.scale_sensitivity(full, scaled, alignment=alignment), 1 - cosine)
@@ -308,11 +272,8 @@ class TestScaleSensitivity:
         negated = [-c for c in coefficients]
         assert (wavelets.scale_sensitivity(coefficients, coefficients) == 0).all()
         assert_close(wavelets.scale_sensitivity(coefficients, negated), torch.full((8,), 2.0))
-        assert (
-            wavelets.scale_sensitivity(coefficients, [torch.zeros_like(c) for c in coefficients])
-            .isnan()
-            .all()
-        )
+        zero = [torch.zeros_like(c) for c in coefficients]
+        assert wavelets.scale_sensitivity(coefficients, zero).isnan().all()
 
     def test_small_values_keep_their_digits(self):
         u = torch.tensor([1.0, 0.0])
