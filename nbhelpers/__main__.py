@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 # What the library raises for wrong input: told in one line. Anything else is a bug and shows its traceback.
-USER_ERRORS = (LookupError, ValueError, FileNotFoundError, ConnectionError, ModuleNotFoundError)
+USER_ERRORS = (LookupError, ValueError, OSError, ModuleNotFoundError)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -92,9 +92,10 @@ def _add_sweep_options(sweep: argparse.ArgumentParser) -> None:
         "grid", nargs="?", help="a YAML file or the name of a shipped grid; lists these if left out"
     )
     sweep.add_argument("--out", help="output folder (default: build/sweeps/GRID)")
-    sweep.add_argument("--executor", default="processes", help="processes (default) or dask")
-    sweep.add_argument("--scheduler", metavar="ADDRESS", help="of a Dask scheduler, such as tcp://host:8786")
-    sweep.add_argument("--workers", type=int, default=1, help="runs at a time (default: %(default)s)")
+    sweep.add_argument(
+        "--scheduler", metavar="ADDRESS", help="run on a Dask cluster, such as tcp://host:8786; else here"
+    )
+    sweep.add_argument("--workers", type=int, default=1, help="processes at a time (default: %(default)s)")
     sweep.add_argument("--timeout", type=float, metavar="SECONDS", help="for one run (default: no limit)")
     sweep.add_argument("--fresh", action="store_true", help="do all runs again, also those that are done")
     sweep.add_argument("--dry-run", action="store_true", help="print the runs with an estimate of each")
@@ -118,7 +119,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _sweep(options: argparse.Namespace) -> int:
-    from nbhelpers.sweeps.grids import load_grid, shipped_grids
+    from nbhelpers.sweeps.grid import load_grid, shipped_grids
 
     if options.grid is None:
         for name, about in shipped_grids().items():
@@ -127,14 +128,15 @@ def _sweep(options: argparse.Namespace) -> int:
     grid = load_grid(options.grid)
     out = options.out or f"build/sweeps/{grid.name}"
     if options.dry_run:
-        from nbhelpers.sweeps.sweep_log import print_plan
+        from nbhelpers.sweeps.estimate import print_plan
 
         print_plan(grid, out, workers=options.workers)
         return 0
-    from nbhelpers.sweeps.sweeps import run_sweep
+    from nbhelpers.sweeps.engine import run_sweep
 
-    settings = {name: getattr(options, name) for name in ("executor", "scheduler", "workers", "timeout")}
-    return 1 if run_sweep(grid, out, fresh=options.fresh, **settings).failed else 0
+    settings = {name: getattr(options, name) for name in ("scheduler", "workers", "timeout", "fresh")}
+    sweep = run_sweep(grid, out, **settings)
+    return 0 if sweep.n_done == len(grid.runs) else 1
 
 
 def _models(options: argparse.Namespace) -> int:

@@ -1,1 +1,6 @@
-"""Grids of runs: many models, texts, lengths and protocols, on this machine or on a cluster."""
+"""Grids of runs: what to measure, measuring it run by run, and reading what is finished.
+
+`grid` says which runs there are, `engine` does those that are not done, each checkpoint in a process of its
+own (`run`), `rows` reads them beside the paper's tables, `figures` draws them, `estimate` says what they
+take.
+"""

@@ -9,7 +9,7 @@ import seaborn as sns
 
 from nbhelpers.metrics import metric_label
 from nbhelpers.plots import SOURCES, compare_rows
-from nbhelpers.sweeps.sweep_rows import HERE, PRINTED, SWEEP, row_labels
+from nbhelpers.sweeps.rows import HERE, PRINTED, SWEEP, row_labels
 
 MOST_INCHES = 14.0  # the width of a page
 LABEL_CHARACTERS = 18  # of an axis, in a line
@@ -20,24 +20,9 @@ NAMES = {"null": "uniform attention", PRINTED: "printed by the paper"}
 def compare_sources(rows, *, axes=None, metrics=None):
     """Draw a panel per metric and a line per measured row: value, interval, null and what the paper prints.
 
-    Parameters
-    ----------
-    rows : pandas.DataFrame
-        From `nbhelpers.sweeps.sweep_rows.rows_beside`. A printed value stands on the lines of the sweep that
-        have its model (and its step, where it has one), and on a line of its own where there is none.
-    axes : sequence of matplotlib.axes.Axes, optional
-        One per metric; made if None.
-    metrics : sequence of str, optional
-        Which, in which order; all if None.
-
-    Returns
-    -------
-    numpy.ndarray of matplotlib.axes.Axes, shape (metric,)
-
-    Raises
-    ------
-    ValueError
-        As `compare_rows`.
+    `rows` are those of `nbhelpers.sweeps.rows.rows_beside`, `metrics` all of them if None, `axes` one for
+    each. A printed value stands on the lines of the sweep that have its model (and its step, where it has
+    one), and on a line of its own where there is none. Returns an array of axes; errors as `compare_rows`.
     """
     metrics = list(dict.fromkeys(rows.metric)) if metrics is None else list(metrics)
     forest = _forest_of(rows[rows.metric.isin(metrics)])
@@ -77,25 +62,11 @@ def _lines_of(line, measured):
 
 
 def rows_over(rows, over, metric, *, ax=None):
-    """Draw a metric over training steps or over the number of parameters, on a logarithmic axis.
+    """Draw a metric over the training "step" or over "n_parameters", on a logarithmic axis.
 
-    Parameters
-    ----------
-    rows : pandas.DataFrame
-        From `nbhelpers.sweeps.sweep_rows.rows_beside`. Rows without a place on the axis are left out.
-    over : {"step", "n_parameters"}
-    metric : str
-    ax : matplotlib.axes.Axes, optional
-
-    Returns
-    -------
-    matplotlib.axes.Axes
-        Hollow diamonds are uniform attention of the same length and mask.
-
-    Raises
-    ------
-    ValueError
-        If `over` is unknown or no row of the metric has a place on the axis.
+    `rows` are those of `nbhelpers.sweeps.rows.rows_beside`; those without a place on the axis are left out.
+    Hollow diamonds are uniform attention of the same length and mask. Returns the axes; raises `ValueError`
+    for another `over` and where no row of the metric has a place.
     """
     if over not in OVER:
         raise ValueError(f"rows have a place over {' or '.join(OVER)}, not over {over!r}")

@@ -17,7 +17,7 @@ from nbhelpers.inputs.files import shipped_folder
 from nbhelpers.nulls.summary import uniform_null
 from nbhelpers.protocol import PAPER
 from nbhelpers.stats import LEAST_SEEDS, seed_interval
-from nbhelpers.sweeps.sweep_rows import HERE, tidy
+from nbhelpers.sweeps.rows import HERE, tidy
 from nbhelpers.zoo.measure import WHOLE
 from nbhelpers.zoo.settings import arms as planned_arms
 from nbhelpers.zoo.shipped import MEASUREMENTS, RUNS
@@ -223,7 +223,7 @@ def zoo_rows(zoo, metrics, arms, *, steps=False):
     Returns
     -------
     pandas.DataFrame
-        As of `nbhelpers.sweeps.sweep_rows.table_rows`. `null` is uniform attention under the arm's mask, not
+        As of `nbhelpers.sweeps.rows.table_rows`. `null` is uniform attention under the arm's mask, not
         the arm before training; NaN where the collection does not say how long its sequences are.
     """
     rows = []

@@ -176,14 +176,14 @@ def test_a_sweep_is_seen_from_here_and_read_again_once_it_went_on(notebook, fold
     show = "import pathlib; print(sorted(p.name for p in pathlib.Path(sweep).rglob('*.parquet')))"
     notebook("05_shows", show, parameters="sweep = None  # folder of a sweep")
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "mine" / "summaries").mkdir(parents=True)
-    (tmp_path / "mine" / "summaries" / "a.parquet").touch()
+    (tmp_path / "mine" / "runs").mkdir(parents=True)
+    (tmp_path / "mine" / "runs" / "a.parquet").touch()
     run = {"folder": folder, "out": tmp_path / "out", "parameters": {"sweep": "mine"}, "progress": False}
     (first,) = run_notebooks(**run)
     assert first.status == "passed", first.error
     assert "['a.parquet']" in first.output.read_text()
     assert statuses(run_notebooks(**run)) == {"05_shows": "kept"}
-    (tmp_path / "mine" / "summaries" / "b.parquet").touch()
+    (tmp_path / "mine" / "runs" / "b.parquet").touch()
     (second,) = run_notebooks(**run)
     assert second.status == "passed", "a sweep that went on is another one"
     assert "['a.parquet', 'b.parquet']" in second.output.read_text()

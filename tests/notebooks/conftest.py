@@ -7,8 +7,8 @@ from filelock import FileLock
 
 from nbhelpers.collection.results import load_results
 from nbhelpers.collection.run import run_notebooks
-from nbhelpers.sweeps.grids import make_grid
-from nbhelpers.sweeps.sweeps import run_sweep
+from nbhelpers.sweeps.engine import run_sweep
+from nbhelpers.sweeps.grid import make_grid
 
 
 @pytest.fixture(scope="session")
@@ -83,5 +83,5 @@ def small_sweep(tmp_path_factory):
     raw = {"model": models, "corpus": "moby-dick", "n_sequences": 3, "length": 128, "paper_table": 6}
     with FileLock(f"{folder}.lock"):
         sweep = run_sweep(make_grid(raw, name="small"), folder, timeout=600, progress=False)
-    assert sweep.failed == []
+    assert sweep.failed == {}
     return folder

@@ -14,8 +14,7 @@ from nbhelpers.collection.results import load_results
 from nbhelpers.collection.run import run_notebooks
 from nbhelpers.nulls.summary import uniform_null
 from nbhelpers.stats import position_spectrum_correlation
-from nbhelpers.sweeps.finished_runs import how_to_sweep
-from nbhelpers.sweeps.sweep_rows import COLUMNS
+from nbhelpers.sweeps.rows import COLUMNS, how_to_sweep
 from nbhelpers.zoo.tables import ZooTables
 
 GRIDS = dict.fromkeys(("07", "08", "09", "10"), "paper-models")
@@ -84,7 +83,7 @@ def test_the_same_model_on_the_same_passages_is_the_same_row(with_sweep):
         rows[(rows.model == "smollm2-135m") & (rows.source == source)].reset_index(drop=True)
         for source in ("this notebook", "sweep")
     )
-    same = [name for name in COLUMNS if name not in ("source", "target")]
+    same = [name for name in COLUMNS if name not in ("source", "run")]
     pd.testing.assert_frame_equal(live[same], swept[same], rtol=1e-5)
     printed = rows[rows.source == "paper"].set_index(["model", "metric"]).value
     (line,) = paper_table(6).query("model == 'Pythia-14M'").to_dict("records")

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from nbhelpers.sweeps.figures import compare_sources, rows_over
-from nbhelpers.sweeps.sweep_rows import COLUMNS, NUMBERS, TEXTS
+from nbhelpers.sweeps.rows import COLUMNS, NUMBERS, TEXTS
 
 pytestmark = pytest.mark.usefixtures("close_figures")
 NULL, VALUE = 0.5, 2.0

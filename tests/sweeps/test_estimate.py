@@ -3,16 +3,16 @@
 import math
 
 import pytest
-from tiny_sweeps import parts_grid
+from tiny_sweeps import leave_run, parts_grid
 
+from nbhelpers.__main__ import main
 from nbhelpers.hooks.capture import plan
 from nbhelpers.inputs import files as model_files
 from nbhelpers.inputs.hub import HubAnswer
 from nbhelpers.inputs.models import load_model, load_skeleton
-from nbhelpers.sweeps import estimates
-from nbhelpers.sweeps.estimates import LIBRARY_MB, Estimator, matmul_speed, tokens
-from nbhelpers.sweeps.grids import make_grid
-from nbhelpers.sweeps.sweep_records import write_record
+from nbhelpers.sweeps import estimate
+from nbhelpers.sweeps.estimate import LIBRARY_MB, Estimator, matmul_speed
+from nbhelpers.sweeps.grid import make_grid
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def no_hub(monkeypatch):
 @pytest.fixture
 def speed(monkeypatch):
     """A machine of exactly one GFLOP/s."""
-    monkeypatch.setattr(estimates, "matmul_speed", lambda device: 1e9)
+    monkeypatch.setattr(estimate, "matmul_speed", lambda device: 1e9)
 
 
 def run_of(model, **changes):
@@ -54,53 +54,53 @@ def test_a_skeleton_is_the_model_without_its_weights(tiny_llama_folder, tiny_lla
     )
 
 
-def test_memory_is_weights_and_plan(tiny_llama_folder, tiny_llama, speed):
+def test_memory_is_weights_and_plan(tiny_llama_folder, tiny_llama, speed, tmp_path):
     run = run_of(str(tiny_llama_folder))
-    estimate = Estimator(device="cpu").estimate(run)
+    cost = Estimator(tmp_path, device="cpu").cost(run)
     weights = 4 * tiny_llama.description.n_parameters
     expected = LIBRARY_MB + (weights + plan(tiny_llama, 4, 64).working_bytes) / 2**20
-    assert estimate.megabytes == pytest.approx(expected)
-    half = Estimator(device="cpu").estimate(run_of(str(tiny_llama_folder), dtype="bfloat16"))
-    assert half.megabytes < estimate.megabytes
-    assert "parameters from the configuration" in estimate.basis
+    assert cost.megabytes == pytest.approx(expected)
+    half = Estimator(tmp_path, device="cpu").cost(run_of(str(tiny_llama_folder), dtype="bfloat16"))
+    assert half.megabytes < cost.megabytes
+    assert "parameters from the configuration" in cost.basis
 
 
-def test_a_gpu_is_given_larger_batches(tiny_llama_folder, speed):
+def test_a_gpu_is_given_larger_batches(tiny_llama_folder, speed, tmp_path):
     run = run_of(str(tiny_llama_folder), n_sequences=200)
-    cpu, gpu = (Estimator(device=device).estimate(run) for device in ("cpu", "cuda"))
+    cpu, gpu = (Estimator(tmp_path, device=device).cost(run) for device in ("cpu", "cuda"))
     assert gpu.megabytes > cpu.megabytes + 10
     small = run_of(str(tiny_llama_folder), n_sequences=200, batch_size=1)
-    assert Estimator(device="cuda").estimate(small).megabytes < cpu.megabytes
+    assert Estimator(tmp_path, device="cuda").cost(small).megabytes < cpu.megabytes
 
 
-def test_time_goes_with_tokens_and_scaled_variants(tiny_llama_folder, tiny_llama, speed):
+def test_time_goes_with_tokens_and_scaled_variants(tiny_llama_folder, tiny_llama, speed, tmp_path):
     run = run_of(str(tiny_llama_folder))
-    assert tokens(run) == 4 * 64 * 1.75
-    estimator = Estimator(device="cpu")
-    base = estimator.estimate(run).seconds
+    assert run.n_tokens == 4 * 64 * 1.75
+    estimator = Estimator(tmp_path, device="cpu")
+    base = estimator.cost(run).seconds
     count = tiny_llama.description.n_parameters
     products = 2 * count * 448 / 1e9
-    loading, metrics = 4 * count / estimates.LOADING_BYTES_PER_SECOND, estimates.METRIC_SECONDS * 8 * 448
-    assert base == pytest.approx(estimates.OVERHEAD * products + loading + metrics)
-    twice = estimator.estimate(run_of(str(tiny_llama_folder), n_sequences=8)).seconds
+    loading, metrics = 4 * count / estimate.LOADING_BYTES_PER_SECOND, estimate.METRIC_SECONDS * 8 * 448
+    assert base == pytest.approx(estimate.OVERHEAD * products + loading + metrics)
+    twice = estimator.cost(run_of(str(tiny_llama_folder), n_sequences=8)).seconds
     assert twice - loading == pytest.approx(2 * (base - loading))
 
 
 def test_finished_runs_say_how_fast_a_model_is(tmp_path):
     grid = parts_grid("a", "b", "c")
     for run, seconds, peak in zip(grid.runs, (10, 30), (700.0, 900.0), strict=False):
-        write_record(tmp_path, {"id": run.id, "status": "done", "seconds": seconds, "peak_mb": peak})
-    estimate = Estimator(tmp_path, device="cpu").estimate(grid.runs[2], others=grid.runs)
-    assert (estimate.seconds, estimate.megabytes) == (20, 900)
-    assert estimate.basis == "2 finished runs of this model"
+        leave_run(tmp_path, run, {}, seconds=seconds, peak_mb=peak)
+    cost = Estimator(tmp_path, device="cpu").cost(grid.runs[2], others=grid.runs)
+    assert (cost.seconds, cost.megabytes) == (20, 900)
+    assert cost.basis == "2 finished runs of this model"
 
 
-def test_what_the_grid_states_serves_without_a_network(no_hub, speed):
+def test_what_the_grid_states_serves_without_a_network(no_hub, speed, tmp_path):
     models = [{"name": f"owner/{k}", "n_parameters": 1e9} for k in range(3)] + ["owner/unknown"]
     grid = make_grid({"model": models, "corpus": "wikipedia", "n_sequences": 1, "length": 64})
-    estimator = Estimator(device="cpu")
-    told = [estimator.estimate(run) for run in grid.runs]
-    assert [estimate.megabytes for estimate in told[:3]] == [pytest.approx(LIBRARY_MB + 4e9 / 2**20)] * 3
+    estimator = Estimator(tmp_path, device="cpu")
+    told = [estimator.cost(run) for run in grid.runs]
+    assert [cost.megabytes for cost in told[:3]] == [pytest.approx(LIBRARY_MB + 4e9 / 2**20)] * 3
     assert "as the grid says" in told[0].basis
     assert math.isnan(told[3].seconds)
     assert "the Hugging Face Hub could not be reached" in told[3].basis
@@ -109,22 +109,21 @@ def test_what_the_grid_states_serves_without_a_network(no_hub, speed):
 
 def test_a_model_that_is_not_there_has_no_estimate(no_hub, tmp_path):
     (tmp_path / "empty").mkdir()
-    estimate = Estimator(device="cpu").estimate(run_of(str(tmp_path / "empty")))
-    assert math.isnan(estimate.seconds)
-    assert "holds no config.json" in estimate.basis
+    cost = Estimator(tmp_path, device="cpu").cost(run_of(str(tmp_path / "empty")))
+    assert math.isnan(cost.seconds)
+    assert "holds no config.json" in cost.basis
 
 
 def test_speed_is_of_this_machine():
     assert 1e7 < matmul_speed("cpu", size=128) < 1e14
 
 
-def test_the_dry_run_lists_every_run_and_runs_none(tmp_path, no_hub, capsys):
-    from nbhelpers.sweeps.grids import load_grid
-    from nbhelpers.sweeps.sweep_log import print_plan
-
-    print_plan(load_grid("pythia-6.9b-checkpoints"), tmp_path / "out", workers=2, device="cpu")
+def test_the_dry_run_lists_every_run_and_runs_none(tmp_path, no_hub, monkeypatch, capsys):
+    monkeypatch.setattr(estimate.torch.cuda, "is_available", lambda: False)
+    out = tmp_path / "out"
+    assert main(["sweep", "pythia-6.9b-checkpoints", "--dry-run", "--out", str(out), "--workers", "2"]) == 0
     told = capsys.readouterr().out
     assert told.count("EleutherAI/pythia-6.9b@step") == 14
     assert "together" in told
     assert "26 GB" in told  # 6.86e9 parameters in float32
-    assert not (tmp_path / "out").exists()
+    assert not out.exists()

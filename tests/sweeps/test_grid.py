@@ -4,11 +4,20 @@ import itertools
 import json
 
 import pytest
-from tiny_notebooks import make_notebook
+from tiny_sweeps import leave_run
 
 from nbhelpers.inputs.files import zoo_models
 from nbhelpers.protocol import PAPER
-from nbhelpers.sweeps.grids import Grid, load_grid, make_grid, shipped_grids
+from nbhelpers.sweeps.grid import (
+    Grid,
+    load_grid,
+    make_grid,
+    read_plan,
+    read_run,
+    run_file,
+    shipped_grids,
+    write_plan,
+)
 
 SMALL = {"model": "owner/model", "corpus": "moby-dick", "n_sequences": 3, "length": 64}
 
@@ -55,7 +64,7 @@ def test_the_id_follows_every_setting_and_no_label():
     changes = [
         {"model": "owner/other"}, {"revision": "main"}, {"corpus": "wikipedia"}, {"n_sequences": 4},
         {"length": 65}, {"protocol": {"detrend": "mean"}}, {"seed": 1}, {"bos": "none"}, {"dtype": "float64"},
-        {"device": "cpu"}, {"batch_size": 2}, {"target": "nbhelpers.analysis:observe"},
+        {"device": "cpu"}, {"batch_size": 2},
     ]  # fmt: skip
     ids = {make_grid(SMALL | change).runs[0].id for change in changes}
     assert len(ids | {plain.id}) == len(changes) + 1
@@ -136,12 +145,9 @@ def test_a_file_and_a_shipped_name(tmp_path):
         ({"protocol": {"windows": "hann"}}, "the protocol has no field 'windows'; it has signal, sink"),
         ({"protocol": {"window": "hamming"}}, "Protocol.window is 'hamming'; the options are 'hann'"),
         ({"protocol": "paper"}, "expected the fields that differ from PAPER"),
-        ({"target": "os:system"}, "no code from elsewhere is run"),
-        ({"target": "nbhelpersevil.a:b"}, "no code from elsewhere is run"),
-        ({"target": "nbhelpers.nothing:x"}, "there is no module nbhelpers.nothing"),
-        ({"target": "nbhelpers.analysis:nothing"}, "nbhelpers.analysis has no function 'nothing'"),
+        ({"target": "analyze"}, "unknown key 'target'"),
         ({"paper_table": [6, 9]}, r"the paper has the tables 1 to 7, not \[9\]"),
-        ({"length": [64, 64]}, "'owner/model moby-dick 64x64'|is there twice"),
+        ({"length": [64, 64]}, "grid grid: the run 'owner/model moby-dick 3x64' is there twice"),
         ({"corpus": ["nowhere.txt"]}, "no text 'nowhere.txt'"),
     ],
 )
@@ -155,19 +161,40 @@ def test_a_list_instead_of_a_mapping():
         make_grid([SMALL])
 
 
-def test_a_notebook_takes_only_what_it_has(tmp_path, monkeypatch):
-    parameters = 'model = "m"  # a\ntext = "t"  # b\nn_sequences = 1  # c\nlength = 8  # d\nseed = 0  # e'
-    make_notebook(tmp_path / "notebooks" / "05_tiny.ipynb", "1", parameters=parameters)
-    monkeypatch.chdir(tmp_path)
-    (run,) = make_grid(SMALL | {"target": "notebook:05"}).runs
-    assert run.target == "notebook:05_tiny"
-    for change, name in (
-        ({"revision": "step1"}, "revision"),
-        ({"protocol": {"window": "boxcar"}}, "protocol"),
-        ({"dtype": "float64"}, "dtype"),
-        ({"parameters": {"control_seeds": 1}}, "control_seeds"),
+# The folder of a sweep
+
+
+def test_the_plan_is_the_grid(tmp_path):
+    grid = make_grid(SMALL | {"length": [8, 16], "paper_table": 6, "about": "two runs"}, name="mine")
+    write_plan(tmp_path, grid)
+    assert read_plan(tmp_path) == grid
+    assert [run.id for run in read_plan(tmp_path).runs] == [run.id for run in grid.runs]
+
+
+def test_other_folders_are_refused_in_a_sentence(tmp_path):
+    with pytest.raises(
+        FileNotFoundError, match=r"no folder .*nowhere; make a sweep with: python -m nbhelpers"
     ):
-        with pytest.raises(ValueError, match=f"05_tiny has no parameter '{name}'; it has model, text"):
-            make_grid(SMALL | {"target": "notebook:05"} | change)
-    with pytest.raises(LookupError, match="'07' means 0 notebooks"):
-        make_grid(SMALL | {"target": "notebook:07"})
+        read_plan(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"not the folder of a sweep: it holds nothing, and no grid\.json"):
+        read_plan(tmp_path)
+    (tmp_path / "executed").mkdir()
+    with pytest.raises(ValueError, match="it holds executed"):
+        read_plan(tmp_path)
+    write_plan(tmp_path, make_grid(SMALL))
+    plan = json.loads((tmp_path / "grid.json").read_text())
+    plan["runs"][0]["target"] = "nbhelpers.metrics:analyze"  # of a version that had targets
+    for damaged in ("{", "{}", json.dumps(plan)):
+        (tmp_path / "grid.json").write_text(damaged)
+        with pytest.raises(ValueError, match=r"damaged or of another version .*; measure again with: python"):
+            read_plan(tmp_path)
+
+
+def test_a_run_is_done_if_its_file_is_whole(tmp_path):
+    (run,) = make_grid(SMALL).runs
+    assert read_run(tmp_path, run) is None
+    leave_run(tmp_path, run, {"m": 1.0})
+    assert read_run(tmp_path, run)["summary"][0]["mean"] == 1.0
+    file = run_file(tmp_path, run.id)
+    file.write_bytes(file.read_bytes()[:-3])
+    assert read_run(tmp_path, run) is None

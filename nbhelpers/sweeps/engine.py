@@ -1,0 +1,296 @@
+"""Do the runs of a grid that are not done: a process for each checkpoint, started here or by a Dask worker.
+
+A process is the only thing that can be stopped at any time, gives all its memory back, and takes nothing with
+it when the system kills it. What is done is a file (see `nbhelpers.sweeps.run`), so the same call resumes.
+This module imports neither torch nor a model: what waits for a process stays small beside it.
+"""
+
+import contextlib
+import functools
+import logging
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    BrokenExecutor,
+    CancelledError,
+    Executor,
+    ThreadPoolExecutor,
+    wait,
+)
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from nbhelpers.sweeps.grid import (
+    Grid,
+    is_settled,
+    load_grid,
+    read_failure,
+    read_run,
+    run_file,
+    write_failure,
+    write_plan,
+)
+from nbhelpers.sweeps.rows import Sweep, load_sweep, write_tables
+from nbhelpers.words import duration, memory
+
+POLL_SECONDS = 0.5
+CONNECT_SECONDS = 15  # for a scheduler to answer
+NO_SPACE = 74  # the exit status EX_IOERR of a process that found the disk full
+ENVIRONMENT = {"TQDM_DISABLE": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def run_sweep(
+    grid: Grid | str | Path,
+    out: str | Path,
+    *,
+    executor: Executor | None = None,
+    scheduler: str | None = None,
+    workers: int = 1,
+    timeout: float | None = None,
+    fresh: bool = False,
+    progress: bool = True,
+) -> Sweep:
+    """Do every run of a grid that is not done yet, write the tables, and return what is there.
+
+    `grid` is a Grid, its YAML file or the name of a shipped one; `out` is the sweep's folder, which all
+    workers must see under this path. Processes are started on this machine, `workers` at a time; by the
+    workers of the Dask scheduler at the address `scheduler`; or in an executor of one's own, which is left
+    open, such as ``Client(cluster).get_executor(pure=False)``. A process that needs more than `timeout`
+    seconds for a run, its start included, is killed. `fresh` does all runs again.
+
+    The reason of each run that failed is in the Sweep. Raises `ValueError` or `FileNotFoundError` before
+    anything runs, for a wrong grid or option or where another sweep is running into the same folder;
+    `ConnectionError` where the scheduler or the executor does not answer or went away; `OSError` where the
+    disk is full; `KeyboardInterrupt` after Ctrl-C. What is done is kept, and the same call resumes.
+    """
+    if executor is not None and scheduler is not None:
+        raise ValueError(
+            f"give an executor or the address of a scheduler, not both (scheduler={scheduler!r})"
+        )
+    if workers < 1 or (timeout is not None and not timeout > 0):
+        raise ValueError(f"workers={workers} and timeout={timeout} must be above 0")
+    grid = grid if isinstance(grid, Grid) else load_grid(grid)
+    out = Path(out).resolve()
+    say = functools.partial(print, flush=True) if progress else lambda *_: None
+    with _ctrl_c_sets() as interrupted, _lease(out) as lease:
+        todo = _prepare(grid, out, fresh)
+        kept = f"{len(grid.runs)} runs, {len(grid.runs) - len(todo)} kept from before"
+        say(f"sweep {grid.name}: {kept}; {workers} at a time; {out}")
+        here = executor is None and scheduler is None  # elsewhere the worker's own $OMP_NUM_THREADS decides
+        threads = max(1, (os.cpu_count() or 1) // workers) if here else None
+        options = {"lease": str(lease), "timeout": timeout, "threads": threads}
+        with _opened(executor, scheduler, workers) as pool:
+            submit = functools.partial(pool.submit, do_runs, str(out), **options)
+            _follow(submit, _tasks(todo, workers), todo, out, lease, interrupted, say)
+        sweep = load_sweep(out, allow_empty=True)
+        write_tables(sweep)
+        if interrupted.is_set():
+            say(f"interrupted; {sweep.said()} and kept in {out}. The same command resumes there.")
+            raise KeyboardInterrupt
+        say(sweep.report())
+    return sweep
+
+
+def _prepare(grid, out, fresh):
+    """Write the plan, delete what is not to be kept, and return the runs that are not done."""
+    for left in out.glob("*/.*.partial"):  # of a process that was killed
+        left.unlink(missing_ok=True)
+    write_plan(out, grid)
+    shutil.rmtree(out / "failed", ignore_errors=True)
+    todo = [run for run in grid.runs if fresh or read_run(out, run) is None]
+    for run in todo:  # a file that is there is cut short, or is to be measured again
+        run_file(out, run.id).unlink(missing_ok=True)
+    return todo
+
+
+@contextlib.contextmanager
+def _ctrl_c_sets():
+    """Yield an event that Ctrl-C sets, instead of raising an exception wherever the sweep happens to be.
+
+    Raised while a lock of an executor is held, it would leave the lock held and the sweep waiting for ever.
+    For the same reason every further Ctrl-C does nothing: what is left to do takes a second or two.
+    """
+    event = threading.Event()
+    ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN  # as in a shell's background
+    if ignored or threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    before = signal.signal(signal.SIGINT, lambda *_: event.set())
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def _lease(out):
+    """Yield a file that exists as long as the sweep goes on, in a folder that no other sweep runs into."""
+    out.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(out / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise ValueError(
+            f"another sweep is running into {out}; wait for it, or give another folder"
+        ) from error
+    lease = out / f".running-{os.getpid()}-{time.time_ns()}"
+    try:
+        for left in out.glob(".running-*"):  # of a command that was killed: workers elsewhere see it go
+            left.unlink(missing_ok=True)
+        lease.touch()
+        yield lease
+    finally:
+        lease.unlink(missing_ok=True)
+        lock.release()
+
+
+@contextlib.contextmanager
+def _opened(executor, scheduler, workers):
+    """Yield the executor on which a task starts a process and waits for it."""
+    if executor is not None:
+        yield executor
+        return
+    if scheduler is None:
+        with ThreadPoolExecutor(workers) as pool:
+            yield pool
+        return
+    try:
+        from distributed import Client
+    except ModuleNotFoundError as error:
+        told = "a scheduler needs Dask; install it with pip install 'nbhelpers[cluster]'"
+        raise ModuleNotFoundError(told) from error
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # what it loses is told in a line
+    try:
+        client = Client(scheduler, set_as_default=False, timeout=CONNECT_SECONDS)
+    except OSError as error:
+        raise ConnectionError(
+            f"no Dask scheduler answers at {scheduler} ({error}); start one with `dask scheduler`, or leave "
+            "--scheduler out to run on this machine"
+        ) from error
+    with client:
+        yield client.get_executor(pure=False)  # a task is never taken for another that looks the same
+
+
+def _tasks(todo, workers):
+    """Return lists of ids, each for one process: a checkpoint's runs, divided where workers would be idle.
+
+    Runs that differ in the protocol alone stay together, since one captures what the others read.
+    """
+    checkpoints = {}
+    for run in todo:
+        observations = checkpoints.setdefault(run.weights_key, {})
+        observations.setdefault(run.observation_key, []).append(run.id)
+    tasks = []
+    for observations in checkpoints.values():
+        n_parts = min(math.ceil(workers / len(checkpoints)), len(observations))
+        for part in range(n_parts):
+            tasks.append([run_id for ids in list(observations.values())[part::n_parts] for run_id in ids])
+    return tasks
+
+
+def _follow(submit, tasks, todo, out, lease, interrupted, say):
+    """Submit tasks and follow them to their end or to Ctrl-C; tell each run as it is settled."""
+    left, started, futures = {run.id: run for run in todo}, time.monotonic(), {}
+    n_tokens = sum(run.n_tokens for run in todo)
+    try:
+        for ids in tasks:
+            futures[submit(ids)] = ids
+        while futures and not interrupted.is_set():
+            for future in wait(futures, POLL_SECONDS, FIRST_COMPLETED).done:
+                _settle(future, futures.pop(future), out)
+            for run in [run for run in left.values() if is_settled(out, run.id)]:
+                del left[run.id]
+                n_left = sum(other.n_tokens for other in left.values())
+                seconds = (time.monotonic() - started) * n_left / (n_tokens - n_left)
+                until = f"  (about {duration(seconds)} left)" if left else ""
+                say(f"[{len(todo) - len(left)}/{len(todo)}] {run.label}: {_ended(out, run)}{until}")
+    except (CancelledError, BrokenExecutor) as error:
+        raise ConnectionError(
+            f"the executor went away ({type(error).__name__}); what is done is kept in {out}, and the same "
+            "command resumes"
+        ) from None
+    finally:  # the tasks that run see the lease go, and end their processes
+        lease.unlink(missing_ok=True)
+        for future in futures:
+            future.cancel()
+
+
+def _ended(out, run):
+    if (why := read_failure(out, run)) is not None:
+        return f"failed: {why}"
+    took = read_run(out, run)["sweep"]
+    return f"done in {duration(took['seconds'])}, peak {memory(took['peak_mb'])}"
+
+
+def _settle(future, ids, out):
+    """Say of the runs of a task that was given up why they failed; raise where no further run can be done."""
+    try:
+        future.result()
+    except (CancelledError, BrokenExecutor, OSError):
+        raise
+    except Exception as error:  # such as Dask's of a task whose workers were killed again and again
+        for run_id in _unsettled(out, ids):
+            write_failure(out, run_id, f"the executor gave it up: {type(error).__name__}: {error}")
+
+
+def do_runs(out, ids, *, lease, timeout, threads):
+    """Do runs of one checkpoint in a process, and in another one after a run that hangs or brings it down.
+
+    Each run leaves its file or the reason why there is none. Nothing is begun once the lease is gone.
+    """
+    while (left := _unsettled(out, ids)) and Path(lease).exists():
+        code, why = _run_process(out, left, lease, timeout, threads)
+        if code == NO_SPACE:
+            raise OSError(f"no space is left for {out}; make room, and the same command resumes")
+        if (left := _unsettled(out, left)) and Path(lease).exists():
+            write_failure(out, left[0], why or f"its process {_how_it_ended(code)}")
+
+
+def _run_process(out, ids, lease, timeout, threads):
+    """Run a process until it ends, or until one of its runs takes too long or the lease is gone.
+
+    Return its exit status and, if it was ended here, why.
+    """
+    environment = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
+    with open(Path(out, "log.txt"), "ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "nbhelpers.sweeps.run", out, *ids],
+            env=ENVIRONMENT | environment | os.environ,
+            stdin=subprocess.PIPE,  # it ends when this end is closed, by us or by our death
+            stdout=log,
+            stderr=log,
+            start_new_session=True,  # Ctrl-C is for the sweep, and what the process starts is ended with it
+        )
+    why, n_left, since = None, len(ids), time.monotonic()
+    while why is None and process.poll() is None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(POLL_SECONDS)
+        if (now := len(_unsettled(out, ids))) < n_left:
+            n_left, since = now, time.monotonic()
+        elif timeout is not None and time.monotonic() - since > timeout:
+            why = f"still running after {timeout:g} s (timeout); its process was killed"
+        elif not Path(lease).exists():
+            why = "interrupted"
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.stdin.close()
+    return process.wait(), why
+
+
+def _unsettled(out, ids):
+    return [run_id for run_id in ids if not is_settled(out, run_id)]
+
+
+def _how_it_ended(code):
+    if code >= 0:
+        return f"ended with status {code}; see log.txt"
+    hint = ", which often means that memory ran out" if code == -signal.SIGKILL else ""
+    return f"was killed by signal {-code}{hint}"

@@ -1,0 +1,162 @@
+"""What a run will take before it runs: time and memory, and what the estimate is based on."""
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from nbhelpers.hooks.attention import default_chunk
+from nbhelpers.hooks.memory import CUDA_BATCH_TOKENS, plan
+from nbhelpers.inputs.models import load_skeleton
+from nbhelpers.sweeps.grid import Grid, Run, read_run
+from nbhelpers.words import duration, memory
+
+LIBRARY_MB = 600  # torch, transformers and the rest before any model
+ITEM_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+# Time of a capture over that of its matrix products at the speed of one large product: small products,
+# softmax and reductions make up the rest. With it, runs of SmolLM2-135M and MiniLM (8 sequences of 128 to 512
+# tokens) took 0.4 to 0.9 of the estimate on a busy CPU.
+OVERHEAD = 3.0
+LOADING_BYTES_PER_SECOND = 5e8
+# Metrics are taken on one core of the CPU: seconds for each token of each head's signal, all of PAPER's.
+METRIC_SECONDS = 8e-7
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds and megabytes of one run, NaN where nothing is known, and what they are based on."""
+
+    seconds: float
+    megabytes: float
+    basis: str
+
+
+class Estimator:
+    """Estimates what runs cost on a device ("cpu" or "cuda"), looking each model up once.
+
+    Finished runs of the same model in the sweep's folder `out` say how fast it really is.
+    """
+
+    def __init__(self, out: str | Path, *, device: str) -> None:
+        self.out, self.device = out, device
+        self._flops = None
+        self._skeletons = {}
+        self._unreachable = None
+
+    def cost(self, run: Run, *, others: tuple[Run, ...] = ()) -> Cost:
+        """Return what a run costs; `others` are runs that may have been done, to learn the speed from."""
+        alike = [other for other in others if (other.model, other.dtype) == (run.model, run.dtype)]
+        done = [(other, told["sweep"]) for other in alike if (told := read_run(self.out, other))]
+        if done:
+            spent = sum(took["seconds"] for _, took in done) / sum(other.n_tokens for other, _ in done)
+            peak = max(took["peak_mb"] for _, took in done)
+            return Cost(spent * run.n_tokens, peak, f"{len(done)} finished runs of this model")
+        skeleton = self._skeleton(run)
+        if isinstance(skeleton, str):
+            return self._from_stated_size(run, skeleton)
+        told = skeleton.description
+        megabytes = _weights(told.n_parameters, skeleton.model.dtype.itemsize)
+        megabytes += self._plan(run, skeleton).working_bytes / 2**20
+        seconds = self._seconds(run, told.n_parameters)
+        seconds += METRIC_SECONDS * told.n_layers * told.n_heads * run.n_tokens
+        basis = f"{told.n_parameters / 1e6:.4g} M parameters from the configuration, capture's plan"
+        return Cost(seconds, megabytes, f"{basis}, {self._speed()}")
+
+    def _from_stated_size(self, run, reason):
+        if run.n_parameters is None:
+            return Cost(math.nan, math.nan, f"no estimate: {reason}")
+        size = ITEM_BYTES.get(run.dtype) or (4 if self.device == "cpu" else 2)
+        basis = f"{run.n_parameters / 1e6:.4g} M parameters as the grid says, without activations and metrics"
+        seconds = self._seconds(run, run.n_parameters)
+        return Cost(seconds, _weights(run.n_parameters, size), f"{basis}, {self._speed()}")
+
+    def _skeleton(self, run):
+        """Return the model without its weights, or in words why there is none."""
+        key = run.model, run.revision, run.dtype
+        if key not in self._skeletons:
+            self._skeletons[key] = self._look_up(run)
+        return self._skeletons[key]
+
+    def _look_up(self, run):
+        if self._unreachable and "/" in run.model and not Path(run.model).exists():
+            return self._unreachable  # asked once: every further model would wait for the network again
+        try:
+            return load_skeleton(run.model, revision=run.revision, dtype=run.dtype, device=self.device)
+        except ConnectionError:
+            self._unreachable = "the Hugging Face Hub could not be reached"
+            return self._unreachable
+        except (LookupError, OSError, ValueError, ImportError) as error:  # the run itself will say it again
+            return str(error).splitlines()[0]
+
+    def _plan(self, run, skeleton):
+        free = {"free_bytes": math.inf}  # of another machine, perhaps
+        if self.device == "cpu":
+            return plan(skeleton, run.n_sequences, run.length, batch_size=run.batch_size, **free)
+        batch = run.batch_size or max(1, min(run.n_sequences, CUDA_BATCH_TOKENS // run.length))
+        chunk = min(run.length, default_chunk(batch, skeleton.description.n_heads, run.length, "cuda"))
+        return plan(skeleton, run.n_sequences, run.length, batch_size=batch, chunk=chunk, **free)
+
+    def _seconds(self, run, n_parameters):
+        products = 2 * n_parameters * run.n_tokens / self._measured_flops()
+        size = ITEM_BYTES.get(run.dtype) or 4
+        return OVERHEAD * products + n_parameters * size / LOADING_BYTES_PER_SECOND
+
+    def _measured_flops(self):
+        if self._flops is None:
+            self._flops = matmul_speed(self.device)
+        return self._flops
+
+    def _speed(self):
+        return f"{self._measured_flops() / 1e9:.3g} GFLOP/s of a matrix product here"
+
+
+def _weights(n_parameters, item_bytes):
+    return LIBRARY_MB + n_parameters * item_bytes / 2**20
+
+
+def matmul_speed(device: str, *, size: int | None = None, repeats: int = 3) -> float:
+    """Return the floating-point operations per second of a matrix product, the best of a few.
+
+    On "cpu" in float32 with 768 rows and columns, on "cuda" in bfloat16 with 4096, unless `size` says
+    otherwise.
+    """
+    size = size or (768 if device == "cpu" else 4096)
+    a = torch.ones(size, size, dtype=torch.float32 if device == "cpu" else torch.bfloat16, device=device)
+    best = math.inf
+    for _ in range(repeats + 1):  # the first one also warms up
+        started = time.perf_counter()
+        (a @ a)[0, 0].item()  # waits for the device
+        best = min(best, time.perf_counter() - started)
+    return 2 * size**3 / best
+
+
+def print_plan(grid: Grid, out: str | Path, *, workers: int = 1, device: str | None = None) -> None:
+    """Print what a sweep would run, each run with an estimate of time and memory, and run nothing.
+
+    What is done in the sweep's folder is not run again, and says how fast a model is. The device is CUDA
+    where there is a GPU if None.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    estimator = Estimator(out, device=device)
+    print(f"sweep {grid.name}: {len(grid.runs)} runs\n{grid.about}\n")
+    total, largest, bases = 0.0, 0.0, {}
+    for run in grid.runs:
+        if read_run(out, run):
+            print(f"{run.id}  done before                {run.label}")
+            continue
+        cost = estimator.cost(run, others=grid.runs)
+        number = bases.setdefault(cost.basis, len(bases) + 1)
+        total += cost.seconds  # NaN once one is unknown
+        largest = max(largest, 0.0 if math.isnan(cost.megabytes) else cost.megabytes)
+        told = f"{duration(cost.seconds):>12} {memory(cost.megabytes):>10} [{number}]"
+        print(f"{run.id} {told}  {run.label}")
+    said = "unknown, because some runs have no estimate" if math.isnan(total) else duration(total / workers)
+    print(f"\ntogether {said} with {workers} at a time; at most {memory(largest)} for one run. Based on")
+    for basis, number in bases.items():
+        print(f"[{number}] {basis}")
+    print(
+        "Estimates are for this machine, from sizes alone: expect a factor of 3. Downloads are not counted, "
+        "and once runs of a model are done their times are used instead."
+    )

@@ -1,0 +1,317 @@
+"""Grids of runs, read from YAML and checked whole before anything runs; the files of a sweep's folder.
+
+A grid is a product of axes (model, revision, corpus, n_sequences, length, protocol, seed); each axis is one
+value or a list. A run is known by a hash of its settings. ``nbhelpers/data/grids`` holds the grids of the
+paper and a README with the format.
+"""
+
+import hashlib
+import itertools
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nbhelpers.claims.paper import TABLES
+from nbhelpers.files import read_parquet_metadata, replacing
+from nbhelpers.inputs.files import file_fingerprint
+from nbhelpers.inputs.text import BOS_POLICIES, corpus_description, is_local_corpus
+from nbhelpers.protocol import PAPER, Protocol
+
+AXES = ("model", "revision", "corpus", "n_sequences", "length", "protocol", "seed")
+REQUIRED = ("model", "corpus", "n_sequences", "length")
+DEFAULTS = {"revision": None, "protocol": {}, "seed": 0}
+OPTIONS = {"bos": "tokenizer", "dtype": None, "device": "auto", "batch_size": None}
+WORDS = ("about", "paper_table")
+MODEL_KEYS = ("name", "paper", "revision", "dtype", "n_parameters")
+SHIPPED = resources.files("nbhelpers.data").joinpath("grids")
+PLAN = "grid.json"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One point of a grid: everything that decides its numbers, in plain JSON types.
+
+    The fields are named as in `load_model`, `load_text` and `capture`; `seed` is that of the passages and of
+    the weights of a random model. `protocol` holds all fields of the Protocol. `contents` holds a hash of a
+    local model and of a local corpus, so that an edited file is another run. `paper` (the paper's name for
+    the model) and `n_parameters` (as the grid states it, for an estimate without the model) are no settings.
+    """
+
+    model: str
+    revision: str | None
+    corpus: str
+    n_sequences: int
+    length: int
+    protocol: dict[str, Any]
+    seed: int = 0
+    bos: str = "tokenizer"
+    dtype: str | None = None
+    device: str = "auto"
+    batch_size: int | None = None
+    contents: dict[str, str | None] = field(default_factory=dict)
+    paper: str | None = None
+    n_parameters: float | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides the numbers."""
+        named = asdict(self)
+        return {key: named[key] for key in named if key not in ("paper", "n_parameters")}
+
+    @cached_property
+    def id(self) -> str:
+        """Twelve hexadecimal digits that change when any setting does."""
+        return hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
+    def checkpoint(self) -> str:
+        """The model and its revision."""
+        return f"{self.model}@{self.revision}" if self.revision else self.model
+
+    @property
+    def weights_key(self) -> tuple:
+        """What two runs share that need the same weights in memory."""
+        return self.checkpoint, self.dtype, self.seed if self.model.startswith("random:") else None
+
+    @property
+    def observation_key(self) -> str:
+        """What two runs share that see the same attention and differ in the protocol alone."""
+        named = self.settings
+        drawn = [self.protocol[name] for name in ("factors", "scaled_variant", "local_distance")]
+        return json.dumps([{k: v for k, v in named.items() if k != "protocol"}, drawn], sort_keys=True)
+
+    @property
+    def n_tokens(self) -> float:
+        """How many tokens the run reads, scaled variants included."""
+        return self.n_sequences * self.length * (1 + sum(self.protocol["factors"]))
+
+    @property
+    def label(self) -> str:
+        """The run in a few words: model, corpus, size and what of the protocol is not the paper's."""
+        model, corpus = (
+            Path(name).name if Path(name).is_absolute() else name for name in (self.model, self.corpus)
+        )
+        words = [model + (f"@{self.revision}" if self.revision else ""), corpus]
+        words.append(f"{self.n_sequences}x{self.length}")
+        words += changes(self.protocol)
+        words += [f"seed={self.seed}"] if self.seed else []
+        return " ".join(words)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A checked grid: its runs in the order they are done, and the tables of the paper it is for."""
+
+    name: str
+    about: str
+    runs: tuple[Run, ...]
+    paper_tables: tuple[int, ...] = ()
+
+
+def changes(protocol: Mapping[str, Any]) -> list[str]:
+    """Return the fields of a protocol that are not the paper's, as words."""
+    default = PAPER.to_dict()
+    return [f"{name}={value}" for name, value in protocol.items() if value != default[name]]
+
+
+# Reading and checking
+
+
+def shipped_grids() -> dict[str, str]:
+    """Return the grids that come with the package: name → what it says about itself."""
+    files = sorted((file for file in SHIPPED.iterdir() if file.name.endswith(".yaml")), key=lambda f: f.name)
+    return {f.name.removesuffix(".yaml"): yaml.safe_load(f.read_text("utf-8"))["about"] for f in files}
+
+
+def load_grid(name: str | Path) -> Grid:
+    """Read and check a YAML file, or a grid that comes with the package by its name.
+
+    Raises `FileNotFoundError` if there is neither, and `ValueError` for what is not YAML, an unknown key, a
+    value of the wrong kind, an unknown field of the protocol, or the same run twice.
+    """
+    path = Path(name)
+    if path.is_file():
+        text = path.read_text("utf-8")
+    elif str(name) in (shipped := shipped_grids()):
+        text = SHIPPED.joinpath(f"{name}.yaml").read_text("utf-8")
+    else:
+        raise FileNotFoundError(
+            f"there is no grid file {str(name)!r}; the grids that come with the package are "
+            f"{', '.join(shipped)}"
+        )
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"the grid {name} is not YAML: {error}") from error
+    return make_grid(raw, name=path.name.removesuffix(".yaml").removesuffix(".yml"))
+
+
+def make_grid(raw: Mapping[str, Any], *, name: str = "grid") -> Grid:
+    """Return the checked grid of a mapping, as a YAML file holds it; errors as in `load_grid`."""
+    try:
+        return _make_grid(raw, name)
+    except ValueError as error:
+        raise ValueError(f"grid {name}: {error}") from error
+
+
+def _make_grid(raw, name):
+    _check_keys(raw)
+    axes = {axis: _listed(raw.get(axis, DEFAULTS.get(axis))) for axis in AXES}
+    options = OPTIONS | {key: raw[key] for key in OPTIONS if key in raw}
+    if options["bos"] not in BOS_POLICIES:
+        raise ValueError(f"bos is {options['bos']!r}, expected one of {', '.join(BOS_POLICIES)}")
+    for axis, lowest in (("n_sequences", 1), ("length", 1), ("seed", 0)):
+        for value in axes[axis]:
+            if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
+                raise ValueError(f"{axis} is {value!r}, expected a whole number of at least {lowest}")
+    protocols = [_protocol(fields) for fields in axes["protocol"]]
+    corpora = [_corpus(str(corpus)) for corpus in axes["corpus"]]
+    runs, sizes = [], (axes["n_sequences"], axes["length"], axes["seed"])
+    for entry in axes["model"]:
+        fields, revisions = _model(entry, axes["revision"], options["dtype"])
+        content = fields.pop("content")
+        # The protocol varies slowest: two runs side by side then do not capture the same attention at once.
+        for revision, protocol, (corpus, text), n_sequences, length, seed in itertools.product(
+            revisions, protocols, corpora, *sizes
+        ):
+            point = {"revision": revision, "protocol": protocol, "corpus": corpus, "seed": seed}
+            point |= {"n_sequences": n_sequences, "length": length}
+            point |= {"contents": {"model": content, "corpus": text}}
+            runs.append(Run(**options | fields | point))
+    ids = Counter(run.id for run in runs)
+    if twice := [run.label for run in runs if ids[run.id] > 1]:
+        raise ValueError(f"the run {twice[0]!r} is there twice; leave one out")
+    tables = tuple(_listed(raw.get("paper_table", [])))
+    if unknown := [number for number in tables if number not in TABLES]:
+        raise ValueError(f"the paper has the tables 1 to {len(TABLES)}, not {unknown}")
+    return Grid(name, str(raw.get("about", "")).strip(), tuple(runs), tables)
+
+
+def _check_keys(raw):
+    if not isinstance(raw, Mapping):
+        raise ValueError(f"it holds {type(raw).__name__}, expected a mapping of axes to values")
+    known = {*AXES, *OPTIONS, *WORDS}
+    if unknown := sorted(set(map(str, raw)) - known):
+        raise ValueError(f"unknown key {unknown[0]!r}; the keys are {', '.join(sorted(known))}")
+    if missing := [axis for axis in REQUIRED if not _listed(raw.get(axis, []))]:
+        raise ValueError(f"{missing[0]!r} is missing or empty; every grid states it")
+    if empty := [axis for axis in AXES if raw.get(axis) == []]:
+        raise ValueError(f"{empty[0]!r} is an empty list, so there is nothing to run")
+
+
+def _listed(value):
+    return value if isinstance(value, list) else [value]
+
+
+def _protocol(fields):
+    if not isinstance(fields, Mapping):
+        raise ValueError(
+            f"protocol is {fields!r}, expected the fields that differ from PAPER, such as "
+            "{window: boxcar}, or {} for PAPER itself"
+        )
+    known = PAPER.to_dict()
+    if unknown := [key for key in fields if key not in known]:
+        raise ValueError(f"the protocol has no field {unknown[0]!r}; it has {', '.join(known)}")
+    made = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+    return Protocol(**made).to_dict()
+
+
+def _model(entry, revisions, dtype):
+    """Return what an entry of the model axis gives: fields of a Run and a hash of its files; revisions."""
+    given = dict(entry) if isinstance(entry, Mapping) else {"name": entry}
+    if set(given) - set(MODEL_KEYS) or not isinstance(given.get("name"), str):
+        raise ValueError(f"a model is a name or a mapping with {', '.join(MODEL_KEYS)}; got {entry!r}")
+    base = given["name"].removeprefix("random:")
+    prefix = given["name"].removesuffix(base)
+    path = Path(base).expanduser()
+    fields = {
+        "model": prefix + str(path.resolve()) if path.exists() else given["name"],
+        "content": file_fingerprint(path)[:16] if path.exists() else None,
+        "dtype": given.get("dtype", dtype),
+        "paper": given.get("paper"),
+        "n_parameters": float(given["n_parameters"]) if given.get("n_parameters") else None,
+    }
+    return fields, [r if r is None else str(r) for r in _listed(given.get("revision", revisions))]
+
+
+def _corpus(corpus):
+    """Return the corpus, its path made absolute, and a hash of its text where it is local."""
+    path = Path(corpus).expanduser()
+    name = str(path.resolve()) if path.exists() else corpus
+    return name, corpus_description(name).rpartition("sha256:")[2] if is_local_corpus(name) else None
+
+
+# The folder of a sweep: grid.json, runs/ID.parquet of those that are done, failed/ID.txt of those that failed
+
+
+def run_file(out: str | Path, run_id: str) -> Path:
+    """Return where a finished run has its table, with its summary and what it took in the metadata."""
+    return Path(out) / "runs" / f"{run_id}.parquet"
+
+
+def failure_file(out: str | Path, run_id: str) -> Path:
+    """Return where it says why a run failed, the reason in the last line."""
+    return Path(out) / "failed" / f"{run_id}.txt"
+
+
+def write_failure(out: str | Path, run_id: str, text: str) -> None:
+    """Write why a run failed."""
+    with replacing(failure_file(out, run_id)) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def is_settled(out: str | Path, run_id: str) -> bool:
+    """Return whether a run is done or has failed."""
+    return run_file(out, run_id).exists() or failure_file(out, run_id).exists()
+
+
+def read_run(out: str | Path, run: Run) -> dict[str, Any] | None:
+    """Return the metadata of a finished run; None if it is not done, or its file is cut short."""
+    try:
+        return read_parquet_metadata(run_file(out, run.id))
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def read_failure(out: str | Path, run: Run) -> str | None:
+    """Return in a line why a run failed; None if it did not."""
+    file = failure_file(out, run.id)
+    return file.read_text("utf-8").splitlines()[-1] if file.exists() else None
+
+
+def write_plan(out: str | Path, grid: Grid) -> None:
+    """Write which runs a sweep is to do."""
+    with replacing(Path(out) / PLAN) as partial:
+        partial.write_text(json.dumps(asdict(grid), indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def read_plan(out: str | Path) -> Grid:
+    """Return the grid of a sweep's folder.
+
+    Raises `FileNotFoundError` if there is no such folder, `ValueError` if it is that of something else or of
+    another version.
+    """
+    folder, command = Path(out), f"python -m nbhelpers sweep GRID --out {out}"
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {folder.absolute()}; make a sweep with: {command}")
+    try:
+        plan = json.loads((folder / PLAN).read_text("utf-8"))
+        runs = tuple(Run(**fields) for fields in plan["runs"])
+        return Grid(plan["name"], plan["about"], runs, tuple(plan["paper_tables"]))
+    except FileNotFoundError as error:
+        held = ", ".join(sorted(path.name for path in folder.iterdir())[:6]) or "nothing"
+        raise ValueError(
+            f"{folder} is not the folder of a sweep: it holds {held}, and no {PLAN}. Give the folder that "
+            "was --out of python -m nbhelpers sweep"
+        ) from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"{folder / PLAN} is damaged or of another version ({error}); measure again with: {command}"
+        ) from error

@@ -1,0 +1,288 @@
+"""Rows of a sweep, of what a notebook measured and of what the paper prints, in one tidy frame."""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from nbhelpers.claims.paper import paper_table
+from nbhelpers.files import write_parquet
+from nbhelpers.inputs.files import ZOO_PREFIX
+from nbhelpers.sweeps.grid import Grid, changes, read_failure, read_plan, read_run
+
+HERE, SWEEP, PRINTED = "this notebook", "sweep", "paper"
+WHAT = ("model", "revision", "paper", "encoding", "step", "n_parameters")
+HOW = ("corpus", "n_sequences", "length", "seed", "protocol")
+STATISTICS = ("value", "low", "high", "sd", "iqr", "null")
+COLUMNS = ("source", "run", *WHAT, *HOW, "metric", *STATISTICS)
+NUMBERS = ("step", "n_parameters", "n_sequences", "length", "seed", *STATISTICS)
+TEXTS = tuple(name for name in COLUMNS if name not in NUMBERS)
+# Columns of the paper's tables that are no measurement, and those that are named otherwise than our metrics.
+LABELS = ("model", "params", "heads_per_layer", "position_encoding", "training_step")
+PARTS = {"_mean": "value", "_std": "sd", "_iqr": "iqr"}
+RENAMED = {"low_band_power": "low_band"} | {f"window_{w}": f"window_entropy_{w}" for w in (16, 32, 64)}
+UNITS = {"M": 1e6, "B": 1e9}
+MAIN = ("spectral_entropy", "frequency_selectivity", "low_band", "scale_sensitivity_0.5")
+MAIN += ("scale_sensitivity_0.25", "position_spectrum_correlation")
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What is finished of a sweep.
+
+    `table` has a row for each finished run and metric, with the columns :data:`COLUMNS`: `low` and `high` are
+    the interval of the mean over sequences, `sd` and `iqr` are over heads, `null` is uniform attention of the
+    same length, mask and protocol. `same_weights` lists checkpoints that held the same weights under
+    different names, as branches of a repository sometimes do: a training curve would show a plateau that is
+    none. `failed` says why runs failed, by their id.
+    """
+
+    folder: Path
+    grid: Grid
+    table: pd.DataFrame
+    n_done: int
+    same_weights: list[list[str]] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def said(self) -> str:
+        """Return in a line how much of the sweep is there."""
+        return f"sweep of the grid {self.grid.name}: {self.n_done} of {len(self.grid.runs)} runs are finished"
+
+    def report(self) -> str:
+        """Return the main numbers beside the paper's as text, and what went wrong."""
+        lines = [""]
+        if metrics := [name for name in MAIN if name in set(self.table.metric)]:
+            rows = rows_beside(self, tidy([]), metrics, tables=self.grid.paper_tables)
+            lines += [_wide(rows).to_string(index=False)]
+        lines += [
+            f"warning: the same weights were loaded for {', '.join(names)}" for names in self.same_weights
+        ]
+        lines += [f"{len(self.failed)} failed:"] if self.failed else []
+        for run in self.grid.runs:
+            if run.id in self.failed:
+                lines += [f"  {run.label} (failed/{run.id}.txt)", f"    {self.failed[run.id]}"]
+        return "\n".join([*lines, f"{self.said()}; {self.folder / 'sweep.parquet'}"])
+
+
+def load_sweep(folder: str | Path, *, allow_empty: bool = False) -> Sweep:
+    """Load the completed runs of a sweep, even an unfinished one, from the folder that was its ``--out``.
+
+    Raises `FileNotFoundError` if there is no such folder, and `ValueError` if it is that of something else
+    or, unless `allow_empty`, if no run is finished.
+    """
+    grid = read_plan(folder)
+    done = [(run, told) for run in grid.runs if (told := read_run(folder, run))]
+    if not done and not allow_empty:
+        raise ValueError(
+            f"none of the {len(grid.runs)} runs of the sweep in {folder} is finished; go on with: "
+            f"python -m nbhelpers sweep {grid.name} --out {folder}"
+        )
+    rows = [_of_run(run, told) | line for run, told in done for line in _lines(told["summary"])]
+    names = {}
+    for run, told in done:
+        names.setdefault(told["sweep"]["weights"], {})[run.checkpoint] = None
+    same = [list(group) for group in names.values() if len(group) > 1]
+    failed = {run.id: why for run in grid.runs if (why := read_failure(folder, run)) is not None}
+    return Sweep(Path(folder), grid, tidy(rows), len(done), same, failed)
+
+
+def _of_run(run, told):
+    """Return what the rows of a finished run share."""
+    shared = ("model", "revision", "paper", "corpus", "n_sequences", "length", "seed")
+    zoo = run.model.startswith(ZOO_PREFIX)  # there the name of the arm, which tells partial RoPE from RoPE
+    arm = run.model.removeprefix(ZOO_PREFIX).partition("@")[0]
+    return {name: getattr(run, name) for name in shared} | {
+        "source": SWEEP,
+        "run": run.id,
+        "protocol": _words(run.protocol),
+        "encoding": arm if zoo else told["model"]["position_encoding"],
+        "n_parameters": told["model"]["n_parameters"],
+        "step": training_step(run.model, run.revision or ""),
+    }
+
+
+def _lines(summary):
+    return [line | {"value": line["mean"]} for line in summary]
+
+
+def _words(protocol):
+    return ", ".join(changes(protocol)) or "PAPER"
+
+
+def training_step(model: str, revision: str = "") -> float:
+    """Return the training step that a revision, or else a model's name, ends in: "step1000", NaN if none."""
+    found = [re.search(r"(?:^|[@/_-])step(\d+)$", name) for name in (revision, model)]
+    return next((float(match[1]) for match in found if match), np.nan)
+
+
+def how_to_sweep(notebook: str, grid: str) -> str:
+    """Return in a line how to make a sweep of a shipped grid and show it in a notebook."""
+    return (
+        f"No sweep was given, so none is shown. Make one with: python -m nbhelpers sweep {grid} --out "
+        f"build/sweeps/{grid} (the grid zoo needs no network). It is shown, also before it is done, by: "
+        f"python -m nbhelpers run {notebook} -p sweep build/sweeps/{grid}"
+    )
+
+
+def write_tables(sweep: Sweep) -> None:
+    """Write ``sweep.parquet`` and ``paper_table_N.parquet`` for each table of the paper that the grid names:
+    what the paper prints, then the rows of the sweep's runs of these models, under the same names."""
+    write_parquet(sweep.table, sweep.folder / "sweep.parquet")
+    for number in sweep.grid.paper_tables:
+        printed = paper_rows([number])
+        mine = sweep.table[sweep.table.paper.isin(printed.paper)]
+        parts = [printed, _of_each_run(mine, printed.metric.unique())]
+        table = pd.concat([part for part in parts if len(part)], ignore_index=True)
+        write_parquet(table, sweep.folder / f"paper_table_{number}.parquet")
+
+
+# Rows
+
+
+def sweep_rows(sweep: Sweep, metrics: Sequence[str]) -> pd.DataFrame:
+    """Return the rows of some metrics of a sweep, run by run; `ValueError` if no run has any of them.
+
+    The metric scale_k is the k-th wavelet entropy from coarse to fine, as Table 7 prints it.
+    """
+    rows = _of_each_run(sweep.table, metrics)
+    if rows.empty:
+        raise ValueError(
+            f"no run of the sweep in {sweep.folder} has any of {', '.join(metrics)}; they have "
+            f"{', '.join(sweep.table.metric.unique()[:8])}"
+        )
+    return rows
+
+
+def _of_each_run(table, metrics):
+    parts = [_chosen(part, metrics) for _, part in table.groupby("run", sort=False)]
+    return pd.concat(parts, ignore_index=True) if parts else tidy([])
+
+
+def _chosen(rows, metrics):
+    """Return those of the rows of one run that have some metrics, in the order of these."""
+    scales = [metric for metric in rows.metric if metric.startswith("wavelet_entropy_")]
+    own = {f"scale_{k}": metric for k, metric in enumerate(scales)}
+    known = rows.set_index("metric", drop=False)
+    found = [known.loc[[own.get(m, m)]].assign(metric=m) for m in metrics if own.get(m, m) in known.index]
+    return pd.concat(found, ignore_index=True) if found else rows.iloc[:0]
+
+
+def table_rows(table: Any, metrics: Sequence[str], *, corpus: str, seed: int = 0) -> pd.DataFrame:
+    """Return rows of a HeadTable that a notebook measured, summarised as a sweep summarises its runs.
+
+    `corpus` is the name by which the text was loaded, `seed` that of the bootstrap over sequences. Metrics
+    that the table lacks are left out.
+    """
+    from nbhelpers.nulls.summary import null_of, summarise  # late: torch, which the command does without
+
+    told, model = table.provenance, table.provenance["model"]
+    fixed = {"source": HERE, "model": model["name"], "encoding": model["position_encoding"]}
+    fixed |= {"step": training_step(model["name"]), "n_parameters": model["n_parameters"]}
+    fixed |= {"corpus": corpus, "seed": told.get("seed"), "length": told["length"]}
+    fixed |= {"protocol": _words(told["protocol"])}
+    summary = summarise(table, null=null_of(table), seed=seed).to_dict("records")
+    return _chosen(tidy([fixed | line for line in _lines(summary)]), metrics)
+
+
+def paper_rows(
+    tables: Iterable[int], metrics: Sequence[str] | None = None, *, models: Iterable[str] | None = None
+) -> pd.DataFrame:
+    """Return rows of what the paper prints in some of its tables, which the column `protocol` names.
+
+    `metrics` are named as in `sweep_rows`, `models` by the paper; all if None.
+    """
+    sizes = pd.concat([paper_table(1), paper_table(6)]).drop_duplicates("model").set_index("model").params
+    rows = []
+    for number in tables:
+        printed = paper_table(number)
+        for _, line in printed[printed.model.isin(printed.model if models is None else models)].iterrows():
+            size = sizes.get(line["model"])
+            fixed = {"source": PRINTED, "model": line["model"], "paper": line["model"]}
+            fixed |= {"protocol": f"Table {number}", "encoding": line.get("position_encoding", "")}
+            fixed |= {"step": line.get("training_step", np.nan)}
+            fixed |= {"n_parameters": float(size[:-1]) * UNITS[size[-1]] if size else np.nan}
+            named = {}
+            for column in line.index.difference(LABELS, sort=False):
+                suffix = next((part for part in PARTS if column.endswith(part)), "")
+                metric = RENAMED.get(column, column.removesuffix(suffix))
+                named.setdefault(metric, {})[PARTS.get(suffix, "value")] = line[column]
+            wanted = named if metrics is None else [metric for metric in metrics if metric in named]
+            rows += [fixed | {"metric": metric} | named[metric] for metric in wanted]
+    return tidy(rows)
+
+
+def rows_beside(
+    sweep: Sweep,
+    live: pd.DataFrame,
+    metrics: Sequence[str],
+    *,
+    tables: Iterable[int] = (),
+    every_model: bool = False,
+) -> pd.DataFrame:
+    """Return the rows of a notebook (`live`), of a sweep and of tables of the paper, in this order.
+
+    Of the paper those of the sweep's models, known by the grid's `paper` names, or of every model.
+    """
+    measured = sweep_rows(sweep, metrics)
+    models = None if every_model else measured.paper.unique()
+    parts = [live, measured, paper_rows(tables, metrics, models=models)]
+    return pd.concat([part for part in parts if len(part)], ignore_index=True)
+
+
+def tidy(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """Return rows as a frame with the columns :data:`COLUMNS`; what a row lacks is "" or NaN."""
+    frame = pd.DataFrame(rows, columns=list(COLUMNS))
+    texts = {name: [value if isinstance(value, str) else "" for value in frame[name]] for name in TEXTS}
+    return frame.assign(**texts).astype(dict.fromkeys(NUMBERS, float) | dict.fromkeys(TEXTS, "str"))
+
+
+# Rows to look at
+
+
+def row_labels(rows: pd.DataFrame) -> pd.Series:
+    """Return a name for each row: the model, and whatever else differs between the measured rows."""
+    measured = rows[rows.source != PRINTED]
+    varied = [name for name in HOW if measured[name].replace("", np.nan).nunique() > 1]
+    return rows.apply(lambda row: _label(row, varied), axis=1) if len(rows) else pd.Series(dtype=str)
+
+
+def _label(row, varied):
+    model = Path(row["model"]).name if Path(row["model"]).is_absolute() else row["model"]
+    words = [model + (f"@{row['revision']}" if row["revision"] else "")]
+    if row["source"] == PRINTED:
+        at = "" if np.isnan(row["step"]) else f" at step {row['step']:.0f}"
+        return f"{model}{at} ({row['protocol']})"
+    if "corpus" in varied and row["corpus"]:
+        words.append(Path(row["corpus"]).name)
+    if {"n_sequences", "length"} & set(varied):
+        words.append(f"{row['n_sequences']:.0f}x{row['length']:.0f}")
+    if "seed" in varied and not np.isnan(row["seed"]):
+        words.append(f"seed {row['seed']:.0f}")
+    words += [row["protocol"]] if "protocol" in varied and row["protocol"] else []
+    return ", ".join(words) + (f" ({HERE})" if row["source"] == HERE else "")
+
+
+def shown_rows(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return rows as a table of texts: a line per row, a column per metric, "value [low, high] | null"."""
+    from nbhelpers.metrics import metric_label  # late, as in `table_rows`
+
+    return _wide(rows).rename(columns=metric_label)
+
+
+def _wide(rows):
+    told = rows.assign(line=row_labels(rows), told=[_told(row) for row in rows.itertuples()])
+    told = told.drop_duplicates(["source", "line", "metric"])
+    wide = told.pivot(index=["source", "line"], columns="metric", values="told")
+    order = told[["source", "line"]].drop_duplicates()
+    wide = wide.reindex(index=pd.MultiIndex.from_frame(order), columns=list(told.metric.unique()))
+    return wide.fillna("–").rename_axis(columns=None).reset_index()
+
+
+def _told(row):
+    ends = "" if pd.isna(row.low) else f" [{row.low:.3f}, {row.high:.3f}]"
+    null = "no null" if pd.isna(row.null) else f"{row.null:.3f}"
+    return f"{row.value:.3f}{ends}" + ("" if row.source == PRINTED else f" | {null}")

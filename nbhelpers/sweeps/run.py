@@ -1,0 +1,79 @@
+"""Do the runs of one checkpoint in a process of their own: ``python -m nbhelpers.sweeps.run FOLDER RUN ...``.
+
+A run leaves one file, ``runs/RUN.parquet``: the table of every head, with its provenance, its summary and
+what the run took in the metadata. The file is there whole or not at all, so a run is done if it has one. A
+run that raises leaves ``failed/RUN.txt``, and the next one goes on. Standard input is a pipe that the parent
+holds open.
+"""
+
+import os
+import sys
+import threading
+
+
+def _leave_with_parent():
+    os.read(0, 1)  # returns when the parent is gone, however it went
+    os._exit(3)  # also while the main thread is deep in torch
+
+
+if __name__ == "__main__":  # first of all: the imports below take seconds
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+
+import resource
+import time
+import traceback
+from collections import Counter
+from pathlib import Path
+
+from nbhelpers.analysis import analyze
+from nbhelpers.hooks.capture import weight_fingerprint
+from nbhelpers.inputs.models import load_model
+from nbhelpers.inputs.text import corpus_description, load_text
+from nbhelpers.nulls.summary import null_of, summarise
+from nbhelpers.protocol import Protocol
+from nbhelpers.sweeps.engine import NO_SPACE
+from nbhelpers.sweeps.grid import read_plan, run_file, write_failure
+
+DISK_IS_FULL = ("No space left on device", "Disk quota exceeded")  # in the words of safetensors and Arrow too
+MAXRSS_PER_MB = 2**20 if sys.platform == "darwin" else 2**10
+
+
+def perform(run, model, out, *, cache=None):
+    """Measure one run of a loaded model and write its file; `cache` is a folder for captured profiles."""
+    started = time.monotonic()
+    sizes = {"n_sequences": run.n_sequences, "length": run.length, "bos": run.bos, "seed": run.seed}
+    options = {"corpus": corpus_description(run.corpus), "seed": run.seed, "batch_size": run.batch_size}
+    ids = load_text(run.corpus, model, **sizes)  # (sequence, position)
+    table = analyze(model, ids, Protocol(**run.protocol), cache=cache, progress=False, **options)
+    took = {
+        "settings": run.settings,
+        "seconds": round(time.monotonic() - started, 2),
+        "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / MAXRSS_PER_MB, 1),
+        "weights": weight_fingerprint(model.model).hex()[:16],  # two names of one checkpoint share it
+    }
+    summary = summarise(table, null=null_of(table)).to_dict("records")
+    table.with_provenance(sweep=took, summary=summary).to_parquet(run_file(out, run.id))
+
+
+def main(out, *ids):
+    """Do runs of one checkpoint, one after the other; return the exit status."""
+    grid, model = read_plan(out), None
+    runs, shared = {run.id: run for run in grid.runs}, Counter(run.observation_key for run in grid.runs)
+    for run in map(runs.get, ids):
+        # Profiles are large: kept only where another run of the grid reads them.
+        cache = Path(out, "profiles") if shared[run.observation_key] > 1 else None
+        try:
+            if model is None:
+                options = {"device": run.device, "dtype": run.dtype, "seed": run.seed}
+                model = load_model(run.model, revision=run.revision, **options)
+            perform(run, model, out, cache=cache)
+        except Exception as error:  # whatever a run raises is its own failure, but for a disk that is full
+            if any(words in str(error) for words in DISK_IS_FULL):
+                return NO_SPACE
+            why = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            write_failure(out, run.id, f"{traceback.format_exc()}\n{why}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

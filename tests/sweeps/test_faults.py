@@ -1,0 +1,239 @@
+"""A sweep broken in every way, then resumed: its table is that of a sweep that was left alone.
+
+Models of the zoo are measured for real where the process of a run takes part in what happens; on a cluster
+and where a clock decides, runs are played (`tiny_sweeps`).
+"""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import psutil
+import pytest
+import yaml
+from tiny_sweeps import n_done, run_processes, starts, wait_for
+
+from nbhelpers.sweeps.grid import load_grid, run_file
+from nbhelpers.sweeps.rows import load_sweep
+
+REAL = {"model": ["zoo:rope", "zoo:alibi"], "n_sequences": 3, "length": [32, 48, 64]}
+PLAYED = {"model": "owner/model", "revision": [f"slow {k}" for k in range(6)], "n_sequences": 1, "length": 8}
+
+
+def grid_file(folder, raw):
+    file = folder / "grid.yaml"
+    file.write_text(yaml.safe_dump(raw | {"corpus": "moby-dick"}))
+    return file
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch):
+    """Equal numbers of threads give equal bits."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    """A grid of six runs of the zoo and the bytes of its table."""
+    folder = tmp_path_factory.mktemp("reference")
+    file = grid_file(folder, REAL)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        assert end(start(file, folder / "out"))[0] == 0
+    return file, (folder / "out" / "sweep.parquet").read_bytes()
+
+
+@pytest.fixture
+def played(out):
+    """A grid of six runs that take a second each."""
+    return grid_file(out.parent, PLAYED)
+
+
+def start(file, out, *options):
+    """Start the command in a session of its own, as a terminal does."""
+    command = [sys.executable, "-m", "nbhelpers", "sweep", str(file), "--out", str(out), "--workers", "2"]
+    return subprocess.Popen(
+        [*command, *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        # Where the tests run in the background, Ctrl-C is ignored and would be here too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+
+
+def end(process):
+    """Return the status of a command, which must come soon, and what it said."""
+    try:
+        told = process.communicate(timeout=180)[0]
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        pytest.fail(f"it hangs: {process.communicate()[0]}")
+    return process.returncode, told
+
+
+def ctrl_c(process, *, times=2):
+    """Interrupt a command as a terminal does, and again while it ends."""
+    for _ in range(times):
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGINT)
+        time.sleep(0.1)
+
+
+def assert_interrupted(process, out):
+    interrupted = time.monotonic()
+    status, told = end(process)
+    assert time.monotonic() - interrupted < 30
+    assert status in (130, -signal.SIGINT), told  # the latter before Python is up; a shell shows 130 for both
+    wait_for(lambda: run_processes(out) == [], seconds=10)
+    return told
+
+
+def assert_resumes(file, out, expected, *options):
+    status, told = end(start(file, out, *options))
+    assert status == 0, told
+    assert (out / "sweep.parquet").read_bytes() == expected
+
+
+# Real runs
+
+
+def test_ctrl_c_at_any_moment_and_twice(real, tmp_path):
+    file, expected = real
+    out = tmp_path / "out"
+    process = start(file, out)
+    time.sleep(random.uniform(0.5, 5))  # while the library is imported, here or there
+    ctrl_c(process)
+    assert_interrupted(process, out)
+    process = start(file, out)
+    wait_for(lambda: n_done(out) >= 1)  # while runs are measured
+    ctrl_c(process)
+    told = assert_interrupted(process, out)
+    assert "of 6 runs are finished and kept" in told
+    assert "Traceback" not in told
+    kept = {file: file.stat().st_mtime_ns for file in (out / "runs").glob("*.parquet")}
+    assert_resumes(file, out, expected)
+    assert {file: file.stat().st_mtime_ns for file in kept} == kept
+
+
+def test_kill_of_a_run_and_of_the_command(real, tmp_path):
+    file, expected = real
+    out = tmp_path / "out"
+    process = start(file, out)
+    wait_for(lambda: len(run_processes(out)) == 2)
+    run_processes(out)[0].kill()
+    wait_for(lambda: n_done(out) >= 1 and len(run_processes(out)) >= 1)
+    process.kill()
+    wait_for(lambda: run_processes(out) == [], seconds=5)
+    process.communicate()
+    (why,) = load_sweep(out).failed.values()
+    assert why == "its process was killed by signal 9, which often means that memory ran out"
+    assert_resumes(file, out, expected)
+
+
+def test_a_full_disk(real, tmp_path):
+    file, expected = real
+    small = tmp_path / "small"
+    small.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", str(small)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("a small disk cannot be mounted here")
+    try:
+        status, told = end(start(file, small / "out"))
+        assert status == 2, told
+        assert told.splitlines()[-1].startswith("nbhelpers: ")
+        assert "no space is left" in told.lower()
+        assert "Traceback" not in told
+        subprocess.run(["mount", "-o", "remount,size=50m", str(small)], check=True)
+        assert_resumes(file, small / "out", expected)
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+# Played runs
+
+
+def test_a_run_that_is_stopped_for_ever(played, out):
+    process = start(played, out, "--timeout", "3")
+    wait_for(lambda: run_processes(out))
+    run_processes(out)[0].suspend()
+    status, told = end(process)
+    assert status == 1
+    assert "still running after 3 s (timeout); its process was killed" in told
+    assert load_sweep(out).n_done == 5
+    assert run_processes(out) == []
+    end(start(played, out))
+    assert load_sweep(out).n_done == 6
+
+
+CLUSTER = """
+    import time
+    from distributed import LocalCluster
+
+    if __name__ == "__main__":
+        cluster = LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None)
+        print(cluster.scheduler_address, flush=True)
+        time.sleep(600)
+"""
+
+
+@pytest.fixture
+def cluster(out):
+    """A Dask cluster of two workers in processes of its own, and its address."""
+    script = out.parent / "cluster.py"
+    script.write_text(textwrap.dedent(CLUSTER))
+    process = subprocess.Popen(
+        [sys.executable, str(script)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+    below = psutil.Process(process.pid)
+    yield below, process.stdout.readline().strip()
+    for each in [*below.children(recursive=True), below] if below.is_running() else []:
+        each.kill()
+    process.communicate()
+
+
+def test_kill_of_a_worker(played, out, cluster):
+    _, address = cluster
+    process = start(played, out, "--scheduler", address)
+    wait_for(lambda: len(run_processes(out)) == 2)
+    run_processes(out)[0].parent().kill()
+    status, told = end(process)
+    assert status == 0, told
+    assert max(starts(out).values()) == 2, "its task went to another worker"
+
+
+def test_kill_of_the_scheduler(played, out, cluster):
+    scheduler, address = cluster
+    process = start(played, out, "--scheduler", address)
+    wait_for(lambda: n_done(out) >= 1)
+    workers = scheduler.children(recursive=True)
+    scheduler.kill()
+    status, told = end(process)
+    assert status == 2, told
+    assert "the executor went away (CancelledError); what is done is kept" in told.splitlines()[-1]
+    assert "Traceback" not in told
+    wait_for(lambda: run_processes(out) == [], seconds=20)
+    for worker in workers:
+        if worker.is_running():
+            worker.kill()
+    end(start(played, out))
+    assert load_sweep(out).n_done == 6
+
+
+def test_ctrl_c_on_a_cluster(played, out, cluster):
+    _, address = cluster
+    process = start(played, out, "--scheduler", address)
+    wait_for(lambda: n_done(out) >= 1)
+    ctrl_c(process)
+    assert "of 6 runs are finished and kept" in assert_interrupted(process, out)
+    before = {run.id: run_file(out, run.id).exists() for run in load_grid(played).runs}
+    assert 1 <= sum(before.values()) < 6

@@ -1,0 +1,280 @@
+"""What is read of a sweep's folder, and its rows beside those of a notebook and of the paper."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from tiny_sweeps import leave_run
+
+from nbhelpers.analysis import analyze
+from nbhelpers.claims.paper import paper_table
+from nbhelpers.inputs.models import load_model
+from nbhelpers.inputs.text import load_text
+from nbhelpers.sweeps import run as child
+from nbhelpers.sweeps.grid import make_grid, run_file, shipped_grids, write_failure, write_plan
+from nbhelpers.sweeps.rows import (
+    COLUMNS,
+    how_to_sweep,
+    load_sweep,
+    paper_rows,
+    row_labels,
+    rows_beside,
+    shown_rows,
+    sweep_rows,
+    table_rows,
+    training_step,
+    write_tables,
+)
+
+MEANS = {
+    "spectral_entropy": 2.0,
+    "wavelet_entropy_a2": 0.3,
+    "wavelet_entropy_d2": 0.2,
+    "wavelet_entropy_d1": 0.1,
+}
+WANTED = ["spectral_entropy", "scale_0", "scale_2", "scale_5"]
+
+
+def sweep_of(out, *, nulls=(0.5, None), **changes):
+    """A finished sweep of a model that the paper has and one that it has not."""
+    models = [{"name": "EleutherAI/pythia-12b", "paper": "Pythia-12B"}, "owner/b"]
+    raw = {"model": models, "corpus": "moby-dick", "n_sequences": 5, "length": 64} | changes
+    grid = make_grid(raw)
+    write_plan(out, grid)
+    for k, run in enumerate(grid.runs):
+        leave_run(out, run, {name: mean + k for name, mean in MEANS.items()}, null=nulls[k % len(nulls)])
+    return load_sweep(out)
+
+
+# The folder
+
+
+@pytest.fixture
+def running(tmp_path):
+    """The folder of a sweep of which the first two of three runs are finished, and its grid."""
+    models = [{"name": "owner/a", "paper": "Pythia-14M", "revision": ["step0", "step1000"]}, "owner/b"]
+    raw = {"model": models, "corpus": "moby-dick", "n_sequences": 5, "length": 512, "paper_table": 6}
+    grid = make_grid(raw, name="mine")
+    write_plan(tmp_path, grid)
+    for k, run in enumerate(grid.runs[:2]):
+        leave_run(tmp_path, run, {"spectral_entropy": 1.0 + k, "low_band": 0.5}, null=0.25, encoding="rope")
+    return tmp_path, grid
+
+
+def test_a_running_sweep_gives_what_is_finished(running):
+    folder, grid = running
+    sweep = load_sweep(str(folder))
+    assert sweep.said() == "sweep of the grid mine: 2 of 3 runs are finished"
+    assert tuple(sweep.table.columns) == COLUMNS
+    assert sweep.table.value.tolist() == [1.0, 0.5, 2.0, 0.5]
+    assert sweep.table.step.tolist() == [0, 0, 1000, 1000]
+    assert sweep.table.run.unique().tolist() == [run.id for run in grid.runs[:2]]
+    for name, value in {
+        "paper": "Pythia-14M",
+        "null": 0.25,
+        "sd": 0.1,
+        "iqr": 0.2,
+        "encoding": "rope",
+    }.items():
+        assert set(sweep.table[name]) == {value}, name
+    leave_run(folder, grid.runs[2], {"spectral_entropy": 3.0})
+    assert load_sweep(folder).n_done == 3
+    file = run_file(folder, grid.runs[0].id)
+    file.write_bytes(file.read_bytes()[:-3])
+    assert load_sweep(folder).n_done == 2, "a damaged file counts as not finished"
+
+
+def test_failures_and_equal_weights_are_reported(running):
+    folder, grid = running
+    write_failure(folder, grid.runs[2].id, "Traceback ...\n\nValueError: no such thing")
+    for run in grid.runs[:2]:
+        leave_run(folder, run, {"spectral_entropy": 1.0}, weights="c0ffee")
+    sweep = load_sweep(folder)
+    assert sweep.failed == {grid.runs[2].id: "ValueError: no such thing"}
+    assert sweep.same_weights == [["owner/a@step0", "owner/a@step1000"]]
+    told = sweep.report()
+    assert "the same weights were loaded for owner/a@step0, owner/a@step1000" in told
+    assert f"owner/b moby-dick 5x512 (failed/{grid.runs[2].id}.txt)\n    ValueError: no such thing" in told
+    assert "Pythia-14M (Table 6)" in told
+    assert "1.000 [0.500, 1.500] | no null" in told
+
+
+def test_nothing_finished_says_the_command(running):
+    folder, grid = running
+    for run in grid.runs[:2]:
+        run_file(folder, run.id).unlink()
+    told = r"none of the 3 runs .* is finished; go on with: python -m nbhelpers sweep mine --out "
+    with pytest.raises(ValueError, match=told):
+        load_sweep(folder)
+    assert load_sweep(folder, allow_empty=True).n_done == 0
+
+
+def test_a_model_of_the_zoo_has_the_encoding_of_its_arm(tmp_path):
+    sweep = sweep_of(tmp_path, model="zoo:prope@step10")
+    assert sweep.table[["encoding", "step"]].drop_duplicates().to_dict("records") == [
+        {"encoding": "prope", "step": 10.0}
+    ]
+
+
+@pytest.mark.parametrize(
+    ("model", "revision", "step"),
+    [
+        ("EleutherAI/pythia-6.9b", "step1000", 1000),
+        ("zoo:rope@step0", "", 0),
+        ("/models/converted/step512", "", 512),
+        ("owner/a-step3", "step7", 7),
+        ("owner/twostep9", "", np.nan),
+        ("owner/step5-chat", "main", np.nan),
+    ],
+)
+def test_the_training_step_is_in_the_name(model, revision, step):
+    assert training_step(model, revision) == pytest.approx(step, nan_ok=True)
+
+
+def test_the_command_names_a_grid_that_exists():
+    for notebook, grid in (("10", "paper-models"), ("13", "pythia-sizes")):
+        told = how_to_sweep(notebook, grid)
+        assert grid in shipped_grids()
+        assert f"python -m nbhelpers sweep {grid} --out build/sweeps/{grid}" in told
+        assert f"python -m nbhelpers run {notebook} -p sweep build/sweeps/{grid}" in told
+        assert "\n" not in told
+
+
+# Rows
+
+
+def test_a_row_for_each_run_and_metric(tmp_path):
+    rows = sweep_rows(sweep_of(tmp_path), WANTED)
+    assert tuple(rows.columns) == COLUMNS
+    assert set(rows.source) == {"sweep"}
+    assert rows.metric.tolist() == ["spectral_entropy", "scale_0", "scale_2"] * 2, "scale 5 needs more tokens"
+    assert rows.value.tolist() == pytest.approx([2.0, 0.3, 0.1, 3.0, 1.3, 1.1])
+    assert (rows.value - rows.low).tolist() == pytest.approx([0.5] * 6)
+    assert (rows.high - rows.value).tolist() == pytest.approx([0.5] * 6)
+    assert rows.model.unique().tolist() == ["EleutherAI/pythia-12b", "owner/b"]
+    fixed = rows[["corpus", "n_sequences", "length", "protocol"]].drop_duplicates()
+    assert fixed.to_numpy().tolist() == [["moby-dick", 5.0, 64.0, "PAPER"]]
+
+
+def test_a_row_without_a_null_says_so(tmp_path):
+    rows = sweep_rows(sweep_of(tmp_path), ["spectral_entropy"])
+    assert rows["null"].tolist() == pytest.approx([0.5, np.nan], nan_ok=True)
+    told = shown_rows(rows)["spectral entropy (nats)"]
+    assert told.tolist() == ["2.000 [1.500, 2.500] | 0.500", "3.000 [2.500, 3.500] | no null"]
+
+
+def test_metrics_that_no_run_has_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"no run of the sweep .* has any of sink_mass; they have spectral"):
+        sweep_rows(sweep_of(tmp_path), ["sink_mass"])
+
+
+def test_what_a_notebook_measured_is_summarised_as_a_run_is(tiny_llama_folder, tmp_path):
+    raw = {"model": str(tiny_llama_folder), "corpus": "moby-dick", "n_sequences": 4, "length": 64}
+    grid = make_grid(raw)
+    write_plan(tmp_path, grid)
+    assert child.main(tmp_path, grid.runs[0].id) == 0
+    model = load_model(tiny_llama_folder, device="cpu")
+    table = analyze(model, load_text("moby-dick", model, n_sequences=4, length=64), progress=False)
+    wanted = ["spectral_entropy", "scale_0", "scale_sensitivity_0.5", "position_spectrum_correlation"]
+    live, swept = table_rows(table, wanted, corpus="moby-dick"), sweep_rows(load_sweep(tmp_path), wanted)
+    same = [name for name in COLUMNS if name not in ("source", "run")]
+    pd.testing.assert_frame_equal(live[same], swept[same])
+    assert swept.encoding.unique().tolist() == ["rope"]
+    assert list(table_rows(table, ["nothing", "low_band"], corpus="x").metric) == ["low_band"]
+
+
+# The paper
+
+
+def test_the_papers_rows_are_its_printed_means():
+    rows = paper_rows((1, 3), ["scale_sensitivity_0.5", "spectral_entropy", "low_band"])
+    for number, column, metric in (
+        (1, "scale_sensitivity_0.5", "scale_sensitivity_0.5"),
+        (3, "spectral_entropy_mean", "spectral_entropy"),
+    ):
+        own = rows[(rows.protocol == f"Table {number}") & (rows.metric == metric)]
+        printed = paper_table(number)
+        assert own.set_index("model").value.to_dict() == printed.set_index("model")[column].to_dict()
+    assert rows["null"].isna().all()
+    assert rows["low"].isna().all()
+    assert set(rows.metric) == {"scale_sensitivity_0.5", "spectral_entropy"}
+    assert rows.set_index("model").n_parameters["Qwen2.5-0.5B"].unique() == [5e8]
+
+
+def test_steps_encodings_scales_and_windows_of_the_paper():
+    steps = paper_rows((5,), ["low_band"])
+    assert steps.step.tolist() == paper_table(5).training_step.tolist()
+    assert steps.value.tolist() == paper_table(5).low_band_power.tolist()
+    encodings = paper_rows((4,), ["spectral_entropy"], models=["gpt2"])
+    assert encodings.encoding.tolist() == ["labelled 'No PE' in the paper"]
+    rows = paper_rows((2, 7), ["window_entropy_64", "scale_5"], models=["Pythia-12B"])
+    assert rows.value.tolist() == [0.916, 0.772]
+
+
+def test_the_paper_stands_beside_its_models_only(tmp_path):
+    sweep = sweep_of(tmp_path)
+    live = sweep_rows(sweep, WANTED).iloc[:0]
+    rows = rows_beside(sweep, live, WANTED, tables=(3, 7))
+    assert rows.source.value_counts().to_dict() == {"sweep": 6, "paper": 4}
+    printed = rows[rows.source == "paper"]
+    assert set(printed.model) == {"Pythia-12B"}
+    assert printed.value.tolist() == [2.783, 0.822, 0.766, 0.772]
+    every = rows_beside(sweep, live, WANTED, tables=(3,), every_model=True)
+    assert (every.source == "paper").sum() == len(paper_table(3))
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4, 6, 7])
+def test_a_table_of_the_paper_stands_beside_its_models(tmp_path, number):
+    printed = paper_table(number)
+    names = [{"name": f"owner/{k}", "paper": name} for k, name in enumerate(printed.model[:2])]
+    grid = make_grid(
+        {"model": [*names, "owner/x"], "corpus": "moby-dick", "n_sequences": 5, "length": 512}
+        | {"paper_table": number}
+    )
+    write_plan(tmp_path, grid)
+    levels = [f"wavelet_entropy_{level}" for level in ("a5", "d5", "d4", "d3", "d2", "d1")]
+    metrics = [*paper_rows([1, 2, 3]).metric.unique(), "low_band", *levels]
+    for run in grid.runs:
+        leave_run(tmp_path, run, {metric: float(k) for k, metric in enumerate(metrics)})
+    write_tables(load_sweep(tmp_path))
+    table = pd.read_parquet(tmp_path / f"paper_table_{number}.parquet")
+    assert tuple(table.columns) == COLUMNS
+    assert (table.source == "paper").sum() == len(paper_rows([number]))
+    wanted = [levels[int(m[6:])] if m.startswith("scale_") and "_sens" not in m else m
+              for m in paper_rows([number]).metric.unique()]  # fmt: skip
+    mine = table[table.source == "sweep"]
+    assert mine.model.unique().tolist() == ["owner/0", "owner/1"]
+    assert mine.value.tolist() == [metrics.index(m) for m in wanted] * 2
+    assert set(mine.sd) == {0.1}
+
+
+def test_checkpoints_stand_beside_the_rows_of_their_step(tmp_path):
+    model = {"name": "owner/a", "paper": "Pythia-6.9B", "revision": ["step0", "step1000"]}
+    sweep_of(tmp_path, model=[model], paper_table=5)
+    write_tables(load_sweep(tmp_path))
+    table = pd.read_parquet(tmp_path / "paper_table_5.parquet")
+    wide = table[table.metric == "spectral_entropy"].pivot(index="step", columns="source", values="value")
+    assert wide.loc[1000, ["paper", "sweep"]].tolist() == [3.522, 3.0]
+    assert np.isnan(wide.loc[143000, "sweep"])
+    assert pd.read_parquet(tmp_path / "sweep.parquet").equals(load_sweep(tmp_path).table)
+
+
+# Names
+
+
+def test_names_hold_what_differs_and_no_more(tmp_path):
+    plain = sweep_rows(sweep_of(tmp_path / "a", nulls=(None,)), ["spectral_entropy"])
+    assert row_labels(plain).tolist() == ["EleutherAI/pythia-12b", "owner/b"]
+    grid = {"length": [64, 128], "protocol": [{}, {"window": "boxcar"}], "seed": [0, 1]}
+    varied = sweep_rows(sweep_of(tmp_path / "b", **grid), ["spectral_entropy"])
+    labels = row_labels(varied)
+    assert labels.is_unique
+    assert labels.iloc[0] == "EleutherAI/pythia-12b, 5x64, seed 0, PAPER"
+    assert labels.iloc[-1] == "owner/b, 5x128, seed 1, window=boxcar"
+    live = plain.iloc[:1].assign(source="this notebook", corpus="other")
+    both = pd.concat([live, plain, paper_rows((5,), ["spectral_entropy"]).iloc[3:4]], ignore_index=True)
+    assert row_labels(both).tolist() == [
+        "EleutherAI/pythia-12b, other (this notebook)",
+        "EleutherAI/pythia-12b, moby-dick",
+        "owner/b, moby-dick",
+        "Pythia-6.9B at step 1000 (Table 5)",
+    ]
