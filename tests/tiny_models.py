@@ -4,47 +4,69 @@ import numpy as np
 import torch
 import transformers as hf
 
+import nbhelpers.inputs.zoo  # noqa: F401 (registers the zoo with transformers)
 from nbhelpers.hooks.capture import capture
 from nbhelpers.hooks.reductions import Reduction
+from nbhelpers.inputs.families import kind_of
 
 N_WORDS = 64
-SHAPE = {"vocab_size": N_WORDS, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-PLAIN = SHAPE | {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
-STACK = PLAIN | {"max_position_embeddings": 256}
+GROUPED = [
+    "llama", "gemma", "gemma2", "gemma3_text", "qwen2", "qwen3", "mistral", "mixtral", "phi", "phi3", "olmo",
+    "olmo2", "smollm3", "cohere", "cohere2", "starcoder2", "stablelm", "gpt_oss",
+]  # fmt: skip
+WIDE_HEADS = ["gemma", "gemma2", "gemma3_text", "qwen3", "cohere2", "gpt_oss", "mistral"]
+EXPERTS = {"num_local_experts": 2, "num_experts_per_tok": 1}
+DISENTANGLED = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]}
+SPECIAL = {
+    "bart": {
+        "decoder_layers": 2, "decoder_attention_heads": 4, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48,
+        "decoder_start_token_id": 5, "forced_eos_token_id": None,
+    },
+    "t5": {"d_kv": 8, "d_ff": 48, "num_decoder_layers": 2, "decoder_start_token_id": 0},
+    "gptj": {"rotary_dim": 4},
+    "codegen": {"rotary_dim": 4},
+    "gemma2": {"query_pre_attn_scalar": 8, "sliding_window": 6, "attn_logit_softcapping": 5.0},
+    "mistral": {"sliding_window": 6},
+    "modernbert": {"local_attention": 12},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 6},
+    "gemma3_text": {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 6},
+    "opt": {"word_embed_proj_dim": 32, "ffn_dim": 48},
+    "mixtral": EXPERTS,
+    "gpt_oss": EXPERTS | {
+        "sliding_window": 6, "rope_parameters": {"rope_type": "default", "rope_theta": 150000.0},
+    },
+    "electra": {"embedding_size": 32},
+    "deberta": DISENTANGLED,
+    "deberta-v2": DISENTANGLED,
+    "gpt_neox": {"hidden_size": 64},
+    "stablelm": {"hidden_size": 64},
+}  # fmt: skip
 
 
-def _llama():
-    return hf.LlamaForCausalLM(hf.LlamaConfig(**STACK, num_key_value_heads=2))
+def tiny_config(family, *, layers=2, positions=256, **changes):
+    """Return a configuration of 4 heads of 8 (or 16) for up to 256 positions, by the name of its family."""
+    fields = {"hidden_size": 32, "num_hidden_layers": layers, "num_attention_heads": 4, "vocab_size": N_WORDS}
+    fields |= {"intermediate_size": 48, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    if family not in ("mpt", "bloom", "t5", "nbhelpers_zoo"):
+        fields["max_position_embeddings"] = positions
+    if family == "mpt":
+        fields["max_seq_len"] = positions
+    if family in GROUPED:
+        fields["num_key_value_heads"] = 2
+    if family in WIDE_HEADS:
+        fields["head_dim"] = 16
+    return hf.CONFIG_MAPPING[family](**(fields | SPECIAL.get(family, {}) | changes))
 
 
-def _bert():
-    return hf.BertForMaskedLM(hf.BertConfig(**STACK))
-
-
-def _bloom():
-    return hf.BloomForCausalLM(hf.BloomConfig(**SHAPE, hidden_size=32, n_layer=2, n_head=4))
-
-
-def _gpt_oss():
-    experts = {"num_local_experts": 2, "num_experts_per_tok": 1, "rope_parameters": {"rope_type": "default"}}
-    config = hf.GptOssConfig(**STACK, num_key_value_heads=2, head_dim=8, sliding_window=6, **experts)
-    return hf.GptOssForCausalLM(config)
-
-
-def _t5():
-    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
-    special = {"vocab_size": N_WORDS, "pad_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 0}
-    return hf.T5ForConditionalGeneration(hf.T5Config(**sizes, **special))
-
-
-MAKERS = {"llama": _llama, "bert": _bert, "bloom": _bloom, "gpt_oss": _gpt_oss, "t5": _t5}
-
-
-def make_model(family="llama", *, seed=0, std=0.2):
+def make_model(family="llama", *, seed=0, std=0.2, **changes):
     """Return a model in eval mode whose weights are large, so that attention is far from uniform."""
+    config = tiny_config(family, **changes)
+    causal = type(config) in hf.AutoModelForCausalLM._model_mapping and kind_of(config) == "decoder"
+    classes = {True: hf.AutoModelForCausalLM, False: hf.AutoModelForMaskedLM}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = MAKERS[family]().eval()
+        auto = hf.AutoModelForSeq2SeqLM if config.is_encoder_decoder else classes[causal]
+        model = auto.from_config(config).eval()
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.ndim > 1:
@@ -73,16 +95,22 @@ def make_padding(length, side, *, n=2, hidden=7):
     return mask
 
 
-def eager_attention(model, ids, mask=None):
+def eager_attention(model, ids, mask=None, *, stream="self", **inputs):
     """Return (sequence, layer, head, query, key) as the model's own eager attention gives it, in float64."""
     implementation = model.config._attn_implementation
-    model.config._attn_implementation = "eager"
+    _implement(model, "eager")
     try:
         with torch.inference_mode():
-            layers = model(input_ids=ids, attention_mask=mask, output_attentions=True).attentions
+            output = model(input_ids=ids, attention_mask=mask, output_attentions=True, **inputs)
     finally:
-        model.config._attn_implementation = implementation
-    return torch.stack(layers, 1).double().numpy()
+        _implement(model, implementation)
+    kept = {"self": "attentions", "cross": "cross_attentions"}.get(stream, f"{stream}_attentions")
+    return torch.stack(output[kept], 1).double().numpy()
+
+
+def _implement(model, implementation):
+    model.set_attn_implementation(implementation)  # reaches the stacks of T5
+    model.config._attn_implementation = implementation  # reaches Falcon
 
 
 def attention_from_vectors(model, ids):
@@ -136,8 +164,9 @@ class Whole(Reduction):
 
 def captured_matrix(model, ids, **options):
     """Return (sequence, layer, head, query, key) as capture sees it, in float64."""
+    n_queries = ids.shape[1] if options.get("decoder_ids") is None else options["decoder_ids"].shape[1]
     whole = capture(model, ids, [Whole()], progress=False, **options).whole
-    return whole.unflatten(-1, (ids.shape[1], ids.shape[1])).double().numpy()
+    return whole.unflatten(-1, (n_queries, -1)).double().numpy()
 
 
 def capture_quietly(model, ids, reductions="key_profile", **options):

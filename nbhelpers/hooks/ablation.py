@@ -1,8 +1,4 @@
-"""Change a model while a block runs, and undo it in any case: heads without a voice.
-
-Ablation sets the slice of one head to zero before the output projection of its layer, so that the head adds
-nothing to the residual stream while the other heads and all weights stay as they are.
-"""
+"""Change a model while a block runs, and undo it in any case: heads without a voice; the loss beside it."""
 
 import contextlib
 
@@ -18,25 +14,7 @@ OUTPUT_NAMES = ("o_proj", "out_proj", "c_proj", "dense", "out_lin", "wo", "Wo", 
 
 
 def output_projection(model, layer):
-    """Return the module that mixes the heads of a layer, whose input is the heads side by side.
-
-    Parameters
-    ----------
-    model : LoadedModel or transformers.PreTrainedModel
-    layer : int
-        From 0.
-
-    Returns
-    -------
-    torch.nn.Module
-
-    Raises
-    ------
-    IndexError
-        If there is no such layer.
-    NotImplementedError
-        If the family keeps its projection elsewhere or calls it otherwise.
-    """
+    """Return the module that mixes the heads of a layer, whose input is the heads side by side."""
     network = unwrap(model)
     modules = attention_modules(network)
     if not 0 <= layer < len(modules):
@@ -53,58 +31,44 @@ def output_projection(model, layer):
 
 
 @contextlib.contextmanager
-def without_head(model, layer, head):
-    """Run a block with one head set to zero; its weights are not touched.
+def ablate_heads(model, heads):
+    """Run a block with some heads, pairs (layer, query head) counted from 0, set to zero.
 
-    Parameters
-    ----------
-    model : LoadedModel or transformers.PreTrainedModel
-    layer, head : int
-        From 0; a query head.
-
-    Yields
-    ------
-    The model.
-
-    Raises
-    ------
-    IndexError
-        If there is no such layer or head.
-    NotImplementedError
-        If the output projection is not where families of transformers have it.
+    Their slices before the output projection of their layer are zero, so that they add nothing to the
+    residual stream, while other heads and all weights stay as they are.
     """
     network = unwrap(model)
     config = network.config.get_text_config()
     n_heads, width = config.num_attention_heads, head_dim_of(config)
-    if not 0 <= head < n_heads:
-        raise IndexError(f"head {head} was asked for; each layer has the heads 0 to {n_heads - 1}")
-    projection = output_projection(network, layer)
+    silent = {}  # by layer
+    for layer, head in heads:
+        if not 0 <= head < n_heads:
+            raise IndexError(f"head {head} was asked for; each layer has the heads 0 to {n_heads - 1}")
+        silent.setdefault(layer, []).append(head)
 
-    def silence(module, args):
-        heads = args[0]  # (batch, query, head · head_dim)
-        if heads.shape[-1] != n_heads * width:
-            raise NotImplementedError(
-                f"the output projection of layer {layer} reads {heads.shape[-1]} features; expected "
-                f"{n_heads} heads of {width} side by side, so the head cannot be told from the others"
-            )
-        kept = heads.clone()
-        kept[..., head * width : (head + 1) * width] = 0
-        return (kept, *args[1:])
+    def hook_of(layer):
+        def silence(module, args):
+            mixed = args[0]  # (batch, query, head · head_dim)
+            if mixed.shape[-1] != n_heads * width:
+                raise NotImplementedError(
+                    f"the output projection of layer {layer} reads {mixed.shape[-1]} features; expected "
+                    f"{n_heads} heads of {width} side by side, so heads cannot be told apart"
+                )
+            kept = mixed.clone()
+            kept.unflatten(-1, (n_heads, width))[..., silent[layer], :] = 0
+            return (kept, *args[1:])
 
-    handle = projection.register_forward_pre_hook(silence)
-    try:
+        return silence
+
+    with contextlib.ExitStack() as undo:
+        for layer in silent:
+            handle = output_projection(network, layer).register_forward_pre_hook(hook_of(layer))
+            undo.callback(handle.remove)
         yield model
-    finally:
-        handle.remove()
 
 
 def require_language_model(model):
-    """Raise ValueError, saying why, unless the model predicts the next token of a text.
-
-    Parameters
-    ----------
-    model : LoadedModel or transformers.PreTrainedModel
-    """
+    """Raise ValueError, saying why, unless the model predicts the next token of a text."""
     network = unwrap(model)
     kind = kind_of(network.config.get_text_config())
     name = network.config.model_type
@@ -119,24 +83,9 @@ def require_language_model(model):
 
 @torch.inference_mode()
 def token_losses(model, token_ids):
-    """Return how badly each token was predicted from those before it: −log p, in nats.
+    """Return how badly each token was predicted from those before it: −log p in nats.
 
-    Parameters
-    ----------
-    model : LoadedModel or transformers.PreTrainedModel
-        A causal language model in eval mode.
-    token_ids : torch.LongTensor, shape (sequence, position)
-        At least two tokens each.
-
-    Returns
-    -------
-    torch.Tensor, shape (sequence, position − 1)
-        float32, on the CPU.
-
-    Raises
-    ------
-    ValueError
-        If the model predicts no next token or there is nothing to predict.
+    Ids are (sequence, position); the result, (sequence, position − 1), is float32 and on the CPU.
     """
     require_language_model(model)
     network = unwrap(model)

@@ -1,4 +1,4 @@
-"""Where attention is met inside a transformers model: one recorder, two routes.
+"""Where attention is met inside a transformers model: one recorder, two routes, one forward pass.
 
 *interface*: the attention function registered with transformers returns what the model's own function
 returns, so nothing changes for the model, and gives query, key and mask to the recorder, which forms the
@@ -14,14 +14,15 @@ import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from nbhelpers.inputs.families import n_kv_heads_of
+from nbhelpers.inputs.families import family_of, kind_of, n_kv_heads_of
+from nbhelpers.inputs.models import input_device
+from nbhelpers.kernels.entropy import SUM_TOLERANCE, SUM_TOLERANCE_HALF
 from nbhelpers.profiles import Profiles
 
 from . import flash
 from .reductions import Block, Layout
 
 HALF = (torch.float16, torch.bfloat16)
-HALF_TOLERANCE = 1e-2  # by which a row of half-precision probabilities may miss a sum of 1
 OUTER_AXES = ("sequence", "layer", "head")
 RECORDER = ContextVar("nbhelpers_recorder")
 MASKED = -1e30  # finite, so that 0 times a masked score is 0 and not NaN; exp of it is exactly 0
@@ -30,11 +31,15 @@ CUDA_BLOCK_BYTES = 256 * 2**20  # enough work for each kernel launch
 
 
 def default_chunk(batch, n_heads, n_keys, device):
-    """Return how many query rows to hold at once: a multiple of 8 whose block fits the cache of the
-    device."""
+    """Return how many query rows to hold at once: a multiple of 8 whose block fits the device's cache."""
     budget = CUDA_BLOCK_BYTES if torch.device(device).type == "cuda" else CPU_BLOCK_BYTES
     rows = budget // (4 * batch * n_heads * n_keys)
     return max(8, rows // 8 * 8)
+
+
+def streams_of(model):
+    """Return the attention streams of a model, the one that is read unless another is asked for first."""
+    return ("encoder", "decoder", "cross") if model.config.is_encoder_decoder else ("self",)
 
 
 def stream_of(name, is_encoder_decoder):
@@ -51,36 +56,28 @@ class Recorder:
     """Reduces the attention of each layer as the model computes it, for one batch.
 
     What is kept of a layer stays on that layer's device until the pass is over: nothing is read by the host
-    between layers, and layers may lie on different devices.
-
-    Parameters
-    ----------
-    model : transformers.PreTrainedModel
-    reductions : list of Reduction
-    stream : str
-        self, encoder, decoder or cross; attention of other streams passes by.
-    causal : bool
-        Whether a query of this stream sees only keys up to itself.
-    attention_mask : torch.Tensor or None, shape (batch, query)
-        1 for real queries. Left on the CPU, no device has to be waited for.
-    chunk : int or None
-        Query rows held at once.
+    between layers, and layers may lie on different devices. Attention of other streams than `stream` passes
+    by. `attention_mask`, (batch, query) with 1 for real queries, is best left on the CPU: then no device has
+    to be waited for. `chunk` is the number of query rows held at once.
     """
 
-    def __init__(self, model, reductions, *, stream, causal, attention_mask=None, chunk=None):
+    def __init__(self, model, reductions=(), *, stream=None, attention_mask=None, chunk=None):
+        config = model.config.get_text_config()
         self.reductions = reductions
-        self.stream = stream
-        self.causal = causal
-        self.attention_mask = attention_mask
+        self.stream = stream or streams_of(model)[0]
+        # Whether a query of this stream sees only keys up to itself.
+        self.causal = self.stream == "decoder" or (self.stream == "self" and kind_of(config) == "decoder")
+        self.attention_mask = attention_mask if self.stream in ("self", "encoder") else None
         self.chunk = chunk
         self.arrays = {reduction.name: [] for reduction in reductions}
         self.layouts = {}  # one for each device that layers lie on; they differ in nothing else
         self.n_calls = 0
-        self.n_kv_heads = n_kv_heads_of(model.config.get_text_config())
+        self.n_kv_heads = n_kv_heads_of(config)
         self.errors = []  # per layer, by how much rows miss a sum of 1; NaN where something is not finite
-        self.tolerance = 1e-3
+        self.tolerance = SUM_TOLERANCE
+        self._family = family_of(config)
         self._names = {module: name for name, module in model.named_modules()}
-        self._is_encoder_decoder = bool(getattr(model.config, "is_encoder_decoder", False))
+        self._is_encoder_decoder = model.config.is_encoder_decoder
         self._implementation = model.config._attn_implementation
 
     def original(self, module):
@@ -99,8 +96,7 @@ class Recorder:
         batch, n_heads, n_queries, _ = query.shape
         layout = self._layout(batch, n_heads, n_queries, key.shape[2], query.device)
         self.n_kv_heads = key.shape[1]
-        # A softmax sums to 1 unless a score is not finite: 0 times the sums is 0, or NaN if anything is not
-        # finite.
+        # A softmax sums to 1 unless a score is not finite: 0 times the sums is 0, or NaN if anything is not.
         self.errors.append(0 * (query.sum(dtype=torch.float32) + key.sum(dtype=torch.float32)))
         with torch.autocast(query.device.type, enabled=False):
             if flash.suits(self.reductions, layout, self.attention_mask, mask, options):
@@ -115,27 +111,32 @@ class Recorder:
     def observe_probabilities(self, attn):
         """Reduce the probabilities (batch, head, query, key) that a module gave."""
         layout = self._layout(*attn.shape, attn.device)
-        if attn.dtype in HALF or torch.is_autocast_enabled(attn.device.type):
-            self.tolerance = HALF_TOLERANCE
+        half = attn.dtype in (torch.float16, torch.bfloat16)
+        if half or torch.is_autocast_enabled(attn.device.type):
+            self.tolerance = SUM_TOLERANCE_HALF
         off = (attn.sum(-1, dtype=torch.float32) - 1).abs()  # (batch, head, query)
         if layout.weight is not None:
             off = off.masked_fill(layout.weight[:, None] == 0, 0.0)
         self.errors.append(off.max())
-        starts, rows = range(0, layout.n_queries, self._rows(layout)), self._rows(layout)
+        rows = self._rows(layout)
+        starts = range(0, layout.n_queries, rows)
+        blocks = ((start, None, attn[:, :, start : start + rows].float()) for start in starts)
         with torch.autocast(attn.device.type, enabled=False):
-            self._reduce(
-                layout, ((start, None, attn[:, :, start : start + rows].float()) for start in starts)
-            )
+            self._reduce(layout, blocks)
 
-    def profiles(self, family):
-        """Return the Profiles of the forward pass, or say why there are none."""
-        if not self.layouts:
+    def require_layers(self, found):
+        """Raise RuntimeError, saying what to do, unless attention was found."""
+        if not found:
             raise RuntimeError(
-                f"{family.model_type}: no attention was seen in the {self.stream!r} stream through the "
-                f"{family.route!r} route ({self.n_calls} calls). If it computes attention outside "
+                f"{self._family.model_type}: no attention was seen in the {self.stream!r} stream through the "
+                f"{self._family.route!r} route ({self.n_calls} calls). If it computes attention outside "
                 "transformers' AttentionInterface, register it: register_family(Family(..., "
                 "route='module'), replace=True)."
             )
+
+    def profiles(self):
+        """Return the Profiles of the forward pass, or say why there are none."""
+        self.require_layers(self.layouts)
         self._check()
         layout = next(iter(self.layouts.values()))
         axes, coordinates = {}, {}
@@ -170,7 +171,7 @@ class Recorder:
         if device not in self.layouts:
             weight, last = None, (n_queries - 1,) * batch
             n_real = torch.full((batch,), float(n_queries), device=device)
-            if self.attention_mask is not None and self.stream != "cross":
+            if self.attention_mask is not None:
                 last = tuple((n_queries - 1 - self.attention_mask.flip(1).argmax(1)).tolist())
                 weight = self.attention_mask.to(device, torch.float32)  # (batch, query)
                 n_real = weight.sum(1)
@@ -199,19 +200,11 @@ def gathered(layers, dim):
 
 
 def score_blocks(module, query, key, mask, rows, *, is_causal=None, scaling=None, softcap=None, **options):
-    """Yield (first row, scores, probabilities) in float32 for blocks of query rows.
+    """Yield (first row, scores, probabilities) in float32 for blocks of so many query rows.
 
-    Parameters
-    ----------
-    query : torch.Tensor, shape (batch, head, query, head_dim)
-        As the model gives it, after RoPE.
-    key : torch.Tensor, shape (batch, kv_head, key, head_dim)
-        Not repeated over the heads of a group.
-    mask : torch.Tensor or None
-        Boolean (True is visible) or additive, broadcastable to (batch, head, query, key). None means causal
-        if `is_causal` and there is more than one query, else everything visible.
-    rows : int
-        Query rows per block.
+    Query (batch, head, query, head_dim) and key (batch, kv_head, key, head_dim) are as the model gives them,
+    after RoPE. The mask is boolean (True is visible) or additive, broadcastable to (batch, head, query, key);
+    None means causal if `is_causal` and there is more than one query, else everything visible.
     """
     batch, n_heads, n_queries, head_dim = query.shape
     n_kv, n_keys = key.shape[1], key.shape[2]
@@ -302,8 +295,7 @@ def interface_route(model, recorder):
 
 @contextlib.contextmanager
 def module_route(model, recorder):
-    """Take probabilities out of the output of each attention module with forward hooks, and remove them
-    after."""
+    """Take probabilities out of the output of each attention module with hooks, and remove these after."""
 
     def hook(module, args, output):
         found = [k for k, part in enumerate(output) if torch.is_tensor(part) and part.ndim == 4]
@@ -335,3 +327,30 @@ def innermost_attention(model):
         for m in model.modules()
         if is_attention(m) and not any(is_attention(c) for c in list(m.modules())[1:])
     ]
+
+
+@torch.inference_mode()
+def forward(model, recorder, ids, *, attention_mask=None, decoder_ids=None):
+    """Run the model once for what the recorder sees, and leave out what adds nothing to it."""
+    config, device = model.config.get_text_config(), input_device(model)
+    mask = None if attention_mask is None else attention_mask.to(device)
+    inputs = {"input_ids": ids.to(device), "attention_mask": mask}
+    if recorder.stream == "encoder":
+        backbone = model.get_encoder()
+    else:
+        backbone = model.base_model  # without the language-model head: its logits are most of the memory
+        if model.config.is_encoder_decoder:
+            decoder_ids = _shifted_right(model.config, ids) if decoder_ids is None else decoder_ids
+            inputs["decoder_input_ids"] = decoder_ids.to(device)
+        if kind_of(config) != "encoder":
+            inputs["use_cache"] = False
+    route = module_route if family_of(config).route == "module" else interface_route
+    with route(model, recorder) as extra:
+        backbone(**inputs, **extra)
+
+
+def _shifted_right(config, ids):
+    """Return what a decoder reads to predict `ids`: its start token, then all of them but the last."""
+    start = config.decoder_start_token_id
+    start = start if start is not None else (config.pad_token_id or 0)
+    return torch.cat([torch.full_like(ids[:, :1], start), ids[:, :-1]], 1)

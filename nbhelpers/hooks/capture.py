@@ -16,18 +16,16 @@ import torch
 from tqdm.auto import tqdm
 
 from nbhelpers import __version__
-from nbhelpers.inputs.families import family_of, kind_of
 from nbhelpers.inputs.models import describe, input_device, unwrap
 from nbhelpers.profiles import Profiles
 
-from .attention import Recorder, interface_route, module_route
+from .attention import Recorder, forward, streams_of
 from .memory import explained, plan, step_down
 from .reductions import resolve
 
 # glibc hands freed memory back to the system, and every block of a layer is then paid for again page by page,
 # until it has seen a block of this size come and go (its limit for this adaptation is 32 MB).
 LARGEST_KEPT_BYTES = 31 * 2**20
-STREAMS = {"encoder-decoder": ("encoder", "decoder", "cross")}
 
 
 def capture(
@@ -113,44 +111,17 @@ def capture(
     return Profiles.concatenate(parts)
 
 
-@torch.inference_mode()
 def _run_batch(network, ids, mask, decoder_ids, reductions, stream, todo):
     """Return the Profiles of one forward pass."""
-    causal = stream == "decoder" or (
-        stream == "self" and kind_of(network.config.get_text_config()) == "decoder"
-    )
-    recorded_mask = mask if stream in ("self", "encoder") else None
-    recorder = Recorder(
-        network, reductions, stream=stream, causal=causal, attention_mask=recorded_mask, chunk=todo.chunk
-    )
-    device_mask = None if mask is None else mask.to(input_device(network))
-    family = family_of(network.config.get_text_config())
-    route = module_route if family.route == "module" else interface_route
-    inputs = {"input_ids": ids.to(input_device(network)), "attention_mask": device_mask, "use_cache": False}
-    if network.config.is_encoder_decoder:
-        inputs["decoder_input_ids"] = _decoder_input(network, ids, decoder_ids)
-    if kind_of(network.config.get_text_config()) == "encoder":
-        del inputs["use_cache"]
     with contextlib.suppress(RuntimeError):  # a hint: where there is no room for it, blocks may still fit
         torch.empty(LARGEST_KEPT_BYTES, dtype=torch.uint8)  # allocated and freed untouched: costs nothing
-    backbone = network.base_model  # without the language-model head: its logits are most of the memory
-    with route(network, recorder) as extra:
-        backbone(**inputs, **extra)
-    return recorder.profiles(family)
-
-
-def _decoder_input(network, ids, decoder_ids):
-    if decoder_ids is not None:
-        return decoder_ids.to(input_device(network))
-    start = network.config.decoder_start_token_id
-    start = start if start is not None else (network.config.pad_token_id or 0)
-    return torch.cat([torch.full_like(ids[:, :1], start), ids[:, :-1]], 1).to(input_device(network))
+    recorder = Recorder(network, reductions, stream=stream, attention_mask=mask, chunk=todo.chunk)
+    forward(network, recorder, ids, attention_mask=mask, decoder_ids=decoder_ids)
+    return recorder.profiles()
 
 
 def _checked_stream(network, stream):
-    options = STREAMS.get(kind_of(network.config.get_text_config()), ("self",))
-    if network.config.is_encoder_decoder:
-        options = STREAMS["encoder-decoder"]
+    options = streams_of(network)
     stream = options[0] if stream is None else stream
     if stream not in options:
         raise ValueError(
@@ -296,8 +267,7 @@ def _has_foreign_hooks(network):
 def weight_fingerprint(network):
     """Return bytes that change with the weights: row and column sums of every parameter and buffer.
 
-    Rows and columns both, so that permuted heads are told apart. Buffers that a checkpoint leaves out (the
-    RoPE frequencies) count too.
+    Both, so that permuted heads are told apart; of buffers that a checkpoint leaves out (RoPE's rates) too.
     """
     digest = hashlib.sha256()
     for name, tensor in _tensors(network):

@@ -16,16 +16,7 @@ LEAST_KEYS = 2048  # below, blocks of the matrix fit and serve all reductions at
 def suits(reductions, layout, weight, mask, options):
     """Return whether two fused passes give what is asked: the key profile alone, no more than a causal mask.
 
-    Parameters
-    ----------
-    reductions : list of Reduction
-    layout : Layout
-    weight : torch.Tensor or None
-        None if every query is real.
-    mask : torch.Tensor or None
-        As the attention function gets it.
-    options : dict
-        Its other options: soft caps, position biases and sinks change the scores in ways the kernel has not.
+    Soft caps, position biases and sinks among the options change the scores in ways the kernel does not have.
     """
     plain = all(options.get(name) is None for name in ("softcap", "position_bias", "s_aux"))
     alone = all(type(reduction) is KeyProfile for reduction in reductions)
@@ -35,21 +26,10 @@ def suits(reductions, layout, weight, mask, options):
 
 
 def key_sums(query, key, *, scaling, causal):
-    """Return the attention that each key receives, summed over the queries.
+    """Return the attention that each key receives, summed over the queries, (batch, head, key) in float32.
 
-    Parameters
-    ----------
-    query : torch.Tensor, shape (batch, head, query, head_dim)
-    key : torch.Tensor, shape (batch, kv_head, key, head_dim)
-    scaling : float
-        Factor of the scores.
-    causal : bool
-        Whether a query sees only keys up to itself.
-
-    Returns
-    -------
-    torch.Tensor, shape (batch, head, key)
-        float32.
+    Query is (batch, head, query, head_dim), key (batch, kv_head, key, head_dim); `scaling` is the factor of
+    the scores.
     """
     query = query.float() * scaling  # (batch, head, query, head_dim)
     key = key.float().repeat_interleave(query.shape[1] // key.shape[1], 1)  # (batch, head, key, head_dim)

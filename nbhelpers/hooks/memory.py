@@ -17,12 +17,8 @@ USABLE = 0.8  # of the free memory; the estimate is good to a factor, and others
 LEAST_CHUNK = 8  # query rows; fewer save nothing, the layer's activations are larger then
 # How torch, MKL, the C++ library and cuBLAS say in a RuntimeError that memory is exhausted.
 EXHAUSTED = (
-    "can't allocate memory",
-    "Cannot allocate memory",
-    "Memory allocation",
-    "bad_alloc",
-    "ALLOC_FAILED",
-)
+    "can't allocate memory", "Cannot allocate memory", "Memory allocation", "bad_alloc", "ALLOC_FAILED",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -45,7 +41,7 @@ class Plan:
 
 
 def plan(model, n_sequences, length, *, batch_size=None, chunk=None, free_bytes=None):
-    """Choose how :func:`nbhelpers.capture` runs, and estimate its memory.
+    """Choose how :func:`nbhelpers.capture` will run, and estimate the memory it needs.
 
     Parameters
     ----------

@@ -5,7 +5,7 @@ at the end of the layer gives an array (batch, head, *own axis*). New ones are a
 :func:`register_reduction`.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -17,11 +17,7 @@ from nbhelpers.protocol import PAPER
 
 @dataclass(frozen=True)
 class Layout:
-    """The shape of the attention of one layer for one batch, and the device it lies on.
-
-    `last_query` holds, per batch entry, the index of its last query that is not padding; `n_real` how many
-    there are. `weight`, (batch, query), is 1 for these and 0 for padding; None if there is no padding.
-    """
+    """The shape of the attention of one layer for one batch, and the device it lies on."""
 
     batch: int
     n_heads: int
@@ -29,9 +25,9 @@ class Layout:
     n_keys: int
     causal: bool
     device: torch.device
-    last_query: tuple
-    n_real: torch.Tensor
-    weight: torch.Tensor | None = None
+    last_query: tuple  # per sequence, the index of its last query that is not padding
+    n_real: torch.Tensor  # and how many such queries there are
+    weight: torch.Tensor | None = None  # (batch, query), 1 for these and 0 for padding; None without padding
 
     def zeros(self, *shape):
         """Return float32 zeros, of shape (batch, head) and then `shape`."""
@@ -42,35 +38,20 @@ class Layout:
 class Block:
     """Consecutive query rows of a layer's attention.
 
-    Attributes
-    ----------
-    attn : torch.Tensor, shape (batch, head, row, key)
-        float32 probabilities for the first keys; keys beyond the last column are exactly zero.
-    scores : torch.Tensor or None
-        What the softmax was taken of, same shape; None where the model only gives probabilities or where rows
-        do not sum to 1 (attention sinks).
-    start : int
-        Index of the first row among the queries.
-    weight : torch.Tensor or None, shape (batch, row)
-        1 for real queries, 0 for padding; None if every query is real.
-    shared : dict
-        What one reduction computed of this block and another may use.
+    `attn`, (batch, head, row, key), are float32 probabilities for the first keys; those of keys beyond the
+    last column are exactly zero. `scores` is what the softmax was taken of, None where the model only gives
+    probabilities or where rows do not sum to 1 (attention sinks).
     """
 
     attn: torch.Tensor
     scores: torch.Tensor | None
-    start: int
-    weight: torch.Tensor | None
-    shared: dict = field(default_factory=dict)
+    start: int  # index of the first row among the queries
+    weight: torch.Tensor | None  # (batch, row), 1 for real queries, 0 for padding; None without padding
 
     @property
     def n_rows(self):
         """Number of query rows in the block."""
         return self.attn.shape[-2]
-
-    def extended(self, n_keys):
-        """Return `attn` followed by zeros up to `n_keys` columns."""
-        return torch.nn.functional.pad(self.attn, (0, n_keys - self.attn.shape[-1]))
 
     def row_sum(self, values):
         """Sum (batch, head, row, ...) over the real rows."""
@@ -84,8 +65,7 @@ class Block:
         """Positional entropy of each row in nats, (batch, head, row) (eq. 6)."""
         if self.scores is None:
             return -torch.xlogy(self.attn, self.attn).sum(-1)
-        # log p = s - log Z, so H = log Z - sum(p s): no logarithm per entry. log Z is read off the largest
-        # entry.
+        # log p = s − log Z, so H = log Z − Σ p s: no logarithm per entry. The largest entry tells log Z.
         log_z = self.scores.amax(-1) - self.attn.amax(-1).log()  # (batch, head, row)
         return log_z - torch.linalg.vecdot(self.attn, self.scores)
 
@@ -197,15 +177,13 @@ class LagProfile(Reduction):
     def update(self, state, block, layout):
         batch, heads, rows, keys = block.attn.shape
         attn = block.attn if block.weight is None else block.attn * block.weight[:, None, :, None]
-        # Row a has its diagonal at key start + a. In memory with a row stride of width + 1 all diagonals line
-        # up: column c of the view is key − query = c − (start + rows − 1), zeros standing where no such key
-        # exists.
+        # Row a has its diagonal at key start + a. With a row stride of width + 1 all diagonals line up:
+        # column c of the view is key − query = c − (start + rows − 1), zeros where no such key exists.
         width = keys + 2 * (rows - 1) if not layout.causal else keys + rows - 1
-        if (
-            len(state["scratch"]) < attn[..., 0].numel() * width
-        ):  # once a layer: new blocks would scatter the heap
-            state["scratch"] = attn.new_empty(attn[..., 0].numel() * (layout.n_keys + 2 * rows))
-        buffer = state["scratch"][: attn[..., 0].numel() * width].view(batch, heads, rows, width)
+        n_rows = batch * heads * rows
+        if len(state["scratch"]) < n_rows * width:  # once a layer: new blocks would scatter the heap
+            state["scratch"] = attn.new_empty(n_rows * (layout.n_keys + 2 * rows))
+        buffer = state["scratch"][: n_rows * width].view(batch, heads, rows, width)
         buffer[..., : rows - 1] = 0  # (batch, head, row, pad + key [+ pad])
         buffer[..., rows - 1 : rows - 1 + keys] = attn
         buffer[..., rows - 1 + keys :] = 0
@@ -255,20 +233,22 @@ class RowEntropy(Reduction):
     name = "row_entropy"
 
     def start(self, layout):
-        return layout.zeros(1)
+        return layout.zeros()
 
     def update(self, state, block, layout):
-        state[..., 0] += block.row_sum(block.entropies)
-
-    def finish(self, state, layout):
-        return super().finish(state, layout)[..., 0]
+        state += block.row_sum(block.entropies)
 
 
-class RowReduction(Reduction):
-    """Base of reductions that take a spectrum or wavelets of every row under a :class:`nbhelpers.Protocol`.
+@register_reduction
+class RowMetrics(Reduction):
+    """Means over the real rows of the metrics of each row under a :class:`nbhelpers.Protocol`.
 
-    A row is a signal of n_keys samples: the keys that a causal row cannot see are zeros in it.
+    They are eqs. 2, 3, 5, 6, 7 and the correlation of eqs. 8 and 9. A row is a signal of n_keys samples: the
+    keys that a causal row cannot see are zeros in it. Spectral metrics leave out rows without any power
+    (under a Hann window, a row that sees only key 0).
     """
+
+    name, axis = "row_metrics", "metric"
 
     def __init__(self, protocol=PAPER):
         self.protocol = protocol
@@ -276,49 +256,6 @@ class RowReduction(Reduction):
     def length(self, layout):
         """Return the samples of a row: the keys, without key 0 if the protocol drops the sink."""
         return layout.n_keys - (self.protocol.sink != "keep")
-
-    def frequency(self, layout):
-        """Return the frequency of each bin in cycles/token."""
-        return spectra.frequencies(self.length(layout), pad=self.protocol.pad, sided=self.protocol.sided)
-
-    def signal(self, block):
-        """Return the rows as signals without their trailing zeros, (batch, head, row, key)."""
-        return block.attn if self.protocol.sink == "keep" else rows.drop_sink(block.attn)
-
-    def spectrum(self, block, layout):
-        """Return the power spectrum of each row, (batch, head, row, freq), computed once per block."""
-        options = self.protocol.spectrum_options
-        key = (self.protocol.sink, *options.values())
-        if key not in block.shared:
-            block.shared[key] = rows.row_psd(self.signal(block), self.length(layout), **options)
-        return block.shared[key]
-
-
-@register_reduction
-class RowPsd(RowReduction):
-    """Mean power spectrum of the real rows (eq. 1)."""
-
-    name, axis = "row_psd", "freq"
-
-    def coordinates(self, layout):
-        return self.frequency(layout).tolist()
-
-    def start(self, layout):
-        return layout.zeros(len(self.frequency(layout)))
-
-    def update(self, state, block, layout):
-        state += block.row_sum(self.spectrum(block, layout))
-
-
-@register_reduction
-class RowMetrics(RowReduction):
-    """Means over the real rows of the metrics of each row: eqs. 2, 3, 5, 6, 7 and the correlation of eqs. 8
-    and 9.
-
-    Spectral metrics leave out rows without any power (under a Hann window, a row that sees only key 0).
-    """
-
-    name, axis = "row_metrics", "metric"
 
     def level(self, layout):
         """Return the wavelet level: what the shortest scaled variant, or the row itself, allows."""
@@ -330,25 +267,34 @@ class RowMetrics(RowReduction):
         return [*spectral, "positional_entropy", *levels, "position_spectrum_correlation"]
 
     def start(self, layout):
+        protocol = self.protocol
+        frequency = spectra.frequencies(self.length(layout), pad=protocol.pad, sided=protocol.sided)
         return {
-            "bands": rows.band_runs(self.frequency(layout), self.protocol.edges),
-            "spectral": layout.zeros(3 + len(self.protocol.edges)),
+            "bands": rows.band_runs(frequency, protocol.edges),
+            "spectral": layout.zeros(3 + len(protocol.edges)),
             "entropy": layout.zeros(),
             "wavelet": layout.zeros(self.level(layout) + 1),
             "moments": layout.zeros(6).double(),  # count, x, y, xx, yy, xy over the rows with power
         }
 
     def update(self, state, block, layout):
-        base = self.protocol.log_base
-        metrics, valid = rows.row_spectral_metrics(self.spectrum(block, layout), state["bands"], base=base)
-        x = self.positional_entropy(block)  # (batch, head, row)
+        protocol, length = self.protocol, self.length(layout)
+        # Without their trailing zeros, (batch, head, row, key).
+        signal = block.attn if protocol.sink == "keep" else rows.drop_sink(block.attn)
+        spectrum = rows.row_psd(signal, length, **protocol.spectrum_options)  # (batch, head, row, freq)
+        metrics, valid = rows.row_spectral_metrics(spectrum, state["bands"], base=protocol.log_base)
+        if protocol.sink == "keep":
+            entropies = block.entropies
+        else:  # the first row may have no key left
+            entropies = -torch.xlogy(signal, signal).sum(-1)
+        x = entropies / log_base(protocol.log_base)  # (batch, head, row)
         coefficients = rows.row_wavelet_entropies(
-            self.signal(block),
-            self.length(layout),
-            wavelet=self.protocol.wavelet,
-            mode=self.protocol.mode,
+            signal,
+            length,
+            wavelet=protocol.wavelet,
+            mode=protocol.mode,
             level=self.level(layout),
-            base=base,
+            base=protocol.log_base,
         )  # (batch, head, row, level)
         xd, y = x.double(), metrics[..., 0].double()
         moments = torch.stack([torch.ones_like(y), xd, y, xd * xd, y * y, xd * y], -1) * valid[..., None]
@@ -356,13 +302,6 @@ class RowMetrics(RowReduction):
         state["entropy"] += block.row_sum(x)
         state["wavelet"] += block.row_sum(coefficients)
         state["moments"] += block.row_sum(moments)
-
-    def positional_entropy(self, block):
-        """Return the positional entropy of each row under the protocol, (batch, head, row)."""
-        if self.protocol.sink == "keep":
-            return block.entropies / log_base(self.protocol.log_base)
-        signal = self.signal(block)  # the first row may have no key left
-        return -torch.xlogy(signal, signal).sum(-1) / log_base(self.protocol.log_base)
 
     def finish(self, state, layout):
         count, x, y, xx, yy, xy = state["moments"].unbind(-1)  # (batch, head) each
@@ -374,38 +313,3 @@ class RowMetrics(RowReduction):
             state["wavelet"] / n_real,
         ]
         return torch.cat([*means, correlation[..., None]], -1).float()
-
-
-class MatrixMetrics(Reduction):
-    """Metrics of a whole attention matrix, one layer at a time; padded rows count like others.
-
-    Given as an instance, not by name: it needs a function.
-
-    Parameters
-    ----------
-    protocol : Protocol
-        Identifies the function in caches and provenance.
-    function : callable
-        Takes (batch, head, query, key), returns a dict of name to (batch, head).
-    """
-
-    name, axis = "matrix_metrics", "metric"
-
-    def __init__(self, protocol, function):
-        self.protocol = protocol
-        self._function = function
-        self._names = []
-
-    def coordinates(self, layout):
-        return list(self._names)
-
-    def start(self, layout):
-        return layout.zeros(layout.n_queries, layout.n_keys)
-
-    def update(self, state, block, layout):
-        state[:, :, block.start : block.start + block.n_rows, : block.attn.shape[-1]] = block.attn
-
-    def finish(self, state, layout):
-        metrics = self._function(state)
-        self._names = list(metrics)
-        return torch.stack(list(metrics.values()), -1).float()

@@ -16,7 +16,7 @@ import torch
 
 from nbhelpers import nulls
 from nbhelpers.analysis import Observation, measure, observe, signals_of
-from nbhelpers.hooks.ablation import token_losses, without_head
+from nbhelpers.hooks.ablation import ablate_heads, token_losses
 from nbhelpers.hooks.recompute import AttentionCache, attention_modules, cache_attention
 from nbhelpers.inputs.models import LoadedModel
 from nbhelpers.kernels import wavelets
@@ -291,7 +291,7 @@ class Reading:
         self.require_head(layer, head)
         if self.losses is None:
             raise ValueError(self.no_loss)
-        with self.model.lock, without_head(self.model, layer, head):
+        with self.model.lock, ablate_heads(self.model, [(layer, head)]):
             after = token_losses(self.model, self.token_ids)[0]
         changes = (after - self.losses).numpy()
         return Ablation(layer, head, float(self.losses.mean()), float(after.mean()), changes)

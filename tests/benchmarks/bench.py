@@ -72,10 +72,10 @@ def streamed_profiles(model, ids):
 
 
 def streamed_every_row(model, ids):
-    """Capture spectrum, bands, selectivity, entropies and wavelet entropies of every row."""
+    """Capture bands, selectivity, entropies and wavelet entropies of every row."""
     from nbhelpers.hooks.capture import capture
 
-    capture(model, ids, ["row_psd", "row_entropy", "row_metrics"], progress=False)
+    capture(model, ids, ["row_entropy", "row_metrics"], progress=False)
 
 
 VARIANTS = {

@@ -8,7 +8,7 @@ import nbformat
 import pandas as pd
 import pytest
 
-from nbhelpers.hooks.ablation import token_losses, without_head
+from nbhelpers.hooks.ablation import ablate_heads, token_losses
 from nbhelpers.inputs.text import load_text
 from nbhelpers.inspector.map import map_colours
 from nbhelpers.inspector.reading import read_text
@@ -216,7 +216,7 @@ def test_ablation_says_what_the_loss_does(lab, reading, shot):
         "() => document.querySelector('.nbh-ablation').textContent.includes('Without layer 2, head 3')"
     )
     said = lab.locator(".nbh-ablation").inner_text()
-    with without_head(reading.model, 2, 3):
+    with ablate_heads(reading.model, [(2, 3)]):
         after = float(token_losses(reading.model, reading.token_ids).mean())
     before = float(reading.losses.mean())
     found = [float(part) for part in re.findall(r"-?\d+\.\d+", said)][:2]

@@ -21,13 +21,13 @@ from nbhelpers.hooks.capture import capture, plan, weight_fingerprint
 from nbhelpers.inputs.text import load_text
 from nbhelpers.protocol import PAPER
 
-ALL = ["key_profile", "last_query", "lag_profile", "local_mass", "row_psd", "row_entropy", "row_metrics"]
+ALL = ["key_profile", "last_query", "lag_profile", "local_mass", "row_entropy", "row_metrics"]
 
 
 def test_axes_coordinates_groups_and_provenance(llama):
     ids = make_tokens(20, n=3)
     got = capture_quietly(llama, ids, ALL)
-    own = {"row_entropy": (), "row_psd": ("freq",), "local_mass": ("distance",), "row_metrics": ("metric",)}
+    own = {"row_entropy": (), "local_mass": ("distance",), "row_metrics": ("metric",)}
     own |= {"key_profile": ("key",), "last_query": ("key",), "lag_profile": ("lag",)}
     for name in ALL:
         assert got.axes[name] == ("sequence", "layer", "head", *own[name])
@@ -44,7 +44,7 @@ def test_axes_coordinates_groups_and_provenance(llama):
     assert facts["versions"]["torch"] == importlib.metadata.version("torch")
     assert "nbhelpers" in facts["versions"]
     assert [reduction["name"] for reduction in facts["reductions"]] == ALL
-    assert facts["reductions"][4]["protocol"] == PAPER.hash
+    assert facts["reductions"][5]["protocol"] == PAPER.hash
 
 
 def test_only_what_is_asked_for_is_there(llama):

@@ -12,7 +12,7 @@ from tiny_models import (
 )
 
 from nbhelpers.hooks.attention import RECORDER
-from nbhelpers.hooks.reductions import KeyProfile, LocalMass, RowPsd
+from nbhelpers.hooks.reductions import KeyProfile, LocalMass, RowMetrics
 from nbhelpers.protocol import PAPER
 
 
@@ -132,12 +132,12 @@ def test_the_cache_knows_other_questions(tmp_path, llama):
     ids, mask = make_tokens(20), make_padding(20, "left")
     other_ids = ids.clone()
     other_ids[0, 0] += 1 if ids[0, 0] < 63 else -1
-    protocol = RowPsd(PAPER.replace(window="boxcar"))
+    protocol = RowMetrics(PAPER.replace(window="boxcar"))
     asked = [
         (llama, ids, "key_profile", {}),
         (llama, other_ids, "key_profile", {}),
         (llama, ids, "last_query", {}),
-        (llama, ids, "row_psd", {}),
+        (llama, ids, "row_metrics", {}),
         (llama, ids, protocol, {}),
         (llama, ids, LocalMass((3,)), {}),
         (llama, ids, LocalMass((5,)), {}),
@@ -150,7 +150,7 @@ def test_the_cache_knows_other_questions(tmp_path, llama):
         assert len(list(tmp_path.iterdir())) == count
         assert_same_profiles(got, capture_quietly(model, tokens, reduction, **options))
     capture_quietly(
-        llama, ids, RowPsd(PAPER.replace(window="boxcar")), cache=tmp_path
+        llama, ids, RowMetrics(PAPER.replace(window="boxcar")), cache=tmp_path
     )  # an equal question is no other
     capture_quietly(llama, ids, "key_profile", attention_mask=torch.ones(2, 20), cache=tmp_path)
     assert len(list(tmp_path.iterdir())) == len(asked)

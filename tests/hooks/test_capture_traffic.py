@@ -4,9 +4,8 @@ import contextlib
 
 import pytest
 import torch
-import transformers as hf
 from device_traffic import needs_gpus, profiled, traffic, transfers
-from tiny_models import STACK, make_model, make_padding, make_tokens
+from tiny_models import make_model, make_padding, make_tokens
 
 from nbhelpers.hooks import flash
 from nbhelpers.hooks.attention import Recorder, innermost_attention, interface_route, module_route
@@ -40,8 +39,7 @@ def shapes_only(monkeypatch):
 
 
 def recorder_of(model, reductions, *, mask=None):
-    causal = model.config.model_type != "bert"
-    return Recorder(model, reductions, stream="self", causal=causal, attention_mask=mask, chunk=16)
+    return Recorder(model, reductions, attention_mask=mask, chunk=16)
 
 
 def route_of(model):
@@ -156,8 +154,7 @@ def test_the_profiler_sees_no_number_read():
 
 
 def long_model(device):
-    torch.manual_seed(0)
-    return hf.LlamaForCausalLM(hf.LlamaConfig(**STACK | {"max_position_embeddings": 4096})).eval().to(device)
+    return make_model(positions=4096, std=0.02).to(device)
 
 
 @needs_gpus()

@@ -10,7 +10,7 @@ import torch
 
 from nbhelpers import nulls
 from nbhelpers.analysis import analyze
-from nbhelpers.hooks.ablation import token_losses, without_head
+from nbhelpers.hooks.ablation import ablate_heads, token_losses
 from nbhelpers.inspector.reading import Stopped, level_image, percentile, read_text, shortest_text
 from nbhelpers.protocol import PAPER
 
@@ -104,7 +104,7 @@ def test_heads_of_a_band_are_those_with_their_largest_share_there(reading):
 
 def test_ablation_is_the_loss_without_the_head(tiny_llama, reading):
     found = reading.ablate(1, 2)
-    with without_head(tiny_llama, 1, 2):
+    with ablate_heads(tiny_llama, [(1, 2)]):
         after = token_losses(tiny_llama, reading.token_ids)[0]
     before = token_losses(tiny_llama, reading.token_ids)[0]
     assert found.before == float(before.mean())

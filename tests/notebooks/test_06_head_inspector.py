@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from nbhelpers.analysis import analyze
-from nbhelpers.hooks.ablation import token_losses, without_head
+from nbhelpers.hooks.ablation import ablate_heads, token_losses
 from nbhelpers.inputs.text import load_text
 
 pytestmark = pytest.mark.notebook
@@ -49,7 +49,7 @@ def test_the_null_is_uniform_attention(numbers, ids):
 
 def test_ablation_is_the_difference_of_two_losses(numbers, smollm2, ids):
     before = float(token_losses(smollm2, ids).mean())
-    with without_head(smollm2, LAYER, HEAD):
+    with ablate_heads(smollm2, [(LAYER, HEAD)]):
         after = float(token_losses(smollm2, ids).mean())
     assert numbers["loss"].value == pytest.approx(before, rel=1e-4)
     change = numbers["ablation_change"]
