@@ -12,18 +12,6 @@ import torch
 
 from nbhelpers.profiles import Profiles
 
-__all__ = [
-    "BANKS",
-    "PLANTED_CLAIMS",
-    "TRUTH",
-    "NoiseStrength",
-    "Truth",
-    "kernels",
-    "noise_strength",
-    "plant",
-    "planted_profiles",
-]
-
 BANKS = ("wavelet", "gabor", "alibi", "sink_local", "one_over_f", "iid")
 PLANTED_CLAIMS = ("C1", "C2", "C4", "C5", "C6", "C14")
 NEAREST = 4.0  # tokens, distance of the nearest kernel of the wavelet bank
@@ -47,45 +35,6 @@ class NoiseStrength(NamedTuple):
     key_noise: torch.Tensor
 
 
-def plant(bank, *, n_sequences=4, n_layers=6, n_heads=9, length=256, noise=0.0, key_noise=0.0, seed=0):
-    """Return causal attention of a bank whose properties are known.
-
-    Parameters
-    ----------
-    bank : str
-        "wavelet": dilated copies by powers of two of one band-pass kernel on the lag axis, and copies of it
-        further back where there are more heads than octaves; "gabor": one window, modulated by frequencies
-        on a linear grid; "alibi": exponential kernels with slopes 2^-1, 2^-2, …; "sink_local": every head a
-        mixture of the first token and of near tokens, even in the first layer and one-sided in the last;
-        "one_over_f": tokens that draw attention from all queries, as 1/f noise over keys; "iid": every entry
-        of the scores an independent normal draw.
-    n_sequences, n_layers, n_heads, length : int
-    noise : float
-        Every entry is multiplied by exp(noise · z), z standard normal, and rows divided by their sum.
-    key_noise : float
-        The same, with one z for all queries of a key: tokens that draw attention whatever the lag.
-    seed : int
-        The same seed gives the same attention.
-
-    Returns
-    -------
-    torch.Tensor, shape (sequence, layer, head, query, key)
-        float32, rows sum to 1, nothing above the diagonal. The first t rows and columns are the attention of
-        the prefix of t tokens, as in any causal model.
-
-    Raises
-    ------
-    ValueError
-        For an unknown bank, a size below 1 (length below 8), or negative noise.
-    """
-    sizes = {"n_sequences": n_sequences, "n_layers": n_layers, "n_heads": n_heads}
-    _require(bank, sizes, length, noise, key_noise)
-    parts = [
-        _sequence(bank, n_layers, n_heads, length, noise, key_noise, seed, k) for k in range(n_sequences)
-    ]
-    return torch.stack(parts)  # (sequence, layer, head, query, key)
-
-
 def planted_profiles(
     bank,
     *,
@@ -99,35 +48,19 @@ def planted_profiles(
     factors=(0.5, 0.25),
     seed=0,
 ):
-    """Return the profiles of planted attention and of its prefixes; one sequence is held at a time.
+    """Return the profiles of several sequences of `planted_attention`, and those of its prefixes by factor.
 
-    Parameters
-    ----------
-    bank, n_sequences, n_layers, n_heads, length, noise, key_noise, seed
-        As in `plant`.
-    heads_per_group : int
-        How many neighbouring heads the KV groups have.
-    factors : sequence of float
-        Lengths of the prefixes, as parts of `length`.
-
-    Returns
-    -------
-    profiles : Profiles
-    scaled : dict of float to Profiles
-
-    Raises
-    ------
-    ValueError
-        As `plant`.
+    KV groups hold `heads_per_group` neighbouring heads; `factors` are lengths of prefixes as parts of
+    `length`.
     """
-    sizes = {"n_sequences": n_sequences, "n_layers": n_layers, "n_heads": n_heads}
-    _require(bank, sizes, length, noise, key_noise)
+    sizes = {"n_layers": n_layers, "n_heads": n_heads, "length": length}
+    options = sizes | {"noise": noise, "key_noise": key_noise, "seed": seed}
     groups = [head // heads_per_group for head in range(n_heads)]
-    truth = sizes | {"bank": bank, "length": length, "noise": noise, "key_noise": key_noise, "seed": seed}
+    truth = {"bank": bank, "n_sequences": n_sequences} | options
     lengths = {1.0: length} | {factor: int(factor * length + 1e-9) for factor in factors}
     parts = {factor: [] for factor in lengths}
-    for k in range(n_sequences):
-        attn = _sequence(bank, n_layers, n_heads, length, noise, key_noise, seed, k)
+    for sequence in range(n_sequences):
+        attn = planted_attention(bank, sequence=sequence, **options)
         for factor, n in lengths.items():
             prefix = attn[None, ..., :n, :n]  # (1, layer, head, query, key)
             provenance = {"planted": truth | {"prefix": n}}
@@ -138,28 +71,54 @@ def planted_profiles(
     return joined.pop(1.0), joined
 
 
-def kernels(bank, *, n_layers, n_heads, length, seed=0):
-    """Return the kernels of a bank that is a function of the lag: weight of a key `lag` tokens back.
+def planted_attention(bank, *, n_layers, n_heads, length, noise=0.0, key_noise=0.0, seed=0, sequence=0):
+    """Return causal attention of one sequence from a bank whose properties are known.
 
     Parameters
     ----------
-    bank : {"wavelet", "gabor", "alibi"}
-    n_layers, n_heads, length, seed
-        As in `plant`. In every layer the heads stand in another order.
+    bank : str
+        "wavelet": dilated copies by powers of two of one band-pass kernel on the lag axis, and copies of it
+        further back where there are more heads than octaves; "gabor": one window, modulated by frequencies
+        on a linear grid; "alibi": exponential kernels with slopes 2^-1, 2^-2, …; "sink_local": every head a
+        mixture of the first token and of near tokens, even in the first layer and one-sided in the last;
+        "one_over_f": tokens that draw attention from all queries, as 1/f noise over keys; "iid": every entry
+        of the scores an independent normal draw.
+    n_layers, n_heads, length : int
+    noise : float
+        Every entry is multiplied by exp(noise · z), z standard normal, and rows divided by their sum.
+    key_noise : float
+        The same, with one z for all queries of a key: tokens that draw attention whatever the lag.
+    seed, sequence : int
+        The same pair gives the same attention.
 
     Returns
     -------
-    torch.Tensor, shape (layer, head, lag)
-        Non-negative, float64, not normalised.
+    torch.Tensor, shape (layer, head, query, key)
+        float32, rows sum to 1, nothing above the diagonal. The first t rows and columns are the attention of
+        the prefix of t tokens, as in any causal model.
+    """
+    if bank not in BANKS:
+        raise ValueError(f"unknown bank={bank!r}; choose one of {', '.join(map(repr, BANKS))}")
+    if min(noise, key_noise) < 0:
+        raise ValueError(f"noise and key_noise must be 0 or more, got {noise} and {key_noise}")
+    generator = _generator(seed, bank, sequence)
+    shape = (n_layers, n_heads, length, length)
+    log_attn = _log_attention(bank, shape, seed, generator)  # broadcasts to shape
+    if key_noise:
+        log_attn = log_attn + key_noise * torch.randn(*shape[:2], 1, length, generator=generator)
+    if noise:
+        log_attn = log_attn + noise * torch.randn(shape, generator=generator)
+    hidden = torch.ones(length, length, dtype=torch.bool).triu(1)
+    return log_attn.expand(shape).masked_fill(hidden, -torch.inf).softmax(-1)
 
-    Raises
-    ------
-    ValueError
-        For a bank that is not a function of the lag.
+
+def kernels(bank, *, n_layers, n_heads, length, seed=0):
+    """Return the kernels of "wavelet", "gabor" or "alibi": weight of a key `lag` tokens back.
+
+    Non-negative and not normalised, float64, (layer, head, lag). In every layer the heads stand in another
+    order.
     """
     makers = {"wavelet": _wavelet, "gabor": _gabor, "alibi": _alibi}
-    if bank not in makers:
-        raise ValueError(f"{bank!r} is no function of the lag; {', '.join(makers)} are")
     lag = torch.arange(length, dtype=torch.float64)
     bank_of_layer = torch.stack([makers[bank](head, n_heads, lag) for head in range(n_heads)])
     generator = _generator(seed, "order of heads")
@@ -168,29 +127,12 @@ def kernels(bank, *, n_layers, n_heads, length, seed=0):
 
 
 def noise_strength(attn, *, first_query=16, sweeps=20):
-    """Return how strongly real attention departs from a function of the lag, in the units of `plant`.
+    """Return how strongly real attention departs from a function of the lag, in the units of planted noise.
 
-    The logarithm of attention is fitted by a sum of effects of the query, of the lag and of the key, by
-    turns. The spread of the effect of the key around a line is `key_noise`, that of what is left over is
-    `noise`. Key 0, the sink, and the first queries, which see few keys, are left out.
-
-    Parameters
-    ----------
-    attn : torch.Tensor, shape (..., query, key)
-        Causal attention after softmax. Not modified.
-    first_query : int
-    sweeps : int
-        Rounds of the fit.
-
-    Returns
-    -------
-    NoiseStrength
-        A key counts only where at least `first_query` queries see it.
-
-    Raises
-    ------
-    ValueError
-        If fewer than `first_query` queries are left.
+    The logarithm of causal attention (..., query, key) is fitted by a sum of effects of the query, of the lag
+    and of the key, by turns, in `sweeps` rounds. The spread of the effect of the key around a line is
+    `key_noise`, that of what is left over is `noise`. Key 0, the sink, and the first queries, which see few
+    keys, are left out, and keys that fewer than `first_query` queries see.
     """
     n = attn.shape[-1]
     if n < 2 * first_query:
@@ -246,19 +188,6 @@ def _alibi(head, n_heads, lag):
     return torch.exp(-lag * 2.0 ** -(head + 1))
 
 
-def _sequence(bank, n_layers, n_heads, length, noise, key_noise, seed, sequence):
-    """Return the attention of one sequence, (layer, head, query, key), float32."""
-    generator = _generator(seed, bank, sequence)
-    shape = (n_layers, n_heads, length, length)
-    log_attn = _log_attention(bank, shape, seed, generator)  # broadcasts to shape
-    if key_noise:
-        log_attn = log_attn + key_noise * torch.randn(*shape[:2], 1, length, generator=generator)
-    if noise:
-        log_attn = log_attn + noise * torch.randn(shape, generator=generator)
-    hidden = torch.ones(length, length, dtype=torch.bool).triu(1)
-    return log_attn.expand(shape).masked_fill(hidden, -torch.inf).softmax(-1)
-
-
 def _log_attention(bank, shape, seed, generator):
     """Return the logarithm of attention without noise, up to a constant per row."""
     n_layers, n_heads, length, _ = shape
@@ -301,18 +230,6 @@ def _generator(seed, *words):
     """Return a generator for one purpose; other purposes draw from other streams."""
     entropy = [seed, *(b for word in words for b in str(word).encode())]
     return torch.Generator().manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
-
-
-def _require(bank, sizes, length, noise, key_noise):
-    if bank not in BANKS:
-        raise ValueError(f"unknown bank={bank!r}; choose one of {', '.join(map(repr, BANKS))}")
-    for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"{name} must be at least 1, got {size}")
-    if length < 8:
-        raise ValueError(f"length must be at least 8 tokens, got {length}")
-    if min(noise, key_noise) < 0:
-        raise ValueError(f"noise and key_noise must be 0 or more, got {noise} and {key_noise}")
 
 
 _NO_TREND = "every layer has the same heads, so nothing changes with depth"

@@ -4,7 +4,6 @@ Every one is a function of means over sequences, so one bootstrap over sequences
 functions measure a model, its nulls and planted attention; nothing here knows which of them it is given.
 """
 
-import re
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +17,6 @@ from nbhelpers.stats import Estimate, bootstrap_interval, partial_correlation, p
 from . import paper
 
 LOCAL, GLOBAL = 2 / 3, 1 / 3  # shares of attention nearby from which a head counts as local, and as global
-NAMED_NULL = re.compile(r"N\d|white noise")
 FLOAT32_RANK = 1e-6  # profiles are float32: smaller singular values, relatively, are rounding
 RANDOM_SETS = 64
 
@@ -34,15 +32,17 @@ class Statistic(NamedTuple):
     """How a criterion's number is made.
 
     ``columns`` takes a table, its profiles and the protocol, and returns an array (sequence, column);
-    ``combine`` takes means over sequences, (..., column), and returns the number, (...).
+    ``combine`` takes means over sequences, (..., column), and returns the number, (...). ``null`` takes
+    profiles and a seed, for a statistic whose null is not attention but made anew.
     """
 
     columns: object
     combine: object = staticmethod(lambda means: means[..., 0])
+    null: object = None
 
 
 def measure_criteria(table, profiles, claim, *, nulls, protocol=PAPER, n_boot=1000, confidence=0.95, seed=0):
-    """Measure everything that the rule of a claim needs.
+    """Measure everything that the rule of a claim, or of its number such as "C6", needs.
 
     Parameters
     ----------
@@ -51,10 +51,9 @@ def measure_criteria(table, profiles, claim, *, nulls, protocol=PAPER, n_boot=10
     profiles : Profiles
         What the table was measured from, with key_profile and lag_profile.
     claim : Claim or str
-        Or its number, such as "C6".
     nulls : dict of str to (HeadTable, Profiles), or to a list of them
-        By the number of the null, such as "N2"; of several (seeds) the mean counts. More than needed does no
-        harm. "white noise" is a name too.
+        By the names that criteria use, such as "N2"; of several (seeds) the mean counts. More than needed
+        does no harm.
     protocol : Protocol
         With which the table was measured.
     n_boot, confidence, seed
@@ -63,8 +62,8 @@ def measure_criteria(table, profiles, claim, *, nulls, protocol=PAPER, n_boot=10
     Returns
     -------
     dict of str to Estimate
-        By name of criterion: value, interval over sequences, and the most conservative of its nulls
-        (`Criterion.most_conservative`). None where no null defines the statistic.
+        By name of criterion; its null is the most conservative (`Criterion.most_conservative`), None where no
+        null defines the statistic.
 
     Raises
     ------
@@ -83,7 +82,6 @@ def measure_criteria(table, profiles, claim, *, nulls, protocol=PAPER, n_boot=10
                 f"{criterion.name} ({criterion.statistic}) is not defined for any of the "
                 f"{profiles.n_sequences} sequences: the heads do not differ in it"
             )
-        shift = _shift(criterion.name, nulls, protocol)
         interval = bootstrap_interval(
             columns,
             n_boot=n_boot,
@@ -91,8 +89,13 @@ def measure_criteria(table, profiles, claim, *, nulls, protocol=PAPER, n_boot=10
             seed=seed,
             statistic=lambda draw, axis, combine=statistic.combine: combine(draw.mean(axis)),
         )
-        value, low, high = (float(end) - shift for end in interval[:3])
-        null = _most_conservative_null(criterion, value, profiles, nulls, protocol, seed)
+        less = max(_defined(criterion.name, criterion.less, nulls, protocol).values(), default=0.0)
+        value, low, high = (float(end) - less for end in interval[:3])
+        if statistic.null:
+            null = statistic.null(profiles, seed)
+        else:
+            found = _defined(criterion.name, criterion.nulls, nulls, protocol)
+            null = criterion.most_conservative(value, found)[1] if found else None
         records[criterion.name] = Estimate(value, low, high, null, n=interval.n).widened()
     return records
 
@@ -100,23 +103,8 @@ def measure_criteria(table, profiles, claim, *, nulls, protocol=PAPER, n_boot=10
 def criterion_value(name, table, profiles, *, protocol=PAPER):
     """Return the number of one criterion, without interval and null; NaN where it is not defined.
 
-    "C4_selectivity_over_null" is a difference from its nulls; without them this is the mean selectivity.
-
-    Parameters
-    ----------
-    name : str
-        Of a criterion, such as "C6_rho".
-    table, profiles, protocol
-        As in `measure_criteria`.
-
-    Returns
-    -------
-    float
-
-    Raises
-    ------
-    LookupError
-        If there is no statistic of that name; the message lists those there are.
+    Of a criterion that is a difference from nulls (`Criterion.less`) this is the number before they are taken
+    off. A name without a statistic is a LookupError that lists those there are.
     """
     statistic = _statistic(name)
     columns = _finite_rows(statistic.columns(table, profiles, protocol))
@@ -124,19 +112,9 @@ def criterion_value(name, table, profiles, *, protocol=PAPER):
 
 
 def null_values(name, nulls, *, protocol=PAPER):
-    """Return the number of a criterion for every null, the mean where there are several of one kind.
+    """Return the `criterion_value` of every null, the mean where there are several of one kind, by name.
 
-    Parameters
-    ----------
-    name, protocol
-        As in `criterion_value`.
-    nulls : dict
-        As in `measure_criteria`.
-
-    Returns
-    -------
-    dict of str to float
-        NaN where a null does not define the statistic.
+    NaN where a null does not define the statistic.
     """
     values = {}
     for label, of in nulls.items():
@@ -147,33 +125,16 @@ def null_values(name, nulls, *, protocol=PAPER):
     return values
 
 
-def _shift(name, nulls, protocol):
-    """Return what is subtracted of a statistic that is itself a difference from its nulls."""
-    if name != "C4_selectivity_over_null":
-        return 0.0
-    found = null_values(name, _named(name, ["N0", "N1"], nulls), protocol=protocol)
-    return max(value for value in found.values() if np.isfinite(value))
-
-
-def _most_conservative_null(criterion, value, profiles, nulls, protocol, seed):
-    if criterion.name == "C14_condition":
-        return _random_condition(profiles, seed)
-    needed = NAMED_NULL.findall(criterion.null)
-    if not needed:
-        return None
-    found = null_values(criterion.name, _named(criterion.name, needed, nulls), protocol=protocol)
-    found = {name: null for name, null in found.items() if np.isfinite(null)}
-    return criterion.most_conservative(value, found)[1] if found else None
-
-
-def _named(name, needed, nulls):
+def _defined(name, needed, nulls, protocol):
+    """Return the values of the nulls that are needed, without those that do not define the criterion."""
     missing = [label for label in needed if label not in nulls]
     if missing:
         raise LookupError(
             f"{name} is held against {', '.join(needed)}; of these {', '.join(missing)} is not given, only "
             f"{', '.join(nulls) or 'none'}. Make it with nbhelpers.nulls."
         )
-    return {label: nulls[label] for label in needed}
+    values = null_values(name, {label: nulls[label] for label in needed}, protocol=protocol)
+    return {label: value for label, value in values.items() if np.isfinite(value)}
 
 
 def _statistic(name):
@@ -230,12 +191,9 @@ def _peak_tracking(table, profiles, protocol):
     frequency = spectra.frequencies(signal.shape[-1], pad=options["pad"], sided=options["sided"])
     above = frequency.abs() >= 0.5 * protocol.edges[0]
     peak = (power[..., above].amax(-1) / power.sum(-1)).numpy()  # (sequence, layer, head)
-    ranks = [scipy_stats.rankdata(v.reshape(len(v), -1), axis=1) for v in (_selectivity(table), peak)]
+    both = table.values("frequency_selectivity"), peak
+    ranks = [scipy_stats.rankdata(values.reshape(len(values), -1), axis=1) for values in both]
     return pearson(*ranks, axis=1)
-
-
-def _selectivity(table):
-    return table.values("frequency_selectivity")
 
 
 def _sensitivities(table, profiles, protocol):
@@ -312,5 +270,5 @@ STATISTICS = {
     "C12_level": _metric("window_entropy_32"),
     "C14_constant_q": Statistic(_constant_q),
     "C14_coherence": Statistic(_coherence),
-    "C14_condition": Statistic(_condition),
+    "C14_condition": Statistic(_condition, null=_random_condition),
 }

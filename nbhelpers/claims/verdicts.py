@@ -1,6 +1,6 @@
 """From recorded numbers to a verdict, by rules that are data and were fixed before the measurement.
 
-A claim is split into criteria. Each names one statistic, the range in which the claim puts it, and the null
+A claim is split into criteria. Each names one statistic, the range in which the claim puts it, and the nulls
 it must differ from. :func:`judge` compares intervals with both and knows nothing of any particular claim.
 """
 
@@ -16,7 +16,15 @@ VERDICTS = (
     "not testable here",
     "not measured",
 )
-LEAST_ACCURACY = 0.95  # of planted cases that a rule must tell right before it is used on a model
+LEAST_ACCURACY = 0.95  # of planted cases that a rule must classify correctly before it is used on a model
+NULL_NAMES = {  # of the null models that rules name by number
+    "N0": "N0 uniform",
+    "N1": "N1 random weights",
+    "N2": "N2 permuted",
+    "N3": "N3 iid softmax",
+    "N4": "N4 exponential",
+}
+NEAREST = {1: "the largest of", 0: "the nearest of", -1: "the smallest of"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +39,11 @@ class Criterion:
         What it is, in words, with its unit.
     claimed : tuple of float
         The range in which the claim puts it; an end may be infinite.
-    null : str
-        Which nulls it is held against, in words; :meth:`most_conservative` chooses the one recorded.
-        Empty if the statistic is itself a difference from a null.
+    nulls : tuple of str
+        Which nulls it is held against: null models by number, others in words.
+        :meth:`most_conservative` chooses the one recorded.
+    less : tuple of str
+        Nulls, the largest of which is taken off: the statistic is itself a difference from them.
     away : int
         On which side of the null the claim lies: 1 above, −1 below, 0 either.
     margin : float
@@ -45,45 +55,42 @@ class Criterion:
     name: str
     statistic: str
     claimed: tuple[float, float]
-    null: str = ""
+    nulls: tuple[str, ...] = ()
+    less: tuple[str, ...] = ()
     away: int = 0
     margin: float = 0.0
     printed: tuple[int, str] | None = None
 
+    @property
+    def null(self):
+        """What the statistic is held against, in words; empty without nulls."""
+        names = ", ".join(NULL_NAMES.get(name, name) for name in self.nulls)
+        return f"{NEAREST[self.away]} {names}" if len(self.nulls) > 1 else names
+
     def most_conservative(self, value, nulls):
         """Return the null that comes closest to meeting the claim, as (name, number).
 
-        Parameters
-        ----------
-        value : float
-            What was measured.
-        nulls : mapping of str to float
-            At least one.
-
-        Returns
-        -------
-        tuple of (str, float)
-            The largest where the claim puts the value above its null, the smallest where it puts it below,
-            else the nearest to the value.
+        Of `nulls`, numbers by name, it is the largest where the claim puts the value above its null, the
+        smallest where it puts it below, else the nearest to the value.
         """
         reach = {name: self.away * null if self.away else -abs(null - value) for name, null in nulls.items()}
         name = max(reach, key=reach.get)
         return name, nulls[name]
 
-    def place(self, record):
+    def place(self, estimate):
         """Return whether the interval lies "inside" the claimed range, "outside" it, or is "open"."""
         least, most = self.claimed
-        if least <= record.low and record.high <= most:
+        if least <= estimate.low and estimate.high <= most:
             return "inside"
-        return "outside" if record.high < least or record.low > most else "open"
+        return "outside" if estimate.high < least or estimate.low > most else "open"
 
-    def distance(self, record):
+    def distance(self, estimate):
         """Return whether the interval is "beyond" the null by the margin, "within" it, or "open"."""
-        if not self.null:
+        if not self.nulls:
             return "beyond"
-        if record.null is None or math.isnan(record.null):
+        if estimate.null is None or math.isnan(estimate.null):
             return "open"
-        ends = record.low - record.null, record.high - record.null
+        ends = estimate.low - estimate.null, estimate.high - estimate.null
         if self.away:
             least, most = sorted(self.away * end for end in ends)
         else:
@@ -94,20 +101,10 @@ class Criterion:
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """What the paper says, and the rule that judges it.
+    """What the paper says, and the rule that judges it: all of its criteria must hold.
 
-    Attributes
-    ----------
-    number : str
-        C1 … C19.
-    title, statement : str
-        A few words; what the paper says and where.
-    notebook : str
-        Which notebook measures it.
-    criteria : tuple of Criterion
-        All must hold. Empty for a claim without a test here.
-    untested : str
-        Why there is no test, where there is none, or what the test leaves out.
+    ``notebook`` measures it. Without criteria there is no test here, and ``untested`` says why; else it says
+    what the test leaves out.
     """
 
     number: str
@@ -126,28 +123,12 @@ class Verdict(NamedTuple):
 
 
 def judge(claim, records, *, planted_accuracy=None):
-    """Judge a claim by its criteria.
+    """Judge a claim by its criteria, from what was measured: `records`, an Estimate by name of criterion.
 
-    Parameters
-    ----------
-    claim : Claim
-    records : mapping of str to Estimate
-        What was measured, by name of criterion; more than needed does no harm.
-    planted_accuracy : float, optional
-        Share of planted cases classified correctly. Below :data:`LEAST_ACCURACY` the rule is not used.
-
-    Returns
-    -------
-    Verdict
-        *not testable here*: there are no criteria. *not measured*: a criterion has no record.
-        *contradicted*: an interval lies outside the claimed range. *supported*: all lie inside and beyond
-        their nulls. *explained by the null*: all lie inside, one or more within the margin of its null.
-        *undecided*: anything else, or the rule failed on planted cases.
-
-    Raises
-    ------
-    ValueError
-        For a record that is not finite or whose value lies outside its interval.
+    The verdict is *not testable here*: there are no criteria. *not measured*: a criterion has no record.
+    *contradicted*: an interval lies outside the claimed range. *supported*: all lie inside and beyond their
+    nulls. *explained by the null*: all lie inside, one or more within the margin of its null. *undecided*:
+    anything else, or the rule classifies fewer planted cases correctly than :data:`LEAST_ACCURACY`.
     """
     if not claim.criteria:
         return Verdict("not testable here", claim.untested)
@@ -155,8 +136,8 @@ def judge(claim, records, *, planted_accuracy=None):
     if missing:
         return Verdict("not measured", f"no record of {', '.join(missing)}; run {claim.notebook}")
     if planted_accuracy is not None and planted_accuracy < LEAST_ACCURACY:
-        told = f"tells {planted_accuracy:.0%} of planted cases right, of {LEAST_ACCURACY:.0%} needed"
-        verdict, reason = "undecided", f"the rule {told}"
+        found = f"classifies {planted_accuracy:.0%} of planted cases correctly"
+        verdict, reason = "undecided", f"the rule {found}, of {LEAST_ACCURACY:.0%} needed"
     else:
         verdict, reason = _of_criteria(claim, records)
     left_out = f". Not tested: {claim.untested.rstrip('.')}" if claim.untested else ""
@@ -164,30 +145,28 @@ def judge(claim, records, *, planted_accuracy=None):
 
 
 def _of_criteria(claim, records):
-    found = {c: _checked(c, records[c.name]) for c in claim.criteria}
-    places = {c.name: c.place(record) for c, record in found.items()}
-    distances = {c.name: c.distance(record) for c, record in found.items()}
-    outside, unclear = _having(places, "outside"), _having(places, "open")
-    within, close = _having(distances, "within"), _having(distances, "open")
-    if outside:
-        return Verdict("contradicted", f"outside the claimed range: {outside}")
-    if unclear:
-        return Verdict("undecided", f"the interval spans an end of the claimed range: {unclear}")
-    if within:
-        return Verdict("explained by the null", f"no further from the null than the margin: {within}")
-    if close:
-        return Verdict("undecided", f"the interval spans the margin around the null, or no null: {close}")
+    found = {criterion.name: _states(criterion, records[criterion.name]) for criterion in claim.criteria}
+
+    def having(state):
+        return ", ".join(name for name, states in found.items() if state in states)
+
+    if names := having("outside"):
+        return Verdict("contradicted", f"outside the claimed range: {names}")
+    if names := having("open range"):
+        return Verdict("undecided", f"the interval spans an end of the claimed range: {names}")
+    if names := having("within"):
+        return Verdict("explained by the null", f"no further from the null than the margin: {names}")
+    if names := having("open distance"):
+        return Verdict("undecided", f"the interval spans the margin around the null, or no null: {names}")
     return Verdict("supported", "every criterion lies in its claimed range and beyond its null")
 
 
-def _having(states, state):
-    return ", ".join(name for name, found in states.items() if found == state)
-
-
-def _checked(criterion, record):
-    if not all(map(math.isfinite, record[:3])) or not record.low <= record.value <= record.high:
+def _states(criterion, estimate):
+    value, low, high = estimate[:3]
+    if not all(map(math.isfinite, (value, low, high))) or not low <= value <= high:
         raise ValueError(
-            f"{criterion.name}: value {record.value} with interval [{record.low}, {record.high}]; a record "
-            "needs finite numbers, the value inside its interval"
+            f"{criterion.name}: value {value} with interval [{low}, {high}]; a record needs finite numbers, "
+            "the value inside its interval"
         )
-    return record
+    place, distance = criterion.place(estimate), criterion.distance(estimate)
+    return place.replace("open", "open range"), distance.replace("open", "open distance")

@@ -22,16 +22,9 @@ COLUMNS = ("notebook", "name", "value", "low", "high", "null", "unit", "note")
 
 
 class Results:
-    """What one run of one notebook measured.
+    """What one run of a notebook, such as "07_frequency_bands", measured; in a folder that all share.
 
     Creating it empties what an earlier run of the same notebook left in the folder.
-
-    Parameters
-    ----------
-    notebook : str
-        Name of the notebook, e.g. ``"07_frequency_bands"``; letters, digits, ``_``, ``-`` and ``.``.
-    folder : path
-        Folder of the store, created; shared by all notebooks of a run.
 
     Examples
     --------
@@ -64,9 +57,9 @@ class Results:
         Numbers must be finite; numpy and torch scalars are taken too. The name is unique within the notebook;
         `null`, what attention that learned nothing gives, stands in for the estimate's own.
         """
-        _check_text(name=name, unit=unit, note=note)
-        if not name:
-            raise ValueError("a recorded number needs a name, got ''")
+        for label, text in (("name", name), ("unit", unit), ("note", note)):
+            if not isinstance(text, str):
+                raise TypeError(f"{label} must be a string, got {type(text).__name__} {text!r}")
         if name in self._numbers:
             raise ValueError(
                 f"{name!r} is already recorded by {self.notebook} as {self._numbers[name]['value']}; "
@@ -89,13 +82,6 @@ class Results:
         """Store a table as Parquet and return its path.
 
         An index other than 0, 1, 2, … becomes columns. Missing values are allowed in tables.
-
-        Raises
-        ------
-        TypeError
-            If `frame` is not a DataFrame or a column's name not a string.
-        ValueError
-            If the name is taken or cannot be a file name.
         """
         _file_name(name, "table")
         if not isinstance(frame, pd.DataFrame):
@@ -114,16 +100,8 @@ class Results:
     def provenance(self, **facts: Any) -> None:
         """Add facts about where the numbers come from (model, revision, corpus, protocol, seed, versions).
 
-        Parameters
-        ----------
-        **facts
-            Strings, finite numbers, booleans, None, and lists or mappings of these. A later fact of
-            the same name replaces the earlier one.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If a fact cannot be written as strict JSON.
+        Facts are strings, finite numbers, booleans, None, and lists or mappings of these. A later fact of the
+        same name replaces the earlier one.
         """
         self._facts |= {name: _plain_fact(name, fact) for name, fact in facts.items()}
         self._write()
@@ -153,24 +131,10 @@ class Results:
 
 
 def load_results(folder: str | Path) -> pd.DataFrame:
-    """Return every recorded number of a folder, one row each.
+    """Return every recorded number of a folder, one row each, sorted by notebook and name.
 
-    Parameters
-    ----------
-    folder : path
-        The folder given to `Results`, or a run's output folder that holds it as ``results/``.
-
-    Returns
-    -------
-    DataFrame
-        Columns notebook, name, value, low, high, null, unit, note; sorted by notebook and name.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the folder holds no results.
-    ValueError
-        If a file is not strict JSON of this form.
+    The folder is that given to `Results`, or a run's output folder that holds it as ``results/``. Columns are
+    notebook, name, value, low, high, null, unit, note.
     """
     documents = _load_documents(folder)
     return _as_frame([(document["notebook"], document["numbers"]) for document in documents])
@@ -241,12 +205,6 @@ def _number(label: str, value: Any) -> float | int:
             f"{label} must be finite, got {value}; what could not be measured is left out and said in words"
         )
     return value
-
-
-def _check_text(**texts: Any) -> None:
-    for label, text in texts.items():
-        if not isinstance(text, str):
-            raise TypeError(f"{label} must be a string, got {type(text).__name__} {text!r}")
 
 
 def _file_name(name: Any, label: str) -> str:

@@ -1,4 +1,7 @@
-"""The scorecard: every claim of the paper with its verdict, from the results store alone."""
+"""The rules of the claims before they are applied, and the verdicts after: for one notebook, for all claims.
+
+The scorecard reads the results store alone; the tables of a notebook take what it measured itself.
+"""
 
 import dataclasses
 import hashlib
@@ -19,68 +22,36 @@ from .results import load_results
 
 PLANTED = "planted_accuracy_"  # + number of the claim, as 04_planted_truth records it
 COLUMNS = ("claim", "title", "the paper", "ours", "null", "verdict", "why")
+SIDE = {-1: "below", 0: "away from", 1: "above"}
+DISTANCE = {"beyond": "beyond its null", "within": "not beyond its null", "open": "perhaps beyond its null"}
 
 
 def scorecard(folder):
-    """Judge every claim by what the notebooks recorded.
+    """Judge every claim by what the notebooks recorded in a folder of results, one row per claim.
 
-    Parameters
-    ----------
-    folder : path
-        A folder of results, as given to :class:`~nbhelpers.collection.results.Results`.
-
-    Returns
-    -------
-    pandas.DataFrame
-        One row per claim: claim, title, the paper (the range claimed and the values printed), ours (value and
-        interval), null, verdict, why. A claim without its measurements says which notebook makes them.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        If the folder holds no results, or damaged ones.
+    The columns are claim, title, the paper (the range claimed and the values printed), ours (value and
+    interval), null, verdict, why. A claim without its measurements says which notebook makes them.
     """
     numbers, planted = load_results(folder), planted_accuracies(folder)
-    rows = [_row(claim, numbers, planted.get(claim.number)) for claim in paper.CLAIMS]
-    return pd.DataFrame(rows, columns=COLUMNS)
+    return pd.DataFrame([_row(c, numbers, planted.get(c.number)) for c in paper.CLAIMS], columns=COLUMNS)
 
 
 def criteria(folder):
     """Return every criterion that was measured, with its claimed range and where its interval lies.
 
-    Parameters
-    ----------
-    folder : path
-        As in :func:`scorecard`.
-
-    Returns
-    -------
-    pandas.DataFrame
-        Columns claim, criterion, statistic, least and most (the claimed range), printed_low, printed_high,
-        value, low, high, null, range ("inside", "outside", "open"), distance ("beyond", "within", "open").
+    The columns are claim, criterion, statistic, least and most (the claimed range), printed_low,
+    printed_high, value, low, high, null, range ("inside", "outside", "open"), distance ("beyond", "within",
+    "open").
     """
     numbers = load_results(folder).set_index("name")
     measured = [(claim, c) for claim in paper.CLAIMS for c in claim.criteria if c.name in numbers.index]
-    return pd.DataFrame([_criterion_row(claim, c, _record(numbers.loc[c.name])) for claim, c in measured])
+    return pd.DataFrame([_criterion_row(claim, c, _estimate(numbers.loc[c.name])) for claim, c in measured])
 
 
 def planted_accuracies(folder):
-    """Return how often each claim's rule told planted cases right, as notebook 03 recorded it.
+    """Return the share of planted cases that each claim's rule classified correctly, by the claim's number.
 
-    Parameters
-    ----------
-    folder : path
-        As in :func:`scorecard`; it need not hold any results yet.
-
-    Returns
-    -------
-    dict of str to float
-        By the claim's number, such as "C5"; empty where 04_planted_truth was not run into the folder.
-
-    Raises
-    ------
-    ValueError
-        If a file of results is damaged.
+    Empty where 04_planted_truth was not run into the folder, which need not hold any results yet.
     """
     try:
         numbers = load_results(folder)
@@ -98,21 +69,77 @@ def missing_notebooks(card):
 
 
 def rules_version():
-    """Return what identifies the verdict rules: a hash of them and, in a git checkout, their last commit.
-
-    Returns
-    -------
-    str
-    """
+    """Return what identifies the verdict rules: a hash of them and, in a git checkout, their last commit."""
     text = json.dumps([dataclasses.asdict(claim) for claim in paper.CLAIMS], sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:12]
     commit = _last_commit(Path(paper.__file__))
     return f"rules {digest}, " + (f"commit {commit}" if commit else "not a git checkout")
 
 
+# Tables of one notebook
+
+
+def rule_table(claims):
+    """Return one row per criterion of some claims: what must be true of which statistic."""
+    rows = []
+    for claim in claims:
+        for c in claim.criteria:
+            null = f"{SIDE[c.away]} {c.null} by {c.margin:g}" if c.nulls else "–"
+            rows.append((claim.number, c.statistic, told_range(*c.claimed), null))
+    return pd.DataFrame(rows, columns=["claim", "statistic", "the claim puts it", "and"])
+
+
+def verdict_table(claim, records):
+    """Return one row per criterion: what the paper prints, what was measured, what the null says.
+
+    `records` are estimates by name of criterion; one that is missing is shown as not measured.
+    """
+    rows = []
+    for c in claim.criteria:
+        printed = paper.printed_range(c)
+        prints = "–" if printed is None else f"{printed[0]:.3g} to {printed[1]:.3g} (Table {c.printed[0]})"
+        row = {"statistic": c.statistic, "the paper says": f"{told_range(*c.claimed)}; prints {prints}"}
+        estimate = records.get(c.name)
+        if estimate is None:
+            rows.append(row | {"we measure": "not measured", "null says": "–", "so it is": "–"})
+            continue
+        row["we measure"] = f"{estimate:.3f}"
+        row["null says"] = "–" if estimate.null is None else f"{estimate.null:.3f}"
+        row["so it is"] = so_it_is(c, estimate)
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def verdict_line(claim, records, folder):
+    """Return the verdict of a claim and what decided it, as a line of Markdown.
+
+    The folder of results says whether the rule was right about planted cases.
+    """
+    verdict = judge(claim, records, planted_accuracy=planted_accuracies(folder).get(claim.number))
+    return f"**{claim.number}, {claim.title}: {verdict.verdict}.** {verdict.reason}."
+
+
+def so_it_is(criterion, estimate):
+    """Return in words where an estimate lies, seen from the claimed range and from the null."""
+    so = f"{criterion.place(estimate)} the claimed range"
+    return f"{so}, {DISTANCE[criterion.distance(estimate)]}" if criterion.nulls else so
+
+
+def told_range(low, high):
+    """Return a range in words; an end may be infinite."""
+    if math.isinf(low):
+        return f"at most {high:.3g}"
+    return f"at least {low:.3g}" if math.isinf(high) else f"{low:.3g} to {high:.3g}"
+
+
+def wrapped(frame):
+    """Return a table without its index whose long cells wrap."""
+    return frame.style.hide(axis="index").set_properties(**{"text-align": "left", "white-space": "normal"})
+
+
 def _row(claim, numbers, planted_accuracy):
     known = numbers[numbers.name.isin([criterion.name for criterion in claim.criteria])]
-    records = {row.name: _record(row) for row in known.itertuples(index=False)}
+    records = {row.name: _estimate(row) for row in known.itertuples(index=False)}
     verdict, why = judge(claim, records, planted_accuracy=planted_accuracy)
     found = [c for c in claim.criteria if c.name in records]
     if verdict == "not measured" and claim.notebook not in {path.stem for path in list_notebooks()}:
@@ -121,14 +148,14 @@ def _row(claim, numbers, planted_accuracy):
         "claim": claim.number,
         "title": claim.title,
         "the paper": "; ".join(_claimed(c) for c in claim.criteria) or claim.statement,
-        "ours": "; ".join(f"{_short(c)} {_interval(records[c.name])}" for c in found),
-        "null": "; ".join(f"{_short(c)} {_number(records[c.name].null)}" for c in found if c.null),
+        "ours": "; ".join(f"{_short(c)} {records[c.name]:.3g}" for c in found),
+        "null": "; ".join(f"{_short(c)} {_null(records[c.name])}" for c in found if c.nulls),
         "verdict": verdict,
         "why": why,
     }
 
 
-def _criterion_row(claim, criterion, record):
+def _criterion_row(claim, criterion, estimate):
     printed = paper.printed_range(criterion) or (None, None)
     return {
         "claim": claim.number,
@@ -138,16 +165,16 @@ def _criterion_row(claim, criterion, record):
         "most": criterion.claimed[1],
         "printed_low": printed[0],
         "printed_high": printed[1],
-        "value": record.value,
-        "low": record.low,
-        "high": record.high,
-        "null": record.null,
-        "range": criterion.place(record),
-        "distance": criterion.distance(record) if criterion.null else "",
+        "value": estimate.value,
+        "low": estimate.low,
+        "high": estimate.high,
+        "null": estimate.null,
+        "range": criterion.place(estimate),
+        "distance": criterion.distance(estimate) if criterion.nulls else "",
     }
 
 
-def _record(row):
+def _estimate(row):
     low, high = (row.value if math.isnan(end) else end for end in (row.low, row.high))
     return Estimate(row.value, low, high, None if math.isnan(row.null) else row.null)
 
@@ -157,25 +184,15 @@ def _short(criterion):
 
 
 def _claimed(criterion):
-    least, most = criterion.claimed
-    if math.isinf(most):
-        told = f"at least {_number(least)}"
-    elif math.isinf(least):
-        told = f"at most {_number(most)}"
-    else:
-        told = f"{_number(least)} to {_number(most)}"
+    told = f"{_short(criterion)} {told_range(*criterion.claimed)}"
     printed = paper.printed_range(criterion)
-    if printed is not None:
-        told += f" (printed {_number(printed[0])} to {_number(printed[1])}, Table {criterion.printed[0]})"
-    return f"{_short(criterion)} {told}"
+    if printed is None:
+        return told
+    return f"{told} (printed {printed[0]:.3g} to {printed[1]:.3g}, Table {criterion.printed[0]})"
 
 
-def _interval(record):
-    return f"{_number(record.value)} [{_number(record.low)}, {_number(record.high)}]"
-
-
-def _number(value):
-    return "not measured" if value is None else f"{value:.3g}"
+def _null(estimate):
+    return "not measured" if estimate.null is None else f"{estimate.null:.3g}"
 
 
 def _last_commit(file):

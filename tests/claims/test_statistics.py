@@ -16,7 +16,7 @@ from nbhelpers.claims.statistics import (
     measure_criteria,
     null_values,
 )
-from nbhelpers.claims.verdicts import judge
+from nbhelpers.claims.verdicts import Claim, Criterion, judge
 from nbhelpers.protocol import PAPER
 from nbhelpers.stats import bootstrap_interval, position_spectrum_correlation
 
@@ -186,6 +186,21 @@ def test_a_null_that_does_not_define_a_statistic_is_left_out(null_models):
     assert measure_criteria(*iid, "C6", nulls=only, n_boot=10)["C6_rho"].null == min(
         value for label, value in null_values("C6_rho", only).items() if label in ("N3", "N4")
     )
+
+
+def test_a_null_whose_number_begins_like_another_is_another(planted, null_models, records):
+    """A null named "N10 reversed" is not N1."""
+    table, profiles = planted[1]
+    reversed_ = null_models | {"N10 reversed": null_models["N4"]}
+    found = measure_criteria(table, profiles, "C2", nulls=reversed_, n_boot=50)
+    assert found == {name: records[name] for name in found}
+    only = {label: null for label, null in reversed_.items() if label != "N1"}
+    with pytest.raises(LookupError, match="of these N1 is not given"):
+        measure_criteria(table, profiles, "C2", nulls=only)
+    asked = Criterion(name="C2_low", statistic="x", claimed=(0, 1), nulls=("N10 reversed",))
+    rule = Claim(number="C0", title="", statement="", criteria=(asked,))
+    null = measure_criteria(table, profiles, rule, nulls=reversed_, n_boot=50)["C2_low"].null
+    assert null == null_values("C2_low", null_models)["N4"] != records["C2_low"].null
 
 
 def test_what_is_missing_is_named(planted, null_models):

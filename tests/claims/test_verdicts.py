@@ -2,11 +2,12 @@ import math
 
 import pytest
 
+from nbhelpers import nulls
 from nbhelpers.claims.paper import CLAIMS, claim, paper_table, printed_range
-from nbhelpers.claims.verdicts import VERDICTS, Claim, Criterion, judge
+from nbhelpers.claims.verdicts import NULL_NAMES, VERDICTS, Claim, Criterion, judge
 from nbhelpers.stats import Estimate
 
-BELOW = Criterion(name="x", statistic="x", claimed=(0.0, 0.5), null="n", away=-1, margin=0.1)
+BELOW = Criterion(name="x", statistic="x", claimed=(0.0, 0.5), nulls=("n",), away=-1, margin=0.1)
 
 
 def verdict(record, criterion=BELOW, **options):
@@ -33,8 +34,8 @@ def test_one_criterion(record, expected):
 
 
 def test_the_claim_may_lie_above_its_null_or_on_either_side():
-    above = Criterion(name="x", statistic="x", claimed=(0.0, 1.0), null="n", away=1, margin=0.1)
-    either = Criterion(name="x", statistic="x", claimed=(0.0, 1.0), null="n", away=0, margin=0.1)
+    above = Criterion(name="x", statistic="x", claimed=(0.0, 1.0), nulls=("n",), away=1, margin=0.1)
+    either = Criterion(name="x", statistic="x", claimed=(0.0, 1.0), nulls=("n",), away=0, margin=0.1)
     low, high = (0.2, 0.15, 0.25, 0.4), (0.6, 0.55, 0.65, 0.4)
     assert verdict(low, above) == "explained by the null"
     assert verdict(high, above) == "supported"
@@ -45,9 +46,18 @@ def test_the_claim_may_lie_above_its_null_or_on_either_side():
 
 @pytest.mark.parametrize(("away", "name"), [(1, "far above"), (-1, "below"), (0, "near")])
 def test_the_most_conservative_null_comes_closest_to_meeting_the_claim(away, name):
-    criterion = Criterion(name="x", statistic="x", claimed=(0.0, 1.0), null="n", away=away)
-    nulls = {"below": 0.1, "near": 0.35, "far above": 0.9}
-    assert criterion.most_conservative(0.3, nulls) == (name, nulls[name])
+    criterion = Criterion(name="x", statistic="x", claimed=(0.0, 1.0), nulls=("n",), away=away)
+    by_name = {"below": 0.1, "near": 0.35, "far above": 0.9}
+    assert criterion.most_conservative(0.3, by_name) == (name, by_name[name])
+
+
+def test_nulls_are_told_from_the_data_that_the_rule_goes_by():
+    named = {"name": "x", "statistic": "x", "claimed": (0.0, 1.0), "nulls": ("N0", "N2", "white noise")}
+    assert Criterion(**named).null == "the nearest of N0 uniform, N2 permuted, white noise"
+    assert Criterion(**named, away=-1).null.startswith("the smallest of N0")
+    assert Criterion(**named | {"nulls": ("N2",)}, away=1).null == "N2 permuted"
+    names = {null.number: f"{null.number} {null.name}" for null in nulls.NULLS}
+    assert names | NULL_NAMES == names, "null models are called the same everywhere"
 
 
 def test_a_difference_from_a_null_needs_no_other():
@@ -98,7 +108,7 @@ def test_the_claims_are_c1_to_c19_and_fit_to_be_judged():
         for criterion in known.criteria:
             assert criterion.name.startswith(known.number + "_")
             assert criterion.claimed[0] < criterion.claimed[1]
-            assert criterion.margin > 0 or not criterion.null
+            assert criterion.margin > 0 or not criterion.nulls
 
 
 def test_what_is_printed_is_read_from_the_tables():

@@ -99,8 +99,6 @@ def test_names(results):
     results.record("x", 0.5)
     with pytest.raises(ValueError, match=r"'x' is already recorded by 05_bands as 0.5"):
         results.record("x", 0.5)
-    with pytest.raises(ValueError, match="needs a name"):
-        results.record("", 0.5)
     with pytest.raises(TypeError, match="unit must be a string"):
         results.record("y", 0.5, unit=1)
     with pytest.raises(ValueError, match=r"cannot be a file name"):

@@ -7,8 +7,11 @@ from nbhelpers.collection.scorecard import (
     criteria,
     missing_notebooks,
     planted_accuracies,
+    rule_table,
     rules_version,
     scorecard,
+    verdict_line,
+    verdict_table,
 )
 from nbhelpers.plots import criterion_panels
 from nbhelpers.stats import Estimate
@@ -88,3 +91,29 @@ def test_the_legend_of_the_panels_names_the_null_though_the_first_has_none(store
         "most conservative null",
     ]
     plt.close("all")
+
+
+# Tables of one notebook
+
+
+def test_the_rule_holds_every_criterion():
+    rule = rule_table([claim("C9"), claim("C10")])
+    assert rule.claim.tolist() == ["C9", "C10", "C10"]
+    assert rule["and"].tolist()[0] == "above any arm without RoPE by 0.1"
+    assert rule["and"].tolist()[2] == "–"
+
+
+def test_what_was_not_measured_is_said(tmp_path):
+    known = claim("C10")
+    table = verdict_table(known, {"C10_rise": Estimate(0.2, 0.18, 0.22, 0.19)})
+    assert table["we measure"].tolist() == ["0.200 [0.180, 0.220]", "not measured"]
+    assert table["so it is"].tolist() == ["inside the claimed range, not beyond its null", "–"]
+    assert "not measured" in verdict_line(known, {}, tmp_path)
+
+
+def test_the_printed_numbers_stand_beside_the_claim(tmp_path):
+    found = {"C8_rope_advantage": Estimate(-0.1, -0.12, -0.08, 0.05)}
+    (row,) = verdict_table(claim("C8"), found).to_dict("records")
+    assert row["the paper says"] == "at most -0.05; prints 0.038 to 0.627 (Table 4)"
+    assert row["null says"] == "0.050"
+    assert "supported" in verdict_line(claim("C8"), found, tmp_path)
