@@ -1,18 +1,19 @@
 """Command line: ``python -m nbhelpers {run, sweep, models, report, site}``."""
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-# What the library raises for wrong input: told in one line. Anything else is a bug and shows its traceback.
+# What the library raises for wrong input, printed in one line; anything else is a bug, with its traceback.
 USER_ERRORS = (LookupError, ValueError, OSError, ModuleNotFoundError)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return the exit status: 0 done, 1 a notebook or a run failed, 2 wrong input,
-    130 Ctrl-C."""
+    """Run one command; return 0 if all is done, 1 if a notebook or a run failed, 2 for wrong input, 130 for
+    Ctrl-C."""
     options = _parser().parse_args(arguments)
     try:
         return options.command(options)
@@ -32,35 +33,18 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m nbhelpers", description="Run the notebook collection.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    run = commands.add_parser(
-        "run", help="run notebooks with papermill; resumes what an earlier run finished"
-    )
+    run = commands.add_parser("run", help="run notebooks; resumes what an earlier run finished")
     run.set_defaults(command=_run)
-    run.add_argument(
-        "notebooks",
-        nargs="*",
-        metavar="NOTEBOOK",
-        help="07, frequency_bands, 07_frequency_bands or a path; default all",
-    )
+    names = "07, frequency_bands, 07_frequency_bands or a path; default all"
+    run.add_argument("notebooks", nargs="*", metavar="NOTEBOOK", help=names)
     run.add_argument("--size", default="reader", help="smoke, reader (default) or full")
     run.add_argument("--model", help="passed to the notebooks that take a model")
     run.add_argument("--out", default="build/run", help="output folder (default: %(default)s)")
-    run.add_argument(
-        "-p",
-        nargs=2,
-        action="append",
-        default=[],
-        metavar=("KEY", "VALUE"),
-        help="a parameter, as papermill's; repeatable; paths are seen from the notebook's folder, that of a "
-        "sweep from here",
-    )
+    values = "a parameter, repeatable; a path is seen from the notebook's folder, that of a sweep from here"
+    run.add_argument("-p", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"), help=values)
     run.add_argument("--fresh", action="store_true", help="run again what already passed")
-    run.add_argument(
-        "--cell-timeout",
-        type=float,
-        default=600,
-        help="seconds per cell, longer if the machine is busy (default: %(default)s)",
-    )
+    limit = "seconds per cell, longer if the machine is busy (default: %(default)s)"
+    run.add_argument("--cell-timeout", type=float, default=600, help=limit)
     run.add_argument("--total-timeout", type=float, help="seconds for all (default: no limit)")
     run.add_argument("--folder", help="folder of the notebooks, if not found by itself")
 
@@ -73,15 +57,14 @@ def _parser() -> argparse.ArgumentParser:
 
     report = commands.add_parser("report", help="print the numbers a run recorded")
     report.set_defaults(command=_report)
-    report.add_argument(
-        "folder", nargs="?", default="build/run", help="a run's output (default: %(default)s)"
-    )
 
     site = commands.add_parser("site", help="turn executed notebooks into pages, offline")
     site.set_defaults(command=_site)
-    site.add_argument("folder", nargs="?", default="build/run", help="a run's output (default: %(default)s)")
     site.add_argument("--out", help="folder of the pages (default: the same folder)")
 
+    for command in (report, site):
+        told = "a run's output (default: %(default)s)"
+        command.add_argument("folder", nargs="?", default="build/run", help=told)
     for command in (run, sweep, models, report, site):
         command.add_argument("--traceback", action="store_true", help="show where an error was raised")
     return parser
@@ -142,9 +125,8 @@ def _sweep(options: argparse.Namespace) -> int:
 def _models(options: argparse.Namespace) -> int:
     from nbhelpers.inputs.models import available_models
 
-    models = available_models()
-    for name in models:
-        print(f"{name:20} {models[name]}" if isinstance(models, dict) else name)
+    for name, about in available_models().items():
+        print(f"{name:20} {about}")
     return 0
 
 
@@ -184,10 +166,8 @@ def parse_value(text: str) -> Any:
     if text in named:
         return named[text]
     for kind in (int, float):
-        try:
+        with contextlib.suppress(ValueError):
             return kind(text)
-        except ValueError:
-            continue
     return text
 
 
