@@ -1,9 +1,8 @@
-"""Measure capture against the ways one would otherwise do it: time over a plain forward pass, and peak
-memory.
+"""Measure capture against what one would otherwise do: time over a plain forward pass, and peak memory.
 
 Every variant lives in a process of its own that has loaded the model; they are called in turn, round after
-round, so that a machine whose speed drifts slows all alike. Ratios are taken over the plain forward pass of
-the same round. Where there is a GPU, it gets a table of its own beside that of the CPU.
+round, so that a machine whose speed drifts slows all alike. Where there is a GPU, it gets a table of its own
+beside that of the CPU.
 
     python tests/benchmarks/bench.py --out build/bench
 """
@@ -20,15 +19,21 @@ import sys
 import time
 from pathlib import Path
 
+import pandas as pd
+
 FLOOR = "plain forward pass (SDPA)"
-# The settings that keep glibc from returning large blocks to the system after every use, page fault by page
-# fault.
+# What keeps glibc from returning large blocks to the system after every use, page fault by page fault.
 TUNED = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000"}
 
 
 def plain_forward(model, ids):
     """Run the model with its language-model head."""
     model.model(ids, use_cache=False)
+
+
+def headless_forward(model, ids):
+    """Run the model without its language-model head, as capture does."""
+    model.model.base_model(ids, use_cache=False)
 
 
 def output_attentions(model, ids):
@@ -57,45 +62,33 @@ def vectorised_every_row(model, ids):
         _row_by_numpy(layer[0].float().cpu().numpy())
 
 
-def streamed_key_profile(model, ids):
-    """Capture the key profile alone, which on a GPU takes two fused passes from 2048 tokens on."""
-    from nbhelpers.hooks.capture import capture
+def streamed(*reductions):
+    """Return a variant that captures some reductions."""
 
-    capture(model, ids, progress=False)
+    def run(model, ids):
+        from nbhelpers.hooks.capture import capture
 
+        capture(model, ids, list(reductions), progress=False)
 
-def streamed_profiles(model, ids):
-    """Capture key and lag profiles."""
-    from nbhelpers.hooks.capture import capture
-
-    capture(model, ids, ["key_profile", "lag_profile"], progress=False)
-
-
-def streamed_every_row(model, ids):
-    """Capture bands, selectivity, entropies and wavelet entropies of every row."""
-    from nbhelpers.hooks.capture import capture
-
-    capture(model, ids, ["row_entropy", "row_metrics"], progress=False)
+    return run
 
 
 VARIANTS = {
     FLOOR: plain_forward,
+    "the same without the head": headless_forward,
     "output_attentions only": output_attentions,
     "natural stack, mean signal, loops": natural_mean_signal,
     "natural stack, every row, loops": natural_every_row,
     "every row, numpy vectorised": vectorised_every_row,
-    "streamed key profile": streamed_key_profile,
-    "streamed key + lag profiles": streamed_profiles,
-    "streamed every row": streamed_every_row,
+    "streamed key profile": streamed("key_profile"),  # on a GPU two fused passes, from 2048 tokens on
+    "streamed key + lag profiles": streamed("key_profile", "lag_profile"),
+    "streamed every row": streamed("row_entropy", "row_metrics"),
 }
-EAGER = {"output_attentions only", *(name for name in VARIANTS if "row" in name or "natural" in name)} - {
-    "streamed every row"
-}
+EAGER = (output_attentions, natural_mean_signal, natural_every_row, vectorised_every_row)
 
 
 def _row_by_numpy(rows):
-    """PSD, bands, selectivity, both entropies and db2 entropies of rows along the last axis, as eqs. 1-7
-    read."""
+    """PSD, bands, selectivity, entropies and db2 entropies of rows along the last axis, as eqs. 1-7 read."""
     import numpy as np
     import pywt
 
@@ -112,8 +105,7 @@ def _row_by_numpy(rows):
 
 
 def serve(variant, model_name, device, dtype, threads):
-    """Load the model, then run the variant once for each length read from standard input; answer in JSON
-    lines."""
+    """Load the model, then run the variant for each length read from standard input; answer in JSON lines."""
     import torch
 
     from nbhelpers.inputs.models import load_model
@@ -121,7 +113,7 @@ def serve(variant, model_name, device, dtype, threads):
 
     torch.set_num_threads(threads)
     model = load_model(model_name, device=device, dtype=dtype)
-    if variant in EAGER:
+    if VARIANTS[variant] in EAGER:
         model.model.set_attn_implementation("eager")
     with torch.inference_mode():  # weights read from disk page by page belong to the loaded model
         plain_forward(model, load_text("moby-dick", model, n_sequences=1, length=16).to(model.model.device))
@@ -204,14 +196,7 @@ class _Worker:
     """A process that serves one variant on one device."""
 
     def __init__(self, variant, device, arguments):
-        command = [
-            sys.executable,
-            __file__,
-            "--serve",
-            variant,
-            "--model",
-            arguments.model,
-        ]
+        command = [sys.executable, __file__, "--serve", variant, "--model", arguments.model]
         command += ["--device", device, "--threads", str(arguments.threads)]
         command += ["--dtype", arguments.dtype] if arguments.dtype else []
         environment = os.environ | (TUNED if arguments.malloc == "tuned" else {}) | {"TQDM_DISABLE": "1"}
@@ -228,9 +213,7 @@ class _Worker:
     def _answer(self):
         line = self.process.stdout.readline()
         if not line:
-            raise RuntimeError(
-                f"a worker died (exit status {self.process.wait()}); its own message stands above"
-            )
+            raise RuntimeError(f"a worker died (exit status {self.process.wait()}); its message stands above")
         return json.loads(line)
 
     def close(self):
@@ -246,7 +229,7 @@ def devices_here():
 
 
 def measure(device, arguments):
-    """Yield, after each length, a row per variant and round so far: seconds, peak MB, ratio to the floor."""
+    """Yield, after each length, a row per variant and round so far: seconds and peak MB."""
     only = arguments.only or [""]
     names = [name for name in VARIANTS if name == FLOOR or any(part in name for part in only)]
     workers = {name: _Worker(name, device, arguments) for name in names}
@@ -256,35 +239,20 @@ def measure(device, arguments):
     for length in arguments.lengths:
         for turn in range(arguments.rounds + 1):  # turn 0 warms up
             for name in names:
-                answer = workers[name].run(length)
-                rows.append({"variant": name, "length": length, "round": turn, **answer})
+                rows.append({"variant": name, "length": length, "round": turn, **workers[name].run(length)})
         print(f"  T = {length} done after {time.perf_counter() - began:.0f} s", flush=True)
-        yield _with_ratios(rows).assign(**facts)
+        yield pd.DataFrame(rows).astype({"seconds": float, "peak_mb": float}).assign(**facts)
     for worker in workers.values():
         worker.close()
 
 
-def _with_ratios(rows):
-    import pandas as pd
-
-    frame = pd.DataFrame(rows).astype(
-        {"seconds": float, "peak_mb": float}
-    )  # out of memory, None, becomes NaN
-    frame = frame[frame["round"] > 0]
-    floor = frame[frame.variant == FLOOR].set_index(["length", "round"]).seconds
-    return frame.assign(
-        ratio=frame.seconds / floor.reindex(pd.MultiIndex.from_frame(frame[["length", "round"]])).to_numpy()
-    )
-
-
 def summarise(frame):
-    """Return per variant and length: minimum and median seconds, median ratio, ratio of minima, peak MB,
-    rounds."""
-    grouped = frame.groupby(["variant", "length"], sort=False)
+    """Return seconds, their ratio to the floor's, peak MB and rounds per variant and length; NaN is out of
+    memory, and round 0 the warm-up."""
+    grouped = frame[frame["round"] > 0].groupby(["variant", "length"], sort=False)
     table = grouped.agg(
         seconds_min=("seconds", "min"),
         seconds_median=("seconds", "median"),
-        ratio_median=("ratio", "median"),
         peak_mb=("peak_mb", "max"),
         rounds=("seconds", "size"),
     ).reset_index()
@@ -296,18 +264,9 @@ def summarise(frame):
 
 
 def markdown(table):
-    """Return a summary as a Markdown table: time over the plain pass per length, peak MB at the largest.
+    """Return a summary as a Markdown table: ratio of minima per length, peak MB at the largest.
 
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        From :func:`summarise`.
-
-    Returns
-    -------
-    str
-        Time is the ratio of minima, memory the peak beyond the model. A dash where a variant ran out of
-        memory. A line below says what the numbers were measured on.
+    A dash where a variant ran out of memory; a line below says what the numbers were measured on.
     """
     lengths, longest = table.length.unique(), table.length.max()
     ratio = table.pivot(index="variant", columns="length", values="ratio_of_minima")
@@ -326,42 +285,18 @@ def _cell(value, form):
     return "-" if value != value else format(value, form)  # NaN is the one value that differs from itself
 
 
-def draw(table, path):
-    """Draw time over the floor and peak memory against length."""
-    import matplotlib.pyplot as plt
-    import seaborn as sns
-
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
-    style = {"hue": "variant", "style": "variant", "markers": True, "dashes": False, "palette": "colorblind"}
-    sns.lineplot(table, x="length", y="ratio_of_minima", ax=axes[0], **style)
-    sns.lineplot(table, x="length", y="peak_mb", ax=axes[1], legend=False, **style)
-    axes[0].set(xlabel="length T (tokens)", ylabel="time over a plain forward pass", title="Time")
-    axes[1].set(xlabel="length T (tokens)", ylabel="peak memory beyond the model (MB)", title="Memory")
-    for ax in axes:
-        ax.set_xscale("log", base=2)
-        ax.set_yscale("log")
-    axes[0].legend(fontsize=7, title=None)
-    figure.suptitle(table.machine.iloc[0], fontsize=9)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-
-
 def main(argv=None):
-    """Measure, print the table, and write it as CSV, as Markdown and as a figure."""
-    parser = argparse.ArgumentParser(
-        prog="python tests/benchmarks/bench.py", description=__doc__.splitlines()[0]
-    )
+    """Measure, print the table, and write it as CSV and as Markdown."""
+    parser = argparse.ArgumentParser(prog="python tests/benchmarks/bench.py", description=__doc__)
     parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument(
-        "--device", help="cpu, cuda or cuda:1; the CPU and, where there is one, the GPU if not given"
-    )
+    parser.add_argument("--device", help="cpu, cuda or cuda:1; if not given the CPU and, if any, the GPU")
     parser.add_argument("--dtype")
     parser.add_argument("--lengths", type=int, nargs="+", default=[256, 512, 1024, 2048])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count()))
     parser.add_argument("--malloc", choices=["stock", "tuned"], default="stock")
     parser.add_argument(
-        "--only", nargs="+", help="measure only variants whose name holds one of these, and the floor"
+        "--only", nargs="+", help="parts of the names of variants to measure, beside the floor"
     )
     parser.add_argument("--out", type=Path, default=Path("build/bench"))
     parser.add_argument("--serve", choices=VARIANTS, help=argparse.SUPPRESS)
@@ -381,13 +316,7 @@ def _bench(device, arguments):
         table = summarise(frame)
         table.to_csv(arguments.out / f"{name}.csv", index=False)
         (arguments.out / f"{name}.md").write_text(markdown(table), encoding="utf-8")
-    draw(table, arguments.out / f"{name}.png")
-    for column, title in [
-        ("ratio_of_minima", "time over the plain forward pass"),
-        ("peak_mb", "peak MB beyond the model"),
-    ]:
-        wide = table.pivot(index="variant", columns="length", values=column).reindex(table.variant.unique())
-        print(f"\n{title}; {table.machine.iloc[0]}\n{wide.round(2).to_string()}")
+    print(f"\n{markdown(table)}")
 
 
 if __name__ == "__main__":
