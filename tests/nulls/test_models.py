@@ -268,8 +268,9 @@ def test_profiles_of_two_lengths_are_refused():
         nulls.permuted(given)
 
 
-def test_the_table_of_nulls_has_all_ten():
-    assert {null.number for null in nulls.NULLS} == {f"N{k}" for k in range(10)}
+def test_every_null_is_in_the_table_and_has_a_number():
+    numbers = list(dict.fromkeys(null.number for null in nulls.NULLS))
+    assert numbers == [f"N{k}" for k in range(len(numbers))]
     assert all(getattr(nulls, null.name.replace(" ", "_")) is null.function for null in OF_PROFILES)
 
 
