@@ -43,16 +43,28 @@ def browser():
         chromium.close()
 
 
+@pytest.fixture(scope="module")
+def open_page(browser):
+    """Open a page of its own; ``page.complaints`` collects what its scripts complain about."""
+    contexts = []
+
+    def start(width=1500, height=1250):
+        viewport = {"width": width, "height": height}
+        contexts.append(browser.new_context(viewport=viewport, accept_downloads=True))
+        page = contexts[-1].new_page()
+        page.set_default_timeout(WAIT)
+        page.complaints = []
+        page.on("pageerror", lambda error: page.complaints.append(str(error)))
+        return page
+
+    yield start
+    for context in contexts:
+        context.close()
+
+
 @pytest.fixture
-def page(browser):
-    """A page of its own; ``page.complaints`` collects what its scripts complain about."""
-    context = browser.new_context(viewport={"width": 1500, "height": 1250}, accept_downloads=True)
-    page = context.new_page()
-    page.set_default_timeout(WAIT)
-    page.complaints = []
-    page.on("pageerror", lambda error: page.complaints.append(str(error)))
-    yield page
-    context.close()
+def page(open_page):
+    return open_page()
 
 
 @pytest.fixture(scope="module")

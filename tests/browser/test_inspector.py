@@ -12,7 +12,7 @@ from nbhelpers.hooks.ablation import ablate_heads, token_losses
 from nbhelpers.inputs.text import load_text
 from nbhelpers.inspector.map import map_colours
 from nbhelpers.inspector.reading import read_text
-from nbhelpers.protocol import PAPER
+from nbhelpers.plots import metric_label
 
 ROOT = Path(__file__).parents[2]
 NAME = "06_head_inspector"
@@ -57,15 +57,11 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def lab(browser, serve, folder):
+def lab(open_page, serve, folder):
     """The page of the notebook after all its cells have run."""
     options = ["--IdentityProvider.token=", "--LabApp.expose_app_in_browser=True", "--allow-root"]
     address = serve("jupyterlab", folder, options, port_option="--ServerApp.port")
-    context = browser.new_context(viewport={"width": 1700, "height": 1500}, accept_downloads=True)
-    page = context.new_page()
-    page.set_default_timeout(180_000)
-    page.complaints = []
-    page.on("pageerror", lambda error: page.complaints.append(str(error)))
+    page = open_page(1700, 1500)
     page.goto(f"{address}/lab/tree/{NAME}.ipynb?reset")
     page.wait_for_function("() => window.jupyterapp?.shell?.currentWidget?.sessionContext")
     page.evaluate("async () => { await jupyterapp.shell.currentWidget.sessionContext.ready }")
@@ -81,8 +77,7 @@ def lab(browser, serve, folder):
         const done = prompts.length && prompts.every(p => /^\[\d+\]:/.test(p.textContent));
         return document.querySelector(error) || done }"""
     )
-    yield page
-    context.close()
+    return page
 
 
 @pytest.fixture(autouse=True)
@@ -120,10 +115,6 @@ def says(page, text):
     )
 
 
-def retype(page, text):
-    page.locator(".nbh-text textarea").fill(text)
-
-
 def test_all_cells_run_without_an_error(lab, shot):
     shot(lab, "inspector")
     assert lab.locator('[data-mime-type="application/vnd.jupyter.error"]').count() == 0
@@ -154,14 +145,9 @@ def test_a_click_shows_the_numbers_of_the_library(lab, reading):
     assert "layer 3, head 4" in lab.locator(".nbh-map-said").inner_text()
 
 
-def test_a_click_is_answered_quickly(lab, shot):
+def test_a_click_is_answered_quickly(lab):
     times = [lab.evaluate(CLICK, [layer, 5]) for layer in (2, 9, 17, 25, 4, 12)]
-    median = statistics.median(times)
-    (ROOT / "build" / "browser" / "click.txt").write_text(
-        f"median {median:.0f} ms of {sorted(map(int, times))}\n"
-    )
-    print(f"click to new panels in the browser: median {median:.0f} ms")
-    assert median < 1000  # 300 on an idle machine; this one may be busy
+    assert statistics.median(times) < 1000  # ms; 300 on an idle machine, this one may be busy
 
 
 def test_arrow_keys_walk_on_the_map_and_not_in_the_notebook(lab, reading):
@@ -179,7 +165,7 @@ def test_arrow_keys_walk_on_the_map_and_not_in_the_notebook(lab, reading):
 
 
 def test_another_metric_colours_the_map_anew(lab, reading):
-    lab.locator(".nbh-metric select").select_option(label="spectral entropy")
+    lab.locator(".nbh-metric select").select_option(label=metric_label("spectral_entropy"))
     lab.wait_for_function(
         "() => document.querySelector('.nbh-map-said').textContent.includes('spectral entropy')"
     )
@@ -187,16 +173,7 @@ def test_another_metric_colours_the_map_anew(lab, reading):
     for layer, head in ((0, 0), (11, 3), (29, 8)):
         cell = lab.locator(f'.nbh-cell[data-layer="{layer}"][data-head="{head}"]')
         assert cell.get_attribute("fill") == colours[layer][head]
-    lab.locator(".nbh-metric select").select_option(label="low band")
-
-
-def test_zoom_changes_the_attention_map(lab):
-    before = lab.locator(".nbh-attention img").get_attribute("src")
-    handle = lab.locator(".nbh-span .noUi-handle-upper")
-    handle.focus()
-    for _ in range(3):
-        handle.press("PageDown")
-    lab.wait_for_function("old => document.querySelector('.nbh-attention img').src !== old", arg=before)
+    lab.locator(".nbh-metric select").select_option(label=metric_label("low_band"))
 
 
 def test_a_pinned_head_stands_beside_the_selected_one(lab, reading, shot):
@@ -241,51 +218,26 @@ def test_export_writes_files_that_can_be_downloaded(lab, reading, folder, tmp_pa
     assert written == [".csv", ".png"]
 
 
-def test_the_protocol_can_be_changed(lab, reading, shot):
-    lab.locator(".jupyter-widget-Collapse-header, .jupyter-widgets .p-Collapse-header").first.click()
-    lab.locator(".nbh-window select").select_option(label="boxcar")
-    changed = reading.under(PAPER.replace(window="boxcar"))
-    says(lab, changed.protocol.hash)
-    lab.evaluate(CLICK, [3, 3])
-    assert same(numbers(lab), expected(changed, 3, 3))
-    shot(lab, "inspector-protocol")
-    lab.locator(".nbh-window select").select_option(label="hann")
-    says(lab, PAPER.hash)
-
-
 def test_typed_text_is_measured_and_bad_text_keeps_what_was_there(lab, reading, shot):
-    retype(lab, TYPED)
+    lab.locator(".nbh-text textarea").fill(TYPED)
     typed = read_text(reading.model, TYPED)
     says(lab, f"{typed.n_tokens} tokens")
     lab.evaluate(CLICK, [8, 1])
     good = expected(typed, 8, 1)
     assert same(numbers(lab), good)
     for bad, said in (("", "empty"), ("whale", "at least 24 are needed")):
-        retype(lab, bad)
+        lab.locator(".nbh-text textarea").fill(bad)
         says(lab, said)
         assert "last good reading" in lab.locator(".nbh-status .nbh-error").inner_text()
         assert same(numbers(lab), good)
     shot(lab, "inspector-mistake")
 
 
-def test_a_model_that_cannot_be_loaded_is_told_in_words(lab):
-    before = numbers(lab)
-    box = lab.locator(".nbh-model input")
-    box.fill("no-such/model.gguf")
-    box.press("Enter")
-    says(lab, "no-such/model.gguf")
-    lab.locator(".nbh-status .nbh-error").wait_for()
-    assert numbers(lab) == before
-    box.fill("smollm2-135m")
-    retype(lab, TYPED)
-    says(lab, "measured in")
-
-
 def test_work_can_be_stopped(lab):
     before = numbers(lab)
-    retype(lab, TYPED * 20)
+    lab.locator(".nbh-text textarea").fill(TYPED * 20)
     lab.locator(".nbh-stop:enabled").click()
     says(lab, "Stopped")
     assert numbers(lab) == before
-    retype(lab, TYPED)
+    lab.locator(".nbh-text textarea").fill(TYPED)
     says(lab, "measured in")

@@ -11,6 +11,7 @@ import torch
 from nbhelpers import nulls
 from nbhelpers.analysis import analyze
 from nbhelpers.hooks.ablation import ablate_heads, token_losses
+from nbhelpers.inputs.models import load_model
 from nbhelpers.inspector.reading import Stopped, level_image, percentile, read_text, shortest_text
 from nbhelpers.protocol import PAPER
 
@@ -168,8 +169,6 @@ def test_stop_ends_between_layers_and_leaves_no_hook(tiny_llama):
 
 
 def test_an_encoder_has_everything_but_a_loss():
-    from nbhelpers.inputs.models import load_model
-
     reading = read_text(load_model("random:minilm-l6"), "the sea and the ship and the whale " * 6)
     assert reading.losses is None
     with pytest.raises(ValueError, match="is an encoder"):

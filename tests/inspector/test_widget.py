@@ -5,12 +5,13 @@ import threading
 
 import pandas as pd
 import pytest
+import transformers as hf
 
-import nbhelpers
+from nbhelpers.inputs.models import LoadedModel, describe
 from nbhelpers.inspector import inspect_heads
 from nbhelpers.inspector.jobs import Worker
 from nbhelpers.inspector.map import map_colours
-from nbhelpers.inspector.reading import read_text
+from nbhelpers.inspector.reading import Stopped, read_text
 from nbhelpers.protocol import PAPER
 
 TEXT = "the whale and the sea and the ship that sails the sea, again and again. " * 3
@@ -41,10 +42,6 @@ def good(inspector):
     """Everything that an error must leave as it was."""
     c = inspector.controls
     return inspector.reading, inspector.selected, c.numbers.value, c.attention.value, c.map.colours
-
-
-def test_it_is_one_call_from_the_package():
-    assert nbhelpers.inspect_heads is inspect_heads
 
 
 def test_a_click_on_the_map_shows_that_head(inspector):
@@ -91,7 +88,6 @@ def test_next_and_previous_walk_through_the_heads_of_a_band(inspector):
             c.next.click()
             assert "No head has most of its power" in status(inspector)
             continue
-        inspector.select(*next(p for p in ((0, 0), (1, 1)) if p not in heads[:1] or len(heads) == 1))
         inspector.select(*heads[0])
         visited = [inspector.selected]
         for _ in heads[1:]:
@@ -118,16 +114,6 @@ def test_typed_text_is_read_after_a_pause(inspector, tiny_llama):
     assert inspector.reading.text == OTHER
     assert shown(inspector) == wanted(fresh, 0, 0)
     assert f"{fresh.n_tokens} tokens" in status(inspector)
-
-
-def test_a_sample_fills_the_box_and_is_read(inspector):
-    c = inspector.controls
-    c.sample.value = "numbers in order"
-    inspector.wait(60)
-    assert inspector.reading.text.startswith("1 2 3")
-    c.text.value = OTHER
-    assert c.sample.value == "typed text"
-    inspector.wait(60)
 
 
 def test_the_protocol_is_measured_anew(inspector):
@@ -158,16 +144,6 @@ def test_ablation_is_told_and_kept(inspector):
     assert f"{wanted_change.before:.4f} to {wanted_change.after:.4f} nats per token" in said
 
 
-def test_ablation_of_an_encoder_is_refused_in_words(tmp_path):
-    from nbhelpers.inputs.models import load_model
-
-    inspector = inspect_heads(load_model("random:minilm-l6"), OTHER, length=64, folder=tmp_path)
-    inspector.controls.ablate.click()
-    inspector.wait(60)
-    assert "it predicts no next token" in status(inspector)
-    assert inspector.ablations == []
-
-
 def test_export_writes_numbers_and_picture(inspector, tmp_path):
     inspector.select(0, 2)
     inspector.pin()
@@ -192,28 +168,15 @@ def test_export_into_a_file_or_nowhere_is_told(inspector, tmp_path):
         assert said in status(inspector).lower()
 
 
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [("", "The text is empty"), ("a", "has 1 token; at least 24 are needed")],
-)
-def test_bad_text_is_told_and_the_last_good_state_stays(inspector, text, said):
+def test_bad_text_is_told_and_the_last_good_state_stays(inspector):
     before = good(inspector)
-    inspector.controls.text.value = text
-    inspector.wait(60)
-    assert said in status(inspector)
-    assert "still the last good reading" in status(inspector)
-    assert good(inspector) == before
-    assert isinstance(inspector.error, ValueError)
-
-
-def test_text_beyond_the_positions_is_told(inspector):
-    inspector.controls.length.value = 1000
-    inspector.wait(60)
-    before = good(inspector)
-    inspector.controls.text.value = TEXT * 20
-    inspector.wait(60)
-    assert "has 256 positions" in status(inspector)
-    assert good(inspector) == before
+    for text, said in (("", "The text is empty"), ("a", "has 1 token; at least 24 are needed")):
+        inspector.controls.text.value = text
+        inspector.wait(60)
+        assert said in status(inspector)
+        assert "still the last good reading" in status(inspector)
+        assert good(inspector) == before
+        assert isinstance(inspector.error, ValueError)
 
 
 def test_a_model_that_cannot_be_loaded_is_told(inspector):
@@ -237,10 +200,6 @@ def test_another_model_is_loaded_and_selections_stay_inside_it(inspector, tiny_l
 
 def small_model(folder):
     """A Llama of 1 layer and 2 heads with the tokenizer of `folder`."""
-    import transformers as hf
-
-    from nbhelpers.inputs.models import LoadedModel, describe
-
     tokenizer = hf.AutoTokenizer.from_pretrained(folder)
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     model = hf.LlamaForCausalLM(hf.LlamaConfig(**sizes, vocab_size=300, pad_token_id=0)).eval()
@@ -255,8 +214,6 @@ def test_stop_keeps_what_was_shown_and_clicks_are_answered_meanwhile(inspector, 
         running.set()
         assert go_on.wait(30)
         if stop():
-            from nbhelpers.inspector.reading import Stopped
-
             raise Stopped
         raise AssertionError("stop was not heard")
 
