@@ -112,12 +112,14 @@ class HeadTable:
         groups = np.asarray(self.kv_groups)[head]
         return {"sequence": sequence - self.averaged, "layer": layer, "head": head, "kv_group": groups}
 
-    def summary(self, *, n_boot=1000, confidence=0.95, seed=0):
+    def summary(self, *, null=None, n_boot=1000, confidence=0.95, seed=0):
         """Return mean, sd and IQR over heads of each metric, with a bootstrap interval of the mean over
         sequences.
 
         Parameters
         ----------
+        null : mapping of str to float, optional
+            What a null model has, by metric: a column more, NaN for the metrics that it lacks.
         n_boot : int
             Bootstrap draws of whole sequences (heads stay together, so that they need not be independent).
         confidence : float
@@ -127,10 +129,12 @@ class HeadTable:
         -------
         pandas.DataFrame
             Index metric; columns mean, low, high (of the mean), sd, iqr, q25, q75 (over heads), n_sequences,
-            n_heads. One sequence gives no interval (NaN). Averaged signals get a jackknife interval.
+            n_heads, and null if one was given. One sequence gives no interval (NaN). Averaged signals get a
+            jackknife interval.
         """
         rows = {metric: self._summarise(metric, n_boot, confidence, seed) for metric in self.metrics}
-        return pd.DataFrame.from_dict(rows, orient="index").rename_axis("metric")
+        summary = pd.DataFrame.from_dict(rows, orient="index").rename_axis("metric")
+        return summary if null is None else summary.assign(null=[null.get(metric, np.nan) for metric in rows])
 
     def _summarise(self, metric, n_boot, confidence, seed):
         values = self.values(metric)

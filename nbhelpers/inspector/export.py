@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from nbhelpers.files import replacing
-from nbhelpers.plots import head_map, metric_label
+from nbhelpers.metrics import metric_label
+from nbhelpers.plots import head_map
 
 from .map import COLOURS
 from .panels import PINNED, SELECTED, AttentionPanel, CurvesPanel

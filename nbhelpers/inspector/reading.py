@@ -168,15 +168,6 @@ class Reading:
     def null_signals(self) -> Signals:
         return signals_of(self._uniform, self.protocol)
 
-    # Reading a table takes longer than drawing a head, and a click needs every metric.
-    @cached_property
-    def _values(self):
-        return {}
-
-    @cached_property
-    def _null_values(self):
-        return {}
-
     @cached_property
     def _uniform(self):
         return self.observation.map(nulls.uniform)
@@ -195,15 +186,11 @@ class Reading:
 
     def values(self, metric):
         """Return a metric of all heads, array (layer, head)."""
-        if metric not in self._values:
-            self._values[metric] = self.table.values(metric)[0]
-        return self._values[metric]
+        return self.table.values(metric)[0]
 
     def null_value(self, metric):
         """Return what uniform attention has, the same for every head."""
-        if metric not in self._null_values:
-            self._null_values[metric] = float(self.null_table.values(metric)[0].flat[0])
-        return self._null_values[metric]
+        return float(self.null_table.values(metric)[0, 0, 0])
 
     def under(self, protocol):
         """Return the reading measured under another protocol, without the model.

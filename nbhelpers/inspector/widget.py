@@ -13,7 +13,7 @@ import ipywidgets as widgets
 from tqdm.auto import tqdm
 
 from nbhelpers.inputs.models import LoadedModel, load_model
-from nbhelpers.plots import metric_label
+from nbhelpers.metrics import metric_label
 from nbhelpers.protocol import PAPER
 
 from . import sentences

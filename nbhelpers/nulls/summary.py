@@ -19,16 +19,16 @@ def summarise(table, *, null=None, seed=0):
     ----------
     table : HeadTable
     null : mapping of str to float, optional
-        What uniform attention gives, by metric, from `uniform_null`. Metrics that it lacks get NaN.
+        What uniform attention gives, by metric, from `uniform_null`.
     seed : int
         Of the bootstrap over sequences.
 
     Returns
     -------
     pandas.DataFrame
-        Column metric, those of `HeadTable.summary`, and null if one was given.
+        Column metric, and those of `HeadTable.summary`.
     """
-    summary = table.summary(seed=seed).reset_index()
+    summary = table.summary(null=null, seed=seed).reset_index()
     try:
         rho = position_spectrum_correlation(table, over="heads of a layer", seed=seed)
     except ValueError:  # too few sequences, or attention that is the same everywhere: no such number
@@ -37,7 +37,7 @@ def summarise(table, *, null=None, seed=0):
         row = {"metric": CORRELATION, "mean": rho.value, "low": rho.low, "high": rho.high}
         sizes = summary[["n_sequences", "n_heads"]].iloc[0].to_dict()
         summary = pd.concat([summary, pd.DataFrame([row | sizes])], ignore_index=True)
-    return summary if null is None else summary.assign(null=summary.metric.map(dict(null)).astype(float))
+    return summary
 
 
 def uniform_null(length, protocol, *, causal):

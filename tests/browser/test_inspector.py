@@ -12,7 +12,7 @@ from nbhelpers.hooks.ablation import ablate_heads, token_losses
 from nbhelpers.inputs.text import load_text
 from nbhelpers.inspector.map import map_colours
 from nbhelpers.inspector.reading import read_text
-from nbhelpers.plots import metric_label
+from nbhelpers.metrics import metric_label
 
 ROOT = Path(__file__).parents[2]
 NAME = "06_head_inspector"
