@@ -83,6 +83,13 @@ def make_uniform():
     return model
 
 
+def save_llama(folder):
+    """Save a Llama of 6 layers, about 1.7 MB in float32, and return its folder."""
+    changes = {"layers": 6, "hidden_size": 64, "intermediate_size": 256, "num_key_value_heads": 4}
+    make_model(std=0.02, **changes).save_pretrained(folder)
+    return folder
+
+
 def make_tokens(length, n=2, *, seed=1):
     """Return ids (sequence, position) without special tokens."""
     return torch.randint(3, N_WORDS, (n, length), generator=torch.Generator().manual_seed(seed))

@@ -6,10 +6,8 @@ import threading
 import pytest
 import torch
 from tiny_models import (
-    Whole,
     assert_same_profiles,
     capture_quietly,
-    captured_matrix,
     eager_attention,
     make_model,
     make_padding,
@@ -109,16 +107,6 @@ def test_a_single_token(family):
     assert not got.row_entropy.any()
 
 
-def test_an_encoder_sees_both_sides():
-    model, ids = make_model("bert"), make_tokens(20)
-    got = capture_quietly(model, ids, ["key_profile", "lag_profile", Whole()])
-    attn = eager_attention(model, ids)
-    assert abs(got.key_profile.double().numpy() - attn.mean(-2)).max() < 1e-6
-    assert got.coordinates["lag_profile"] == list(range(-19, 20))
-    assert got.lag_profile[..., :19].sum(-1).min() > 0.05
-    assert got.provenance["stream"] == "self"
-
-
 @pytest.mark.parametrize("dtype", [torch.bool, torch.int32, torch.float32])
 def test_a_mask_of_any_dtype(llama, dtype):
     ids, mask = make_tokens(20), make_padding(20, "left")
@@ -204,9 +192,3 @@ def test_smollm2_is_not_changed_by_a_bit(smollm2, smollm2_text):
     finally:
         handle.remove()
     assert torch.equal(hidden[0], hidden[1])
-
-
-def test_captured_rows_are_distributions(llama):
-    attn = captured_matrix(llama, make_tokens(30))
-    assert abs(attn.sum(-1) - 1).max() < 1e-6
-    assert attn.min() >= 0

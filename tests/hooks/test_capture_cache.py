@@ -92,7 +92,7 @@ def test_a_corrupt_cache_file_is_rebuilt_with_a_warning(tmp_path, llama, forward
 
 
 def test_other_batches_find_other_files(tmp_path, llama):
-    # Files of single sequences once stood in for whole batches, and sequences were lost.
+    # The file of a single sequence must not stand in for a whole batch that starts with it.
     ids = make_tokens(20, n=5)
     for batch_size in (1, 2, 5, 3):
         got = capture_quietly(llama, ids, batch_size=batch_size, cache=tmp_path)

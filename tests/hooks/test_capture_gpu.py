@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-import transformers as hf
 from device_traffic import gpu_marks
 from tiny_models import assert_same_profiles, capture_quietly, make_model, make_padding, make_tokens
 
@@ -30,17 +29,7 @@ PROTOCOLS = {
 @pytest.fixture(scope="module")
 def model():
     """A Llama of 2 layers, 4 query and 2 KV heads of 16, for up to 32768 tokens; on the CPU."""
-    torch.manual_seed(0)
-    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 64}
-    config = hf.LlamaConfig(
-        **shape, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=32768
-    )
-    model = hf.LlamaForCausalLM(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.normal_(std=0.2)
-    return model
+    return make_model(positions=32768, hidden_size=64, intermediate_size=128)
 
 
 @pytest.fixture(scope="module")

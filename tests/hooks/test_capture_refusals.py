@@ -6,54 +6,49 @@ from tiny_models import capture_quietly, make_model, make_padding, make_tokens, 
 
 from nbhelpers.inputs import families
 
+IDS = make_tokens(8, n=3)
+MASK = torch.ones(3, 8)
+PADDED = make_padding(8, "left", n=3, hidden=8)
+BAD = {
+    "longer than the positions": (
+        {"ids": make_tokens(257)}, r"have 257 tokens.*has 256 positions.*at most 256",
+    ),
+    "negative id": ({"ids": IDS - IDS.max()}, r"run from -.*knows 0 to 63.*tokenizer"),
+    "id beyond the vocabulary": ({"ids": IDS - IDS.max() + 64}, r"to 64 but.*knows 0 to 63.*tokenizer"),
+    "floats": ({"ids": torch.rand(2, 8)}, r"integers \(sequence, position\), not empty"),
+    "one axis": ({"ids": IDS[0]}, r"integers \(sequence, position\), not empty"),
+    "no sequence": ({"ids": IDS[:0]}, r"integers \(sequence, position\), not empty"),
+    "a fully padded row": ({"attention_mask": PADDED}, r"Sequences \[2\] are padding"),
+    "a mask of another shape": ({"attention_mask": MASK[:, 1:]}, r"shape \(3, 7\), token_ids \(3, 8\)"),
+    "a mask to be added": ({"attention_mask": -1e4 * MASK}, r"1 for tokens and 0 for padding.*-10000"),
+    "no batch": ({"batch_size": 0}, "batch_size must be at least 1.*got 0"),
+    "negative chunk": ({"chunk": -3}, "chunk must be at least 1.*got -3"),
+    "unknown stream": ({"stream": "cross"}, "streams self; 'cross' was asked for"),
+    "one stack": ({"decoder_ids": IDS}, "one stack"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_bad_input(llama, bad):
+    options, said = BAD[bad]
+    with pytest.raises(ValueError, match=said):
+        capture_quietly(llama, **{"ids": IDS} | options)
+
+
+def test_bad_input_of_an_encoder_decoder():
+    model, ids = make_model("t5"), make_tokens(8)
+    for options, said in (
+        ({"stream": "self"}, "streams encoder, decoder, cross; 'self'"),
+        ({"decoder_ids": torch.full((2, 5), 99)}, r"decoder_ids run from .* to 99"),
+        ({"decoder_ids": make_tokens(5, n=1)}, r"with 2 sequences; got \(1, 5\)"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            capture_quietly(model, ids, **{"stream": "cross"} | options)
+
 
 def test_train_mode_is_refused():
     with pytest.raises(ValueError, match=r"train mode.*model.eval\(\)"):
         capture_quietly(make_model().train(), make_tokens(8))
-
-
-def test_a_sequence_longer_than_the_positions(llama):
-    with pytest.raises(ValueError, match=r"have 257 tokens.*has 256 positions.*at most 256"):
-        capture_quietly(llama, make_tokens(257))
-
-
-@pytest.mark.parametrize("word", [-1, 64, 50_000])
-def test_ids_outside_the_vocabulary(llama, word):
-    ids = make_tokens(8)
-    ids[1, 3] = word
-    with pytest.raises(ValueError, match=rf"run from .*{word}.*knows 0 to 63.*tokenizer"):
-        capture_quietly(llama, ids)
-
-
-@pytest.mark.parametrize(
-    "ids", [torch.rand(2, 8), torch.ones(8, dtype=torch.long), torch.ones(0, 8, dtype=torch.long)]
-)
-def test_ids_of_another_form(llama, ids):
-    with pytest.raises(ValueError, match=r"integers \(sequence, position\), not empty"):
-        capture_quietly(llama, ids)
-
-
-def test_a_fully_padded_row(llama):
-    mask = make_padding(8, "left", n=3, hidden=8)
-    with pytest.raises(ValueError, match=r"Sequences \[2\] are padding"):
-        capture_quietly(llama, make_tokens(8, n=3), attention_mask=mask)
-
-
-def test_a_mask_of_another_shape(llama):
-    with pytest.raises(ValueError, match=r"shape \(2, 7\), token_ids \(2, 8\)"):
-        capture_quietly(llama, make_tokens(8), attention_mask=torch.ones(2, 7))
-
-
-def test_a_mask_of_other_values(llama):
-    with pytest.raises(ValueError, match=r"1 for tokens and 0 for padding.*-10000"):
-        capture_quietly(llama, make_tokens(8), attention_mask=torch.full((2, 8), -10000.0))
-
-
-@pytest.mark.parametrize("name", ["batch_size", "chunk"])
-@pytest.mark.parametrize("value", [0, -3])
-def test_impossible_sizes(llama, name, value):
-    with pytest.raises(ValueError, match=f"{name} must be at least 1.*got {value}"):
-        capture_quietly(llama, make_tokens(8), **{name: value})
 
 
 @pytest.mark.parametrize("layer", [0, 1])
@@ -81,23 +76,6 @@ def test_attention_of_the_module_route_that_does_not_sum_to_one():
         capture_quietly(model, make_tokens(8))
     handle.remove()
     assert n_hooks(model) == n_hooks(make_model("bloom"))
-
-
-def test_an_unknown_stream(llama):
-    with pytest.raises(ValueError, match="streams self; 'cross' was asked for"):
-        capture_quietly(llama, make_tokens(8), stream="cross")
-    with pytest.raises(ValueError, match="streams encoder, decoder, cross; 'self'"):
-        capture_quietly(make_model("t5"), make_tokens(8), stream="self")
-
-
-def test_decoder_ids_are_checked(llama):
-    t5, ids = make_model("t5"), make_tokens(8)
-    with pytest.raises(ValueError, match=r"decoder_ids run from .* to 99"):
-        capture_quietly(t5, ids, stream="cross", decoder_ids=torch.full((2, 5), 99))
-    with pytest.raises(ValueError, match=r"with 2 sequences; got \(1, 5\)"):
-        capture_quietly(t5, ids, stream="cross", decoder_ids=make_tokens(5, n=1))
-    with pytest.raises(ValueError, match="one stack"):
-        capture_quietly(llama, ids, decoder_ids=ids)
 
 
 def test_a_family_that_bypasses_the_interface(monkeypatch):

@@ -4,9 +4,15 @@ import contextlib
 
 import pytest
 import torch
-import transformers as hf
 from device_traffic import needs_gpus
-from tiny_models import assert_same_profiles, capture_quietly, make_model, make_padding, make_tokens
+from tiny_models import (
+    assert_same_profiles,
+    capture_quietly,
+    make_model,
+    make_padding,
+    make_tokens,
+    save_llama,
+)
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from nbhelpers import load_model
@@ -66,11 +72,7 @@ def test_gathered_is_a_stack():
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A saved Llama of 6 layers, about 1.7 MB in float32."""
-    path = tmp_path_factory.mktemp("model")
-    shape = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 6, "num_attention_heads": 4}
-    torch.manual_seed(0)
-    hf.LlamaForCausalLM(hf.LlamaConfig(**shape, vocab_size=64)).save_pretrained(path)
-    return path
+    return save_llama(tmp_path_factory.mktemp("model"))
 
 
 def assert_profiles_of_one_device(spread, folder, *, n_devices):

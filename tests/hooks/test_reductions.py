@@ -318,23 +318,16 @@ def test_a_scalar_reduction_needs_no_finish_of_its_own():
     assert abs(mass - 1).max() < 1e-6
 
 
-def test_an_unknown_name_lists_the_names():
+def test_reductions_are_found_by_name_or_given():
+    for given, name in ((None, "key_profile"), ("row_metrics", "row_metrics"), (RowMetrics(), "row_metrics")):
+        assert [reduction.name for reduction in resolve(given)] == [name]
     with pytest.raises(ValueError, match="key_profil") as caught:
         resolve(["key_profil", "row_entropy"])
     assert all(name in str(caught.value) for name in NAMES)
     with pytest.raises(ValueError, match="there are key_profile"):
         resolve([])
-
-
-def test_asked_twice_is_an_error():
     with pytest.raises(ValueError, match=r"twice.*row_metrics.*row_metrics"):
         resolve(["row_metrics", RowMetrics(PROTOCOLS["wide"])])
-
-
-def test_one_name_an_instance_or_nothing_are_enough():
-    assert [r.name for r in resolve(None)] == ["key_profile"]
-    assert [r.name for r in resolve("row_metrics")] == ["row_metrics"]
-    assert [r.name for r in resolve(RowMetrics())] == ["row_metrics"]
 
 
 @pytest.mark.parametrize(("keys", "queries"), [(20, 9), (9, 20)])

@@ -5,23 +5,18 @@ import sys
 import psutil
 import pytest
 import torch
-import transformers as hf
+from tiny_models import save_llama
 
 from nbhelpers import capture, load_model
 from nbhelpers.hooks.ablation import token_losses
 from nbhelpers.hooks.recompute import cache_attention
 from nbhelpers.inputs import devices as placement
 
-SHAPE = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 6, "num_attention_heads": 4}
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A saved Llama of 6 layers, about 1.7 MB in float32."""
-    path = tmp_path_factory.mktemp("model")
-    torch.manual_seed(0)
-    hf.LlamaForCausalLM(hf.LlamaConfig(**SHAPE, vocab_size=64)).save_pretrained(path)
-    return path
+    return save_llama(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

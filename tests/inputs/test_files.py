@@ -24,23 +24,14 @@ def write_tiny_gguf(path, *, seed=0, hidden=32, heads=4, kv_heads=2, ffn=48):
     letters = [chr(code) for code in range(33, 127)] + ["Ġ", "Ċ"]
     tokens = ["<unk>", "<s>", "</s>", *letters, "he", "Ġt"]
     writer = gguf.GGUFWriter(str(path), "llama")
-    writer.add_context_length(64)
-    writer.add_embedding_length(hidden)
-    writer.add_block_count(1)
-    writer.add_feed_forward_length(ffn)
-    writer.add_head_count(heads)
-    writer.add_head_count_kv(kv_heads)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_freq_base(5000.0)
-    writer.add_rope_dimension_count(hidden // heads)
-    writer.add_vocab_size(len(tokens))
-    writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(tokens)
-    writer.add_token_types([3, 3, 3] + [1] * (len(tokens) - 3))
-    writer.add_token_merges(["h e", "Ġ t"])
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
-    writer.add_unk_token_id(0)
+    for field, value in {
+        "context_length": 64, "embedding_length": hidden, "block_count": 1, "feed_forward_length": ffn,
+        "head_count": heads, "head_count_kv": kv_heads, "layer_norm_rms_eps": 1e-5, "rope_freq_base": 5000.0,
+        "rope_dimension_count": hidden // heads, "vocab_size": len(tokens), "tokenizer_model": "gpt2",
+        "token_list": tokens, "token_types": [3, 3, 3] + [1] * (len(tokens) - 3),
+        "token_merges": ["h e", "Ġ t"], "bos_token_id": 1, "eos_token_id": 2, "unk_token_id": 0,
+    }.items():  # fmt: skip
+        getattr(writer, f"add_{field}")(value)
     key_width = hidden // heads * kv_heads
     shapes = {
         "token_embd.weight": (len(tokens), hidden),

@@ -1,6 +1,5 @@
 """Token sequences: drawn without overlap, reproducible, with the special tokens asked for."""
 
-import gzip
 import hashlib
 import json
 import re
@@ -15,7 +14,14 @@ import torch
 from nbhelpers.inputs import text as corpora
 from nbhelpers.inputs.hub import HubAnswer
 from nbhelpers.inputs.models import load_model
-from nbhelpers.inputs.text import corpus_description, is_local_corpus, load_text, read_text, scaled_variant
+from nbhelpers.inputs.text import (
+    corpus_description,
+    is_local_corpus,
+    load_text,
+    read_documents,
+    read_text,
+    scaled_variant,
+)
 
 
 @pytest.fixture(scope="module")
@@ -51,26 +57,20 @@ def test_bundled_book_is_the_one_described():
     assert corpus_description("moby-dick") == f"moby-dick sha256:{digest[:12]}"
 
 
-@pytest.mark.parametrize(("n_sequences", "length"), [(1, 1), (3, 64), (40, 128), (2, 4096)])
-def test_shape_and_type(tiny_tokenizer, n_sequences, length):
-    token_ids = load_text("moby-dick", tiny_tokenizer, n_sequences=n_sequences, length=length)
-    assert token_ids.shape == (n_sequences, length)
-    assert token_ids.dtype == torch.long
-
-
-@pytest.mark.parametrize(("n_sequences", "length"), [(5, 300), (20, 150), (8, 1000), (34, 400)])
+@pytest.mark.parametrize(("n_sequences", "length"), [(5, 300), (20, 150), (34, 400)])
 def test_passages_are_stretches_of_the_text_and_do_not_overlap(numbered, tiny_tokenizer, n_sequences, length):
     text = numbered.read_text()
     n_tokens = len(tiny_tokenizer(text)["input_ids"])
     assert n_tokens // length - n_sequences in range(0, 90)  # from loose to tight
     token_ids = load_text(numbered, tiny_tokenizer, n_sequences=n_sequences, length=length)
+    assert (token_ids.shape, token_ids.dtype) == ((n_sequences, length), torch.long)
     assert all(tiny_tokenizer.decode(row) in text for row in token_ids)
     seen = words(tiny_tokenizer, token_ids)
     assert sum(map(len, seen)) == len(set().union(*seen))
     assert all(len(each) > 10 for each in seen)
 
 
-@pytest.mark.parametrize("length", [90, 100, 110])  # stretches of different sizes, not all whole words
+@pytest.mark.parametrize("length", [90, 110])  # stretches of different sizes, not all whole words
 def test_loose_passages_start_at_a_word(numbered, tiny_tokenizer, length):
     token_ids = load_text(numbered, tiny_tokenizer, n_sequences=10, length=length)
     assert all(tiny_tokenizer.decode(row).startswith("w") for row in token_ids)
@@ -166,17 +166,13 @@ def test_too_short_a_text_says_what_would_fit(numbered, tiny_tokenizer):
     [
         ({"n_sequences": 0, "length": 8}, "at least 1, got 0 and 8"),
         ({"n_sequences": 1, "length": 0}, "at least 1, got 1 and 0"),
+        ({"n_sequences": 1, "length": 2}, "length 2 leaves no room for text beside 2 special tokens"),
         ({"n_sequences": 1, "length": 8, "bos": "yes"}, "bos is 'yes', expected one of tokenizer, add, none"),
     ],
 )
-def test_bad_options(tiny_tokenizer, options, says):
+def test_bad_options(minilm, options, says):
     with pytest.raises(ValueError, match=says):
-        load_text("moby-dick", tiny_tokenizer, **options)
-
-
-def test_length_without_room_for_text(minilm):
-    with pytest.raises(ValueError, match="length 2 leaves no room for text beside 2 special tokens"):
-        load_text("moby-dick", minilm, n_sequences=1, length=2)
+        load_text("moby-dick", minilm, **options)
 
 
 def test_something_else_than_a_tokenizer(tiny_llama):
@@ -208,6 +204,8 @@ def test_files_and_folders(tmp_path):
     assert read_text(str(tmp_path / "a.txt")) == "first é"
     assert read_text(tmp_path / "c.jsonl") == "\n\n\n".join(expected[2:4])
     assert read_text(tmp_path / "deeper" / "d.parquet") == "fifth\n\n\nsixth"
+    (tmp_path / "a.txt").write_text("first\n\n\nsecond", encoding="utf-8")
+    assert read_documents(tmp_path / "a.txt") == ["first", "second"]
     before = corpus_description(tmp_path)
     assert before == f"{tmp_path.name} sha256:{hashlib.sha256(read_text(tmp_path).encode()).hexdigest()[:12]}"
     (tmp_path / "b.md").write_text("changed", encoding="utf-8")
@@ -230,14 +228,14 @@ def test_files_that_hold_no_text(tmp_path):
     (tmp_path / "latin.txt").write_bytes("é".encode("latin-1"))
     with pytest.raises(ValueError, match="is not UTF-8 text"):
         read_text(tmp_path / "latin.txt")
-    (tmp_path / "packed.txt").write_bytes(gzip.compress(b"text"))
-    with pytest.raises(ValueError, match="is not UTF-8 text"):
-        read_text(tmp_path / "packed.txt")
     pd.DataFrame({"body": ["x"]}).to_parquet(tmp_path / "a.parquet")
     with pytest.raises(ValueError, match="no column 'text', only body"):
         read_text(tmp_path / "a.parquet")
     (tmp_path / "a.jsonl").write_text('{"body": "x"}\n')
     with pytest.raises(ValueError, match="no column 'text', only body"):
+        read_text(tmp_path / "a.jsonl")
+    (tmp_path / "a.jsonl").write_text('{"text": "x"\n')
+    with pytest.raises(ValueError, match=r"a\.jsonl holds a line that is no JSON"):
         read_text(tmp_path / "a.jsonl")
 
 
@@ -245,30 +243,6 @@ def test_files_that_hold_no_text(tmp_path):
 def test_texts_that_are_not_there(name):
     with pytest.raises(FileNotFoundError, match="bundled: moby-dick"):
         read_text(name)
-
-
-def test_hub_data_set_is_streamed_only_as_far_as_needed(tmp_path, monkeypatch, tiny_tokenizer):
-    import datasets
-
-    documents = [f"document {i} " + "whale " * 1000 for i in range(200)]
-    pd.DataFrame({"text": documents}).to_parquet(tmp_path / "wiki.parquet")
-    asked, load = [], datasets.load_dataset
-
-    def local(*args, **options):
-        asked.append((args, options))
-        return load("parquet", data_files=str(tmp_path / "wiki.parquet"), split="train", streaming=True)
-
-    monkeypatch.setattr(corpora, "ask_hub", lambda name, **options: HubAnswer(True, "c0ffee"))
-    monkeypatch.setattr(datasets, "load_dataset", local)
-    token_ids = load_text("wikimedia/wikipedia:20231101.en", tiny_tokenizer, n_sequences=2, length=50)
-    assert token_ids.shape == (2, 50)
-    assert asked[0] == (
-        ("wikimedia/wikipedia", "20231101.en"),
-        {"split": "train", "streaming": True, "revision": "c0ffee"},
-    )
-    some = read_text("wikimedia/wikipedia", max_characters=30_000)
-    assert 30_000 <= len(some) < 37_000
-    assert corpus_description("wikimedia/wikipedia") == "wikimedia/wikipedia (Hugging Face data set)"
 
 
 def test_unreachable_data_set(monkeypatch, tiny_tokenizer):
@@ -287,8 +261,8 @@ def test_datasets_is_imported_only_for_data_sets(tiny_llama_folder):
     assert done.stdout.strip() == b"False"
 
 
-@pytest.mark.parametrize("n", [1, 2, 7, 100, 128])
-@pytest.mark.parametrize("alpha", [0.25, 0.29, 0.5, 0.75, 1, 1.0])
+@pytest.mark.parametrize("n", [1, 7, 100])
+@pytest.mark.parametrize("alpha", [0.25, 0.29, 0.75, 1])
 @pytest.mark.parametrize("how", ["prefix", "stride", "random"])
 def test_scaled_variant_keeps_the_floor_of_alpha_n_in_order(n, alpha, how):
     token_ids = torch.arange(n).repeat(3, 1)  # each token is its own position
@@ -304,6 +278,8 @@ def test_scaled_variant_keeps_the_floor_of_alpha_n_in_order(n, alpha, how):
     assert (variant.diff(dim=1) > 0).all()
     if alpha == 1:
         assert torch.equal(variant, token_ids)
+    variant.zero_()
+    assert torch.equal(token_ids, before), "a variant is no view"
 
 
 def test_scaled_variants_are_what_their_names_say():
@@ -318,20 +294,10 @@ def test_scaled_variants_are_what_their_names_say():
     assert set(drawn.flatten().tolist()) == set(range(8))
 
 
-def test_a_variant_is_not_a_view():
-    token_ids = torch.arange(8)[None]
-    for how in ("prefix", "stride", "random"):
-        scaled_variant(token_ids, 1.0, how=how).zero_()
-    assert token_ids.tolist() == [list(range(8))]
-
-
 @pytest.mark.parametrize("alpha", [0, -0.5, 1.01, float("nan")])
 def test_alpha_out_of_range(alpha):
     with pytest.raises(ValueError, match="expected a number above 0 and at most 1"):
         scaled_variant(torch.arange(8)[None], alpha)
-
-
-def test_unknown_way_to_scale():
     with pytest.raises(ValueError, match="how is 'suffix', expected prefix, stride or random"):
         scaled_variant(torch.arange(8)[None], 0.5, how="suffix")
 
@@ -346,13 +312,7 @@ def wikipedia(tmp_path, monkeypatch):
     for dump, word in (("20231101.en", "whale"), ("20231101.de", "Wal")):
         (folder / dump).mkdir(parents=True)
         rows = [
-            {
-                "id": str(i),
-                "url": f"https://x/{i}",
-                "title": f"T{i}",
-                "text": f"{word} {i} " + f"{word} " * 700,
-            }
-            for i in range(60)
+            {"id": str(i), "title": f"T{i}", "text": f"{word} {i} " + f"{word} " * 700} for i in range(60)
         ]
         for part in range(2):
             name = f"train-{part:05d}-of-00002.parquet"
@@ -375,6 +335,7 @@ def wikipedia(tmp_path, monkeypatch):
 
 
 def test_wikipedia_is_the_dump_that_is_stated(wikipedia, tiny_tokenizer):
+    assert load_text("wikipedia", tiny_tokenizer, n_sequences=500, length=64).shape == (500, 64)
     token_ids = load_text("wikipedia", tiny_tokenizer, n_sequences=5, length=40, seed=3)
     spelled = load_text("wikimedia/wikipedia:20231101.en", tiny_tokenizer, n_sequences=5, length=40, seed=3)
     assert torch.equal(token_ids, spelled)
@@ -384,30 +345,19 @@ def test_wikipedia_is_the_dump_that_is_stated(wikipedia, tiny_tokenizer):
     # Files are read in order, and only as far as needed.
     text = read_text("wikipedia", max_characters=5_000)
     assert re.findall(r"whale (\d+)", text) == ["0", "1"]
+    assert corpus_description("wikimedia/wikipedia") == "wikimedia/wikipedia (Hugging Face data set)"
     assert corpus_description("wikipedia") == "wikimedia/wikipedia:20231101.en (Hugging Face data set)"
     assert corpus_description("wikipedia-zh-yue").startswith("wikimedia/wikipedia:20231101.zh-yue")
-
-
-def test_five_hundred_sequences_of_the_paper(wikipedia, tiny_tokenizer):
-    token_ids = load_text("wikipedia", tiny_tokenizer, n_sequences=500, length=64)
-    assert token_ids.shape == (500, 64)
 
 
 def test_python_code_of_the_hub_has_its_own_column(monkeypatch, tmp_path):
     import datasets
 
-    pd.DataFrame({"content": ["import os", "x = 1"], "path": ["a.py", "b.py"]}).to_parquet(
-        tmp_path / "a.parquet"
-    )
-    load = datasets.load_dataset
+    file = str(tmp_path / "a.parquet")
+    pd.DataFrame({"content": ["import os", "x = 1"], "path": ["a.py", "b.py"]}).to_parquet(file)
+    stream = datasets.load_dataset("parquet", data_files=file, split="train", streaming=True)
     monkeypatch.setattr(corpora, "ask_hub", lambda name, **options: HubAnswer(True, "c0ffee"))
-    monkeypatch.setattr(
-        datasets,
-        "load_dataset",
-        lambda *args, **options: load(
-            "parquet", data_files=str(tmp_path / "a.parquet"), split="train", streaming=True
-        ),
-    )
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **options: stream)
     assert read_text("python-code") == "import os\n\n\nx = 1"
     with pytest.raises(ValueError, match="no column 'text', only content, path"):
         read_text("codeparrot/codeparrot-clean-valid")
