@@ -73,14 +73,14 @@ def run_on():
 
 @pytest.fixture(scope="session")
 def small_sweep(tmp_path_factory):
-    """The folder of a finished sweep: two models of the zoo, and the notebooks' own at the smoke size of 10.
+    """The folder of a finished sweep: two models of the zoo, and the notebooks' own at the smoke size of 07.
 
     The workers of xdist share it, as they share the runs of `smoke_run`.
     """
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "small-sweep"
-    models = ["zoo:rope@step1000", {"name": "zoo:prope", "paper": "Pythia-14M"}, "smollm2-135m"]
-    raw = {"model": models, "corpus": "moby-dick", "n_sequences": 3, "length": 128, "paper_table": 6}
+    models = ["zoo:rope@step1000", {"name": "zoo:prope", "paper": "Llama-3.2-1B"}, "smollm2-135m"]
+    raw = {"model": models, "corpus": "moby-dick", "n_sequences": 4, "length": 128, "paper_table": 3}
     with FileLock(f"{folder}.lock"):
         sweep = run_sweep(make_grid(raw, name="small"), folder, timeout=600, progress=False)
     assert sweep.failed == {}

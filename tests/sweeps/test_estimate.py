@@ -11,7 +11,7 @@ from nbhelpers.inputs import files as model_files
 from nbhelpers.inputs.hub import HubAnswer
 from nbhelpers.inputs.models import load_model, load_skeleton
 from nbhelpers.sweeps import estimate
-from nbhelpers.sweeps.estimate import LIBRARY_MB, Estimator, matmul_speed
+from nbhelpers.sweeps.estimate import LIBRARY_MB, Estimator
 from nbhelpers.sweeps.grid import make_grid
 
 
@@ -105,17 +105,6 @@ def test_what_the_grid_states_serves_without_a_network(no_hub, speed, tmp_path):
     assert math.isnan(told[3].seconds)
     assert "the Hugging Face Hub could not be reached" in told[3].basis
     assert no_hub == ["owner/0"]  # asked once: each question may wait for the network
-
-
-def test_a_model_that_is_not_there_has_no_estimate(no_hub, tmp_path):
-    (tmp_path / "empty").mkdir()
-    cost = Estimator(tmp_path, device="cpu").cost(run_of(str(tmp_path / "empty")))
-    assert math.isnan(cost.seconds)
-    assert "holds no config.json" in cost.basis
-
-
-def test_speed_is_of_this_machine():
-    assert 1e7 < matmul_speed("cpu", size=128) < 1e14
 
 
 def test_the_dry_run_lists_every_run_and_runs_none(tmp_path, no_hub, monkeypatch, capsys):

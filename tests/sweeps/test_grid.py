@@ -4,20 +4,12 @@ import itertools
 import json
 
 import pytest
-from tiny_sweeps import leave_run
 
+from nbhelpers.claims.paper import paper_table
 from nbhelpers.inputs.files import zoo_models
+from nbhelpers.inputs.zoo import ENCODINGS
 from nbhelpers.protocol import PAPER
-from nbhelpers.sweeps.grid import (
-    Grid,
-    load_grid,
-    make_grid,
-    read_plan,
-    read_run,
-    run_file,
-    shipped_grids,
-    write_plan,
-)
+from nbhelpers.sweeps.grid import load_grid, make_grid, read_plan, shipped_grids, write_plan
 
 SMALL = {"model": "owner/model", "corpus": "moby-dick", "n_sequences": 3, "length": 64}
 
@@ -95,8 +87,6 @@ def test_shipped_grids_are_those_of_the_papers_tables():
         "position-encodings": (8, (4,)),
         "zoo": (28, ()),
     }
-    from nbhelpers.claims.paper import paper_table
-
     for name, grid in grids.items():
         assert grid.name == name
         assert grid.about
@@ -106,22 +96,14 @@ def test_shipped_grids_are_those_of_the_papers_tables():
     assert steps == set(paper_table(5).training_step)
     sequences = {run.n_sequences for name, grid in grids.items() if name != "zoo" for run in grid.runs}
     assert sequences == {500}
-
-
-def test_the_zoo_grid_has_every_encoding():
-    from nbhelpers.inputs.zoo import ENCODINGS
-
-    assert {run.model for run in load_grid("zoo").runs} == {f"zoo:{encoding}" for encoding in ENCODINGS}
-    missing = {run.model for run in load_grid("zoo").runs} - zoo_models().keys()
-    if missing:
-        pytest.skip(f"not collected yet, their runs would fail: {', '.join(sorted(missing))}")
+    models = {run.model for run in grids["zoo"].runs}
+    assert models == {f"zoo:{encoding}" for encoding in ENCODINGS} <= zoo_models().keys()
 
 
 def test_a_file_and_a_shipped_name(tmp_path):
     file = tmp_path / "mine.v2.yaml"
     file.write_text("model: owner/a\ncorpus: moby-dick\nn_sequences: 1\nlength: 8\npaper_table: 6\n")
     grid = load_grid(file)
-    assert isinstance(grid, Grid)
     assert (grid.name, len(grid.runs), grid.paper_tables) == ("mine.v2", 1, (6,))
     with pytest.raises(FileNotFoundError, match=r"no grid file 'nothing'.*pythia-sizes"):
         load_grid("nothing")
@@ -134,13 +116,11 @@ def test_a_file_and_a_shipped_name(tmp_path):
     ("change", "told"),
     [
         ({"lenght": 3}, "unknown key 'lenght'; the keys are about, batch_size, bos"),
-        ({"model": None}, "a model is a name or a mapping"),
         ({"model": {"nam": "a"}}, "a model is a name or a mapping with name, paper, revision"),
         ({"length": []}, "'length' is missing or empty"),
         ({"seed": []}, "'seed' is an empty list"),
         ({"length": 64.5}, "length is 64.5, expected a whole number of at least 1"),
-        ({"n_sequences": 0}, "n_sequences is 0, expected a whole number"),
-        ({"length": True}, "length is True, expected a whole number"),
+        ({"n_sequences": True}, "n_sequences is True, expected a whole number"),
         ({"bos": "yes"}, "bos is 'yes', expected one of tokenizer, add, none"),
         ({"protocol": {"windows": "hann"}}, "the protocol has no field 'windows'; it has signal, sink"),
         ({"protocol": {"window": "hamming"}}, "Protocol.window is 'hamming'; the options are 'hann'"),
@@ -154,9 +134,6 @@ def test_a_file_and_a_shipped_name(tmp_path):
 def test_mistakes_are_told_before_anything_runs(change, told):
     with pytest.raises((ValueError, FileNotFoundError), match=told):
         make_grid(SMALL | change)
-
-
-def test_a_list_instead_of_a_mapping():
     with pytest.raises(ValueError, match="holds list, expected a mapping"):
         make_grid([SMALL])
 
@@ -188,13 +165,3 @@ def test_other_folders_are_refused_in_a_sentence(tmp_path):
         (tmp_path / "grid.json").write_text(damaged)
         with pytest.raises(ValueError, match=r"damaged or of another version .*; measure again with: python"):
             read_plan(tmp_path)
-
-
-def test_a_run_is_done_if_its_file_is_whole(tmp_path):
-    (run,) = make_grid(SMALL).runs
-    assert read_run(tmp_path, run) is None
-    leave_run(tmp_path, run, {"m": 1.0})
-    assert read_run(tmp_path, run)["summary"][0]["mean"] == 1.0
-    file = run_file(tmp_path, run.id)
-    file.write_bytes(file.read_bytes()[:-3])
-    assert read_run(tmp_path, run) is None
