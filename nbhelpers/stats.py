@@ -68,13 +68,7 @@ def bootstrap_interval(values, *, n_boot=1000, confidence=0.95, seed=0, statisti
     numbers of at least 3 sequences. `statistic` takes such an array and ``axis=0``, as `numpy.mean` does; it
     is given whole draws, so it may go on to take a spread over the other axes.
     """
-    values = np.asarray(values, dtype=np.float64)
-    _require_sequences(values.shape[0] if values.ndim else 0)
-    if not np.isfinite(values).all():
-        raise ValueError(
-            f"{(~np.isfinite(values)).sum()} of {values.size} values are NaN or infinite; leave these heads "
-            "or sequences out, and say so, before an interval is taken"
-        )
+    values = _finite_sequences(values)
     return _bootstrap(lambda draw: statistic(draw, axis=0), [values], n_boot, confidence, seed)
 
 
@@ -173,7 +167,7 @@ def partial_correlation(x, y, given):
     are finite throughout; NaN where the fit leaves no more than rounding of x or of y, or where there are
     fewer than 3 observations more than variables.
     """
-    x, y = same_shape(finite=False, x=x, y=y)
+    x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     data = np.stack([x, y, *(np.broadcast_to(g, x.shape) for g in given)], -1)  # (..., observation, variable)
     known = np.isfinite(data).all(-1, keepdims=True)
     count = np.maximum(known.sum(-2, keepdims=True), 1)
@@ -191,21 +185,6 @@ def partial_correlation(x, y, given):
     defined = (left > SPREAD_FLOOR).all(-1) & (count[..., 0, 0] >= len(given) + 3)
     product = (rest[..., 0] * rest[..., 1]).sum(-1) / count[..., 0, 0]
     return np.where(defined, product / np.where(defined, left.prod(-1), 1.0), np.nan).clip(-1, 1)
-
-
-def same_shape(*, finite=True, **arrays):
-    """Return named arrays as a list of float64; a ValueError unless they have one shape, and are finite."""
-    arrays = {name: np.asarray(array, dtype=np.float64) for name, array in arrays.items()}
-    shapes = {name: array.shape for name, array in arrays.items()}
-    if len(set(shapes.values())) > 1:
-        listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
-        raise ValueError(f"the arrays must have one shape, got {listed}")
-    for name, array in arrays.items():
-        if finite and not np.isfinite(array).all():
-            raise ValueError(
-                f"{(~np.isfinite(array)).sum()} of {array.size} entries of {name} are NaN or infinite"
-            )
-    return list(arrays.values())
 
 
 # Tests
@@ -226,10 +205,10 @@ def permutation_test(
     Pearson correlation over all heads if None; the alternative "two-sided" compares its absolute value, so it
     should then be centred at 0 without an association.
     """
-    values, other = same_shape(values=values, other=other)
+    values, other = np.asarray(values, dtype=np.float64), np.asarray(other, dtype=np.float64)
     if alternative not in EXTREME:
         raise ValueError(f"unknown alternative={alternative!r}; choose one of {', '.join(EXTREME)}")
-    members = _members(clusters, values)  # (group, member)
+    members = _members(clusters, values, other)  # (group, member)
     statistic = statistic or (lambda x, y: float(pearson(x.ravel(), y.ravel(), axis=0)))
     generator = np.random.default_rng(seed)
     group = np.tile(np.arange(len(members)), (len(values), 1))  # (layer, group)
@@ -259,12 +238,6 @@ def false_discovery(p_values, *, method="bh"):
     positively dependent tests), or "by", Benjamini and Yekutieli (any dependence).
     """
     p_values = np.asarray(p_values, dtype=np.float64)
-    wrong = ~((p_values >= 0) & (p_values <= 1))
-    if wrong.any():
-        raise ValueError(
-            f"{wrong.sum()} of {p_values.size} p-values are not in [0, 1], the first {p_values[wrong][0]}; "
-            "leave out tests that are not defined, and say so"
-        )
     adjusted = scipy_stats.false_discovery_control(p_values, axis=None, method=method)
     return adjusted.reshape(p_values.shape)
 
@@ -281,12 +254,9 @@ def equivalence_test(values, margin, *, against=0.0, alpha=0.05):
         raise ValueError(
             f"the margin must be positive, got {margin}; it is the largest difference that counts as none"
         )
-    against = np.asarray(against, dtype=np.float64)
-    values, against = same_shape(
-        values=values, against=against if against.ndim else np.full(np.shape(values), against)
-    )
-    n = _require_sequences(len(values) if values.ndim == 1 else 0)
-    mean, half, error = _student(values - against, 1 - alpha)
+    difference = _finite_sequences(np.asarray(values, dtype=np.float64) - against)
+    n = len(difference)
+    mean, half, error = _student(difference, 1 - alpha)
     if error > 0:
         p_value = float(scipy_stats.t.sf((margin - abs(mean)) / error, n - 1))
     else:
@@ -308,6 +278,18 @@ def _student(values, quantile):
     return values.mean(), error * scipy_stats.t.ppf(quantile, len(values) - 1), error
 
 
+def _finite_sequences(values):
+    """Return values (sequence, ...) as an array; refuse too few of them, and numbers that are not finite."""
+    values = np.asarray(values, dtype=np.float64)
+    _require_sequences(values.shape[0] if values.ndim else 0)
+    if not np.isfinite(values).all():
+        raise ValueError(
+            f"{(~np.isfinite(values)).sum()} of {values.size} values are NaN or infinite; leave these heads "
+            "or sequences out, and say so, before an interval is taken"
+        )
+    return values
+
+
 def _require_sequences_kept(table):
     if table.averaged:
         raise ValueError(
@@ -322,7 +304,6 @@ def _require_sequences(n_sequences):
             f"a bootstrap over sequences needs at least {LEAST_SEQUENCES} of them, got {n_sequences}; "
             "draw more with load_text(..., n_sequences=...)"
         )
-    return n_sequences
 
 
 def _mean_correlation(x, y, over):
@@ -337,13 +318,13 @@ def _mean_correlation(x, y, over):
     return float(defined.mean()) if defined.size else np.nan
 
 
-def _members(clusters, values):
+def _members(clusters, values, other):
     """Return the heads of each KV group, (group, member)."""
     clusters = np.asarray(clusters)
-    if values.ndim != 2 or clusters.shape != values.shape[1:]:
+    if values.ndim != 2 or other.shape != values.shape or clusters.shape != values.shape[1:]:
         raise ValueError(
-            f"values have shape {values.shape} and clusters {clusters.shape}; expected (layer, head) and "
-            "(head,)"
+            f"values have shape {values.shape}, other {other.shape} and clusters {clusters.shape}; expected "
+            "(layer, head) twice and (head,)"
         )
     groups, sizes = np.unique(clusters, return_counts=True)
     if len(groups) < 2 or len(set(sizes)) > 1:
