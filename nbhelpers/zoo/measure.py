@@ -47,24 +47,12 @@ class AttentionAtLag(Reduction):
 
 @dataclass(frozen=True)
 class Yardstick:
-    """The fixed sequences that every checkpoint of every run is measured on.
+    """The fixed sequences that every checkpoint of every run is measured on."""
 
-    Attributes
-    ----------
-    text : torch.LongTensor, shape (sequence, position)
-        Held-out text whose attention is measured.
-    validation : torch.LongTensor, shape (window, position + 1)
-        For the validation loss; of other documents than `text`.
-    long : torch.LongTensor, shape (window, 4 · position + 1)
-        For the loss beyond the training length.
-    repeated : torch.LongTensor, shape (sequence, 2 · PERIOD)
-        Random tokens, the second half equal to the first.
-    """
-
-    text: torch.Tensor
-    validation: torch.Tensor
-    long: torch.Tensor
-    repeated: torch.Tensor
+    text: torch.Tensor  # (sequence, position), whose attention is measured
+    validation: torch.Tensor  # (window, position + 1), of other documents, for the validation loss
+    long: torch.Tensor  # (window, 4 · position + 1), for the loss beyond the training length
+    repeated: torch.Tensor  # (sequence, 2 · PERIOD), random tokens, the second half equal to the first
 
     @classmethod
     def of(cls, corpus):
@@ -105,18 +93,17 @@ def measure_checkpoint(model, yardstick, *, step, bos):
     if bos:
         ids[:, 0] = BOS_ID
     observation = observe(model, ids, PAPER, progress=False)
-    parts = [
-        _both_means(measure(observation, protocol).frame(), signal) for signal, protocol in PROTOCOLS.items()
-    ]
+    tables = {signal: measure(observation, protocol).frame() for signal, protocol in PROTOCOLS.items()}
     scores = {
         "induction_score": induction_score(model, yardstick.repeated, bos=bos),
         "previous_token_score": _previous_token_score(observation.profiles),
     }
+    parts = [_both_means(frame, signal) for signal, frame in tables.items()]
     parts += [_both_means(_tidy(name, values), "attention") for name, values in scores.items()]
     losses = {"validation_loss": validation_loss(model, yardstick.validation, bos=bos)}
     if model.config.is_causal:
         losses |= repeat_losses(model, yardstick.repeated, bos=bos)
-    return _finished([*parts, scalars(losses)], step)
+    return _finished([*parts, _scalars(losses)], step)
 
 
 def measure_lengths(model, yardstick, *, step, bos):
@@ -133,28 +120,14 @@ def measure_lengths(model, yardstick, *, step, bos):
         per_position = position_losses(model, yardstick.long[:, : n + 1], bos=bos)  # (window, position)
         losses[f"length_loss_{n}"] = float(per_position.nanmean())
         losses[f"end_loss_{n}"] = float(per_position[:, -LENGTH:].nanmean())
-    return _finished([scalars(losses)], step)
+    return _finished([_scalars(losses)], step)
 
 
 def training_scalars(history, *, step, tokens):
-    """Return the mean training loss and gradient norm of (loss, norm) pairs, and the tokens seen, as a table.
-
-    There is no loss before the first update.
-    """
+    """Return the mean of (training loss, gradient norm) pairs, NaN if there is none, and the tokens seen."""
     means = np.mean(history, 0).tolist() if len(history) else [np.nan, np.nan]
     values = {"train_loss": means[0], "gradient_norm": means[1], "tokens": tokens}
-    return _finished([scalars(values)], step)
-
-
-def joined(tables):
-    """Return tables of one checkpoint as one."""
-    return pd.concat(tables, ignore_index=True)
-
-
-def scalars(values):
-    """Return numbers of the whole model as rows of a table, without the column step."""
-    frame = pd.DataFrame({"metric": list(values), "value": list(values.values())})
-    return frame.assign(signal="model", sequence=WHOLE, layer=WHOLE, head=WHOLE)
+    return _finished([_scalars(values)], step)
 
 
 @torch.inference_mode()
@@ -183,15 +156,9 @@ def repeat_losses(model, repeated, *, bos):
 
 
 def induction_score(model, repeated, *, bos):
-    """Return, per head, the attention to the token after the earlier occurrence of the present one.
+    """Return the attention to the token after the earlier occurrence of the present one (arXiv:2209.11895).
 
-    Returns
-    -------
-    torch.Tensor, shape (sequence, layer, head)
-
-    References
-    ----------
-    .. [1] Olsson et al., arXiv:2209.11895.
+    Shape (sequence, layer, head).
     """
     ids = _with_bos(repeated, bos)
     score = AttentionAtLag(PERIOD - 1, first=PERIOD + int(bos))
@@ -207,6 +174,12 @@ def _previous_token_score(profiles):
     n = profiles.key_profile.shape[-1]
     at = profiles.coordinates["lag_profile"].index(1)
     return profiles.lag_profile[..., at].double() * n / (n - 1)  # (sequence, layer, head)
+
+
+def _scalars(values):
+    """Return numbers of the whole model as rows."""
+    frame = pd.DataFrame({"metric": list(values), "value": list(values.values())})
+    return frame.assign(signal="model", sequence=WHOLE, layer=WHOLE, head=WHOLE)
 
 
 def _tidy(name, values):

@@ -39,49 +39,29 @@ PRESETS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Everything that decides what a run learns; two runs with equal settings and text are the same run.
+    """Everything that decides what a run learns; two runs with equal settings and text are the same run."""
 
-    Attributes
-    ----------
-    preset : str
-        A key of :data:`PRESETS`.
-    encoding : str
-        One of :data:`nbhelpers.inputs.zoo.ENCODINGS`.
-    causal : bool
-        Next-token prediction under a causal mask, or masked-token prediction without one.
-    bos : bool
-        Whether the first token of every sequence is <bos> instead of text.
-    seed : int
-        Of weights, order of the data and masked positions.
-    n_tokens : int, optional
-        Tokens to train on. If None the preset's; for learned positions under the masked objective more, so
-        that as many are masked as a causal run predicts.
-    precision : str
-        "bfloat16" (autocast) or "float32".
-    warmup_share : float, optional
-        Of the updates. If None 0.05; 0.7 for learned positions under the masked objective.
-    """
-
-    preset: str = "nano"
-    encoding: str = "rope"
-    causal: bool = True
-    bos: bool = False
-    seed: int = 0
-    n_tokens: int | None = None
-    precision: str = "bfloat16"
+    preset: str = "nano"  # of PRESETS
+    encoding: str = "rope"  # of ENCODINGS
+    causal: bool = True  # next tokens under a causal mask, or masked tokens without one
+    bos: bool = False  # whether <bos> stands for the first token of every sequence
+    seed: int = 0  # of weights, order of the data and masked positions
+    n_tokens: int | None = None  # the preset's if None; with own_recipe as many predictions as a causal run's
+    precision: str = "bfloat16"  # (autocast) or float32
     weight_decay: float = 0.1
     betas: tuple[float, float] = (0.9, 0.95)
-    warmup_share: float | None = None
+    warmup_share: float | None = None  # of the updates; 0.05 if None, 0.7 with own_recipe
     last_share: float = 0.05  # of the learning rate, at the end of the cosine
     clip: float = 1.0
 
     def __post_init__(self):
-        if self.preset not in PRESETS:
-            raise ValueError(f"There is no preset {self.preset!r}; there are {', '.join(PRESETS)}.")
-        if self.encoding not in ENCODINGS:
-            raise ValueError(f"There is no encoding {self.encoding!r}; there are {', '.join(ENCODINGS)}.")
-        if self.precision not in ("bfloat16", "float32"):
-            raise ValueError(f"precision is {self.precision!r}; expected bfloat16 or float32.")
+        for name, known in (
+            ("preset", PRESETS),
+            ("encoding", ENCODINGS),
+            ("precision", ("bfloat16", "float32")),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(f"There is no {name} {getattr(self, name)!r}; there are {', '.join(known)}.")
         if self.n_tokens is None:
             n_tokens = round(self.size.n_tokens / MASKED_SHARE) if self.own_recipe else self.size.n_tokens
             object.__setattr__(self, "n_tokens", n_tokens)
@@ -114,13 +94,21 @@ class Settings:
         return self.n_tokens // self.tokens_per_step
 
     @property
+    def mask(self):
+        """The attention mask in a word, as tables name it."""
+        return "causal" if self.causal else "bidirectional"
+
+    @property
+    def arm(self):
+        """The name without the seed: "rope" for a plain nano run, "rope-bidirectional", "rope-mini"."""
+        words = [self.encoding, "" if self.causal else "bidirectional", "bos" if self.bos else ""]
+        words.append("" if self.preset == "nano" else self.preset)
+        return "-".join(filter(None, words))
+
+    @property
     def name(self):
-        """Name of the run and its folder: "rope-seed0" for a plain nano run, "rope-bos-mini-seed2"."""
-        parts = [self.encoding]
-        parts += [] if self.causal else ["bidirectional"]
-        parts += ["bos"] if self.bos else []
-        parts += [] if self.preset == "nano" else [self.preset]
-        return "-".join([*parts, f"seed{self.seed}"])
+        """Name of the run and its folder: "rope-seed0", "rope-bos-mini-seed2"."""
+        return f"{self.arm}-seed{self.seed}"
 
     def config(self):
         """Return the configuration of the model."""
@@ -147,7 +135,7 @@ class Settings:
         return peak * (self.last_share + (1 - self.last_share) * (1 + math.cos(math.pi * done)) / 2)
 
     def checkpoints(self):
-        """Return the steps that are measured: 0, log-spaced ones, the powers of ten and the last."""
+        """Return the steps that are measured; see :func:`checkpoint_steps`."""
         return checkpoint_steps(self.n_steps)
 
     def kept_steps(self):
@@ -162,16 +150,16 @@ class Settings:
         return dataclasses.asdict(self) | {"betas": list(self.betas)}
 
 
-def checkpoint_steps(n_steps, *, n_checkpoints=N_CHECKPOINTS):
-    """Return at least `n_checkpoints` steps from 0 to `n_steps`, evenly spaced in their logarithm.
+def checkpoint_steps(n_steps):
+    """Return about 44 steps from 0 to `n_steps`, evenly spaced in their logarithm, with the powers of ten.
 
-    The powers of ten are among them. All steps, where there are fewer.
+    All steps, where there are fewer.
     """
-    if n_steps < n_checkpoints:
+    if n_steps < N_CHECKPOINTS:
         return list(range(n_steps + 1))
     tens = {10**k for k in range(len(str(n_steps))) if 10**k <= n_steps}
-    n_points, steps = n_checkpoints, set()
-    while len(steps) < n_checkpoints:  # small steps coincide after rounding, so more points are needed
+    n_points, steps = N_CHECKPOINTS, set()
+    while len(steps) < N_CHECKPOINTS:  # small steps coincide after rounding, so more points are needed
         ratio = math.log(n_steps) / (n_points - 1)
         steps = {0, n_steps} | tens | {round(math.exp(ratio * k)) for k in range(n_points)}
         n_points += 1
@@ -187,17 +175,11 @@ def arms(*, n_seeds=3, n_tokens=None, precision="bfloat16"):
     common = {"n_tokens": n_tokens, "precision": precision}
     # Sizes are compared at equal tokens: those of nano, unless another number was asked for.
     equal = {"n_tokens": PRESETS["nano"].n_tokens if n_tokens is None else n_tokens}
-    seeds = range(n_seeds)
-    core = [{"encoding": encoding, "seed": seed} for seed in seeds for encoding in ENCODINGS]
-    masks = [
-        {"encoding": encoding, "causal": False, "seed": seed}
-        for seed in seeds
-        for encoding in ("rope", "learned")
+    seeds, sizes = range(n_seeds), ("pico", "micro", "mini", "small")
+    runs = [{"encoding": encoding, "seed": seed} for seed in seeds for encoding in ENCODINGS]
+    runs += [
+        {"encoding": name, "causal": False, "seed": seed} for seed in seeds for name in ("rope", "learned")
     ]
-    bos = [{"bos": True, "seed": seed} for seed in seeds]
-    sizes = [
-        {"preset": preset, "seed": seed, **equal}
-        for preset in ("pico", "micro", "mini", "small")
-        for seed in seeds
-    ]
-    return [Settings(**(common | arm)) for arm in [*core, *masks, *bos, *sizes]]
+    runs += [{"bos": True, "seed": seed} for seed in seeds]
+    runs += [{"preset": preset, "seed": seed, **equal} for preset in sizes for seed in seeds]
+    return [Settings(**(common | run)) for run in runs]

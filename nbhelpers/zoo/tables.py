@@ -1,39 +1,93 @@
-"""The zoo's measurements as the notebooks read them: what is there, what is missing, arrays by seed.
+"""The zoo's tables as they were collected: runs, measurements, arrays by seed, and which runs are missing."""
 
-Everything works with whatever was collected, nothing included; what needs more says so in a sentence with the
-commands that make it.
-"""
-
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
+from safetensors.torch import load_file
 
+from nbhelpers.files import read_parquet
 from nbhelpers.inputs.files import shipped_folder
 from nbhelpers.nulls.summary import uniform_null
 from nbhelpers.protocol import PAPER
 from nbhelpers.stats import LEAST_SEEDS, seed_interval
 from nbhelpers.sweeps.rows import HERE, tidy
-from nbhelpers.zoo.measure import WHOLE
-from nbhelpers.zoo.settings import arms as planned_arms
-from nbhelpers.zoo.shipped import MEASUREMENTS, RUNS
+from nbhelpers.zoo import settings
+from nbhelpers.zoo.measure import WHOLE, Yardstick
 
+MEASUREMENTS, RUNS, TOKENS = "measurements.parquet", "runs.parquet", "tokens.safetensors"
 COMMANDS = "python -m nbhelpers.zoo.training train-all, then python -m nbhelpers.zoo.training collect"
 ROPE_FAMILY = ("rope", "prope")  # prope rotates three quarters of the pairs: RoPE all the same
 WITHOUT_ROPE = ("learned", "sinusoidal", "alibi", "t5", "nope")
 SIZES = ("rope-pico", "rope-micro", "rope", "rope-mini", "rope-small")
-LOSSES = ["validation_loss", "unigram", "bigram", "trigram"]
-RUN_COLUMNS = [
-    *("run", "arm", "encoding", "mask", "bos", "preset", "seed"),
-    *("n_parameters", "n_tokens", "warmup_share", "position_initializer_range"),
-    *LOSSES,
-]
 ROW_COLUMNS = ["run", "arm", "seed", "step", "signal", "sequence", "layer", "head", "metric", "value"]
-SEQUENCES, HEADS = "sequences", "heads"
+SEQUENCES, HEADS, MODEL = "sequences", "heads", "model"
+
+
+def zoo_measurements(**where):
+    """Return the measurements of all runs as one tidy table.
+
+    Parameters
+    ----------
+    **where : value or list of values
+        Only the rows with these values in the columns named:
+        ``zoo_measurements(metric="spectral_entropy", signal="key_profile", seed=[0, 1])``.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns run, arm, encoding, mask, bos, preset, seed, step, signal, sequence, layer, head, metric,
+        value. `arm` is the run without its seed ("rope", "rope-bidirectional", "rope-mini"); the columns from
+        `step` on are those of :func:`nbhelpers.zoo.measure.measure_checkpoint`. Names are categorical. The
+        provenance is in ``attrs``.
+
+    Raises
+    ------
+    KeyError, LookupError
+        If there is no such column, or no row with these values.
+    """
+    return _shipped(MEASUREMENTS, where)
+
+
+def zoo_runs(**where):
+    """Return one row per run: its settings, cost, final losses and the n-gram losses beside them.
+
+    Parameters, errors and provenance are those of :func:`zoo_measurements`. Losses are in nats per predicted
+    token. The n-gram columns are NaN for bidirectional runs, whose task is another.
+    """
+    return _shipped(RUNS, where)
+
+
+def zoo_yardstick():
+    """Return the sequences that every run was measured on, as a :class:`nbhelpers.zoo.measure.Yardstick`."""
+    tensors = load_file(shipped_folder() / TOKENS)
+    return Yardstick(**{name: tensors[name].long() for name in Yardstick.__dataclass_fields__})
+
+
+def first_batches():
+    """Return the windows of the first updates of every run of seed 0, (update, batch, position + 1)."""
+    return load_file(shipped_folder() / TOKENS)["first_batches"].long()
+
+
+def _shipped(file, where):
+    path = shipped_folder() / file
+    schema = pq.read_schema(path)
+    unknown = [name for name in where if name not in schema.names]
+    if unknown:
+        raise KeyError(f"{file} has no column {unknown[0]!r}; it has {', '.join(schema.names)}")
+    filters = [(name, "in", list(v) if isinstance(v, (list, tuple)) else [v]) for name, v in where.items()]
+    words = [field.name for field in schema if pa.types.is_large_string(field.type)]
+    frame, provenance = read_parquet(path, filters=filters or None, read_dictionary=words)
+    if frame.empty:
+        asked = ", ".join(f"{name}={value!r}" for name, value in where.items())
+        raise LookupError(f"No row of {file} has {asked}.")
+    frame[words] = frame[words].apply(lambda column: column.cat.remove_unused_categories())
+    frame.attrs = provenance
+    return frame
 
 
 class Curves(NamedTuple):
@@ -56,15 +110,9 @@ class Curves(NamedTuple):
 
 @dataclass(frozen=True)
 class ZooTables:
-    """What `python -m nbhelpers.zoo.training collect` left in a folder.
+    """What `python -m nbhelpers.zoo.training collect` left in a folder: all the runs, or those so far.
 
-    Attributes
-    ----------
-    folder : pathlib.Path
-    runs : pandas.DataFrame
-        One row per finished run, as :func:`nbhelpers.zoo.zoo_runs`; empty if nothing was collected.
-    provenance : dict
-        Text, protocols and versions of the runs; empty likewise.
+    `runs` has a row per finished run, as :func:`zoo_runs`; `provenance` is the text, protocols and versions.
     """
 
     folder: Path
@@ -73,49 +121,27 @@ class ZooTables:
 
     @classmethod
     def read(cls, folder=None):
-        """Read a folder of collected runs, by default what travels with the package.
-
-        Raises
-        ------
-        FileNotFoundError
-            If a folder is named and holds no collected runs.
-        """
-        path = shipped_folder() if folder is None else Path(folder)
-        if not (path / RUNS).exists():
-            if folder is not None:
-                raise FileNotFoundError(f"{path} holds no {RUNS}; collect into it with --to {path}")
-            return cls(path, pd.DataFrame(columns=RUN_COLUMNS), {})
-        table = pq.read_table(path / RUNS)
-        provenance = json.loads((table.schema.metadata or {}).get(b"nbhelpers", b"{}"))
-        return cls(path, table.to_pandas(), provenance)
+        """Read a folder of collected runs, by default what travels with the package."""
+        folder = shipped_folder() if folder is None else Path(folder)
+        if not (folder / RUNS).exists():
+            raise FileNotFoundError(f"{folder} holds no {RUNS}; collect into it with --to {folder}")
+        return cls(folder, *read_parquet(folder / RUNS))
 
     def rows(self, metrics, *, signal="key_profile", per=SEQUENCES, arms=None, last=False):
         """Return measurements as a tidy frame with the columns :data:`ROW_COLUMNS`.
 
-        Parameters
-        ----------
-        metrics : str or sequence of str
-        signal : str
-            key_profile, lag_profile, attention or model.
-        per : {"sequences", "heads", "model"}
-            The mean over heads of each sequence, the mean over sequences of each head, or what is measured
-            of the model as a whole.
-        arms : sequence of str, optional
-            All if None.
-        last : bool
-            Only the end of training.
+        `signal` is key_profile, lag_profile, attention or model; `per` "sequences" (the mean over heads of
+        each), "heads" (the mean over sequences of each) or "model" (measured of it as a whole). All `arms` if
+        None; only the end of training if `last`.
         """
-        if self.runs.empty:
-            return pd.DataFrame(columns=ROW_COLUMNS).astype({"value": float})
         filters = [("metric", "in", _listed(metrics)), ("signal", "=", signal)]
         filters += [("arm", "in", list(arms))] if arms is not None else []
-        where = {SEQUENCES: (">", "="), HEADS: ("=", ">"), "model": ("=", "=")}[per]
-        filters += [
-            (name, ">=" if sign == ">" else "=", 0 if sign == ">" else WHOLE)
-            for name, sign in zip(("sequence", "layer"), where, strict=True)
-        ]
-        frame = pq.read_table(self.folder / MEASUREMENTS, filters=filters, columns=ROW_COLUMNS).to_pandas()
-        frame = frame.astype({"value": float, "run": str, "arm": str, "metric": str})
+        filters += [("sequence", ">=", 0) if per == SEQUENCES else ("sequence", "=", WHOLE)]
+        filters += [("layer", ">=", 0) if per == HEADS else ("layer", "=", WHOLE)]
+        words = ["run", "arm", "signal", "metric"]
+        path = self.folder / MEASUREMENTS
+        frame, _ = read_parquet(path, filters=filters, columns=ROW_COLUMNS, read_dictionary=words)
+        frame = frame.astype({"value": float} | dict.fromkeys(words, str))
         if last:
             frame = frame[frame.step == frame.groupby("run").step.transform("max")]
         return frame.reset_index(drop=True)
@@ -142,7 +168,7 @@ class ZooTables:
         return {metric: wide.loc[metric].to_numpy() for metric in _listed(metrics)}
 
     def ends(self, metric, arms, *, signal="key_profile", per=SEQUENCES, step="last"):
-        """Return a metric of each run at the end of training (or at step 0), by arm: arrays (seed,).
+        """Return a metric of each run at the end of training (or at step 0), by arm: Series over seeds.
 
         Arms without a run are left out; each has its own seeds, see :meth:`common`.
         """
@@ -153,13 +179,7 @@ class ZooTables:
         return {arm: means[arm].sort_index() for arm in present}
 
     def common(self, values, *, n_seeds=LEAST_SEEDS):
-        """Return the arms that have the seeds 0, 1, … n − 1, as arrays of these: what pairs by seed.
-
-        Parameters
-        ----------
-        values : dict of str to pandas.Series
-            From :meth:`ends`.
-        """
+        """Return, of :meth:`ends`, arrays of the seeds 0 to n − 1 of the arms that have them all."""
         wanted = list(range(n_seeds))
         return {
             arm: row.loc[wanted].to_numpy() for arm, row in values.items() if set(wanted) <= set(row.index)
@@ -176,16 +196,16 @@ class ZooTables:
     def lacking(self, arms, *, n_seeds=LEAST_SEEDS):
         """Return in a sentence which runs are missing for a statistic over seeds; "" if none is."""
         missing = {arm: [seed for seed in range(n_seeds) if seed not in self.seeds(arm)] for arm in arms}
-        listed = "; ".join(f"{arm} {_told(seeds)}" for arm, seeds in missing.items() if seeds)
+        listed = "; ".join(f"{arm} {_joined(seeds)}" for arm, seeds in missing.items() if seeds)
         if not listed:
             return ""
-        least = f"the seeds {_told(range(n_seeds))}" if n_seeds > 1 else "seed 0"
+        least = f"the seeds {_joined(range(n_seeds))}" if n_seeds > 1 else "seed 0"
         return f"Needed: {least} of each arm; not trained yet: {listed}. Make them with: {COMMANDS}."
 
     def said(self, arms):
         """Return in a line which seeds of which arms a table or figure shows, and which are missing."""
         have = {arm: self.seeds(arm) for arm in arms}
-        shown = [f"{arm} ({_told(seeds)})" for arm, seeds in have.items() if seeds]
+        shown = [f"{arm} ({_joined(seeds)})" for arm, seeds in have.items() if seeds]
         missing = [arm for arm, seeds in have.items() if not seeds]
         line = f"arms (seeds): {', '.join(shown) or 'none'}"
         return line + (f"; not trained yet: {', '.join(missing)} ({COMMANDS})" if missing else "")
@@ -193,15 +213,15 @@ class ZooTables:
     def coverage(self):
         """Return one row per arm of the collection: which seeds are there and which are not trained yet."""
         planned = {}
-        for settings in planned_arms():
-            planned.setdefault(settings.name.rsplit("-seed", 1)[0], []).append(settings.seed)
+        for run in settings.arms():
+            planned.setdefault(run.arm, []).append(run.seed)
         if not self.seeds("rope-small"):
             planned.pop("rope-small")  # needs a GPU; not part of train-all
         rows = [
             {
                 "arm": arm,
-                "seeds": _told(self.seeds(arm)) or "–",
-                "not trained yet": _told(s for s in seeds if s not in self.seeds(arm)) or "–",
+                "seeds": _joined(self.seeds(arm)) or "–",
+                "not trained yet": _joined(s for s in seeds if s not in self.seeds(arm)) or "–",
             }
             for arm, seeds in planned.items()
         ]
@@ -209,28 +229,17 @@ class ZooTables:
 
 
 def zoo_rows(zoo, metrics, arms, *, steps=False):
-    """Return tidy rows of the arms of the zoo: the mean over seeds, with Student's interval from 3 seeds on.
+    """Return rows of the arms of the zoo for a table beside a sweep's: means over seeds, with their interval.
 
-    Parameters
-    ----------
-    zoo : ZooTables
-    metrics : sequence of str
-        Those that were not collected are left out.
-    arms : iterable of str
-    steps : bool
-        Every checkpoint instead of the end of training.
-
-    Returns
-    -------
-    pandas.DataFrame
-        As of `nbhelpers.sweeps.rows.table_rows`. `null` is uniform attention under the arm's mask, not
-        the arm before training; NaN where the collection does not say how long its sequences are.
+    At the end of training, or at every checkpoint if `steps`. The columns are those of
+    `nbhelpers.sweeps.rows.table_rows`; `null` is uniform attention under the arm's mask, not the arm
+    before training. Metrics that were not collected are left out.
     """
     rows = []
-    _, length = zoo.provenance.get("measured_on", {}).get("attention", (None, np.nan))
+    _, length = zoo.provenance["measured_on"]["attention"]
     for arm in zoo.present(arms):
         facts = zoo.runs[zoo.runs.arm == arm].iloc[0]
-        null = {} if np.isnan(length) else uniform_null(length, PAPER, causal=facts["mask"] == "causal")
+        null = uniform_null(length, PAPER, causal=facts["mask"] == "causal")
         fixed = {"source": HERE, "model": f"zoo {arm}", "encoding": facts["encoding"], "protocol": "PAPER"}
         fixed |= {"n_parameters": facts["n_parameters"], "length": length, "corpus": "held out"}
         frame = zoo.rows(list(metrics), arms=[arm], last=not steps)
@@ -247,5 +256,5 @@ def _listed(metrics):
     return [metrics] if isinstance(metrics, str) else list(metrics)
 
 
-def _told(seeds):
+def _joined(seeds):
     return ", ".join(map(str, seeds))

