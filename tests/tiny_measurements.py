@@ -1,15 +1,12 @@
 """A small collected zoo with planted effects, as `python -m nbhelpers.zoo.training collect` leaves one."""
 
-import json
-
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 
+from nbhelpers.files import write_parquet
 from nbhelpers.kernels.rope import alibi_slopes
 from nbhelpers.zoo.settings import arms
-from nbhelpers.zoo.shipped import MEASUREMENTS, RUNS
+from nbhelpers.zoo.tables import MEASUREMENTS, RUNS
 
 N_SEQUENCES, N_LAYERS, N_HEADS = 4, 2, 4
 N_STEPS = 2929
@@ -98,10 +95,9 @@ def write_zoo(folder, keep=lambda settings: settings.preset != "small", untraine
     measured, runs = [], []
     for number, settings in enumerate(s for s in arms() if keep(s)):
         generator = np.random.default_rng([settings.seed, number])
-        mask = "causal" if settings.causal else "bidirectional"
         about = {
-            "run": settings.name, "arm": settings.name.rsplit("-seed", 1)[0], "encoding": settings.encoding,
-            "mask": mask, "bos": settings.bos, "preset": settings.preset, "seed": settings.seed,
+            "run": settings.name, "arm": settings.arm, "encoding": settings.encoding, "mask": settings.mask,
+            "bos": settings.bos, "preset": settings.preset, "seed": settings.seed,
         }  # fmt: skip
         values = planted(settings, generator)
         parts = [rows_of(name, v, s) for name, v in values.items() for s in ("key_profile", "lag_profile")]
@@ -121,8 +117,6 @@ def write_zoo(folder, keep=lambda settings: settings.preset != "small", untraine
     frame = pd.concat(measured, ignore_index=True).astype(small)
     told = {"text": {"fingerprint": "planted"}, "runs": len(runs)}
     told |= {"measured_on": {"attention": [N_SEQUENCES, 256]}}
-    metadata = {b"nbhelpers": json.dumps(told).encode()}
     for table, name in ((frame, MEASUREMENTS), (pd.DataFrame(runs), RUNS)):
-        arrow = pa.Table.from_pandas(table, preserve_index=False)
-        pq.write_table(arrow.replace_schema_metadata(metadata), folder / name, compression="zstd")
+        write_parquet(table, folder / name, told, compression="zstd")
     return folder

@@ -25,7 +25,7 @@ ROPE_FAMILY = ("rope", "prope")  # prope rotates three quarters of the pairs: Ro
 WITHOUT_ROPE = ("learned", "sinusoidal", "alibi", "t5", "nope")
 SIZES = ("rope-pico", "rope-micro", "rope", "rope-mini", "rope-small")
 ROW_COLUMNS = ["run", "arm", "seed", "step", "signal", "sequence", "layer", "head", "metric", "value"]
-SEQUENCES, HEADS, MODEL = "sequences", "heads", "model"
+SEQUENCES, HEADS = "sequences", "heads"
 
 
 def zoo_measurements(**where):

@@ -101,7 +101,7 @@ def test_settings_survive_json():
     [
         ({"preset": "huge"}, r"no preset 'huge'; there are test, pico"),
         ({"encoding": "rotary"}, r"no encoding 'rotary'; there are rope"),
-        ({"precision": "float16"}, r"precision is 'float16'; expected bfloat16 or float32"),
+        ({"precision": "float16"}, r"no precision 'float16'; there are bfloat16, float32"),
         ({"n_tokens": 100}, r"100 tokens are less than one step of 4096"),
     ],
 )

@@ -7,7 +7,7 @@ from nbhelpers.nulls.summary import uniform_null
 from nbhelpers.protocol import PAPER
 from nbhelpers.stats import seed_interval
 from nbhelpers.zoo import ENCODINGS
-from nbhelpers.zoo.tables import ROW_COLUMNS, WITHOUT_ROPE, ZooTables, zoo_rows
+from nbhelpers.zoo.tables import WITHOUT_ROPE, ZooTables, zoo_measurements, zoo_rows, zoo_runs
 
 ENTROPY = "spectral_entropy"
 KEPT = ("rope-seed0", "rope-seed1", "rope-seed2", "alibi-seed0", "alibi-seed2")
@@ -99,14 +99,18 @@ def test_a_step_that_a_seed_lacks_takes_no_part(folder, tmp_path, frame):
     assert curves.steps.tolist() == np.delete(STEPS, 4).tolist()
 
 
-def test_nothing_collected_is_an_empty_table(monkeypatch, tmp_path):
-    monkeypatch.setattr("nbhelpers.zoo.tables.shipped_folder", lambda: tmp_path)
-    table = ZooTables.read()
-    assert table.runs.empty
-    assert list(table.rows(ENTROPY).columns) == ROW_COLUMNS
-    assert table.curves(ENTROPY, "rope") is None
-    assert table.ends(ENTROPY, ENCODINGS) == {}
-    assert set(table.coverage().seeds) == {"–"}
+def test_rows_are_asked_for_by_column():
+    whole = zoo_measurements(metric="validation_loss")
+    got = zoo_measurements(metric="validation_loss", seed=[0], arm=["rope", "alibi"])
+    rows = (whole.seed == 0) & whole.arm.isin(["rope", "alibi"])
+    assert set(got.run.cat.categories) == {"rope-seed0", "alibi-seed0"}
+    assert got.value.tolist() == whole.value[rows].tolist()
+    assert set(zoo_runs(bos=True).arm) == {"rope-bos"}
+    assert got.attrs["protocols"]["key_profile"]["wavelet"] == "db2"
+    with pytest.raises(KeyError, match=r"no column 'name'; it has run, arm"):
+        zoo_measurements(name="rope")
+    with pytest.raises(LookupError, match=r"No row of measurements.parquet has metric='entropy', seed=7"):
+        zoo_measurements(metric="entropy", seed=7)
 
 
 def test_a_folder_without_runs_is_refused(tmp_path):

@@ -1,29 +1,16 @@
 """Unigram, bigram and trigram models of the training tokens: what a transformer has to beat."""
 
 import numpy as np
-import torch
 
 
 class NGram:
-    """Interpolated n-gram model with absolute discounting, up to trigrams.
+    """Interpolated n-gram model with absolute discounting (Ney, Essen and Kneser 1994), up to trigrams.
 
     Each order takes the discount D = n₁ / (n₁ + 2 n₂) off every count, n₁ and n₂ being the n-grams seen once
     and twice, and gives what was taken to the order below:
     p(w | h) = max(c(h w) − D, 0) / c(h) + D · N(h ·) / c(h) · p(w | shorter h), N(h ·) being the different
     words seen after h. Below the unigram stands the uniform distribution; a history never seen falls through.
-
-    Parameters
-    ----------
-    tokens : torch.Tensor or array_like of int, shape (position,)
-        Training text, documents one after the other.
-    ends : torch.Tensor or array_like of int, shape (document,)
-        Where documents end: no n-gram spans two.
-    vocab_size : int
-
-    References
-    ----------
-    .. [1] Ney, Essen, Kneser, "On structuring probabilistic dependences in stochastic language
-       modelling", Computer Speech & Language 8 (1994).
+    No n-gram spans two documents, which end in `tokens` at `ends`.
     """
 
     def __init__(self, tokens, ends, vocab_size):
@@ -33,18 +20,10 @@ class NGram:
         self.orders = [_Order(tokens, document, order, vocab_size) for order in (1, 2, 3)]
 
     def probabilities(self, windows, order):
-        """Return the probability of every token but the first of each window given up to order − 1 before it.
+        """Return the probability of every token but the first of each window, given order − 1 before it.
 
-        Parameters
-        ----------
-        windows : array_like of int, shape (window, position + 1)
-        order : int
-            1, 2 or 3. Near the start of a window, where there is less before it, a lower order stands in.
-
-        Returns
-        -------
-        numpy.ndarray, shape (window, position)
-            float64.
+        Near the start of a window, where there is less before it, a lower order stands in. Windows have shape
+        (window, position + 1), the result (window, position).
         """
         windows = np.asarray(windows, dtype=np.int64)
         result = np.full(windows[:, 1:].shape, 1 / self.vocab_size)
@@ -97,18 +76,7 @@ def _look_up(keys, values, wanted):
 
 
 def baselines(corpus, windows):
-    """Return the losses of unigram, bigram and trigram in nats per token, on given windows.
-
-    Parameters
-    ----------
-    corpus : nbhelpers.zoo.text.Corpus
-    windows : torch.LongTensor, shape (window, position + 1)
-        The tokens after the first of each are predicted, as by a causal model that reads the window.
-
-    Returns
-    -------
-    dict of str to float
-    """
+    """Return the losses of unigram, bigram and trigram, by name, on the windows that a causal model reads."""
     model = NGram(corpus.tokens["train"], corpus.ends["train"], corpus.vocab_size)
-    windows = torch.as_tensor(windows).numpy()
-    return {name: model.loss(windows, n) for n, name in enumerate(("unigram", "bigram", "trigram"), start=1)}
+    names = {"unigram": 1, "bigram": 2, "trigram": 3}
+    return {name: model.loss(windows.numpy(), order) for name, order in names.items()}

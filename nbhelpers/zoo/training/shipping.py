@@ -1,4 +1,4 @@
-"""Gather finished runs into what travels with the package; :mod:`nbhelpers.zoo.shipped` reads it back."""
+"""Gather finished runs into what travels with the package; :mod:`nbhelpers.zoo.tables` reads it back."""
 
 import contextlib
 import json
@@ -15,10 +15,9 @@ from safetensors.torch import save_file
 
 from nbhelpers.files import read_parquet, write_parquet
 from nbhelpers.inputs.files import ZOO_INDEX, shipped_folder
-from nbhelpers.inputs.zoo import ZooConfig
 from nbhelpers.zoo import measure
 from nbhelpers.zoo.settings import LENGTH, PRESETS, Settings, arms
-from nbhelpers.zoo.shipped import MEASUREMENTS, RUNS, TOKENS
+from nbhelpers.zoo.tables import MEASUREMENTS, RUNS, TOKENS
 from nbhelpers.zoo.text import SPLITS, load_corpus
 from nbhelpers.zoo.training.ngrams import baselines
 from nbhelpers.zoo.training.runs import FINAL
@@ -30,7 +29,6 @@ N_FIRST_BATCHES = 26
 TOKENIZERS = {False: "tokenizer", True: "tokenizer-bos"}
 OWN = {MEASUREMENTS, RUNS, TOKENS, ZOO_INDEX, "models", *TOKENIZERS.values()}
 MODEL_FILES = ("config.json", "model.safetensors")
-# `arm` is the name of a run without its seed: "rope", "rope-bidirectional", "rope-mini".
 ARM_COLUMNS = ["run", "arm", "encoding", "mask", "bos", "preset", "seed"]
 ORDER = ["signal", "metric", "run", "step", "sequence", "layer", "head"]  # like beside like: packs best
 
@@ -44,16 +42,11 @@ class FinishedRun:
     settings: Settings
 
     @property
-    def arm(self):
-        """Name of the run without its seed."""
-        return self.settings.name.rsplit("-seed", 1)[0]
-
     def columns(self):
-        """Return what tells this run from others, one value for each of :data:`ARM_COLUMNS`."""
-        settings = self.settings
-        mask = "causal" if settings.causal else "bidirectional"
-        values = [settings.name, self.arm, settings.encoding, mask, settings.bos, settings.preset]
-        return dict(zip(ARM_COLUMNS, [*values, settings.seed], strict=True))
+        """What tells this run from others, a value for each of :data:`ARM_COLUMNS`."""
+        s = self.settings
+        values = (s.name, s.arm, s.encoding, s.mask, s.bos, s.preset, s.seed)
+        return dict(zip(ARM_COLUMNS, values, strict=True))
 
 
 @dataclass(frozen=True)
@@ -76,48 +69,21 @@ class Shipped:
         for about, names in (
             ("models", self.models),
             ("left out for size", self.left_out),
-            ("not finished", _by_arm(self.unfinished)),
-            ("not trained", _by_arm(self.missing)),
+            ("not finished", self.unfinished),
+            ("not trained", self.missing),
         ):
             lines += [f"{about}: {', '.join(names)}"] if names else []
         return "\n".join(lines)
 
 
-def _by_arm(names):
-    """Return "rope seed 0 1 2" for rope-seed0, rope-seed1 and rope-seed2."""
-    seeds = {}
-    for name in names:
-        arm, seed = name.rsplit("-seed", 1)
-        seeds.setdefault(arm, []).append(seed)
-    return [f"{arm} seed {' '.join(numbers)}" for arm, numbers in seeds.items()]
-
-
 def collect(out, to=None):
-    """Gather the finished runs into tables, weights and tokenizer, within :data:`LIMIT_BYTES`.
+    """Gather the finished runs of `out` into tables, weights and tokenizers; `to` is replaced as a whole.
 
-    What must be there are all measurements, the final weights of the core arms (seed 0) and the kept
-    checkpoints of `rope`; the final weights of the other nano arms and further checkpoints are added while
-    there is room. Works with the runs finished so far, and may be called again when there are more.
-
-    Parameters
-    ----------
-    out : path
-        The folder that was trained into; holds text/ and runs/.
-    to : path, optional
-        Replaced as a whole; nbhelpers/data/zoo if None.
-
-    Returns
-    -------
-    Shipped
-
-    Raises
-    ------
-    FileNotFoundError
-        No run is finished, or the text is not there.
-    FileExistsError
-        `to` holds files that this function did not write.
-    ValueError
-        Runs were trained on different texts, a file is damaged, or what must be there exceeds the limit.
+    All measurements, the final weights of the core arms (seed 0) and the kept checkpoints of `rope` must be
+    there; the final weights of the other nano arms and further checkpoints are added while there is room
+    (:data:`LIMIT_BYTES`). Works with the runs finished so far, and may be called again when there are more.
+    Refused, with nothing changed: no finished run, runs of different texts or damaged, files of others in
+    `to`, or more than the limit.
     """
     out, to = Path(out), shipped_folder() if to is None else Path(to)
     _refuse_foreign(to)
@@ -126,26 +92,18 @@ def collect(out, to=None):
     _refuse_other_text(runs, corpus)
     with _fresh_folder(to) as partial:
         provenance = _provenance(runs, corpus)
-        _write_table(_all_measurements(runs), partial / MEASUREMENTS, provenance)
-        _write_table(_all_runs(runs, provenance["baselines"]), partial / RUNS, provenance)
+        _write_measurements(runs, partial / MEASUREMENTS, provenance)
+        _write_runs(runs, partial / RUNS, provenance)
         _write_tokens(corpus, partial / TOKENS)
         models, left_out = _write_models(runs, corpus, partial)
         n_bytes = _size(partial)
-    known, begun = {run.settings.name for run in runs}, set(unfinished)
-    missing = [arm.name for arm in arms() if arm.name not in known | begun]
-    return Shipped(to, sorted(known), models, n_bytes, missing, unfinished, left_out)
+    known = [run.settings.name for run in runs]
+    missing = [run.name for run in arms() if run.name not in known + unfinished]
+    return Shipped(to, known, models, n_bytes, missing, unfinished, left_out)
 
 
 def read_runs(folder):
-    """Return the finished runs of a folder, and the names of those that are not finished.
-
-    Raises
-    ------
-    FileNotFoundError
-        If none is finished.
-    ValueError
-        If a run.json is damaged.
-    """
+    """Return the finished runs of a folder, and the names of those that are not finished."""
     finished, unfinished = [], []
     for path in sorted(Path(folder).glob("*/run.json")):
         try:
@@ -203,6 +161,7 @@ def _fresh_folder(to):
 def _provenance(runs, corpus):
     versions = sorted({json.dumps(run.manifest["versions"], sort_keys=True) for run in runs})
     yardstick = measure.Yardstick.of(corpus)
+    names = {"attention": "text", "validation": "validation", "length": "long", "repeated": "repeated"}
     return {
         "text": runs[0].manifest["text"] | {f"{name}_tokens": len(corpus.tokens[name]) for name in SPLITS},
         "baselines": baselines(corpus, yardstick.validation),
@@ -210,55 +169,48 @@ def _provenance(runs, corpus):
             signal: {"hash": protocol.hash, **protocol.to_dict()}
             for signal, protocol in measure.PROTOCOLS.items()
         },
-        "measured_on": {
-            "attention": list(yardstick.text.shape),
-            "validation": list(yardstick.validation.shape),
-            "length": list(yardstick.long.shape),
-            "repeated": list(yardstick.repeated.shape),
-        },
+        "measured_on": {name: list(getattr(yardstick, held).shape) for name, held in names.items()},
         "versions": [json.loads(line) for line in versions],
         "runs": [run.settings.name for run in runs],
     }
 
 
-def _all_measurements(runs):
-    """Return the measurements of all runs in one table."""
+def _write_measurements(runs, path, provenance):
     parts = []
     for run in runs:
-        path = run.folder / "measurements.parquet"
         try:
-            frame, _ = read_parquet(path)
+            frame, _ = read_parquet(run.folder / "measurements.parquet")
         except ValueError as error:
             raise ValueError(f"{error} Move {run.folder} away.") from error
-        parts.append(frame.assign(**run.columns()).astype({"seed": "int16"}))
-    columns = ARM_COLUMNS + measure.COLUMNS
-    return pd.concat(parts, ignore_index=True)[columns].sort_values(ORDER, kind="stable", ignore_index=True)
+        parts.append(frame.assign(**run.columns).astype({"seed": "int16"}))
+    whole = pd.concat(parts, ignore_index=True)[ARM_COLUMNS + measure.COLUMNS]
+    whole = whole.sort_values(ORDER, kind="stable", ignore_index=True)
+    # Floats pack best byte by byte, all the rest as numbered words.
+    words = [name for name in whole if name not in ("value", "bos")]
+    packing = {"use_dictionary": words, "column_encoding": {"value": "BYTE_STREAM_SPLIT"}}
+    write_parquet(whole, path, provenance, compression="zstd", compression_level=19, **packing)
 
 
-def _all_runs(runs, losses):
-    rows = []
+def _write_runs(runs, path, provenance):
+    rows, ngrams = [], provenance["baselines"]
     for run in runs:
         settings, manifest = run.settings, run.manifest
-        comparable = settings.causal
+        sizes = {
+            "n_parameters": _n_parameters(run), "n_tokens": settings.n_tokens, "n_steps": settings.n_steps,
+        }  # fmt: skip
+        recipe = ("precision", "weight_decay", "warmup_share", "last_share", "clip")
         rows.append(
-            run.columns()
-            | {"n_parameters": _n_parameters(run), "n_tokens": settings.n_tokens, "n_steps": settings.n_steps}
-            | {
-                key: manifest["settings"][key]
-                for key in ("precision", "weight_decay", "warmup_share", "last_share", "clip")
-            }
+            run.columns
+            | sizes
+            | {name: manifest["settings"][name] for name in recipe}
             | {"learning_rate": settings.size.learning_rate, "batch_size": settings.size.batch_size}
-            | {"position_initializer_range": _config(run).position_initializer_range}
+            | {"position_initializer_range": settings.config().position_initializer_range}
             | {"seconds": manifest["seconds"], "device": manifest["device"], **manifest["machine"]}
-            | {key: value for key, value in manifest["final"].items() if key != "tokens"}
-            | {name: loss if comparable else float("nan") for name, loss in losses.items()}
+            | {name: value for name, value in manifest["final"].items() if name != "tokens"}
+            | (ngrams if settings.causal else dict.fromkeys(ngrams, float("nan")))
             | {"text": manifest["text"]["fingerprint"], **manifest["versions"]}
         )
-    return pd.DataFrame(rows)
-
-
-def _config(run):
-    return ZooConfig.from_pretrained(run.folder / "weights" / FINAL)
+    write_parquet(pd.DataFrame(rows), path, provenance, compression="zstd", compression_level=19)
 
 
 def _n_parameters(run):
@@ -266,18 +218,9 @@ def _n_parameters(run):
         return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
 
 
-def _write_table(frame, path, provenance):
-    packing = {"compression": "zstd", "compression_level": 19}
-    if "value" in frame:  # floats pack best byte by byte, all the rest as numbered words
-        words = [name for name in frame if name not in ("value", "bos")]
-        packing |= {"use_dictionary": words, "column_encoding": {"value": "BYTE_STREAM_SPLIT"}}
-    write_parquet(frame, path, provenance, **packing)
-
-
 def _write_tokens(corpus, path):
     """Write the sequences all was measured on, and the first batches of seed 0."""
-    yardstick = measure.Yardstick.of(corpus)
-    n = PRESETS["nano"].batch_size
+    yardstick, n = measure.Yardstick.of(corpus), PRESETS["nano"].batch_size
     batches = [corpus.batch(n, LENGTH + 1, seed=0, step=step) for step in range(N_FIRST_BATCHES)]
     tensors = {**vars(yardstick), "first_batches": torch.stack(batches)}
     save_file({name: tensor.to(torch.uint16) for name, tensor in tensors.items()}, path)
@@ -316,17 +259,13 @@ def _candidates(runs):
         if settings.preset != "nano" or settings.seed != 0:
             continue
         core = settings.causal and not settings.bos
-        for path in (run.folder / "weights").iterdir():
-            if path.name.startswith("."):
-                continue  # of a process that was killed
+        for path in (run.folder / "weights").glob("[!.]*"):  # others are of a process that was killed
             final = path.name == FINAL
             step = settings.n_steps if final else int(path.name.removeprefix("step"))
-            name = run.arm if final else f"{run.arm}@step{step}"
+            name = settings.arm if final else f"{settings.arm}@step{step}"
             needed = core and (final or settings.encoding == "rope")
-            about = (
-                f"{settings.encoding}, {'causal' if settings.causal else 'bidirectional'}"
-                f"{', <bos> first' if settings.bos else ''}, {step} of {settings.n_steps} updates"
-            )
+            bos = ", <bos> first" if settings.bos else ""
+            about = f"{settings.encoding}, {settings.mask}{bos}, {step} of {settings.n_steps} updates"
             # Final weights first, among checkpoints the positive control, ALiBi, first.
             rank = (not needed, not final, settings.encoding != "alibi", name)
             found.append((rank, (name, path, about, needed, settings.bos)))
