@@ -19,7 +19,7 @@ ROWS_AT_ONCE = 4096  # signals that go through the iterations of IAAFT together
 
 def random_order(signal, *, seed=0):
     """Return the values of each signal (..., position) in random order."""
-    x = _signal(signal)
+    x = as_signal(signal).double()  # (..., position)
     order = torch.rand(x.shape, generator=_generator(seed), dtype=x.dtype).argsort(-1)
     return x.gather(-1, order)
 
@@ -56,7 +56,11 @@ def exponential_decay(distance, length, *, causal):
             f"{'causal' if causal else 'two-sided'} attention over {length} tokens has 0 to {farthest:.6g}"
         )
     low, high = torch.full_like(target, -STEEPEST), torch.full_like(target, STEEPEST)
-    return _bisect(lambda s: _mean_distance(s, length, causal), target, low, high)
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        nearer = _mean_distance(middle, length, causal) < target
+        low, high = torch.where(nearer, middle, low), torch.where(nearer, high, middle)
+    return (low + high) / 2
 
 
 def exponential_profiles(decay, length):
@@ -104,7 +108,7 @@ def iaaft(signal, *, seed=0):
     ----------
     .. [1] Schreiber and Schmitz, Improved surrogate data for nonlinearity tests, Phys. Rev. Lett. 77 (1996).
     """
-    x = _signal(signal)
+    x = as_signal(signal).double()  # (..., position)
     start = random_order(x, seed=seed)
     rows, orders = (each.reshape(-1, x.shape[-1]).split(ROWS_AT_ONCE) for each in (x, start))
     return torch.cat([_iterate(*some) for some in zip(rows, orders, strict=True)]).reshape(x.shape)
@@ -145,7 +149,7 @@ def power_law_order(signal, *, seed=0):
     drawn, and its largest sample is replaced by the largest value of the signal, and so on. A signal has at
     least 4 positions.
     """
-    x = _signal(signal)
+    x = as_signal(signal).double()  # (..., position)
     n = x.shape[-1]
     frequency = spectra.frequencies(n).double()  # (freq,)
     exponent = power_law_exponent(spectra.psd(x, detrend="mean"), frequency)  # (...)
@@ -202,22 +206,6 @@ def _mean_distance(s, length, causal):
     total = before_weight * sums + after_weight * rest - (-a * top).exp()
     moment = before_weight * (d * sums - moments) + after_weight * (after * rest - rest_moments)
     return torch.where(far, moment / total, near).mean(-1)
-
-
-def _bisect(function, target, low, high):
-    """Return where a rising function meets `target`, entry by entry."""
-    for _ in range(BISECTIONS):
-        middle = (low + high) / 2
-        below = function(middle) < target
-        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
-    return (low + high) / 2
-
-
-def _signal(signal):
-    x = as_signal(signal).double()  # (..., position)
-    if x.shape[-1] < 2:
-        raise ValueError("a signal of 1 position has no other arrangement; take at least 2")
-    return x
 
 
 def _generator(seed):
