@@ -31,42 +31,30 @@ OPTIONS = {
 
 # For each field: what the paper says or leaves open, and why PAPER fills it as it does.
 REASONS = {
-    "signal": (
-        "'the attention pattern over token positions' of a head (section 4)",
-        "mean over queries is the only length-n reading that uses every query",
-    ),
+    "signal": ("'the attention pattern over token positions' of a head (section 4)",
+               "mean over queries is the only length-n reading that uses every query"),
     "sink": ("not mentioned", "nothing is removed from the matrix that the model computed"),
     "detrend": ("not mentioned", "no step is added; so the DC line, fixed by the row sum of 1, stays in"),
     "window": ("'a Hann window' (eq. 1)", "numpy.hanning, the symmetric form of the paper's stack"),
     "pad": ("'zero padding', length not given", "none: sequences of one length need none"),
     "sided": ("not mentioned", "real input; a one-sided spectrum is what an rfft returns"),
-    "edges": (
-        "low 0-0.25, mid 0.25-0.75, high 0.75-1 of Nyquist (eq. 2)",
-        "as printed; DC falls in the low band",
-    ),
+    "edges": ("low 0-0.25, mid 0.25-0.75, high 0.75-1 of Nyquist (eq. 2)",
+              "as printed; DC falls in the low band"),
     "log_base": ("not mentioned", "natural logarithm (None); the printed entropies lie in its range"),
     "wavelet": ("db2 (eq. 4)", "as printed"),
     "mode": ("not mentioned", "symmetric is the default of PyWavelets, the paper's library"),
-    "level": (
-        "'the most the shortest sequence allows' (eq. 4)",
-        "as printed: the 0.25x variant sets the level",
-    ),
-    "order": (
-        "not mentioned",
-        "a metric per sequence gives an interval over sequences; the mean of metrics is reported",
-    ),
+    "level": ("'the most the shortest sequence allows' (eq. 4)",
+              "as printed: the 0.25x variant sets the level"),
+    "order": ("not mentioned",
+              "a metric per sequence gives an interval over sequences; the mean of metrics is reported"),
     "factors": ("alpha in {0.5, 0.25} (eq. 10)", "as printed"),
-    "scaled_variant": (
-        "'sampling floor(alpha n) tokens' (eq. 10)",
-        "the first tokens: still text the model can read",
-    ),
+    "scaled_variant": ("'sampling floor(alpha n) tokens' (eq. 10)",
+                       "the first tokens: still text the model can read"),
     "alignment": ("not mentioned", "coefficients in one vector, the longer cut to the shorter"),
-    "local_distance": (
-        "'local' against 'global' in Fig. 1, no equation",
-        "16 tokens, the smallest window of Table 2",
-    ),
+    "local_distance": ("'local' against 'global' in Fig. 1, no equation",
+                       "16 tokens, the smallest window of Table 2"),
     "entropy_windows": ("16, 32, 64 (Table 2)", "as printed"),
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,9 +130,9 @@ class Protocol:
                 "'haar', 'db2', 'db4', 'sym4' or 'coif1' (pywt.wavelist(kind='discrete') lists them)."
             )
         self._settle_types()
-        if list(self.edges) != sorted(set(self.edges)) or not all(0 < edge < 1 for edge in self.edges):
+        if list(self.edges) != sorted({edge for edge in self.edges if 0 < edge < 1}):
             raise ValueError(
-                f"Protocol.edges must rise strictly inside (0, 1), fractions of Nyquist; got {self.edges}."
+                f"Protocol.edges must rise inside (0, 1), fractions of Nyquist; got {self.edges}."
             )
         if not all(0 < factor < 1 for factor in self.factors):
             raise ValueError(f"Protocol.factors must lie inside (0, 1); got {self.factors}.")
@@ -205,13 +193,11 @@ class Protocol:
 
     def explain(self):
         """Return rows (field, value, what the paper says, why PAPER's value), ready for a table."""
-        names = ("field", "value", "the paper", "the literal choice, and why")
-        rows = []
-        for field, value in self.to_dict().items():
-            said, why = REASONS[field]
-            default = PAPER.to_dict()[field]
-            rows.append(dict(zip(names, (field, value, said, f"{default}: {why}"), strict=True)))
-        return rows
+        literal, (said, why) = PAPER.to_dict(), ("the paper", "the literal choice, and why")
+        return [
+            {"field": field, "value": value, said: paper, why: f"{literal[field]}: {reason}"}
+            for (field, value), (paper, reason) in zip(self.to_dict().items(), REASONS.values(), strict=True)
+        ]
 
 
 PAPER = Protocol()
