@@ -18,7 +18,6 @@ SOURCES = {
     "sweep": ("0.1", "v"),
     "null": ("C1", "D"),
     "paper": ("0.45", "s"),
-    "earlier run": ("C2", "^"),
 }
 COMPARED = ("row", "metric", "value", "source")
 
@@ -26,30 +25,9 @@ COMPARED = ("row", "metric", "value", "source")
 def head_map(data, metric=None, *, ax=None, kv_groups=None, label=None, center=None, **options):
     """Draw a metric of every head as a layer × head heat map, lines between the KV groups.
 
-    Parameters
-    ----------
-    data : HeadTable or array_like, shape (layer, head) or (sequence, layer, head)
-        The mean over sequences is drawn.
-    metric : str, optional
-        Which metric of a HeadTable.
-    ax : matplotlib.axes.Axes, optional
-    kv_groups : sequence of int, shape (head,), optional
-        KV group of each head of an array; a table knows its own.
-    label : str, optional
-        Of the colour bar, with the unit; the metric's name if None.
-    center : float, optional
-        Value in the middle of a diverging palette; a sequential palette if None.
-    **options
-        Of `seaborn.heatmap`, such as `vmin` and `vmax`.
-
-    Returns
-    -------
-    matplotlib.axes.Axes
-
-    Raises
-    ------
-    ValueError
-        If a table comes without a metric, or the array has another number of axes.
+    `data` is a HeadTable, of which `metric` is drawn, or an array (layer, head) or (sequence, layer, head),
+    whose KV groups are `kv_groups`; means over sequences are drawn. `center` is the value in the middle of a
+    diverging palette; `options` are those of `seaborn.heatmap`, such as `vmin`.
     """
     values, kv_groups = _per_head(data, metric, kv_groups)
     if values.ndim == 3:
@@ -63,7 +41,7 @@ def head_map(data, metric=None, *, ax=None, kv_groups=None, label=None, center=N
     edges = _group_edges(kv_groups, values.shape[1])
     for edge in edges:
         ax.axvline(edge, color="white" if center is None else "black", linewidth=1.5)
-    ax.set(xlabel="head (lines part the KV groups)" if edges else "head", ylabel="layer")
+    ax.set(xlabel="head (lines separate the KV groups)" if edges else "head", ylabel="layer")
     ax.tick_params(axis="y", rotation=0)
     return ax
 
@@ -71,23 +49,7 @@ def head_map(data, metric=None, *, ax=None, kv_groups=None, label=None, center=N
 def band_bars(table, *, ax=None, order="layer", bands=BANDS):
     """Draw the band shares of every head as stacked bars (the paper's Figure 2).
 
-    Parameters
-    ----------
-    table : HeadTable
-    ax : matplotlib.axes.Axes, optional
-    order : str
-        "layer": by layer, then head, a line between layers; "share": by the first band's share.
-    bands : sequence of str
-        Metrics whose sum is 1 for every head.
-
-    Returns
-    -------
-    matplotlib.axes.Axes
-
-    Raises
-    ------
-    ValueError
-        If `order` is unknown or the shares of a head do not sum to 1.
+    Heads stand by "layer", a line between layers, or by "share" of the first band.
     """
     if order not in ("layer", "share"):
         raise ValueError(f"unknown order {order!r}; choose 'layer' or 'share'")
@@ -98,12 +60,11 @@ def band_bars(table, *, ax=None, order="layer", bands=BANDS):
             f"the bands {', '.join(bands)} sum to {total.min():.4f} to {total.max():.4f} over a head, not 1"
         )
     heads = heads.sort_values(["layer", "head"] if order == "layer" else list(bands), ignore_index=True)
-    tidy = heads.rename_axis("place").reset_index()
-    tidy = tidy.melt(["place", "layer"], bands, var_name="band", value_name="share")
-    tidy["band"] = tidy["band"].str.replace("_", " ")
+    names = [find_metric(band).label for band in bands]
+    tidy = heads[list(bands)].set_axis(names, axis="columns").rename_axis("place").reset_index()
+    tidy = tidy.melt("place", var_name="band", value_name="share")
     ax = _axes(ax)
     palette = sns.color_palette("viridis", len(bands))
-    names = [band.replace("_", " ") for band in bands]
     # seaborn stacks from the top down: the reverse order puts the first band at the bottom
     options = {"hue_order": names[::-1], "palette": palette[::-1], "linewidth": 0, "alpha": 1}
     sns.histplot(
@@ -119,30 +80,9 @@ def band_bars(table, *, ax=None, order="layer", bands=BANDS):
 
 
 def layer_trend(table, metrics, *, ax=None, n_boot=1000, confidence=0.95, seed=0, ylabel=None):
-    """Draw the mean over heads of some metrics at each layer, with an interval over sequences (Figure 3).
+    """Draw the mean over heads of metrics at each layer, with a bootstrap interval over sequences (Figure 3).
 
-    Parameters
-    ----------
-    table : HeadTable
-        Metrics of each sequence, not of averaged signals.
-    metrics : str or sequence of str
-        Of one unit: they share the axis.
-    ax : matplotlib.axes.Axes, optional
-    n_boot, confidence, seed
-        Of the bootstrap over sequences.
-    ylabel : str, optional
-        With the unit; from the metrics if None.
-
-    Returns
-    -------
-    matplotlib.axes.Axes
-
-    Raises
-    ------
-    KeyError
-        If the table has no such metric.
-    ValueError
-        If the table holds averaged signals.
+    Several metrics share the axis, so they must have one unit.
     """
     metrics = [metrics] if isinstance(metrics, str) else list(metrics)
     if table.averaged:
@@ -150,26 +90,16 @@ def layer_trend(table, metrics, *, ax=None, n_boot=1000, confidence=0.95, seed=0
     parts = []
     for metric in metrics:
         values = table.values(metric).mean(-1)  # (sequence, layer)
-        sequence, layer = (index.ravel() for index in np.indices(values.shape))
-        name = find_metric(metric).label
+        layer = np.indices(values.shape)[1].ravel()
         parts.append(
-            pd.DataFrame({"metric": name, "sequence": sequence, "layer": layer, "value": values.ravel()})
+            pd.DataFrame({"metric": find_metric(metric).label, "layer": layer, "value": values.ravel()})
         )
-    tidy = pd.concat(parts, ignore_index=True)
     ax = _axes(ax)
-    options = {"palette": "colorblind", "markers": True, "dashes": False}
     sns.lineplot(
-        tidy,
-        x="layer",
-        y="value",
-        hue="metric",
-        style="metric",
-        errorbar=("ci", 100 * confidence),
-        n_boot=n_boot,
-        seed=seed,
-        ax=ax,
-        **options,
-    )
+        pd.concat(parts, ignore_index=True), x="layer", y="value", hue="metric", style="metric",
+        errorbar=("ci", 100 * confidence), n_boot=n_boot, seed=seed,
+        palette="colorblind", markers=True, dashes=False, ax=ax,
+    )  # fmt: skip
     unit = find_metric(metrics[0]).unit
     ax.set(xlabel="layer", ylabel=ylabel or (unit if len(metrics) > 1 else metric_label(metrics[0])))
     ax.legend(frameon=False, title=None)
@@ -179,24 +109,8 @@ def layer_trend(table, metrics, *, ax=None, n_boot=1000, confidence=0.95, seed=0
 def compare_rows(frame, *, axes=None, metrics=None):
     """Draw a forest plot: one panel per metric, one line per row, intervals where there are any.
 
-    Parameters
-    ----------
-    frame : pandas.DataFrame
-        Columns row (what is compared, in the order drawn), metric, value, source (a key of :data:`SOURCES`);
-        low and high, NaN or absent where there is no interval.
-    axes : sequence of matplotlib.axes.Axes, optional
-        One per metric; made if None.
-    metrics : sequence of str, optional
-        Which, in which order; all if None.
-
-    Returns
-    -------
-    numpy.ndarray of matplotlib.axes.Axes, shape (metric,)
-
-    Raises
-    ------
-    ValueError
-        If a column is missing, a source unknown, a metric not in the frame, or the axes do not match.
+    `frame` has the columns row (what is compared, in the order drawn), metric, value, source (a key of
+    :data:`SOURCES`), and low and high, NaN or absent where there is no interval. Returns the axes.
     """
     metrics = _checked_comparison(frame, metrics)
     rows = list(dict.fromkeys(frame["row"]))
@@ -215,22 +129,7 @@ def compare_rows(frame, *, axes=None, metrics=None):
 def criterion_panels(frame, *, columns=4):
     """Draw every criterion of a scorecard in a panel of its own: claimed range, interval and null.
 
-    Parameters
-    ----------
-    frame : pandas.DataFrame
-        As from :func:`nbhelpers.collection.scorecard.criteria`.
-    columns : int
-        Panels side by side.
-
-    Returns
-    -------
-    numpy.ndarray of matplotlib.axes.Axes
-        One per row of the frame.
-
-    Raises
-    ------
-    ValueError
-        If the frame is empty.
+    `frame` is that of :func:`nbhelpers.collection.scorecard.criteria`. Returns the axes, one per row.
     """
     if frame.empty:
         raise ValueError("no criterion was measured, so there is nothing to draw; run 07 to 13 first")
@@ -332,7 +231,7 @@ def _group_edges(kv_groups, n_heads):
 
 
 def _mark_layers(ax, layers):
-    """Part the layers by thin lines and name about ten of them, at their centres."""
+    """Separate the layers by thin lines and name about ten of them, at their centres."""
     starts = np.flatnonzero(np.diff(layers, prepend=-1))
     for start in starts[1:]:
         ax.axvline(start - 0.5, color="white", linewidth=0.8)

@@ -8,6 +8,7 @@ import pandas as pd
 from scipy import stats
 
 from nbhelpers.files import read_parquet, write_parquet
+from nbhelpers.stats import LEAST_SEQUENCES, bootstrap_interval
 
 COLUMNS = ["sequence", "layer", "head", "kv_group", "metric", "value"]
 AXES = COLUMNS[:3]
@@ -113,51 +114,44 @@ class HeadTable:
         return {"sequence": sequence - self.averaged, "layer": layer, "head": head, "kv_group": groups}
 
     def summary(self, *, null=None, n_boot=1000, confidence=0.95, seed=0):
-        """Return mean, sd and IQR over heads of each metric, with a bootstrap interval of the mean over
-        sequences.
+        """Return mean, sd and IQR over heads of each metric, with an interval of the mean over sequences.
 
         Parameters
         ----------
         null : mapping of str to float, optional
             What a null model has, by metric: a column more, NaN for the metrics that it lacks.
-        n_boot : int
-            Bootstrap draws of whole sequences (heads stay together, so that they need not be independent).
-        confidence : float
-        seed : int
+        n_boot, confidence, seed
+            Of the bootstrap. Whole sequences are drawn: heads stay together, so that they need not be
+            independent. Averaged signals get a jackknife interval instead.
 
         Returns
         -------
         pandas.DataFrame
             Index metric; columns mean, low, high (of the mean), sd, iqr, q25, q75 (over heads), n_sequences,
-            n_heads, and null if one was given. One sequence gives no interval (NaN). Averaged signals get a
-            jackknife interval.
+            n_heads, and null if one was given. NaN values are left out. Fewer than 3 sequences give no
+            interval (NaN).
         """
-        rows = {metric: self._summarise(metric, n_boot, confidence, seed) for metric in self.metrics}
+        options = {"n_boot": n_boot, "confidence": confidence, "seed": seed}
+        rows = {metric: self._summarise(metric, options) for metric in self.metrics}
         summary = pd.DataFrame.from_dict(rows, orient="index").rename_axis("metric")
         return summary if null is None else summary.assign(null=[null.get(metric, np.nan) for metric in rows])
 
-    def _summarise(self, metric, n_boot, confidence, seed):
-        values = self.values(metric)
-        values = values.reshape(len(values), -1)  # (sequence, head)
+    def _summarise(self, metric, options):
+        values = self.arrays[metric].reshape(self.n_sequences + self.averaged, -1)  # (sequence, head)
         heads = values[0] if self.averaged else _known_mean(values, 0)
         per_sequence = _known_mean(values, 1)
         if self.averaged:
-            low, high = _jackknife_interval(per_sequence[0], per_sequence[1:], confidence)
+            low, high = _jackknife_interval(per_sequence[0], per_sequence[1:], options["confidence"])
         else:
-            low, high = _bootstrap_interval(per_sequence, n_boot, confidence, seed)
+            finite = per_sequence[np.isfinite(per_sequence)]
+            enough = len(finite) >= LEAST_SEQUENCES
+            low, high = bootstrap_interval(finite, **options)[1:3] if enough else (np.nan, np.nan)
         known = heads[~np.isnan(heads)]
         q25, q75 = np.quantile(known, [0.25, 0.75]) if len(known) else (np.nan, np.nan)
-        return {
-            "mean": _known_mean(heads, 0),
-            "low": low,
-            "high": high,
-            "sd": np.std(known, ddof=1) if len(known) > 1 else np.nan,
-            "iqr": q75 - q25,
-            "q25": q25,
-            "q75": q75,
-            "n_sequences": len(values) - self.averaged,
-            "n_heads": len(heads),
-        }
+        sd = np.std(known, ddof=1) if len(known) > 1 else np.nan
+        found = {"mean": _known_mean(heads, 0), "low": low, "high": high, "sd": sd}
+        found |= {"iqr": q75 - q25, "q25": q25, "q75": q75}
+        return found | {"n_sequences": self.n_sequences, "n_heads": len(heads)}
 
     def to_parquet(self, path):
         """Write the tidy frame and the provenance to one Parquet file; return its path."""
@@ -189,18 +183,6 @@ def _known_mean(values, axis):
     known = ~np.isnan(values)
     count = known.sum(axis)
     return np.where(count > 0, np.where(known, values, 0.0).sum(axis) / np.maximum(count, 1), np.nan)[()]
-
-
-def _bootstrap_interval(per_sequence, n_boot, confidence, seed):
-    """Return the percentile interval of the mean over sequences; NaN for a single one."""
-    known = per_sequence[np.isfinite(per_sequence)]
-    if len(known) < 2:
-        return np.nan, np.nan
-    options = {"n_resamples": n_boot, "confidence_level": confidence, "method": "percentile"}
-    interval = stats.bootstrap(
-        (known,), np.mean, rng=np.random.default_rng(seed), **options
-    ).confidence_interval
-    return interval.low, interval.high
 
 
 def _jackknife_interval(value, left_out, confidence):
