@@ -22,47 +22,26 @@ N_SEQUENCES = 4  # held-out windows whose attention is measured
 
 
 class Snapshot(NamedTuple):
-    """A model after some updates: mean loss since the snapshot before, spectra and entropies of its heads.
-
-    ``psd`` has shape (layer, head, freq), each summing to 1; ``frequency`` (freq,) in cycles/token;
-    ``spectral_entropy`` (layer, head) in nats, the mean over sequences. ``loss`` is in nats per token, NaN
-    before the first update.
-    """
+    """A model after some updates, and what its heads do then."""
 
     step: int
     seconds: float
-    loss: float
-    frequency: np.ndarray
-    psd: np.ndarray
-    spectral_entropy: np.ndarray
+    loss: float  # nats per token, the mean since the snapshot before; NaN before the first update
+    frequency: np.ndarray  # (freq,), cycles/token
+    psd: np.ndarray  # (layer, head, freq), each summing to 1
+    spectral_entropy: np.ndarray  # (layer, head), nats, the mean over sequences
 
 
-def live_training(*, seconds, encoding="rope", preset=PRESET, seed=0, n_snapshots=20):
-    """Train from scratch on the bundled book for so many seconds, and yield a snapshot now and then.
+def live_training(*, seconds, encoding="rope", seed=0, n_snapshots=20):
+    """Train from scratch on the bundled book for so many seconds, and yield a :class:`Snapshot` now and then.
 
-    Parameters
-    ----------
-    seconds : float
-        Wall-clock time of the updates and measurements; preparing the text comes before, about two seconds.
-        At least one update is made.
-    encoding, preset, seed
-        As in :class:`nbhelpers.zoo.Settings`.
-    n_snapshots : int
-        About so many, evenly over the time, beside the first and the last.
-
-    Yields
-    ------
-    Snapshot
-        The first before any update, the last after all. How many updates fit depends on the machine.
-
-    Raises
-    ------
-    ValueError
-        If `seconds` is not positive, or a setting is unknown.
+    The first is before any update, the last after all; about `n_snapshots` more are spread evenly over the
+    time. Preparing the text comes before, about two seconds; how many updates fit, at least one, depends on
+    the machine. `encoding` and `seed` are as in :class:`nbhelpers.zoo.Settings`.
     """
     if not seconds > 0:
         raise ValueError(f"seconds must be positive, got {seconds}")
-    first = Settings(preset=preset, encoding=encoding, seed=seed, precision="float32")
+    first = Settings(preset=PRESET, encoding=encoding, seed=seed, precision="float32")
     settings = dataclasses.replace(first, n_tokens=N_UPDATES * first.tokens_per_step)
     with tempfile.TemporaryDirectory() as folder:
         corpus = prepare([TEXT], folder)
@@ -92,10 +71,10 @@ def _trained(trainer, seconds, n_snapshots):
 def _snapshot(trainer, ids, seconds):
     profiles = capture(trainer.snapshot(), ids, "key_profile", progress=False)
     signal = profiles.key_profile.double()  # (sequence, layer, head, key)
-    psd = spectra.psd(signal, **PAPER.spectrum_options)  # (sequence, layer, head, freq)
+    options = PAPER.spectrum_options
+    psd = spectra.psd(signal, **options)  # (sequence, layer, head, freq)
     entropies = spectra.spectral_entropy(psd, base=PAPER.log_base).mean(0)  # (layer, head)
     shares = (psd / psd.sum(-1, keepdim=True)).mean(0)  # (layer, head, freq)
-    options = PAPER.spectrum_options
     frequency = spectra.frequencies(signal.shape[-1], pad=options["pad"], sided=options["sided"])
     loss = float(np.mean([loss for loss, _ in trainer.history])) if trainer.history else float("nan")
     arrays = (np.asarray(frequency), shares.numpy(), entropies.numpy())

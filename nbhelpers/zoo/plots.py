@@ -19,22 +19,10 @@ def encoding_colour(arm):
 
 
 def arm_points(values, *, ax=None, label="", nulls=None):
-    """Draw one row per arm: a mark for each seed, a bar for their mean.
+    """Draw a row per arm from the top: a mark for each seed, a bar for their mean, a diamond for its null.
 
-    Parameters
-    ----------
-    values : mapping of str to sequence of float
-        A number of each seed, by arm, drawn from the top; the name before the first dash is the encoding.
-    ax : matplotlib.axes.Axes, optional
-    label : str
-        Of the value axis, with its unit.
-    nulls : mapping of str to float, optional
-        What each arm had before training; drawn as a grey diamond.
-
-    Returns
-    -------
-    matplotlib.axes.Axes
-        Says so where there is no arm.
+    `values` are the numbers of the seeds, by arm; `nulls` what each arm had before training. The name before
+    an arm's first dash is its encoding.
     """
     ax = _axes(ax)
     ax.set(xlabel=label)
@@ -53,22 +41,10 @@ def arm_points(values, *, ax=None, label="", nulls=None):
     return ax
 
 
-def arm_curves(curves, *, ax=None, label="", mean_only=False):
+def arm_curves(curves, *, ax=None, label=""):
     """Draw a metric over training, one colour per encoding: thin lines for seeds, a thick one for their mean.
 
-    Parameters
-    ----------
-    curves : mapping of str to (steps, values)
-        By arm: steps (step,) and values (seed, step).
-    ax : matplotlib.axes.Axes, optional
-    label : str
-        Of the value axis, with its unit.
-    mean_only : bool
-        Leave the seeds out.
-
-    Returns
-    -------
-    matplotlib.axes.Axes
+    `curves` are (steps, values) by arm, of shapes (step,) and (seed, step).
     """
     ax = _axes(ax)
     ax.set(ylabel=label, xlabel="updates")
@@ -78,7 +54,7 @@ def arm_curves(curves, *, ax=None, label="", mean_only=False):
     for arm, (steps, values) in curves.items():
         x, values = np.log10(np.asarray(steps) + 1.0), np.atleast_2d(values)
         colour, marker = encoding_colour(arm), MARKERS[arm.partition("-")[0]]
-        if not mean_only and len(values) > 1:
+        if len(values) > 1:
             ax.plot(x, values.T, color=colour, lw=0.7, alpha=0.5)
         told = f"{arm} ({len(values)} seed{'s' if len(values) > 1 else ''})"
         ax.plot(x, values.mean(0), color=colour, lw=2, marker=marker, markevery=6, ms=4.5, label=told)
@@ -94,20 +70,7 @@ def step_ticks(ax, last):
 
 
 def breakpoint_marks(log_step, breakpoints, *, ax, colour="0.2"):
-    """Draw a fitted piecewise-linear curve with the interval of each knot.
-
-    Parameters
-    ----------
-    log_step : array_like, shape (step,)
-        log10(step + 1).
-    breakpoints : nbhelpers.zoo.dynamics.Breakpoints
-    ax : matplotlib.axes.Axes
-    colour : str
-
-    Returns
-    -------
-    matplotlib.axes.Axes
-    """
+    """Draw a fitted piecewise-linear curve over log10(step + 1), with the interval of each knot."""
     ax.plot(log_step, breakpoints.fit.fitted, color=colour, lw=1.4, ls="--")
     knots = breakpoints.fit.knots
     heights = np.interp(knots, log_step, breakpoints.fit.fitted)
@@ -118,18 +81,7 @@ def breakpoint_marks(log_step, breakpoints, *, ax, colour="0.2"):
 
 
 def share_bars(frame, *, ax=None):
-    """Draw shares of variance with their intervals, a row per metric and a mark per factor.
-
-    Parameters
-    ----------
-    frame : pandas.DataFrame
-        Columns metric, factor, share, low, high.
-    ax : matplotlib.axes.Axes, optional
-
-    Returns
-    -------
-    matplotlib.axes.Axes
-    """
+    """Draw shares of variance with their intervals: columns metric, factor, share, low, high of a frame."""
     ax = _axes(ax)
     ax.set(xlabel="share of the variance between runs", xlim=(-0.02, 1.02))
     if frame.empty:
@@ -151,16 +103,7 @@ def share_bars(frame, *, ax=None):
 def live_panels(snapshots, *, figure):
     """Draw the heads of a model in training anew: spectra now, spectral entropy and loss so far.
 
-    Parameters
-    ----------
-    snapshots : sequence of nbhelpers.zoo.live.Snapshot
-        In the order of training; the last is now. At least one.
-    figure : matplotlib.figure.Figure
-        Cleared first.
-
-    Returns
-    -------
-    numpy.ndarray of matplotlib.axes.Axes, shape (3,)
+    `snapshots` are those of :func:`nbhelpers.zoo.live.live_training` so far; the figure is cleared first.
     """
     figure.clear()
     now = snapshots[-1]

@@ -183,13 +183,6 @@ def test_table_of_a_checkpoint(yardstick):
     assert set(counts[["key_profile", "lag_profile", "attention"]]) == {2 * 4 + len(yardstick.text)}
 
 
-def test_lags_of_a_causal_model_begin_at_zero(yardstick):
-    causal = nbhelpers.observe(make("rope"), yardstick.text, PAPER, progress=False).profiles
-    assert causal.coordinates["lag_profile"] == list(range(LENGTH))
-    both = nbhelpers.observe(make("rope", is_causal=False), yardstick.text, PAPER, progress=False).profiles
-    assert both.coordinates["lag_profile"] == list(range(1 - LENGTH, LENGTH))
-
-
 def test_a_bidirectional_model_has_no_repeat_loss(yardstick):
     frame = measure_checkpoint(make("rope", is_causal=False), yardstick, step=0, bos=False)
     assert frame[frame.signal == "model"].metric.tolist() == ["validation_loss"]

@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 
 from nbhelpers.inputs.zoo import ENCODINGS
-from nbhelpers.zoo.settings import LENGTH, MASKED_SHARE, PRESETS, Settings, arms, checkpoint_steps
+from nbhelpers.zoo.settings import LENGTH, MASKED_SHARE, Settings, arms, checkpoint_steps
 
 
 @pytest.mark.parametrize("n_steps", [44, 45, 50, 100, 999, 2929, 12207, 100_000])
@@ -22,14 +22,6 @@ def test_at_least_forty_checkpoints_with_the_first_and_the_last(n_steps):
 
 def test_a_short_run_is_measured_at_every_step():
     assert checkpoint_steps(7) == [0, 1, 2, 3, 4, 5, 6, 7]
-
-
-@pytest.mark.parametrize("preset", [name for name in PRESETS if name != "test"])
-def test_every_preset_has_its_checkpoints(preset):
-    settings = Settings(preset=preset)
-    assert len(settings.checkpoints()) >= 40
-    assert settings.checkpoints()[-1] == settings.n_steps
-    assert settings.n_steps * settings.size.batch_size * LENGTH <= settings.n_tokens
 
 
 def test_learning_rate_rises_then_follows_a_cosine():
