@@ -74,6 +74,7 @@ def test_map_of_the_collection_is_read_from_the_title_cells(notebook, folder):
         ["02_bare", "Bare", "No more is said.", ""],
     ]
     assert list(collection_map(folder)) == ["notebook", "title", "question", "paper"]
+    assert (collection_map() != "").all(axis=None), "every notebook of ours says all of it"
 
 
 def test_no_folder(tmp_path):
