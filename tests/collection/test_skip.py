@@ -52,20 +52,13 @@ def test_plain_papermill_ends_without_an_error(notebook, tmp_path):
     assert last.execution_count is None
 
 
-def test_an_exit_without_a_reason_is_still_a_failure(notebook, tmp_path):
-    ending = execute_strictly(
-        notebook("01_exits", "raise SystemExit(0)", "1"), tmp_path / "executed.ipynb", {}
-    )
-    assert ending.kind == "cell not run"
-
-
 def test_a_decoder_is_required_of_encoders_only(tiny_llama):
     require_decoder(described(tiny_llama), "it compares causal attention")
     with pytest.raises(NotebookSkipped, match=r"mini .* is no decoder.*: it compares causal attention"):
         require_decoder(described(tiny_llama, name="mini", causal=False), "it compares causal attention")
 
 
-def test_the_nearest_head_is_taken_aloud(tiny_llama, capsys):
+def test_the_nearest_head_is_taken_and_named(tiny_llama, capsys):
     assert nearest_head(described(tiny_llama, n_layers=6, n_heads=9), 5, 8) == (5, 8)
     assert capsys.readouterr().out == ""
     assert nearest_head(described(tiny_llama, name="zoo", n_layers=4, n_heads=3), 5, 1) == (3, 1)
@@ -74,7 +67,7 @@ def test_the_nearest_head_is_taken_aloud(tiny_llama, capsys):
     )
 
 
-def test_lengths_beyond_the_positions_are_left_out_aloud(tiny_llama, capsys):
+def test_lengths_beyond_the_positions_are_left_out_and_named(tiny_llama, capsys):
     learned = described(tiny_llama, name="learned", max_positions=256)
     assert fitting_lengths(described(tiny_llama, max_positions=None), [256, 512]) == [256, 512]
     assert fitting_lengths(learned, [128, 256]) == [128, 256]
