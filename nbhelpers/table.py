@@ -5,10 +5,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from nbhelpers.files import read_parquet, write_parquet
-from nbhelpers.stats import LEAST_SEQUENCES, bootstrap_interval
+from nbhelpers.stats import jackknife_interval, known_mean, mean_interval
 
 COLUMNS = ["sequence", "layer", "head", "kv_group", "metric", "value"]
 AXES = COLUMNS[:3]
@@ -128,8 +127,7 @@ class HeadTable:
         -------
         pandas.DataFrame
             Index metric; columns mean, low, high (of the mean), sd, iqr, q25, q75 (over heads), n_sequences,
-            n_heads, and null if one was given. NaN values are left out. Fewer than 3 sequences give no
-            interval (NaN).
+            n_heads, and null if one was given. NaN values are left out. A single sequence gives no interval.
         """
         options = {"n_boot": n_boot, "confidence": confidence, "seed": seed}
         rows = {metric: self._summarise(metric, options) for metric in self.metrics}
@@ -138,18 +136,16 @@ class HeadTable:
 
     def _summarise(self, metric, options):
         values = self.arrays[metric].reshape(self.n_sequences + self.averaged, -1)  # (sequence, head)
-        heads = values[0] if self.averaged else _known_mean(values, 0)
-        per_sequence = _known_mean(values, 1)
+        heads = values[0] if self.averaged else known_mean(values, 0)
+        per_sequence = known_mean(values, 1)
         if self.averaged:
-            low, high = _jackknife_interval(per_sequence[0], per_sequence[1:], options["confidence"])
+            i = jackknife_interval(per_sequence[0], per_sequence[1:], confidence=options["confidence"])
         else:
-            finite = per_sequence[np.isfinite(per_sequence)]
-            enough = len(finite) >= LEAST_SEQUENCES
-            low, high = bootstrap_interval(finite, **options)[1:3] if enough else (np.nan, np.nan)
+            i = mean_interval(per_sequence, **options)
         known = heads[~np.isnan(heads)]
         q25, q75 = np.quantile(known, [0.25, 0.75]) if len(known) else (np.nan, np.nan)
         sd = np.std(known, ddof=1) if len(known) > 1 else np.nan
-        found = {"mean": _known_mean(heads, 0), "low": low, "high": high, "sd": sd}
+        found = {"mean": known_mean(heads, 0), "low": i.low, "high": i.high, "sd": sd}
         found |= {"iqr": q75 - q25, "q25": q25, "q75": q75}
         return found | {"n_sequences": self.n_sequences, "n_heads": len(heads)}
 
@@ -176,20 +172,3 @@ class HeadTable:
         parts = frame.groupby("metric", sort=False)["value"]
         arrays = {name: part.to_numpy().reshape(shape) for name, part in parts}
         return cls(arrays, groups, provenance, averaged=bool(frame.sequence[0] == AVERAGED))
-
-
-def _known_mean(values, axis):
-    """Return the mean of what is not NaN; NaN, without a warning, where nothing is known."""
-    known = ~np.isnan(values)
-    count = known.sum(axis)
-    return np.where(count > 0, np.where(known, values, 0.0).sum(axis) / np.maximum(count, 1), np.nan)[()]
-
-
-def _jackknife_interval(value, left_out, confidence):
-    """Return the normal interval around `value` from the values with one sequence left out each."""
-    n = len(left_out)
-    if n < 2:
-        return np.nan, np.nan
-    error = np.sqrt((n - 1) / n * ((left_out - left_out.mean()) ** 2).sum())
-    half = stats.norm.ppf(0.5 + confidence / 2) * error
-    return value - half, value + half

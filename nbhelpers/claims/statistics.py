@@ -12,7 +12,7 @@ from scipy import stats as scipy_stats
 
 from nbhelpers.kernels import entropy, frames, rows, spectra
 from nbhelpers.protocol import PAPER
-from nbhelpers.stats import Estimate, bootstrap_interval, partial_correlation, pearson
+from nbhelpers.stats import Estimate, bootstrap_interval, known_mean, partial_correlation, pearson
 
 from . import paper
 
@@ -151,10 +151,7 @@ def _finite_rows(columns):
 
 def _mean_over_heads(values):
     """Mean over the heads that are not NaN of (sequence, layer, head), or over those of (sequence, layer)."""
-    flat = values.reshape(len(values), -1)
-    known = np.isfinite(flat)
-    count = known.sum(1)
-    return np.where(count > 0, np.where(known, flat, 0.0).sum(1) / np.maximum(count, 1), np.nan)
+    return known_mean(values.reshape(len(values), -1), 1)
 
 
 def _change_over_depth(per_layer):
