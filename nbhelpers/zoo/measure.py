@@ -68,26 +68,13 @@ class Yardstick:
 
 
 def measure_checkpoint(model, yardstick, *, step, bos):
-    """Return everything measured of one checkpoint, as a tidy table.
+    """Return everything measured of one checkpoint as a tidy table with the columns :data:`COLUMNS`.
 
-    Parameters
-    ----------
-    model : ZooForLanguageModeling
-        In eval mode, on any device, float32, attention "sdpa".
-    yardstick : Yardstick
-    step : int
-        Goes into the table.
-    bos : bool
-        Whether the model was trained with <bos> first: then every sequence gets it.
-
-    Returns
-    -------
-    pandas.DataFrame
-        Columns step, signal, sequence, layer, head, metric, value. `signal` is key_profile or lag_profile for
-        the metrics of :func:`nbhelpers.measure` under PAPER; "attention" for induction_score and
-        previous_token_score; "model" for validation_loss, repeat_loss, repeat_gain. A row with sequence −1 is
-        the mean over sequences for one head; a row with layer and head −1 the mean over heads for one
-        sequence.
+    The model is in eval mode, float32, with attention "sdpa"; with `bos`, <bos> opens every sequence. The
+    column `signal` is key_profile or lag_profile for the metrics of :func:`nbhelpers.measure` under PAPER;
+    "attention" for induction_score and previous_token_score; "model" for validation_loss, repeat_loss,
+    repeat_gain. A row with sequence −1 is the mean over sequences for one head; a row with layer and head −1
+    the mean over heads for one sequence.
     """
     ids = yardstick.text.clone()
     if bos:

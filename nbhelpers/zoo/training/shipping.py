@@ -49,41 +49,14 @@ class FinishedRun:
         return dict(zip(ARM_COLUMNS, values, strict=True))
 
 
-@dataclass(frozen=True)
-class Shipped:
-    """What :func:`collect` wrote and what it could not; told in a few lines by ``str``."""
-
-    folder: Path
-    runs: list
-    models: list
-    n_bytes: int
-    missing: list
-    unfinished: list
-    left_out: list
-
-    def __str__(self):
-        lines = [
-            f"{self.folder}: {len(self.runs)} runs, {len(self.models)} models, {self.n_bytes / 1e6:.1f} MB "
-            f"of at most {LIMIT_BYTES / 1e6:.0f}"
-        ]
-        for about, names in (
-            ("models", self.models),
-            ("left out for size", self.left_out),
-            ("not finished", self.unfinished),
-            ("not trained", self.missing),
-        ):
-            lines += [f"{about}: {', '.join(names)}"] if names else []
-        return "\n".join(lines)
-
-
 def collect(out, to=None):
     """Gather the finished runs of `out` into tables, weights and tokenizers; `to` is replaced as a whole.
 
     All measurements, the final weights of the core arms (seed 0) and the kept checkpoints of `rope` must be
     there; the final weights of the other nano arms and further checkpoints are added while there is room
-    (:data:`LIMIT_BYTES`). Works with the runs finished so far, and may be called again when there are more.
-    Refused, with nothing changed: no finished run, runs of different texts or damaged, files of others in
-    `to`, or more than the limit.
+    (:data:`LIMIT_BYTES`). Works with the runs finished so far, and may be called again when there are more;
+    the lines that are returned say what is there and what is not. Refused, with nothing changed: no finished
+    run, runs of different texts or damaged, files of others in `to`, or more than the limit.
     """
     out, to = Path(out), shipped_folder() if to is None else Path(to)
     _refuse_foreign(to)
@@ -98,8 +71,11 @@ def collect(out, to=None):
         models, left_out = _write_models(runs, corpus, partial)
         n_bytes = _size(partial)
     known = [run.settings.name for run in runs]
-    missing = [run.name for run in arms() if run.name not in known + unfinished]
-    return Shipped(to, known, models, n_bytes, missing, unfinished, left_out)
+    lists = {"models": models, "left out for size": left_out, "not finished": unfinished}
+    lists["not trained"] = [run.name for run in arms() if run.name not in known + unfinished]
+    size = f"{n_bytes / 1e6:.1f} MB of at most {LIMIT_BYTES / 1e6:.0f}"
+    lines = [f"{about}: {', '.join(names)}" for about, names in lists.items() if names]
+    return "\n".join([f"{to}: {len(runs)} runs, {len(models)} models, {size}", *lines])
 
 
 def read_runs(folder):
