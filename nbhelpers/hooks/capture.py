@@ -195,10 +195,8 @@ def _rows(tensor, rows):
 
 
 def _provenance(model, network, reductions, stream, todo):
-    versions = {"nbhelpers": __version__}
-    versions |= {
-        name: importlib.metadata.version(name) for name in ("torch", "transformers", "numpy", "pywavelets")
-    }
+    packages = ("torch", "transformers", "numpy", "pywavelets")
+    versions = {name: importlib.metadata.version(name) for name in packages}
     facts = {
         "model": asdict(describe(model)),
         "dtype": str(network.dtype).removeprefix("torch."),
@@ -208,7 +206,7 @@ def _provenance(model, network, reductions, stream, todo):
         "reductions": [_identity(reduction) for reduction in reductions],
         "length": todo.length,
         "n_sequences": todo.n_sequences,
-        "versions": versions,
+        "versions": {"nbhelpers": __version__, **versions},
     }
     return json.loads(json.dumps(facts, default=str))  # as a file gives it back: lists, no tuples
 
@@ -267,7 +265,8 @@ def _has_foreign_hooks(network):
 def weight_fingerprint(network):
     """Return bytes that change with the weights: row and column sums of every parameter and buffer.
 
-    Both, so that permuted heads are told apart; of buffers that a checkpoint leaves out (RoPE's rates) too.
+    Rows and columns, so that permuted heads are told apart. Buffers that a checkpoint leaves out, such as the
+    frequencies of RoPE, count too.
     """
     digest = hashlib.sha256()
     for name, tensor in _tensors(network):

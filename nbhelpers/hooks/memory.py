@@ -80,7 +80,11 @@ def plan(model, n_sequences, length, *, batch_size=None, chunk=None, free_bytes=
     while chosen.working_bytes > USABLE * free_bytes:
         fewer = smaller(model, chosen, batch=batch_size is None, chunk=chunk is None)
         if fewer is None:
-            raise MemoryError(_too_little(chosen, free_bytes, device))
+            raise MemoryError(
+                f"{chosen}, but {free_bytes / 2**20:.0f} MB are free on {device}, of which {USABLE:.0%} may "
+                "be used. Leave batch_size and chunk to be chosen, use shorter sequences, or load the model "
+                "in dtype='bfloat16' or on another device."
+            )
         chosen = fewer
     return chosen
 
@@ -100,11 +104,10 @@ def explained(todo):
     try:
         yield
     except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
-        spoken = str(error)
-        told = any(phrase in spoken for phrase in EXHAUSTED)
-        if not (told or isinstance(error, (MemoryError, torch.OutOfMemoryError))):
+        known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        if not known and not any(phrase in str(error) for phrase in EXHAUSTED):
             raise
-        reason = (spoken or type(error).__name__).splitlines()[0]
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise MemoryError(
             f"Not enough memory for {todo}, nor for less at a time. Use shorter sequences, "
             f"load_model(..., dtype='bfloat16') or another device. ({reason})"
@@ -132,11 +135,3 @@ def _estimate(model, todo):
     tokens = todo.batch_size * todo.length
     activations = tokens * (3 * width + 8 * config.hidden_size) * model.dtype.itemsize
     return replace(todo, block_bytes=block, working_bytes=6 * block + activations)
-
-
-def _too_little(todo, free_bytes, device):
-    return (
-        f"{todo}, but {free_bytes / 2**20:.0f} MB are free on {device}, of which {USABLE:.0%} may be used. "
-        "Leave batch_size and chunk to be chosen, use shorter sequences, or load the model in "
-        "dtype='bfloat16' or on another device."
-    )

@@ -225,11 +225,17 @@ def _folder_files(path, *, weights):
         ggufs = [name for name in names if name.endswith(".gguf")]
         way_out = f"; to load a GGUF file give its path: {path / ggufs[0]}" if ggufs else ""
         raise FileNotFoundError(f"the folder {path} holds no config.json: no transformers model{way_out}")
-    if weights:
-        _refuse_pickled(names, str(path))
-    _require_shards(path)
     revision = f"folder sampled-sha256:{file_fingerprint(path)[:16]}"
-    return ModelFiles(str(path), True, revision, _has_tokenizer(names))
+    return _whole_folder(path, revision, str(path), weights=weights)
+
+
+def _whole_folder(folder, revision, where, *, weights):
+    """Return the files of a folder with a config.json, unless something of the model is missing."""
+    names = [file.name for file in folder.iterdir()]
+    if weights:
+        _refuse_pickled(names, where)
+    _require_shards(folder)
+    return ModelFiles(str(folder), True, revision, _has_tokenizer(names))
 
 
 def _hub_files(name, revision, *, weights):
@@ -260,11 +266,7 @@ def _hub_cache_files(name, revision, reason, *, weights):
             "that copy."
         )
     folder = Path(config).parent
-    names = [file.name for file in folder.iterdir()]
-    if weights:
-        _refuse_pickled(names, name)
-    _require_shards(folder)
-    return ModelFiles(str(folder), True, folder.name, _has_tokenizer(names))
+    return _whole_folder(folder, folder.name, name, weights=weights)
 
 
 def _has_tokenizer(names):
@@ -287,9 +289,9 @@ def _refuse_pickled(names, where):
 
 def _require_shards(folder):
     """Refuse a folder whose index names files that it lacks: a download that was cut off."""
-    for index in Path(folder).glob("*.index.json"):
+    for index in folder.glob("*.index.json"):
         named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        missing = sorted(name for name in named if not (Path(folder) / name).exists())
+        missing = sorted(name for name in named if not (folder / name).exists())
         if missing:
             raise FileNotFoundError(
                 f"the model in {folder} lacks {', '.join(missing[:3])}, {len(missing)} of the {len(named)} "

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 from importlib import metadata
 
 import gguf
@@ -184,7 +183,7 @@ def test_two_processes_converting_at_once(tiny_gguf, cache):
     code = "import sys; from nbhelpers.inputs.models import load_model; print(load_model(sys.argv[1]))"
     command = [sys.executable, "-W", "error", "-c", code, str(tiny_gguf)]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)]
-    outputs = [process.communicate(timeout=120) for process in processes]
+    outputs = [process.communicate(timeout=300) for process in processes]
     for process, (out, err) in zip(processes, outputs, strict=True):
         assert process.returncode == 0, err.decode()
         assert b"tiny.gguf: llama" in out
@@ -263,20 +262,26 @@ def test_names_that_lead_nowhere(no_hub, name, error, says):
         load_model(name)
 
 
-def test_an_unreachable_hub_is_told_within_seconds(monkeypatch, tmp_path):
+UNREACHABLE = """
+import time
+import huggingface_hub, transformers
+from nbhelpers.inputs.models import load_model
+started = time.perf_counter()
+try:
+    load_model("nobody/nothing")
+except ConnectionError as error:
+    print(time.perf_counter() - started, error)
+"""
+
+
+def test_an_unreachable_hub_is_told_within_seconds(tmp_path):
     """A closed local port stands for the Hub: refused at once, where transformers would retry for 23 s."""
-    code = "from nbhelpers.inputs.models import load_model; load_model('nobody/nothing')"
-    started = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "PATH": ""},
-        capture_output=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 1
-    assert b"ConnectionError: cannot load 'nobody/nothing': the Hugging Face Hub could not" in done.stderr
-    assert time.perf_counter() - started < 20  # nearly all of it importing torch and transformers
+    environment = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "PATH": ""}
+    command = [sys.executable, "-c", UNREACHABLE]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=300)
+    seconds, said = done.stdout.split(maxsplit=1)
+    assert said.startswith("cannot load 'nobody/nothing': the Hugging Face Hub could not be reached")
+    assert float(seconds) < 15
 
 
 def hub_error(kind, status):
