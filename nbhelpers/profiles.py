@@ -53,9 +53,7 @@ class Profiles:
 
     def __getitem__(self, name):
         if name not in self.arrays:
-            raise KeyError(
-                f"{name!r} was not captured; there is {', '.join(self.arrays)}. Ask capture for it."
-            )
+            raise KeyError(f"{name!r} was not captured; there is {', '.join(self.arrays)}.")
         return self.arrays[name]
 
     def __getattr__(self, name):

@@ -42,6 +42,7 @@ def test_head_map_parts_the_kv_groups(table, ax):
     head_map(table, "low_band", ax=ax)
     assert [line.get_xdata()[0] for line in ax.lines] == [2]
     assert "KV groups" in ax.get_xlabel()
+    assert not head_map(np.zeros((3, 4)), kv_groups=[0, 1, 2, 3]).lines, "each head has its own group"
 
 
 def test_head_map_of_an_array(ax):
@@ -51,11 +52,6 @@ def test_head_map_of_an_array(ax):
     assert not ax.lines, "an array without kv_groups has no groups to part"
     assert ax.collections[0].colorbar.ax.get_ylabel() == "log ratio"
     assert ax.collections[0].norm.vmin == -1
-
-
-def test_heads_with_a_group_each_are_not_parted(ax):
-    head_map(np.zeros((3, 4)), ax=ax, kv_groups=[0, 1, 2, 3])
-    assert not ax.lines
 
 
 def test_head_map_of_averaged_signals_draws_the_average_alone(ax):
@@ -161,16 +157,11 @@ def test_compare_rows_draws_points_and_intervals(comparison):
     assert axes[0].get_ylim()[0] > axes[0].get_ylim()[1], "the first row is on top"
 
 
-def test_compare_rows_uses_the_axes_and_metrics_asked(comparison):
+def test_compare_rows_takes_axes_metrics_and_values_without_intervals(comparison):
     given = plt.subplots(1, 1)[1]
-    axes = compare_rows(comparison, axes=given, metrics=["low_band"])
-    assert axes[0] is given
-    assert len(axes) == 1
-
-
-def test_compare_rows_works_without_intervals(comparison):
-    axes = compare_rows(comparison.drop(columns=["low", "high"]))
-    assert len(axes[1].collections) == 3  # one group of points for each source, no line
+    (ax,) = compare_rows(comparison.drop(columns=["low", "high"]), axes=given, metrics=["low_band"])
+    assert ax is given
+    assert len(ax.collections) == 3  # one group of points for each source, no line
 
 
 def test_compare_rows_refuses(comparison):

@@ -117,11 +117,6 @@ def test_saving_again_replaces_and_a_failure_does_not(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
-def test_a_missing_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no profiles at .*nowhere"):
-        Profiles.load(tmp_path / "nowhere")
-
-
 @pytest.mark.parametrize("damage", ["truncated", "header", "empty", "text"])
 def test_a_damaged_file(tmp_path, damage):
     path = make().save(tmp_path / "profiles.safetensors")
@@ -133,6 +128,8 @@ def test_a_damaged_file(tmp_path, damage):
         "text": b"hello",
     }
     path.write_bytes(broken[damage])
+    with pytest.raises(FileNotFoundError, match=r"no profiles at .*nowhere"):
+        Profiles.load(tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"profiles.safetensors is damaged .*delete it and capture again"):
         Profiles.load(path)
 
@@ -177,9 +174,6 @@ def test_concatenate():
 def test_concatenate_refuses_what_does_not_belong_together(changes, differing):
     with pytest.raises(ValueError, match=f"These profiles differ in {differing}: "):
         Profiles.concatenate([make(), make(**changes)])
-
-
-def test_concatenate_of_nothing():
     with pytest.raises(ValueError, match="at least one"):
         Profiles.concatenate([])
 

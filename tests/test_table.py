@@ -6,6 +6,7 @@ import pytest
 from scipy import stats
 
 from nbhelpers.files import write_parquet
+from nbhelpers.stats import bootstrap_interval
 from nbhelpers.table import AVERAGED, HeadTable
 
 FACTS = {"model": {"name": "tiny"}, "protocol_hash": "0f", "seed": 0, "edges": [0.25, 0.75]}
@@ -87,61 +88,17 @@ def test_per_head_keeps_a_head_of_which_nothing_is_known(values):
 
 
 def test_summary_is_over_heads_of_the_mean_over_sequences(values):
-    summary = make(values).summary(n_boot=200)
+    options = {"n_boot": 200, "confidence": 0.9, "seed": 3}
+    summary = make(values).summary(**options)
     assert list(summary.index) == ["entropy", "band"]
-    assert list(summary.columns) == [
-        "mean",
-        "low",
-        "high",
-        "sd",
-        "iqr",
-        "q25",
-        "q75",
-        "n_sequences",
-        "n_heads",
-    ]
     for name, array in values.items():
         heads = array.mean(0).ravel()
-        row = summary.loc[name]
         q25, q75 = np.percentile(heads, [25, 75])
-        expected = {"mean": heads.mean(), "sd": heads.std(ddof=1), "q25": q25, "q75": q75, "iqr": q75 - q25}
-        assert {key: row[key] for key in expected} == pytest.approx(expected, rel=1e-12)
-        assert row.low < row["mean"] < row.high
-        assert (row.n_sequences, row.n_heads) == (6, 12)
-
-
-def test_the_bootstrap_draws_whole_sequences():
-    # Every head of a sequence is the same number: 12 heads tell no more than one.
-    rng = np.random.default_rng(3)
-    per_sequence = rng.normal(size=30)
-    together = make({"m": np.broadcast_to(per_sequence[:, None, None], (30, 3, 4))}).summary().loc["m"]
-    alone = make({"m": per_sequence[:, None, None]}).summary().loc["m"]
-    assert (together.low, together.high) == pytest.approx((alone.low, alone.high))
-    error = per_sequence.std(ddof=1) / np.sqrt(30)
-    assert together.high - together.low == pytest.approx(2 * 1.96 * error, rel=0.15)
-
-
-def test_the_interval_is_reproducible_by_its_seed(values):
-    one, same, other = (make(values).summary(n_boot=100, seed=seed) for seed in (5, 5, 6))
-    pd.testing.assert_frame_equal(one, same)
-    assert (one.low != other.low).any()
-    state = np.random.get_state()[1].copy()
-    make(values).summary(n_boot=100)
-    assert np.array_equal(np.random.get_state()[1], state)  # never the global generator
-
-
-def test_the_interval_covers():
-    # 200 studies of 25 sequences around a known mean: a 90 % interval covers in 83 … 95 % of them.
-    rng = np.random.default_rng(11)
-    covered = 0
-    for study in range(200):
-        row = (
-            make({"m": rng.normal(1.0, 2.0, (25, 1, 1))})
-            .summary(n_boot=300, confidence=0.9, seed=study)
-            .loc["m"]
-        )
-        covered += row.low <= 1.0 <= row.high
-    assert 0.83 * 200 <= covered <= 0.95 * 200
+        interval = bootstrap_interval(array.mean((1, 2)), **options)  # whole sequences: heads stay together
+        expected = {"mean": heads.mean(), "low": interval.low, "high": interval.high, "sd": heads.std(ddof=1)}
+        expected |= {"iqr": q75 - q25, "q25": q25, "q75": q75, "n_sequences": 6, "n_heads": 12}
+        assert summary.loc[name].to_dict() == pytest.approx(expected, rel=1e-12)
+        assert list(summary.loc[name].index) == list(expected)
 
 
 def test_one_sequence_has_no_interval(values):
