@@ -38,34 +38,30 @@ def test_the_frame_is_the_slow_loop(values):
     assert averaged.sequence.unique().tolist() == [AVERAGED, 0, 1, 2, 3, 4]
 
 
-def test_values_are_copies(values):
+def test_values_and_facts_are_copies(values):
     table = make(values)
     values["band"][:] = 0
     table.values("entropy")[:] = 0
     assert table.values("band").all()
     assert table.values("entropy").all()
     assert table.metrics == ["entropy", "band"]
-    assert repr(table) == "HeadTable(tiny: 6 sequences, 12 heads; entropy, band)"
-    assert repr(make(values, averaged=True)) == "HeadTable(tiny: 5 sequences, 12 heads; entropy, band)"
-
-
-def test_arrays_must_have_one_shape(values):
-    for wrong in ({"m": np.zeros((2, 4))}, values | {"band": np.zeros((6, 3, 5))}, {}):
-        with pytest.raises(ValueError, match=r"one shape \(sequence, layer, head\) and a KV group"):
-            HeadTable(wrong, [0, 0, 1, 1])
-    with pytest.raises(ValueError, match=r"3 groups"):
-        HeadTable(values, [0, 0, 1])
-
-
-def test_facts_are_added_to_a_copy(values):
-    table = make(values)
     assert table.with_provenance(seed=3).provenance == FACTS | {"seed": 3}
     assert table.provenance == FACTS
 
 
-def test_an_unknown_metric_is_named(values):
-    with pytest.raises(KeyError, match="no metric 'entropie'; it has entropy, band"):
-        make(values).values("entropie")
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda t: HeadTable({"m": np.zeros((2, 4))}, [0, 0, 1, 1]), ValueError, "one shape"),
+        (lambda t: HeadTable({"m": t, "n": t[..., :3]}, [0, 0, 1, 1]), ValueError, "one shape"),
+        (lambda t: HeadTable({}, [0, 0, 1, 1]), ValueError, "one shape"),
+        (lambda t: HeadTable({"m": t}, [0, 0, 1]), ValueError, "3 groups"),
+        (lambda t: make({"m": t}).values("entropie"), KeyError, "no metric 'entropie'"),
+    ],
+)
+def test_bad_input_is_refused(call, error, message):
+    with pytest.raises(error, match=message):
+        call(np.zeros((6, 3, 4)))
 
 
 def test_per_head_is_the_mean_over_sequences(values):
@@ -75,16 +71,6 @@ def test_per_head_is_the_mean_over_sequences(values):
     assert wide.kv_group.tolist() == [0, 0, 1, 1] * 3
     for name, array in values.items():
         assert np.allclose(wide[name], array.mean(0).ravel(), rtol=1e-14)
-
-
-def test_per_head_keeps_a_head_of_which_nothing_is_known(values):
-    for array in values.values():
-        array[:, 1, 2] = np.nan
-    values["entropy"][0, 0, 0] = np.nan
-    wide = make(values).per_head()
-    assert len(wide) == 12
-    assert wide.entropy.isna().sum() == 1
-    assert wide.entropy[0] == pytest.approx(values["entropy"][1:, 0, 0].mean())
 
 
 def test_summary_is_over_heads_of_the_mean_over_sequences(values):
@@ -101,16 +87,16 @@ def test_summary_is_over_heads_of_the_mean_over_sequences(values):
         assert list(summary.loc[name].index) == list(expected)
 
 
-def test_one_sequence_has_no_interval(values):
+def test_one_sequence_has_no_interval_and_one_head_no_spread(values):
     summary = make({name: array[:1] for name, array in values.items()}).summary()
     assert summary[["low", "high"]].isna().all(axis=None)
     assert summary[["mean", "sd", "iqr"]].notna().all(axis=None)
-
-
-def test_one_head_has_no_spread():
-    row = make({"m": np.arange(5.0)[:, None, None]}).summary(n_boot=50).loc["m"]
-    assert np.isnan(row.sd)
-    assert row.n_heads == 1
+    averaged = make({"m": np.ones((1, 3, 4))}, averaged=True).summary().loc["m"]
+    assert np.isnan([averaged.low, averaged.high]).all()
+    assert averaged["mean"] == 1.0
+    alone = make({"m": np.arange(5.0)[:, None, None]}).summary(n_boot=50).loc["m"]
+    assert np.isnan(alone.sd)
+    assert alone.n_heads == 1
 
 
 def test_what_is_not_known_is_left_out(values):
@@ -118,6 +104,7 @@ def test_what_is_not_known_is_left_out(values):
     values["entropy"][4] = np.nan  # a sequence of which nothing is known
     values["band"][:] = np.nan
     summary = make(values).summary(n_boot=100)
+    assert make(values).per_head().entropy.isna().tolist() == [index == 6 for index in range(12)]
     heads = np.delete(values["entropy"], 4, axis=0).mean(0).ravel()
     heads = heads[~np.isnan(heads)]
     assert summary.loc["entropy", "mean"] == pytest.approx(heads.mean())
@@ -126,41 +113,23 @@ def test_what_is_not_known_is_left_out(values):
     assert summary.loc["band", ["mean", "low", "high", "sd"]].isna().all()
 
 
-def averaged_table(signals, function):
-    """The metric of the mean signal, then of each mean without one sequence, as analyze lays it out."""
-    n = len(signals)
-    rows = [signals.mean(0), *[np.delete(signals, i, axis=0).mean(0) for i in range(n)]]
-    return make({"m": function(np.stack(rows))}, averaged=True)
-
-
 def test_averaged_signals_get_a_jackknife():
     signals = np.random.default_rng(2).normal(3, 1, (20, 3, 4))
-    table = averaged_table(signals, np.square)
+    left_out = [np.delete(signals, i, axis=0).mean(0) for i in range(20)]
+    means = np.stack([signals.mean(0), *left_out])  # as analyze lays them out
+    table = make({"m": means**2, "signal": means}, averaged=True)
     assert table.averaged
     row = table.summary().loc["m"]
-    heads = signals.mean(0).ravel() ** 2
+    heads = means[0].ravel() ** 2
     assert (row["mean"], row.sd) == pytest.approx((heads.mean(), heads.std(ddof=1)))
     assert row.n_sequences == 20
-    left_out = np.array([(np.delete(signals, i, axis=0).mean(0) ** 2).mean() for i in range(20)])
-    error = np.sqrt(19 / 20 * ((left_out - left_out.mean()) ** 2).sum())
-    half = stats.norm.ppf(0.975) * error
+    each = (means[1:] ** 2).mean((1, 2))
+    half = stats.norm.ppf(0.975) * np.sqrt(19 / 20 * ((each - each.mean()) ** 2).sum())
     assert (row.low, row.high) == pytest.approx((heads.mean() - half, heads.mean() + half))
-    per_head = table.per_head()
-    assert np.allclose(per_head.m, heads)
-
-
-def test_the_jackknife_of_a_mean_is_the_standard_error():
-    signals = np.random.default_rng(4).normal(size=(15, 1, 1))
-    row = averaged_table(signals, lambda x: x).summary().loc["m"]
-    assert (row.high - row.low) / 2 == pytest.approx(
-        stats.norm.ppf(0.975) * signals.std(ddof=1) / np.sqrt(15)
-    )
-
-
-def test_one_averaged_sequence_has_no_interval():
-    row = make({"m": np.ones((1, 3, 4))}, averaged=True).summary().loc["m"]
-    assert np.isnan([row.low, row.high]).all()
-    assert row["mean"] == 1.0
+    assert np.allclose(table.per_head().m, heads)
+    # of a mean it is the standard error
+    row, error = table.summary().loc["signal"], signals.mean((1, 2)).std(ddof=1) / np.sqrt(20)
+    assert (row.high - row.low) / 2 == pytest.approx(stats.norm.ppf(0.975) * error)
 
 
 @pytest.mark.parametrize("averaged", [False, True])
@@ -172,9 +141,6 @@ def test_a_file_gives_the_table_back(tmp_path, values, averaged):
     pd.testing.assert_frame_equal(back.frame(), table.frame(), check_exact=True)
     assert (back.provenance, back.kv_groups, back.averaged) == (FACTS, [0, 0, 1, 1], averaged)
     pd.testing.assert_frame_equal(pd.read_parquet(path), table.frame())  # anybody can read it
-
-
-def test_a_foreign_parquet_file(tmp_path, values):
-    path = write_parquet(make(values).frame(), tmp_path / "foreign.parquet")
-    with pytest.raises(ValueError, match=r"foreign.parquet is a Parquet file, but not of a HeadTable"):
-        HeadTable.from_parquet(path)
+    foreign = write_parquet(table.frame(), tmp_path / "foreign.parquet")
+    with pytest.raises(ValueError, match="not of a HeadTable"):
+        HeadTable.from_parquet(foreign)

@@ -31,6 +31,9 @@ def verdict(record, criterion=BELOW, **options):
 )
 def test_one_criterion(record, expected):
     assert verdict(record) == expected
+    if expected == "contradicted":
+        assert verdict(record, planted_accuracy=0.95) == expected
+        assert verdict(record, planted_accuracy=0.94) == "undecided", "the rule fails on planted cases"
 
 
 def test_the_claim_may_lie_above_its_null_or_on_either_side():
@@ -42,6 +45,7 @@ def test_the_claim_may_lie_above_its_null_or_on_either_side():
     assert verdict(low, either) == verdict(high, either) == "supported"
     assert verdict((0.4, 0.35, 0.45, 0.4), either) == "explained by the null"
     assert verdict((0.4, 0.2, 0.6, 0.4), either) == "undecided"
+    assert verdict((0.2, 0.1, 0.3), Criterion(name="x", statistic="x", claimed=(0.0, 1.0))) == "supported"
 
 
 @pytest.mark.parametrize(("away", "name"), [(1, "far above"), (-1, "below"), (0, "near")])
@@ -51,17 +55,9 @@ def test_the_most_conservative_null_comes_closest_to_meeting_the_claim(away, nam
     assert criterion.most_conservative(0.3, by_name) == (name, by_name[name])
 
 
-def test_nulls_are_told_from_the_data_that_the_rule_goes_by():
-    named = {"name": "x", "statistic": "x", "claimed": (0.0, 1.0), "nulls": ("N0", "N2", "white noise")}
-    assert Criterion(**named).null == "the nearest of N0 uniform, N2 permuted, white noise"
-    assert Criterion(**named, away=-1).null.startswith("the smallest of N0")
-    assert Criterion(**named | {"nulls": ("N2",)}, away=1).null == "N2 permuted"
+def test_null_models_are_called_the_same_everywhere():
     names = {null.number: f"{null.number} {null.name}" for null in nulls.NULLS}
-    assert names | NULL_NAMES == names, "null models are called the same everywhere"
-
-
-def test_a_difference_from_a_null_needs_no_other():
-    assert verdict((0.2, 0.1, 0.3), Criterion(name="x", statistic="x", claimed=(0.0, 1.0))) == "supported"
+    assert names | NULL_NAMES == names
 
 
 def test_every_criterion_must_hold():
@@ -74,28 +70,14 @@ def test_every_criterion_must_hold():
     assert "y" in found.reason
 
 
-def test_missing_measurements_are_said_not_filled_in():
+def test_what_was_not_measured_has_no_verdict_and_what_makes_no_sense_is_refused():
     made = Claim(number="C0", title="", statement="", notebook="08_scale", criteria=(BELOW,))
-    found = judge(made, {})
-    assert found.verdict == "not measured"
-    assert "x" in found.reason
-    assert "08_scale" in found.reason
-    assert judge(Claim(number="C0", title="", statement="", untested="why"), {}) == (
-        "not testable here",
-        "why",
-    )
-
-
-def test_a_rule_that_fails_on_planted_cases_is_not_used():
-    record = (0.6, 0.55, 0.65, 0.9)
-    assert verdict(record, planted_accuracy=0.95) == "contradicted"
-    assert verdict(record, planted_accuracy=0.94) == "undecided"
-
-
-@pytest.mark.parametrize("record", [(math.nan, 0, 1), (0.5, 0.6, 0.7), (0.5, -math.inf, 0.7)])
-def test_a_record_that_makes_no_sense_is_refused(record):
-    with pytest.raises(ValueError, match="x: value"):
-        verdict(record)
+    assert judge(made, {}).verdict == "not measured"
+    untested = Claim(number="C0", title="", statement="", untested="why")
+    assert judge(untested, {}) == ("not testable here", "why")
+    for record in ((math.nan, 0, 1), (0.5, 0.6, 0.7), (0.5, -math.inf, 0.7)):
+        with pytest.raises(ValueError, match="x: value"):
+            verdict(record)
 
 
 def test_the_claims_are_c1_to_c19_and_fit_to_be_judged():
@@ -118,15 +100,3 @@ def test_what_is_printed_is_read_from_the_tables():
     assert printed_range(claim("C3").criteria[0]) is None
     with pytest.raises(LookupError, match="C19"):
         claim("C20")
-
-
-def test_what_the_rule_leaves_out_is_said_beside_its_verdict():
-    found = judge(claim("C7"), {"C7_largest_departure": Estimate(0.5, 0.2, 2.7, 1.1)})
-    assert found.verdict == "contradicted"
-    assert found.reason.endswith("that Pythia-2.8B is special can only be tested on it")
-    records = {
-        "C4_selectivity_over_null": Estimate(0.1, 0.08, 0.12),
-        "C4_tracks_peak": Estimate(0.9, 0.8, 0.95),
-    }
-    assert "needs more models than one" in judge(claim("C4"), records, planted_accuracy=0.5).reason
-    assert "Not tested" not in judge(claim("C8"), {"C8_rope_advantage": Estimate(-0.1, -0.12, -0.08)}).reason

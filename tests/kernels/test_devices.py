@@ -36,8 +36,12 @@ SHORT = wavelets.wavedec(SIGNAL[..., :65], level=3)
 TABLE = random(32, 3)
 
 
-def wavelet_rows(signal, wavelet="db2", **options):
-    return rows.row_wavelet_entropies(signal, 150, wavelet=wavelet, level=2, **options)
+def levels(on):
+    return [on(part) for part in LEVELS]
+
+
+def two_lists(on):
+    return levels(on), [on(part) for part in SHORT]
 
 
 # name: calls that give a tensor or tensors, of a function that puts a tensor on a device
@@ -75,7 +79,8 @@ CALLS = {
         lambda on: rows.row_spectral_metrics(on(SIGNAL), RUNS, base=2),
     ],
     "row_wavelet_entropies": [
-        lambda on, mode=mode: wavelet_rows(on(SIGNAL), mode=mode) for mode in wavelets.MODES
+        lambda on, mode=mode: rows.row_wavelet_entropies(on(SIGNAL), 150, wavelet="db2", mode=mode, level=2)
+        for mode in wavelets.MODES
     ],
     "band_shares": [lambda on: spectra.band_shares(on(SIGNAL))],
     "psd": [
@@ -86,25 +91,18 @@ CALLS = {
         lambda on, mode=mode: wavelets.wavedec(on(SIGNAL), mode=mode, check=False) for mode in wavelets.MODES
     ],
     "waverec": [
-        lambda on, mode=mode: wavelets.waverec([on(part) for part in LEVELS], mode=mode)
-        for mode in ("symmetric", "zero")
+        lambda on, mode=mode: wavelets.waverec(levels(on), mode=mode) for mode in ("symmetric", "zero")
     ]
-    + [lambda on: wavelets.waverec([on(part) for part in LEVELS[-1:] * 2], mode="periodization")],
+    + [lambda on: wavelets.waverec(levels(on)[-1:] * 2, mode="periodization")],
     "weighted_sum": [lambda on: wavelets.weighted_sum(on(SIGNAL).unbind(), [0.3, -2.0])],
     "wavelet_entropy": [
-        lambda on, flag=flag: wavelets.wavelet_entropy([on(part) for part in LEVELS], normalize=flag)
-        for flag in (False, True)
+        lambda on, flag=flag: wavelets.wavelet_entropy(levels(on), normalize=flag) for flag in (False, True)
     ],
-    "level_energies": [lambda on: wavelets.level_energies([on(part) for part in LEVELS])],
+    "level_energies": [lambda on: wavelets.level_energies(levels(on))],
     "align": [
-        lambda on, how=how: wavelets.align(
-            *[[on(part) for part in side] for side in (LEVELS, SHORT)], alignment=how
-        )
-        for how in wavelets.ALIGNMENTS
+        lambda on, how=how: wavelets.align(*two_lists(on), alignment=how) for how in wavelets.ALIGNMENTS
     ],
-    "scale_sensitivity": [
-        lambda on: wavelets.scale_sensitivity(*[[on(part) for part in side] for side in (LEVELS, SHORT)])
-    ],
+    "scale_sensitivity": [lambda on: wavelets.scale_sensitivity(*two_lists(on))],
 }
 # These need numbers on the host: to raise an error, to choose entries, or for an axis made there.
 READING = {

@@ -21,34 +21,28 @@ def random_attn(*shape, dtype=torch.float64, seed=0, causal=False):
 
 
 class TestRequireDistribution:
-    def test_softmax_passes_in_every_dtype(self):
+    def test_softmax_passes_in_every_dtype_and_half_precision_is_allowed_more(self):
         attn = random_attn(3, 500, dtype=torch.float32)
         for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
             entropy.require_distribution(attn.to(dtype))
         entropy.require_distribution(attn[:0])
+        entropy.require_distribution((attn * 1.004).to(torch.bfloat16))
+        entropy.require_distribution(attn * 1.004, tolerance=0.005)
 
-    def test_sums_are_reported_with_the_worst_row(self):
+    @pytest.mark.parametrize(
+        ("at", "value", "message"),
+        [
+            ((1, 2), 0.0, r"1 of 6 rows do not, the worst at index \(1, 2\) with sum 0"),
+            ((0, 1, 3), -0.25, r"negative.*\(0, 1, 3\)"),
+            ((0, 1, 3), math.nan, r"1 of 48 entries.*\(0, 1, 3\)"),
+            (..., 0.1255, r"within 0\.001, but 6 of 6 rows"),
+        ],
+    )
+    def test_what_is_no_distribution_is_refused(self, at, value, message):
         attn = random_attn(2, 3, 8)
-        attn[0, 1] *= 1.01
-        attn[1, 2] = 0  # a fully padded row
-        with pytest.raises(ValueError, match=r"2 of 6 rows do not, the worst at index \(1, 2\) with sum 0\."):
+        attn[at] = value
+        with pytest.raises(ValueError, match=message):
             entropy.positional_entropy(attn)
-
-    def test_half_precision_is_allowed_more(self):
-        attn = random_attn(8) * 1.004
-        with pytest.raises(ValueError, match=r"within 0\.001"):
-            entropy.require_distribution(attn.float())
-        entropy.require_distribution(attn.to(torch.bfloat16))
-        entropy.require_distribution(attn, tolerance=0.005)
-
-    def test_negative_and_nan(self):
-        attn = random_attn(2, 8)
-        attn[1, 4] = -0.25
-        with pytest.raises(ValueError, match=r"profile has negative.*-0\.25 at index \(1, 4\)"):
-            entropy.require_distribution(attn, "profile")
-        attn[0, 2] = math.nan
-        with pytest.raises(ValueError, match=r"1 of 16 entries.*\(0, 2\)"):
-            entropy.require_distribution(attn)
 
 
 class TestPositionalEntropy:
@@ -59,12 +53,10 @@ class TestPositionalEntropy:
         expected = scipy.stats.entropy(attn.double().numpy(), axis=-1, base=base)
         assert_close(entropy.positional_entropy(attn, base=base), expected, dtype=dtype)
 
-    def test_uniform_causal_rows_are_log_of_their_length(self):
+    def test_closed_forms(self):
         attn = torch.tril(torch.ones(7, 7, dtype=torch.float64))
         attn = attn / attn.sum(-1, keepdim=True)
         assert_close(entropy.positional_entropy(attn), np.log(np.arange(1, 8)))
-
-    def test_one_hot_is_zero(self):
         assert entropy.positional_entropy(torch.eye(4)).tolist() == [0.0] * 4
 
     def test_gradient_through_a_causal_softmax(self):
@@ -104,13 +96,7 @@ class TestWindowEntropy:
         uniform = torch.full((64,), 1 / 64, dtype=torch.float64)
         assert float(entropy.window_entropy(uniform, 16)) == pytest.approx(1.0, abs=1e-12)
         assert entropy.window_entropy(torch.eye(64)[:48], 16).tolist() == [0.0] * 48
-
-    def test_mass_only_in_the_ragged_end_is_nan(self):
-        assert entropy.window_entropy(torch.eye(10)[9], 4).isnan()
-
-    def test_one_window_of_all_keys_is_the_positional_entropy(self):
-        attn = random_attn(3, 24)
-        assert_close(entropy.window_entropy(attn, 24), entropy.positional_entropy(attn, base=24))
+        assert entropy.window_entropy(torch.eye(10)[9], 4).isnan(), "mass only in the ragged end"
 
     @pytest.mark.parametrize("window", [1, 33, 0])
     def test_impossible_windows(self, window):
@@ -154,16 +140,12 @@ class TestEntropicSlack:
             pair = [scipy.stats.entropy(p) for p in (x**2, np.abs(unitary @ x) ** 2)]
             assert float(slack) == pytest.approx(sum(pair) - math.log(length), abs=1e-10)
 
-    def test_bounds(self):
+    def test_bounds_and_that_scale_and_place_do_not_count(self):
         signals = torch.randn(300, 48, dtype=torch.float64, generator=torch.Generator().manual_seed(3)) ** 3
         slack = entropy.entropic_slack(signals)
         assert slack.min() > 0
         assert slack.max() < math.log(48)
-
-    def test_scale_and_place_do_not_count(self):
-        signal = random_attn(4, 30)
-        expected = entropy.entropic_slack(signal)
-        assert_close(entropy.entropic_slack(-17 * signal.roll(9, -1)), expected)
+        assert_close(entropy.entropic_slack(-17 * signals.roll(9, -1)), slack)
 
     def test_a_gaussian_is_near_the_bound_of_the_line_not_of_the_circle(self):
         # On the line the sum of both entropies of a Gaussian is log(e/2); bins of 1/N add log N.

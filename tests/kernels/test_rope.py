@@ -22,24 +22,11 @@ def cos_sin(frequency, positions):
     return torch.cat([angle, angle], -1).cos(), torch.cat([angle, angle], -1).sin()
 
 
-class TestFrequencies:
-    def test_closed_form(self):
-        frequency = rope.inverse_frequencies(8, theta=10000.0)
-        assert frequency.dtype == torch.float64
-        assert_close(frequency, np.array([1.0, 0.1, 0.01, 0.001]))
-        assert_close(rope.wavelengths(frequency), 2 * math.pi * np.array([1.0, 10, 100, 1000]))
-
-    def test_partial_rotation_is_that_of_gpt_neox(self):
-        config = modeling_gpt_neox.GPTNeoXConfig(hidden_size=256, num_attention_heads=4)
-        theirs, _ = modeling_gpt_neox.GPTNeoXRotaryEmbedding.compute_default_rope_parameters(config)
-        ours = rope.inverse_frequencies(64, theta=config.rope_parameters["rope_theta"], fraction=0.25)
-        assert ours.shape == (8,)
-        assert_close(ours, theirs, dtype=torch.float32)
-
-    @pytest.mark.parametrize("fraction", [1.0, 0.25])
-    def test_odd_numbers_are_refused(self, fraction):
-        with pytest.raises(ValueError, match=f"rotates {int(7 * fraction)} dimensions"):
-            rope.inverse_frequencies(7, fraction=fraction)
+def test_frequencies_closed_form():
+    frequency = rope.inverse_frequencies(8, theta=10000.0)
+    assert frequency.dtype == torch.float64
+    assert_close(frequency, np.array([1.0, 0.1, 0.01, 0.001]))
+    assert_close(rope.wavelengths(frequency), 2 * math.pi * np.array([1.0, 10, 100, 1000]))
 
 
 class TestRotate:
@@ -52,8 +39,11 @@ class TestRotate:
         assert_close(rope.rotate(x, positions, frequency), expected, dtype=dtype)
 
     def test_partial_rotation_is_gpt_neox(self):
+        config = modeling_gpt_neox.GPTNeoXConfig(hidden_size=256, num_attention_heads=4)
+        theirs, _ = modeling_gpt_neox.GPTNeoXRotaryEmbedding.compute_default_rope_parameters(config)
+        frequency = rope.inverse_frequencies(64, theta=config.rope_parameters["rope_theta"], fraction=0.25)
+        assert_close(frequency, theirs, dtype=torch.float32)
         x, positions = normal(2, 3, 11, 64), torch.arange(11)
-        frequency = rope.inverse_frequencies(64, fraction=0.25)
         cos, sin = cos_sin(frequency, positions[None])
         expected, _ = modeling_gpt_neox.apply_rotary_pos_emb(x, x, cos, sin)
         rotated = rope.rotate(x, positions, frequency)
@@ -61,31 +51,16 @@ class TestRotate:
         assert torch.equal(rotated[..., 16:], x[..., 16:])
 
     def test_interleaved_is_gpt_j(self):
-        x, positions = normal(2, 11, 3, 16), torch.arange(11)
+        x, positions = normal(2, 11, 3, 16), torch.arange(11)  # (batch, position, head, dim)
         frequency = rope.inverse_frequencies(16)
         angle = (positions[:, None] * frequency)[None]
-        expected = modeling_gptj.apply_rotary_pos_emb(
-            x, angle.sin(), angle.cos()
-        )  # (batch, position, head, dim)
+        expected = modeling_gptj.apply_rotary_pos_emb(x, angle.sin(), angle.cos())
         rotated = rope.rotate(x.transpose(1, 2), positions, frequency, interleaved=True)
         assert_close(rotated.transpose(1, 2), expected)
 
     @pytest.mark.parametrize("interleaved", [False, True])
-    def test_each_pair_is_turned_as_a_complex_number(self, interleaved):
-        x, frequency = normal(5, 8), rope.inverse_frequencies(8)
-        pairs = x.unflatten(-1, (4, 2)) if interleaved else x.unflatten(-1, (2, 4)).transpose(-1, -2)
-        turned = torch.view_as_complex(pairs.contiguous()) * torch.exp(
-            1j * torch.arange(5)[:, None] * frequency
-        )
-        rotated = rope.rotate(x, torch.arange(5), frequency, interleaved=interleaved)
-        back = (
-            rotated.unflatten(-1, (4, 2)) if interleaved else rotated.unflatten(-1, (2, 4)).transpose(-1, -2)
-        )
-        assert_close(back, torch.view_as_real(turned))
-
-    @pytest.mark.parametrize("interleaved", [False, True])
     def test_scores_depend_on_the_lag_alone(self, interleaved):
-        query, key, frequency = normal(12).expand(40, 12), normal(12, seed=1).expand(40, 12), None
+        query, key = normal(12).expand(40, 12), normal(12, seed=1).expand(40, 12)
         frequency = rope.inverse_frequencies(8)  # 4 of 12 dimensions pass through
         near, far = torch.arange(40), torch.arange(40) + 100_000
         options = {"interleaved": interleaved}
@@ -115,21 +90,14 @@ class TestRotate:
         x.requires_grad_()
         assert torch.autograd.gradcheck(lambda y: rope.rotate(y, torch.arange(4), frequency), x)
 
-    def test_errors(self):
-        frequency = rope.inverse_frequencies(16)
-        with pytest.raises(ValueError, match="8 pairs need a head_dim of 16 or more, got 8"):
-            rope.rotate(normal(5, 8), torch.arange(5), frequency)
 
-
-class TestLagKernel:
-    def test_is_the_score_of_equal_energy_pairs(self):
-        frequency = rope.inverse_frequencies(16)
-        x = rope.rotate(torch.ones(30, 16, dtype=torch.float64), torch.arange(30), frequency)
-        scores = (x @ x[0]) / 16
-        kernel = rope.lag_kernel(frequency, torch.arange(30))
-        assert_close(kernel, scores)
-        assert kernel[0] == 1
-        assert torch.equal(rope.lag_kernel(frequency, -torch.arange(30).reshape(5, 6)), kernel.view(5, 6))
+def test_lag_kernel_is_the_score_of_equal_energy_pairs():
+    frequency = rope.inverse_frequencies(16)
+    x = rope.rotate(torch.ones(30, 16, dtype=torch.float64), torch.arange(30), frequency)
+    kernel = rope.lag_kernel(frequency, torch.arange(30))
+    assert_close(kernel, (x @ x[0]) / 16)
+    assert kernel[0] == 1
+    assert torch.equal(rope.lag_kernel(frequency, -torch.arange(30).reshape(5, 6)), kernel.view(5, 6))
 
 
 class TestAlibi:
@@ -138,23 +106,17 @@ class TestAlibi:
         assert_close(rope.alibi_slopes(16), 2.0 ** (-0.5 * np.arange(1, 17)))
         assert rope.alibi_slopes(1).tolist() == [2.0**-8]
 
-    @pytest.mark.parametrize("n_heads", [1, 2, 3, 5, 6, 8, 12, 14, 20, 71])
+    @pytest.mark.parametrize("n_heads", [1, 2, 3, 6, 8, 14, 71])
     def test_is_blooms_up_to_a_constant_per_row(self, n_heads):
         length = 9
-        theirs = build_alibi_tensor(
-            torch.ones(1, length, dtype=torch.long), n_heads, torch.float32
-        )  # (head, 1, key)
+        ones = torch.ones(1, length, dtype=torch.long)
+        theirs = build_alibi_tensor(ones, n_heads, torch.float32)  # (head, 1, key)
         ours = rope.alibi_bias(n_heads, length)  # (head, query, key)
         causal = torch.full((length, length), -math.inf).triu(1)
         assert ours.dtype == torch.float32
         assert_close(ours.softmax(-1), (theirs + causal).softmax(-1))
         assert torch.equal(ours == -math.inf, causal.expand(n_heads, -1, -1) == -math.inf)
-
-    def test_diagonal_is_zero_and_falls_by_the_slope(self):
-        bias = rope.alibi_bias(3, 5, dtype=torch.float64)
-        slopes = rope.alibi_slopes(3)
-        for lag in range(5):
-            assert_close(bias.diagonal(-lag, 1, 2), (-slopes * lag)[:, None].expand(3, 5 - lag))
+        assert not ours.diagonal(0, 1, 2).any(), "the constant makes lag 0 zero"
 
 
 class TestT5:
@@ -175,18 +137,6 @@ class TestT5:
             bucket = int(rope.t5_bucket(key - query, bidirectional=bidirectional))
             assert torch.equal(bias[:, query, key], table[bucket])
 
-    def test_is_differentiable_in_the_table(self):
-        table = normal(32, 2).requires_grad_()
-        rope.t5_bias(table, 4, bidirectional=False).sum().backward()
-        # Lags 0…3 hold buckets 0…3; bucket 0 also takes the six keys after their query.
-        assert table.grad[:5, 0].tolist() == [10.0, 3.0, 2.0, 1.0, 0.0]
-
-    def test_errors(self):
-        with pytest.raises(ValueError, match="n_buckets 2 gives 1 a side"):
-            rope.t5_bucket(3, n_buckets=2)
-        with pytest.raises(ValueError, match="below max_distance, 8"):
-            rope.t5_bucket(3, max_distance=8)
-
 
 class TestSinusoidal:
     def test_is_the_slow_formula(self):
@@ -201,3 +151,21 @@ class TestSinusoidal:
         embedding = rope.sinusoidal_embedding(50, 32)
         lag = torch.arange(50)[:, None] - torch.arange(50)
         assert_close(embedding @ embedding.T, 16 * rope.lag_kernel(rope.inverse_frequencies(32), lag))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: rope.inverse_frequencies(7), "rotates 7"),
+        (lambda: rope.inverse_frequencies(7, fraction=0.25), "rotates 1"),
+        (
+            lambda: rope.rotate(normal(5, 8), torch.arange(5), rope.inverse_frequencies(16)),
+            "head_dim of 16",
+        ),
+        (lambda: rope.t5_bucket(3, n_buckets=2), "n_buckets 2"),
+        (lambda: rope.t5_bucket(3, max_distance=8), "max_distance"),
+    ],
+)
+def test_bad_input_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
