@@ -159,12 +159,12 @@ def test_a_full_disk(real, tmp_path):
 
 
 def test_a_run_that_is_stopped_for_ever(played, out):
-    process = start(played, out, "--timeout", "3")
+    process = start(played, out, "--timeout", "8")
     wait_for(lambda: run_processes(out))
     run_processes(out)[0].suspend()
     status, told = end(process)
     assert status == 1
-    assert "still running after 3 s (timeout); its process was killed" in told
+    assert "still running after 8 s (timeout); its process was killed" in told
     assert load_sweep(out).n_done == 5
     assert run_processes(out) == []
     end(start(played, out))
