@@ -93,7 +93,7 @@ def run_sweep(
         sweep = load_sweep(out, allow_empty=True)
         write_tables(sweep)
         if interrupted.is_set():
-            say(f"interrupted; {sweep.said()} and kept in {out}. The same command resumes there.")
+            say(f"interrupted; {sweep.status()} and kept in {out}. The same command resumes there.")
             raise KeyboardInterrupt
         say(sweep.report())
     return sweep
@@ -165,9 +165,10 @@ def _opened(executor, scheduler, workers):
     try:
         from distributed import Client
     except ModuleNotFoundError as error:
-        told = "a scheduler needs Dask; install it with pip install 'nbhelpers[cluster]'"
-        raise ModuleNotFoundError(told) from error
-    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # what it loses is told in a line
+        raise ModuleNotFoundError(
+            "a scheduler needs Dask; install it with pip install 'nbhelpers[cluster]'"
+        ) from error
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # one line of ours says what it lost
     try:
         client = Client(scheduler, set_as_default=False, timeout=CONNECT_SECONDS)
     except OSError as error:

@@ -48,7 +48,7 @@ class Estimator:
     def cost(self, run: Run, *, others: tuple[Run, ...] = ()) -> Cost:
         """Return what a run costs; `others` are runs that may have been done, to learn the speed from."""
         alike = [other for other in others if (other.model, other.dtype) == (run.model, run.dtype)]
-        done = [(other, told["sweep"]) for other in alike if (told := read_run(self.out, other))]
+        done = [(other, facts["sweep"]) for other in alike if (facts := read_run(self.out, other))]
         if done:
             spent = sum(took["seconds"] for _, took in done) / sum(other.n_tokens for other, _ in done)
             peak = max(took["peak_mb"] for _, took in done)
@@ -56,12 +56,12 @@ class Estimator:
         skeleton = self._skeleton(run)
         if isinstance(skeleton, str):
             return self._from_stated_size(run, skeleton)
-        told = skeleton.description
-        megabytes = _weights(told.n_parameters, skeleton.model.dtype.itemsize)
+        model = skeleton.description
+        megabytes = _weights(model.n_parameters, skeleton.model.dtype.itemsize)
         megabytes += self._plan(run, skeleton).working_bytes / 2**20
-        seconds = self._seconds(run, told.n_parameters)
-        seconds += METRIC_SECONDS * told.n_layers * told.n_heads * run.n_tokens
-        basis = f"{told.n_parameters / 1e6:.4g} M parameters from the configuration, capture's plan"
+        seconds = self._seconds(run, model.n_parameters)
+        seconds += METRIC_SECONDS * model.n_layers * model.n_heads * run.n_tokens
+        basis = f"{model.n_parameters / 1e6:.4g} M parameters from the configuration, capture's plan"
         return Cost(seconds, megabytes, f"{basis}, {self._speed()}")
 
     def _from_stated_size(self, run, reason):
@@ -150,10 +150,11 @@ def print_plan(grid: Grid, out: str | Path, *, workers: int = 1, device: str | N
         number = bases.setdefault(cost.basis, len(bases) + 1)
         total += cost.seconds  # NaN once one is unknown
         largest = max(largest, 0.0 if math.isnan(cost.megabytes) else cost.megabytes)
-        told = f"{duration(cost.seconds):>12} {memory(cost.megabytes):>10} [{number}]"
-        print(f"{run.id} {told}  {run.label}")
-    said = "unknown, because some runs have no estimate" if math.isnan(total) else duration(total / workers)
-    print(f"\ntogether {said} with {workers} at a time; at most {memory(largest)} for one run. Based on")
+        columns = f"{duration(cost.seconds):>12} {memory(cost.megabytes):>10} [{number}]"
+        print(f"{run.id} {columns}  {run.label}")
+    spent = duration(total / workers)
+    spent = "unknown, because some runs have no estimate" if math.isnan(total) else spent
+    print(f"\ntogether {spent} with {workers} at a time; at most {memory(largest)} for one run. Based on")
     for basis, number in bases.items():
         print(f"[{number}] {basis}")
     print(

@@ -57,8 +57,8 @@ def _lines_of(line, measured):
     mine = (measured.paper == line.paper) & (measured.metric == line.metric)
     mine &= (measured.step == line.step) | pd.isna(line.step)
     names = list(measured.row[mine].unique()) or [line.row]
-    told = {"metric": line.metric, "value": line.value, "low": np.nan, "high": np.nan, "source": PRINTED}
-    return pd.DataFrame({"row": names}).assign(**told)
+    fields = {"metric": line.metric, "value": line.value, "low": np.nan, "high": np.nan, "source": PRINTED}
+    return pd.DataFrame({"row": names}).assign(**fields)
 
 
 def rows_over(rows, over, metric, *, ax=None):

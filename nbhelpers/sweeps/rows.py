@@ -48,7 +48,7 @@ class Sweep:
     same_weights: list[list[str]] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
 
-    def said(self) -> str:
+    def status(self) -> str:
         """Return in a line how much of the sweep is there."""
         return f"sweep of the grid {self.grid.name}: {self.n_done} of {len(self.grid.runs)} runs are finished"
 
@@ -65,7 +65,7 @@ class Sweep:
         for run in self.grid.runs:
             if run.id in self.failed:
                 lines += [f"  {run.label} (failed/{run.id}.txt)", f"    {self.failed[run.id]}"]
-        return "\n".join([*lines, f"{self.said()}; {self.folder / 'sweep.parquet'}"])
+        return "\n".join([*lines, f"{self.status()}; {self.folder / 'sweep.parquet'}"])
 
 
 def load_sweep(folder: str | Path, *, allow_empty: bool = False) -> Sweep:
@@ -75,22 +75,22 @@ def load_sweep(folder: str | Path, *, allow_empty: bool = False) -> Sweep:
     or, unless `allow_empty`, if no run is finished.
     """
     grid = read_plan(folder)
-    done = [(run, told) for run in grid.runs if (told := read_run(folder, run))]
+    done = [(run, facts) for run in grid.runs if (facts := read_run(folder, run))]
     if not done and not allow_empty:
         raise ValueError(
             f"none of the {len(grid.runs)} runs of the sweep in {folder} is finished; go on with: "
             f"python -m nbhelpers sweep {grid.name} --out {folder}"
         )
-    rows = [_of_run(run, told) | line for run, told in done for line in _lines(told["summary"])]
+    rows = [_of_run(run, facts) | line for run, facts in done for line in _lines(facts["summary"])]
     names = {}
-    for run, told in done:
-        names.setdefault(told["sweep"]["weights"], {})[run.checkpoint] = None
+    for run, facts in done:
+        names.setdefault(facts["sweep"]["weights"], {})[run.checkpoint] = None
     same = [list(group) for group in names.values() if len(group) > 1]
     failed = {run.id: why for run in grid.runs if (why := read_failure(folder, run)) is not None}
     return Sweep(Path(folder), grid, tidy(rows), len(done), same, failed)
 
 
-def _of_run(run, told):
+def _of_run(run, facts):
     """Return what the rows of a finished run share."""
     shared = ("model", "revision", "paper", "corpus", "n_sequences", "length", "seed")
     zoo = run.model.startswith(ZOO_PREFIX)  # there the name of the arm, which tells partial RoPE from RoPE
@@ -99,8 +99,8 @@ def _of_run(run, told):
         "source": SWEEP,
         "run": run.id,
         "protocol": _words(run.protocol),
-        "encoding": arm if zoo else told["model"]["position_encoding"],
-        "n_parameters": told["model"]["n_parameters"],
+        "encoding": arm if zoo else facts["model"]["position_encoding"],
+        "n_parameters": facts["model"]["n_parameters"],
         "step": training_step(run.model, run.revision or ""),
     }
 
@@ -179,11 +179,11 @@ def table_rows(table: Any, metrics: Sequence[str], *, corpus: str, seed: int = 0
     """
     from nbhelpers.nulls.summary import null_of, summarise  # late: torch, which the command does without
 
-    told, model = table.provenance, table.provenance["model"]
+    facts, model = table.provenance, table.provenance["model"]
     fixed = {"source": HERE, "model": model["name"], "encoding": model["position_encoding"]}
     fixed |= {"step": training_step(model["name"]), "n_parameters": model["n_parameters"]}
-    fixed |= {"corpus": corpus, "seed": told.get("seed"), "length": told["length"]}
-    fixed |= {"protocol": _words(told["protocol"])}
+    fixed |= {"corpus": corpus, "seed": facts.get("seed"), "length": facts["length"]}
+    fixed |= {"protocol": _words(facts["protocol"])}
     summary = summarise(table, null=null_of(table), seed=seed).to_dict("records")
     return _chosen(tidy([fixed | line for line in _lines(summary)]), metrics)
 
@@ -274,15 +274,15 @@ def shown_rows(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _wide(rows):
-    told = rows.assign(line=row_labels(rows), told=[_told(row) for row in rows.itertuples()])
-    told = told.drop_duplicates(["source", "line", "metric"])
-    wide = told.pivot(index=["source", "line"], columns="metric", values="told")
-    order = told[["source", "line"]].drop_duplicates()
-    wide = wide.reindex(index=pd.MultiIndex.from_frame(order), columns=list(told.metric.unique()))
+    cells = rows.assign(line=row_labels(rows), text=[_cell(row) for row in rows.itertuples()])
+    cells = cells.drop_duplicates(["source", "line", "metric"])
+    wide = cells.pivot(index=["source", "line"], columns="metric", values="text")
+    order = cells[["source", "line"]].drop_duplicates()
+    wide = wide.reindex(index=pd.MultiIndex.from_frame(order), columns=list(cells.metric.unique()))
     return wide.fillna("–").rename_axis(columns=None).reset_index()
 
 
-def _told(row):
+def _cell(row):
     ends = "" if pd.isna(row.low) else f" [{row.low:.3f}, {row.high:.3f}]"
     null = "no null" if pd.isna(row.null) else f"{row.null:.3f}"
     return f"{row.value:.3f}{ends}" + ("" if row.source == PRINTED else f" | {null}")

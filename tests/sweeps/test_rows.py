@@ -63,7 +63,7 @@ def running(tmp_path):
 def test_a_running_sweep_gives_what_is_finished(running):
     folder, grid = running
     sweep = load_sweep(str(folder))
-    assert sweep.said() == "sweep of the grid mine: 2 of 3 runs are finished"
+    assert sweep.status() == "sweep of the grid mine: 2 of 3 runs are finished"
     assert tuple(sweep.table.columns) == COLUMNS
     assert sweep.table.value.tolist() == [1.0, 0.5, 2.0, 0.5]
     assert sweep.table.step.tolist() == [0, 0, 1000, 1000]
