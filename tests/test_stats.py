@@ -63,14 +63,11 @@ def test_interval_is_that_of_scipy():
 
 
 def test_distribution_over_heads_is_that_of_the_heads_means(entropies):
-    table = make_table(*entropies)
-    intervals = distribution_over_heads(table, "spectral_entropy", n_boot=200)
+    intervals = distribution_over_heads(make_table(*entropies), "spectral_entropy", n_boot=200)
     heads = entropies[1].mean(0).ravel()
     assert intervals["mean"].value == pytest.approx(heads.mean(), rel=CLOSE)
     assert intervals["std"].value == pytest.approx(np.std(heads, ddof=1), rel=CLOSE)
     assert intervals["iqr"].value == pytest.approx(scipy_stats.iqr(heads), rel=CLOSE)
-    summary = table.summary(n_boot=200).loc["spectral_entropy"]
-    assert intervals["mean"].low == pytest.approx(summary.low, abs=0.03)
     assert all(interval.low < interval.high for interval in intervals.values())
 
 
@@ -262,13 +259,6 @@ def test_p_value_is_the_share_of_all_arrangements():
     assert found.estimate.value == pytest.approx(observed, rel=CLOSE)
 
 
-def test_an_association_of_groups_is_found():
-    generator = np.random.default_rng(3)
-    values = clustered(generator, n_layers=8)
-    found = permutation_test(values, values + 0.5 * clustered(generator, 8), clusters=GROUPS, n_draws=199)
-    assert found.estimate.p_value == pytest.approx(1 / 200)
-
-
 def test_groups_need_not_be_neighbours_and_stay_whole():
     # Groups hold the heads 0, 2 and 1, 3: an exchange may only swap the pairs, in order.
     values = np.array([[1.0, 2.0, 3.0, 4.0]])
@@ -279,21 +269,18 @@ def test_groups_need_not_be_neighbours_and_stay_whole():
     assert set(found.draws) == {1234.0, 2143.0}
 
 
-def test_arrangements_as_extreme_as_the_observed_count():
+def test_arrangements_as_extreme_as_the_observed_count_and_the_seed_decides():
     values, other = np.random.default_rng(1).normal(size=(2, 3, 9))
     kept = values.copy(), other.copy()
     options = {"clusters": GROUPS, "n_draws": 50}
     for alternative in ("two-sided", "greater", "less"):
-        found = permutation_test(
-            values, other, statistic=lambda x, y: 0.0, alternative=alternative, **options
-        )
+        found = permutation_test(values, other, statistic=lambda *_: 0.0, alternative=alternative, **options)
         assert found.estimate.p_value == 1, "a statistic that never changes rejects nothing"
     first, again, third = (permutation_test(values, other, seed=s, **options) for s in (1, 1, 2))
-    assert (first.draws == again.draws).all()
-    assert (first.draws != third.draws).any()
+    assert np.array_equal(first.draws, again.draws)
+    assert not np.array_equal(first.draws, third.draws)
     assert first.estimate.null == pytest.approx(first.draws.mean())
-    assert (values == kept[0]).all()
-    assert (other == kept[1]).all()
+    assert np.array_equal((values, other), kept)
 
 
 def test_false_discovery_is_scipys_over_the_whole_family():

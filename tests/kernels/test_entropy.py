@@ -111,16 +111,13 @@ class TestWindowEntropy:
         assert scores.grad.isfinite().all()
 
 
-class TestEffectiveSupport:
-    def test_closed_forms(self):
-        assert_close(entropy.effective_support(torch.eye(4)), torch.ones(4))
-        attn = torch.tril(torch.ones(6, 6, dtype=torch.float64))
-        attn = attn / attn.sum(-1, keepdim=True)
-        assert_close(entropy.effective_support(attn), np.arange(1.0, 7.0))
-
-    def test_is_at_most_the_exponential_of_the_entropy(self):
-        attn = random_attn(40, 32)
-        assert (entropy.effective_support(attn) < entropy.positional_entropy(attn).exp()).all()
+def test_effective_support_closed_forms_and_bound():
+    assert_close(entropy.effective_support(torch.eye(4)), torch.ones(4))
+    attn = torch.tril(torch.ones(6, 6, dtype=torch.float64))
+    attn = attn / attn.sum(-1, keepdim=True)
+    assert_close(entropy.effective_support(attn), np.arange(1.0, 7.0))
+    attn = random_attn(40, 32)
+    assert (entropy.effective_support(attn) < entropy.positional_entropy(attn).exp()).all()
 
 
 class TestEntropicSlack:
