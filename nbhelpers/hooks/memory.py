@@ -1,6 +1,7 @@
 """How much memory a capture needs, what there is, and smaller steps where it does not suffice."""
 
 import contextlib
+import gc
 import warnings
 from dataclasses import dataclass, replace
 
@@ -119,6 +120,7 @@ def step_down(model, todo, error):
     fewer = smaller(model, todo)
     if fewer is None:
         raise error
+    gc.collect()  # frames of the failed attempt may be part of a cycle, with blocks in their locals
     warnings.warn(
         f"Not enough memory for {todo.batch_size} sequences in blocks of {todo.chunk} rows; going on with "
         f"{fewer.batch_size} in blocks of {fewer.chunk}.",

@@ -4,6 +4,7 @@ A family that is not in the table is inferred from its configuration; `register_
 """
 
 from dataclasses import dataclass
+from importlib.metadata import version
 
 KINDS = ("decoder", "encoder", "encoder-decoder")
 ROUTES = ("interface", "module")
@@ -33,6 +34,10 @@ class Family:
             raise ValueError(f"family {self.model_type!r}: route is {self.route!r}, expected one of {ROUTES}")
 
 
+# GPT-J and CodeGen go through the interface from transformers 5.24 on.
+_ROUTE_OF_GPTJ = (
+    "interface" if [int(n) for n in version("transformers").split(".")[:2]] >= [5, 24] else "module"
+)
 _TWO_BASES = "local and global layers rotate with different bases; rope_theta is the global one"
 
 FAMILIES = {
@@ -70,7 +75,7 @@ FAMILIES = {
         Family("bart", "learned", "encoder-decoder"),
         Family("bloom", "alibi", route="module"),
         Family("mpt", "alibi", route="module", notes="biases exist up to config.max_seq_len"),
-        Family("gptj", "rope", route="module", rope_theta=10000.0, notes="interleaved rotation pairs"),
+        Family("gptj", "rope", route=_ROUTE_OF_GPTJ, rope_theta=10000.0, notes="interleaved rotation pairs"),
         Family(
             "gpt_neo",
             "learned",
@@ -78,7 +83,9 @@ FAMILIES = {
             notes="every other layer has a local window; unscaled scores",
         ),
         Family("falcon", "rope", route="module", notes="ALiBi instead of RoPE where config.alibi is set"),
-        Family("codegen", "rope", route="module", rope_theta=10000.0, notes="interleaved rotation pairs"),
+        Family(
+            "codegen", "rope", route=_ROUTE_OF_GPTJ, rope_theta=10000.0, notes="interleaved rotation pairs"
+        ),
         Family("nbhelpers_zoo", "unknown", notes="nbhelpers.zoo; config.position_encoding says which it has"),
         Family("deberta", "disentangled", "encoder", "module"),
         Family("deberta-v2", "disentangled", "encoder", "module"),
