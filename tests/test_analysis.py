@@ -143,6 +143,17 @@ def test_uniform_causal_attention_has_the_closed_form(n):
     )
     for name, value in slow_metrics(exact, dict(zip((0.5, 0.25), variants, strict=True))).items():
         assert_metric(table.values(name), np.full((1, 2, 4), value), name)
+    if n == 128:  # as the specification of the paper prints them
+        assert table.values("spectral_entropy") == pytest.approx(0.57, abs=5e-3)
+        assert table.values("frequency_selectivity") == pytest.approx(3.21, abs=1e-2)
+
+
+@pytest.mark.parametrize("length", [1, 17, 40])
+def test_the_profile_of_a_prefix_is_that_of_the_first_rows(llama, length):
+    ids = make_tokens(LENGTH)
+    full = eager_attention(llama, ids)
+    prefix = capture(llama, ids[:, :length], progress=False).key_profile.double().numpy()
+    assert abs(prefix - full[..., :length, :length].mean(-2)).max() <= 1e-6
 
 
 # --- tables and observations

@@ -45,6 +45,15 @@ def test_an_estimate_is_written_with_its_interval():
     assert Estimate(3.0, 1.0, 2.0).widened()[:3] == (3.0, 1.0, 3.0)
 
 
+def test_interval_of_the_mean_is_that_of_every_resample():
+    values = np.array([1.0, 2.0, 4.0, 4.5, 7.0])
+    every = [np.mean(draw) for draw in itertools.product(values, repeat=5)]  # the exact distribution
+    interval = bootstrap_interval(values, n_boot=20_000)
+    assert interval.value == pytest.approx(3.7, rel=CLOSE)
+    assert interval[1:3] == pytest.approx(np.quantile(every, [0.025, 0.975]), abs=0.1)
+    assert interval.n == 5
+
+
 def test_interval_covers_the_mean_as_often_as_it_says():
     generator = np.random.default_rng(5)
     samples = generator.normal(size=(40, 300))  # 300 experiments of 40 sequences
@@ -173,6 +182,13 @@ def test_partial_correlation_is_that_of_the_residuals(samples):
     for row in range(3):
         left = [residual(v[row], *given[:, row]) for v in (x, y)]
         assert found[row] == pytest.approx(np.corrcoef(*left)[0, 1], abs=CLOSE)
+
+
+def test_partial_correlation_given_one_is_the_closed_form(samples):
+    x, y, (z, _) = (v[0] if v.ndim == 2 else v[:, 0] for v in samples)
+    xy, xz, yz = (np.corrcoef(*pair)[0, 1] for pair in ((x, y), (x, z), (y, z)))
+    expected = (xy - xz * yz) / np.sqrt((1 - xz**2) * (1 - yz**2))
+    assert partial_correlation(x, y, [z]) == pytest.approx(expected, abs=CLOSE)
 
 
 def test_constants_repeats_scale_and_sign_of_the_given_change_nothing(samples):

@@ -55,6 +55,13 @@ class TestPsd:
         assert_close(one, expected[: n // 2 + 1])
         assert len(one) == len(spectra.frequencies(length, pad=pad))
 
+    def test_cosine_puts_its_power_at_its_frequency(self):
+        n, k = 64, 10
+        signal = torch.cos(2 * math.pi * k / n * torch.arange(n, dtype=torch.float64))
+        expected = torch.zeros(n // 2 + 1, dtype=torch.float64)
+        expected[k] = (n / 2) ** 2
+        assert_close(spectra.psd(signal, window="boxcar"), expected)
+
     def test_parseval(self):
         signal = random_signal(3, 50)
         power = spectra.psd(signal, window="boxcar", sided="two").sum(-1)
