@@ -26,7 +26,7 @@ config = hf.LlamaConfig(**sizes, **special, vocab_size=64, max_position_embeddin
 model = hf.LlamaForCausalLM(config).eval()
 ids = torch.arange(4096)[None] % 64
 whole = capture(model, ids, chunk=64, progress=False).key_profile
-limit = psutil.Process().memory_info().vms + 100 * 2**20
+limit = psutil.Process().memory_info().vms + 200 * 2**20
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
