@@ -39,22 +39,11 @@ def test_tokens_become_labels(token, label):
 
 def test_map_colours_follow_the_order_of_the_values():
     values = np.array([[0.0, 0.5], [1.0, np.nan]])
-    colours, limits = map_colours(values)
-    assert limits == (0.0, 1.0)
-    assert colours[1][1] == UNKNOWN
-    assert colours[0][0] == gradient()[0]
-    assert colours[1][0] == gradient()[-1]
-    assert colours[0][1] == MIDDLE
-
-
-def test_equal_and_unknown_values_have_colours_too():
+    assert map_colours(values) == ([[gradient()[0], MIDDLE], [gradient()[-1], UNKNOWN]], (0.0, 1.0))
     assert map_colours(np.full((1, 2), 3.0)) == ([[MIDDLE, MIDDLE]], (3.0, 3.0))
     assert map_colours(np.full((1, 2), np.nan)) == ([[UNKNOWN, UNKNOWN]], (0.0, 1.0))
-
-
-def test_colours_rise_in_lightness():
     red, green, blue = np.array([matplotlib.colors.to_rgb(colour) for colour in gradient(8)]).T
-    assert (np.diff(0.2126 * red + 0.7152 * green + 0.0722 * blue) > 0).all()
+    assert (np.diff(0.2126 * red + 0.7152 * green + 0.0722 * blue) > 0).all(), "lightness rises"
 
 
 def test_attention_panel_draws_each_entry_in_the_colour_of_its_value(reading):
@@ -71,26 +60,20 @@ def test_attention_panel_draws_each_entry_in_the_colour_of_its_value(reading):
         assert np.abs(got - wanted).max() <= 3
 
 
-def test_a_second_head_on_a_kept_frame_equals_a_new_figure(reading):
+def test_a_second_head_on_a_kept_frame_equals_a_new_figure_and_a_pinned_one_adds_lines(reading):
     first, second = reading.head(0, 0), reading.head(1, 3)
     for make in (lambda: AttentionPanel(reading.tokens, (0, 63)), lambda: CurvesPanel(reading, [first])):
         kept = make()
         before, after = kept.show(first), kept.show(second)
         assert (before != after).any()
         assert (after == make().show(second)).all()
-
-
-def test_a_pinned_head_adds_its_own_lines(reading):
-    one, two = reading.head(0, 0), reading.head(1, 3)
-    both = CurvesPanel(reading, [one, two])
-    assert (both.show(one, two) != both.show(one, one)).any()
+    both = CurvesPanel(reading, [first, second])
+    assert (both.show(first, second) != both.show(first, first)).any()
 
 
 OTHER_PROTOCOLS = [
-    {"signal": "lag_profile"},
-    {"sink": "drop_renormalise"},
-    {"sided": "two"},
-    {"edges": (0.5,)},
+    {"signal": "lag_profile", "sided": "two"},
+    {"sink": "drop_renormalise", "edges": (0.5,)},
     {"mode": "periodization", "wavelet": "haar"},
 ]
 
@@ -109,10 +92,8 @@ def test_labels_that_fonts_or_mathematics_would_choke_on(reading):
         AttentionPanel(tokens, (0, 63)).show(reading.head(0, 0))
 
 
-def test_the_static_picture_holds_map_and_panels(reading):
+def test_the_static_picture_grows_with_the_heads(reading):
     views = [reading.head(0, 0), reading.head(1, 1)]
-    one = static_picture(reading, "low_band", views[:1], span=(0, 63), dpi=50)
-    two = static_picture(reading, "low_band", views, span=(0, 63), dpi=50)
-    assert one.shape[2] == 3
+    one, two = (static_picture(reading, "low_band", views[:n], span=(0, 63), dpi=50) for n in (1, 2))
+    assert one.shape[2] == two.shape[2] == 3
     assert two.shape[1] > one.shape[1]
-    assert to_png(one).startswith(b"\x89PNG")

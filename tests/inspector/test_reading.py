@@ -3,7 +3,6 @@
 import dataclasses
 
 import numpy as np
-import pandas as pd
 import pytest
 import pywt
 import torch
@@ -79,15 +78,13 @@ def test_percentile_against_a_count():
 
 
 def test_another_protocol_needs_no_model(reading):
-    without_model = dataclasses.replace(reading, model=None)
-    changed = without_model.under(PAPER.replace(signal="lag_profile", window="boxcar"))
+    changed = dataclasses.replace(reading, model=None).under(
+        PAPER.replace(signal="lag_profile", window="boxcar")
+    )
     table = analyze(reading.model, reading.token_ids, changed.protocol, progress=False)
     assert changed.numbers(1, 1).value["low_band"] == table.values("low_band")[0, 1, 1]
     assert "self_mass" in changed.metrics
     assert reading.protocol == PAPER
-
-
-def test_dropping_the_sink_moves_the_positions_of_the_scalogram(reading):
     view = reading.under(PAPER.replace(sink="drop_renormalise")).head(0, 0)
     assert view.positions.tolist() == list(range(1, reading.n_tokens))
     assert view.scalogram.shape == (len(view.levels), reading.n_tokens - 1)
@@ -122,27 +119,22 @@ def test_a_long_text_is_cut_and_says_so(tiny_llama, reading):
     assert "".join(reading.tokens) == tiny_llama.tokenizer.decode(reading.token_ids[0])
 
 
-def test_refusals(tiny_llama):
-    for text, said in (
-        ("", "empty"),
-        (" \n ", "empty"),
-        ("a", "the text has 1 token; at least 24 are needed"),
+def test_refusals(tiny_llama, reading):
+    untokenized = dataclasses.replace(tiny_llama, tokenizer=None)
+    for model, text, options, told in (
+        (tiny_llama, "", {}, "empty"),
+        (tiny_llama, " \n ", {}, "empty"),
+        (tiny_llama, "a", {}, "at least 24"),
+        (tiny_llama, TEXT * 10, {"length": 1000}, "256 positions"),
+        (tiny_llama, TEXT, {"protocol": PAPER.replace(signal="rows")}, "signal='rows'"),
+        (untokenized, TEXT, {}, "without a tokenizer"),
     ):
-        with pytest.raises(ValueError, match=said):
-            read_text(tiny_llama, text)
-    with pytest.raises(ValueError, match="has 256 positions; shorten it, or read at most 256 tokens"):
-        read_text(tiny_llama, TEXT * 10, length=1000)
-    with pytest.raises(ValueError, match=r"signal='rows' needs analyze"):
-        read_text(tiny_llama, TEXT, PAPER.replace(signal="rows"))
-    with pytest.raises(ValueError, match="without a tokenizer"):
-        read_text(dataclasses.replace(tiny_llama, tokenizer=None), TEXT)
+        with pytest.raises(ValueError, match=told):
+            read_text(model, text, **options)
     assert shortest_text(PAPER) == 24  # db2 has 4 taps: 6 samples for a level, of a quarter of the text
     assert shortest_text(PAPER.replace(factors=())) == 6
-
-
-def test_no_such_head(reading):
     for place in ((2, 0), (0, 4), (-1, 0)):
-        with pytest.raises(IndexError, match="layers run from 0 to 1, heads from 0 to 3"):
+        with pytest.raises(IndexError, match="layers run from 0 to 1"):
             reading.head(*place)
 
 
@@ -155,15 +147,10 @@ def test_progress_rises_to_one(tiny_llama):
 
 
 def test_stop_ends_between_layers_and_leaves_no_hook(tiny_llama):
-    asked = []
-
-    def stop():
-        asked.append(1)
-        return len(asked) == 4
-
+    answers = iter([False, False, False, True])
     with pytest.raises(Stopped):
-        read_text(tiny_llama, TEXT, stop=stop)
-    assert len(asked) == 4
+        read_text(tiny_llama, TEXT, stop=lambda: next(answers))
+    assert next(answers, None) is None
     assert not any(module._forward_pre_hooks for module in tiny_llama.model.modules())
     assert tiny_llama.model.config._attn_implementation == "sdpa"
 
@@ -173,6 +160,4 @@ def test_an_encoder_has_everything_but_a_loss():
     assert reading.losses is None
     with pytest.raises(ValueError, match="is an encoder"):
         reading.ablate(0, 0)
-    view = reading.head(2, 3)
-    assert view.lags[0] == 1 - reading.n_tokens
-    assert isinstance(reading.numbers(2, 3), pd.DataFrame)
+    assert reading.head(2, 3).lags[0] == 1 - reading.n_tokens

@@ -19,12 +19,9 @@ def bloom(tiny_llama):
     """A family whose attention is had by running the model again (route "module")."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        config = hf.BloomConfig(vocab_size=300, hidden_size=32, n_layer=3, n_head=4, pad_token_id=0)
+        sizes = {"vocab_size": 300, "hidden_size": 32, "n_layer": 3, "n_head": 4}
+        config = hf.BloomConfig(**sizes, pad_token_id=0, initializer_range=0.2)
         model = hf.BloomForCausalLM(config).eval()
-        with torch.no_grad():
-            for parameter in model.parameters():
-                if parameter.ndim > 1:
-                    parameter.normal_(std=0.2)
     tokenizer = tiny_llama.tokenizer
     return LoadedModel(model, tokenizer, describe(model, name="tiny-bloom", tokenizer=tokenizer))
 

@@ -50,9 +50,6 @@ def sorted_values(profiles, name):
     return profiles[name].double().sort(-1).values
 
 
-# What every null of profiles has in common
-
-
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("null", OF_PROFILES, ids=lambda null: null.name)
 def test_a_null_has_the_form_of_its_profiles(null, causal):
@@ -84,9 +81,8 @@ def test_a_null_can_be_saved_and_measured_at_every_length_and_again(null, tmp_pa
 
 @pytest.mark.parametrize("null", DRAWN, ids=lambda null: null.name)
 def test_another_seed_gives_other_numbers(null):
-    given = make()
-    made = [null.function(given, seed=seed) for seed in (0, 1)]
-    assert all(not torch.equal(made[0][name], made[1][name]) for name in SIGNALS)
+    one, other = (null.function(make(), seed=seed) for seed in (0, 1))
+    assert all(not torch.equal(one[name], other[name]) for name in SIGNALS)
 
 
 def test_each_profile_and_length_has_a_stream_of_its_own():
@@ -98,17 +94,13 @@ def test_each_profile_and_length_has_a_stream_of_its_own():
     assert not torch.equal(made.key_profile, made.last_query)
 
 
-# N0
-
-
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("n", [2, 7, 40])
 def test_uniform_is_the_uniform_matrix(n, causal):
     attn = torch.ones(n, n, dtype=torch.float64)
     attn = attn.tril() if causal else attn
-    expected = Profiles.from_attention(
-        (attn / attn.sum(-1, keepdim=True)).expand(*SHAPE, n, n), causal=causal
-    )
+    attn = (attn / attn.sum(-1, keepdim=True)).expand(*SHAPE, n, n)
+    expected = Profiles.from_attention(attn, causal=causal)
     made = nulls.uniform(make(n, causal=causal))
     for name in expected.arrays:
         assert_close(made[name], expected[name])
@@ -116,8 +108,6 @@ def test_uniform_is_the_uniform_matrix(n, causal):
 
 KNOWN = [
     (32, True, "symmetric", [0.035, 0.087]),
-    (64, True, "symmetric", [0.031, 0.082]),
-    (128, True, "symmetric", [0.026, 0.073]),
     (256, True, "symmetric", [0.023, 0.065]),
     (32, True, "periodization", [0.089, 0.276]),
     (256, True, "periodization", [0.066, 0.222]),
@@ -133,9 +123,6 @@ def test_uniform_has_the_known_scale_sensitivities(n, causal, mode, expected):
     found = [table.values(f"scale_sensitivity_{a}") for a in (0.5, 0.25)]
     assert [round(float(values.mean()), 3) for values in found] == expected
     assert all(values.std() < 1e-12 for values in found)
-
-
-# N2, N5, N6
 
 
 @pytest.mark.parametrize("null", [nulls.permuted, nulls.phase_surrogate, nulls.power_law])
@@ -156,15 +143,11 @@ def amplitudes(signal):
 def test_phase_surrogates_are_nearer_in_spectrum_than_permuted_profiles():
     given = make(64, sharpness=1.0)
     for name in SIGNALS:
-        a, close, far = (
-            amplitudes(p[name]) for p in (given, nulls.phase_surrogate(given), nulls.permuted(given))
-        )
-        miss, other = ((a - b).norm(dim=-1) / a.norm(dim=-1) for b in (close, far))
+        a = amplitudes(given[name])
+        near, far = (amplitudes(null(given)[name]) for null in (nulls.phase_surrogate, nulls.permuted))
+        miss, other = ((a - b).norm(dim=-1) / a.norm(dim=-1) for b in (near, far))
         assert miss.mean() < 0.2
         assert miss.mean() < 0.5 * other.mean()
-
-
-# N3
 
 
 def test_iid_softmax_keeps_the_effective_support_only():
@@ -176,19 +159,13 @@ def test_iid_softmax_keeps_the_effective_support_only():
         assert not torch.allclose(sorted_values(made, name), sorted_values(given, name))
 
 
-# N4
-
-
 @pytest.mark.parametrize("causal", [True, False])
-def test_exponential_keeps_the_mean_distance(causal):
+def test_exponential_keeps_the_mean_distance_and_exponential_attention_is_its_own_null(causal):
     given = make(causal=causal)
-    made = nulls.exponential(given)
     lags = torch.tensor(given.coordinates["lag_profile"]).abs()
-    assert_close((made.lag_profile * lags).sum(-1), (given.lag_profile * lags).sum(-1), dtype=torch.float32)
+    before, after = ((p.lag_profile * lags).sum(-1) for p in (given, nulls.exponential(given)))
+    assert_close(after, before, dtype=torch.float32)
 
-
-@pytest.mark.parametrize("causal", [True, False])
-def test_exponential_attention_is_its_own_null(causal):
     apart = (torch.arange(20.0, dtype=torch.float64)[:, None] - torch.arange(20.0)).abs()
     z = torch.tensor([-1.0, -0.2, 0.0, 0.3], dtype=torch.float64)[:, None, None] * apart  # (head, query, key)
     z = z.masked_fill(torch.ones(20, 20, dtype=torch.bool).triu(1), -torch.inf) if causal else z
@@ -198,25 +175,22 @@ def test_exponential_attention_is_its_own_null(causal):
         assert (made[name] - given[name]).abs().max() < 1e-9
 
 
-# N8, N9
-
-
 def test_permuted_heads_stay_in_their_layer_and_move_alike_everywhere():
-    given, made = make(), nulls.permuted_heads(make(), seed=1)
+    given, made, shorter = (
+        make(),
+        nulls.permuted_heads(make(), seed=1),
+        nulls.permuted_heads(make(20), seed=1),
+    )
     orders = []
     for layer in range(SHAPE[1]):
-        key = given.key_profile[:, layer]  # (sequence, head, key)
-        order = [
-            next(k for k in range(SHAPE[2]) if torch.equal(key[:, k], made.key_profile[:, layer, head]))
-            for head in range(SHAPE[2])
-        ]
+        old, new = given.key_profile[0, layer], made.key_profile[0, layer]  # (head, key)
+        order = [next(k for k, head in enumerate(old) if torch.equal(head, moved)) for moved in new]
         assert sorted(order) == list(range(SHAPE[2]))
         for name in given.arrays:
             assert torch.equal(made[name][:, layer], given[name][:, layer, order])
-        orders.append(tuple(order))
-    assert len(set(orders)) > 1, "every layer has an order of its own"
-    shorter = nulls.permuted_heads(make(20), seed=1)
-    assert torch.equal(shorter.key_profile[:, 0], make(20).key_profile[:, 0, list(orders[0])])
+        assert torch.equal(shorter.key_profile[:, layer], make(20).key_profile[:, layer, order])
+        orders.append(order)
+    assert orders[0] != orders[1] or orders[0] != orders[2], "every layer has an order of its own"
     with pytest.raises(ValueError, match="1 head"):
         nulls.permuted_heads(make(shape=(1, 1, 1)))
 
@@ -237,35 +211,29 @@ def test_without_sink():
         nulls.without_sink(only(given, "lag_profile"))
 
 
-# What is refused
-
-
 PROFILE_NULLS = [null for null in OF_PROFILES if null.number != "N8"]
 
 
 @pytest.mark.parametrize("null", PROFILE_NULLS, ids=lambda null: null.name)
 def test_profiles_without_a_null_are_refused(null):
-    with pytest.raises(ValueError, match="1 token"):
-        null.function(make(1))
-    padded = dataclasses.replace(make(8), n_real=torch.tensor([8, 5]))
-    with pytest.raises(ValueError, match=r"one length without padding.*\[5, 8\]"):
-        null.function(padded)
-    with pytest.raises(ValueError, match="needs lag_profile, which was not captured"):
-        null.function(only(make(8), "key_profile", "local_mass"))
+    given = make(8)
+    rows = {
+        "arrays": {"row_entropy": torch.zeros(SHAPE)},
+        "axes": {"row_entropy": ("sequence", "layer", "head")},
+    }
+    nine = given.coordinates | {"last_query": list(range(9))}
+    for refused, told in (
+        (make(1), "1 token"),
+        (dataclasses.replace(given, n_real=torch.tensor([8, 5])), "without padding"),
+        (only(given, "key_profile", "local_mass"), "needs lag_profile"),
+        (dataclasses.replace(given, **rows), "row_entropy"),
+        (dataclasses.replace(given, coordinates=nine), "'last_query': 9"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            null.function(refused)
     if null.number in ("N0", "N4"):
         with pytest.raises(ValueError, match="needs lag_profile"):
-            null.function(only(make(8), "key_profile"))
-    axes = {"row_entropy": ("sequence", "layer", "head")}
-    mixed = dataclasses.replace(make(8), arrays={"row_entropy": torch.zeros(SHAPE)}, axes=axes)
-    with pytest.raises(ValueError, match=r"row_entropy\. Capture without the others"):
-        null.function(mixed)
-
-
-def test_profiles_of_two_lengths_are_refused():
-    given = make(8)
-    given = dataclasses.replace(given, coordinates=given.coordinates | {"last_query": list(range(9))})
-    with pytest.raises(ValueError, match="'key_profile': 8, 'last_query': 9"):
-        nulls.permuted(given)
+            null.function(only(given, "key_profile"))
 
 
 def test_every_null_is_in_the_table_and_has_a_number():
@@ -274,42 +242,33 @@ def test_every_null_is_in_the_table_and_has_a_number():
     assert all(getattr(nulls, null.name.replace(" ", "_")) is null.function for null in OF_PROFILES)
 
 
-# N7
+def random_tokens(ids, **options):
+    return nulls.random_tokens(ids, 24, **options)
 
 
-@pytest.fixture
-def ids():
-    """Sequences with 0 and 1 as special tokens at both ends and one inside."""
+@pytest.mark.parametrize("function", [nulls.shuffled_tokens, random_tokens])
+def test_tokens_are_exchanged_but_for_those_to_keep(function):
     ids = torch.arange(2, 22).repeat(3, 1)
     ids[:, 0], ids[:, -1], ids[1, 7] = 0, 1, 1
-    return ids
-
-
-def test_shuffled_tokens_are_the_same_tokens(ids):
-    before = ids.clone()
-    made = nulls.shuffled_tokens(ids, seed=0, keep=[0, 1])
-    assert torch.equal(made.sort(-1).values, ids.sort(-1).values)
-    special = (ids == 0) | (ids == 1)
+    before, special = ids.clone(), ids < 2
+    made = function(ids, seed=0, keep=[0, 1])
     assert torch.equal(made[special], ids[special])
     assert (made[~special] != ids[~special]).float().mean() > 0.8
-    assert not torch.equal(made[0], made[2]), "every sequence is shuffled in its own way"
+    assert not torch.equal(made[0], made[2]), "every sequence is changed in its own way"
     assert torch.equal(ids, before)
-    assert torch.equal(made, nulls.shuffled_tokens(ids, seed=0, keep=[0, 1]))
-    assert not torch.equal(made, nulls.shuffled_tokens(ids, seed=1, keep=[0, 1]))
-    assert (nulls.shuffled_tokens(ids, seed=0) != ids)[:, 0].any(), "without keep nothing stays"
+    assert torch.equal(made, function(ids, seed=0, keep=[0, 1]))
+    assert not torch.equal(made, function(ids, seed=1, keep=[0, 1]))
+    assert (function(ids, seed=0) != ids)[:, 0].any(), "without keep nothing stays"
+    if function is nulls.shuffled_tokens:
+        assert torch.equal(made.sort(-1).values, ids.sort(-1).values)
+    with pytest.raises(ValueError, match=r"\(sequence, position\)"):
+        function(ids[0])
 
 
-def test_random_tokens_are_drawn_evenly_from_the_rest(ids):
-    made = nulls.random_tokens(ids, 24, seed=0, keep=[0, 1])
-    special = (ids == 0) | (ids == 1)
-    assert torch.equal(made[special], ids[special])
-    drawn = nulls.random_tokens(torch.full((100, 60), 5), 12, seed=0, keep=[0, 1])
-    count = torch.bincount(drawn.flatten(), minlength=12)
+def test_random_tokens_are_drawn_evenly_from_the_rest():
+    ids = torch.full((100, 60), 5)
+    count = torch.bincount(nulls.random_tokens(ids, 12, seed=0, keep=[0, 1]).flatten(), minlength=12)
     assert count[:2].tolist() == [0, 0]
     assert (count[2:] - 600).abs().max() < 5 * 600**0.5
-    assert torch.equal(made, nulls.random_tokens(ids, 24, seed=0, keep=[0, 1]))
-    assert not torch.equal(made, nulls.random_tokens(ids, 24, seed=1, keep=[0, 1]))
-    with pytest.raises(ValueError, match="2 ids has none outside"):
+    with pytest.raises(ValueError, match="none outside"):
         nulls.random_tokens(ids, 2, keep=[0, 1])
-    with pytest.raises(ValueError, match=r"must be \(sequence, position\)"):
-        nulls.shuffled_tokens(ids[0])

@@ -45,14 +45,11 @@ def test_the_null_is_that_of_the_uniform_matrix(changes, causal):
         assert found[metric] == pytest.approx(array.item(), abs=room, rel=1e-9), metric
 
 
-def test_the_null_has_the_values_known_before():
+def test_the_null_has_the_values_known_before_and_rows_have_none():
     found = uniform_null(128, PAPER, causal=True)
     assert found["spectral_entropy"] == pytest.approx(0.571, abs=5e-4)
     assert found["frequency_selectivity"] == pytest.approx(3.205, abs=5e-4)
     assert uniform_null(128, PAPER, causal=False)["positional_entropy"] == pytest.approx(np.log(128))
-
-
-def test_rows_have_no_null():
     assert uniform_null(64, PAPER.replace(signal="rows"), causal=True) == {}
 
 
