@@ -19,7 +19,14 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+import pywt
+import torch
+
+from nbhelpers.hooks.capture import capture
+from nbhelpers.inputs.models import load_model
+from nbhelpers.inputs.text import load_text
 
 FLOOR = "plain forward pass (SDPA)"
 # What keeps glibc from returning large blocks to the system after every use, page fault by page fault.
@@ -64,13 +71,7 @@ def vectorised_every_row(model, ids):
 
 def streamed(*reductions):
     """Return a variant that captures some reductions."""
-
-    def run(model, ids):
-        from nbhelpers.hooks.capture import capture
-
-        capture(model, ids, list(reductions), progress=False)
-
-    return run
+    return lambda model, ids: capture(model, ids, list(reductions), progress=False)
 
 
 VARIANTS = {
@@ -89,9 +90,6 @@ EAGER = (output_attentions, natural_mean_signal, natural_every_row, vectorised_e
 
 def _row_by_numpy(rows):
     """PSD, bands, selectivity, entropies and db2 entropies of rows along the last axis, as eqs. 1-7 read."""
-    import numpy as np
-    import pywt
-
     n = rows.shape[-1]
     psd = np.abs(np.fft.rfft(rows * np.hanning(n), axis=-1)) ** 2
     total = psd.sum(-1, keepdims=True) + 1e-10
@@ -106,25 +104,19 @@ def _row_by_numpy(rows):
 
 def serve(variant, model_name, device, dtype, threads):
     """Load the model, then run the variant for each length read from standard input; answer in JSON lines."""
-    import torch
-
-    from nbhelpers.inputs.models import load_model
-    from nbhelpers.inputs.text import load_text
-
     torch.set_num_threads(threads)
     model = load_model(model_name, device=device, dtype=dtype)
     if VARIANTS[variant] in EAGER:
         model.model.set_attn_implementation("eager")
-    with torch.inference_mode():  # weights read from disk page by page belong to the loaded model
-        plain_forward(model, load_text("moby-dick", model, n_sequences=1, length=16).to(model.model.device))
     place = model.model.device
+    with torch.inference_mode():  # weights read from disk page by page belong to the loaded model
+        plain_forward(model, load_text("moby-dick", model, n_sequences=1, length=16).to(place))
     meter = _GpuMeter(place) if place.type == "cuda" else _HostMeter()
     facts = {"machine": _machine(threads, place), "dtype": str(model.model.dtype).removeprefix("torch.")}
     print(json.dumps(facts), flush=True)
     for line in sys.stdin:
-        ids = load_text("moby-dick", model, n_sequences=1, length=int(line)).to(model.model.device)
+        ids = load_text("moby-dick", model, n_sequences=1, length=int(line)).to(place)
         gc.collect()
-        answer = {}
         try:
             with torch.inference_mode(), meter:
                 VARIANTS[variant](model, ids)
@@ -166,24 +158,18 @@ class _GpuMeter:
         self.device = device
 
     def __enter__(self):
-        import torch
-
         torch.cuda.synchronize(self.device)
         torch.cuda.reset_peak_memory_stats(self.device)
         self._loaded = torch.cuda.memory_allocated(self.device)
         self._start = time.perf_counter()
 
     def __exit__(self, *exception):
-        import torch
-
         torch.cuda.synchronize(self.device)
         self.seconds = time.perf_counter() - self._start
         self.peak_mb = (torch.cuda.max_memory_allocated(self.device) - self._loaded) / 2**20
 
 
 def _machine(threads, device):
-    import torch
-
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
     cpu = platform.processor() or platform.machine()
@@ -223,8 +209,6 @@ class _Worker:
 
 def devices_here():
     """Return what the bench measures if no device is named: the CPU, and the GPU where there is one."""
-    import torch
-
     return ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 
 

@@ -26,7 +26,7 @@ def table():
     return summarise(frame.assign(machine="one, 2 threads", malloc="stock", dtype="default"))
 
 
-def test_minima_and_their_ratios(table):
+def test_minima_and_their_ratios_are_in_the_table_of_the_readme(table):
     by = table.set_index(["variant", "length"])
     assert by.loc[("other", 64), "seconds_min"] == 3.0, "the warm-up does not count"
     assert by.loc[("other", 64), "ratio_of_minima"] == 3.0
@@ -34,12 +34,9 @@ def test_minima_and_their_ratios(table):
     assert np.isnan(by.loc[("other", 128), "ratio_of_minima"])
     assert (table.rounds == 3).all()
 
-
-def test_markdown_holds_the_summary(table):
     lines = markdown(table).splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[:4]]
     assert cells[0] == ["time over a plain forward pass", "64", "128", "peak MB over the model, T = 128"]
-    assert cells[1] == ["---"] * 4
     assert cells[2] == [FLOOR, "1.00", "1.00", "200"]
     assert cells[3] == ["other", "3.00", "-", "-"], "a dash where memory ran out"
     assert lines[5] == "one, 2 threads; dtype default, stock malloc, minima of 3 rounds"
@@ -55,8 +52,7 @@ def served(folder, monkeypatch, capsys, *, device, variant="streamed key profile
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=gpu_marks())])
 def test_a_worker_names_its_machine_and_measures(tiny_llama_folder, monkeypatch, capsys, device):
     facts, *answers = served(tiny_llama_folder, monkeypatch, capsys, device=device)
-    assert ("threads" in facts["machine"]) == (device == "cpu")
-    assert facts["dtype"] == "float32"
+    assert ("threads" in facts["machine"], facts["dtype"]) == (device == "cpu", "float32")
     assert len(answers) == 2
     assert all(answer["seconds"] > 0 for answer in answers)
     assert all(np.isfinite(answer["peak_mb"]) for answer in answers)
@@ -87,9 +83,7 @@ def test_a_gpu_is_measured_beside_the_cpu(monkeypatch, tmp_path, capsys, availab
     assert sorted(path.name.split("-")[1] for path in tmp_path.glob("*.md")) == expected
     printed = capsys.readouterr().out
     for device in expected:
-        last = f"the {device}; dtype float32, stock malloc, minima of 1 rounds"
-        assert (tmp_path / f"bench-{device}-default-stock.md").read_text().splitlines()[-1] == last
-        assert last in printed
+        assert (tmp_path / f"bench-{device}-default-stock.md").read_text() in printed
 
 
 @needs_gpus()

@@ -77,12 +77,11 @@ def serve(tmp_path_factory):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        log = (own / "log").open("w")
         command = [sys.executable, "-m", module, *options, f"{port_option}={port}", "--no-browser"]
-        process = subprocess.Popen(
-            command, cwd=folder, env=_environment(own), stdout=log, stderr=subprocess.STDOUT
-        )
-        log.close()
+        with (own / "log").open("w") as log:
+            process = subprocess.Popen(
+                command, cwd=folder, env=_environment(own), stdout=log, stderr=subprocess.STDOUT
+            )
         started.append(process)
         address = f"http://127.0.0.1:{port}"
         _wait_for(address, process, own / "log")
@@ -106,17 +105,12 @@ def _environment(own):
         file = own / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
+    jupyter = {f"JUPYTER_{name}_DIR": name.lower() for name in ("CONFIG", "DATA", "RUNTIME")}
+    lab = {f"JUPYTERLAB_{name}_DIR": name.lower() for name in ("SETTINGS", "WORKSPACES")}
     folders = {
-        "JUPYTER_CONFIG_DIR": "config",
-        "JUPYTER_DATA_DIR": "data",
-        "JUPYTER_RUNTIME_DIR": "runtime",
-        "JUPYTERLAB_SETTINGS_DIR": "settings",
-        "JUPYTERLAB_WORKSPACES_DIR": "workspaces",
-        "IPYTHONDIR": "ipython",
+        name: str(own / folder) for name, folder in (jupyter | lab | {"IPYTHONDIR": "ipython"}).items()
     }
-    return (
-        os.environ | {name: str(own / folder) for name, folder in folders.items()} | {"OMP_NUM_THREADS": "1"}
-    )
+    return os.environ | folders | {"OMP_NUM_THREADS": "1"}
 
 
 def _wait_for(address, process, log, *, seconds=90):

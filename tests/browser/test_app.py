@@ -3,8 +3,6 @@
 import shutil
 from pathlib import Path
 
-import pytest
-
 from nbhelpers.inputs.text import load_text
 from nbhelpers.inspector.reading import read_text
 
@@ -12,20 +10,10 @@ ROOT = Path(__file__).parents[2]
 APP = Path("nbhelpers", "inspector", "app.ipynb")
 
 
-@pytest.fixture(scope="module")
-def app(serve, tmp_path_factory):
-    """Address of the app, started as `make app` does, on a copy."""
-    folder = tmp_path_factory.mktemp("app")
-    shutil.copy(ROOT / APP, folder)
-    return serve("voila", folder, [APP.name], port_option="--port")
-
-
-def test_make_app_serves_this_notebook():
+def test_the_app_shows_the_inspector_and_answers_a_click(serve, tmp_path, page, shot, smollm2):
     assert f"voila {APP.as_posix()}" in (ROOT / "Makefile").read_text(encoding="utf-8")
-
-
-def test_the_app_shows_the_inspector_and_answers_a_click(app, page, shot, smollm2):
-    page.goto(app)
+    shutil.copy(ROOT / APP, tmp_path)
+    page.goto(serve("voila", tmp_path, [APP.name], port_option="--port"))
     page.locator(".nbh-cell").first.wait_for()
     assert page.locator(".nbh-cell").count() == 30 * 9
     assert "javascript error" not in page.inner_text("body")  # what a widget shows that cannot be drawn
