@@ -8,6 +8,7 @@ from papermill.cli import _resolve_type
 from tiny_notebooks import make_notebook
 
 from nbhelpers.__main__ import main, parse_value
+from nbhelpers.collection.results import Results
 from nbhelpers.stats import Estimate
 
 
@@ -23,23 +24,17 @@ def folder(tmp_path):
     [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "passive"}, None)],
 )
 def test_openmp_spins_for_less_long_unless_the_user_has_a_say(own, seen):
-    unset = {
-        name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
-    }
+    ours = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    environment = {name: value for name, value in os.environ.items() if name not in ours} | own
     show = "import os, sys, nbhelpers; print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"
-    told = subprocess.run(
-        [sys.executable, "-c", show], env=unset | own, capture_output=True, text=True, check=True
-    )
-    assert told.stdout.split() == [str(seen), "False"]
+    told = subprocess.check_output([sys.executable, "-c", show], env=environment, text=True)
+    assert told.split() == [str(seen), "False"]
 
 
-TEXTS = ["True", "False", "None", "3", "-3", "1e-3", "0.5", "nan", "", "a b", "true", "1_0", "[1]"]
-
-
-@pytest.mark.parametrize("text", TEXTS)
-def test_values_are_parsed_as_papermill_does(text):
-    ours, theirs = parse_value(text), _resolve_type(text)
-    assert (type(ours), str(ours)) == (type(theirs), str(theirs))
+def test_values_are_parsed_as_papermill_does():
+    for text in ("True", "False", "None", "3", "-3", "1e-3", "0.5", "nan", "", "a b", "true", "1_0", "[1]"):
+        ours, theirs = parse_value(text), _resolve_type(text)
+        assert (type(ours), str(ours)) == (type(theirs), str(theirs)), text
 
 
 def test_status_says_whether_a_notebook_failed(folder, capsys):
@@ -58,13 +53,7 @@ def test_status_says_whether_a_notebook_failed(folder, capsys):
         (["run", "07"], "'07' means 0 notebooks; there are: 01_tiny"),
         (["run", "-p", "lenght", "3"], "no selected notebook has a parameter 'lenght'"),
         (["run", "--size", "huge"], "unknown size 'huge'; there are: smoke, reader, full"),
-        *(
-            (
-                ["run", "--cell-timeout", given],
-                f"cell_timeout must be a finite number of seconds above 0, got {told}",
-            )
-            for given, told in (("-1", "-1.0"), ("0", "0.0"), ("inf", "inf"), ("nan", "nan"))
-        ),
+        *((["run", "--cell-timeout", given], "a finite number") for given in ("-1", "0", "inf", "nan")),
         (["report"], "holds no results"),
         (["site"], "does not exist"),
     ],
@@ -81,15 +70,10 @@ def test_wrong_input_is_one_line_and_status_2(folder, monkeypatch, capsys, argum
 
 
 def test_report_prints_the_numbers(folder, capsys):
-    from nbhelpers.collection.results import Results
-
     Results("05_bands", folder).record("share", Estimate(0.123456, 0.1, 0.2), unit="1")
     assert main(["report", str(folder)]) == 0
     told = capsys.readouterr().out
-    assert "05_bands" in told
-    assert "0.1235" in told
-    assert "1 numbers of 1 notebooks" in told
-    assert "C5" in told
+    assert all(part in told for part in ("05_bands", "0.1235", "1 numbers of 1 notebooks", "C5"))
     assert "10_scale_invariance" in told.splitlines()[-1]  # the command that measures what is missing
     assert (folder / "scorecard.csv").read_text().startswith("claim,title")
 

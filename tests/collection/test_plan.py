@@ -34,21 +34,20 @@ def test_select_by_number_name_path_or_all(two):
     assert select_notebooks(None, folder=two) == list_notebooks(two)
 
 
-def test_name_that_means_two_notebooks(two, notebook):
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (["bands"], "means 2 notebooks"),
+        (["07"], "'07' means 0"),
+        (["band"], "'band' means 0"),
+        (["nowhere/05_bands.ipynb"], "nowhere"),
+        (["05", "05_bands"], "2 times"),
+    ],
+)
+def test_names_that_select_nothing_or_too_much(two, notebook, names, told):
     notebook("06_bands")
-    with pytest.raises(LookupError, match="'bands' means 2 notebooks"):
-        select_notebooks(["bands"], folder=two)
-
-
-@pytest.mark.parametrize("name", ["07", "band", "nowhere/05_bands.ipynb"])
-def test_unknown_notebook(two, name):
-    with pytest.raises(LookupError, match=name):
-        select_notebooks([name], folder=two)
-
-
-def test_same_notebook_twice(two):
-    with pytest.raises(LookupError, match="2 times"):
-        select_notebooks(["05", "05_bands"], folder=two)
+    with pytest.raises(LookupError, match=told):
+        select_notebooks(names, folder=two)
 
 
 @pytest.mark.parametrize(
@@ -77,39 +76,29 @@ def test_map_of_the_collection_is_read_from_the_title_cells(notebook, folder):
     assert (collection_map() != "").all(axis=None), "every notebook of ours says all of it"
 
 
-def test_no_folder(tmp_path):
-    with pytest.raises(FileNotFoundError, match="nowhere"):
-        find_notebook_folder(tmp_path / "nowhere")
-
-
 def test_folder_is_found_from_inside_and_beside(two, monkeypatch):
-    monkeypatch.chdir(two.parent)
-    assert find_notebook_folder() == two
     (two.parent / "other").mkdir()
-    monkeypatch.chdir(two.parent / "other")
-    assert find_notebook_folder() == two
+    for place in (two.parent, two.parent / "other"):
+        monkeypatch.chdir(place)
+        assert find_notebook_folder() == two
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        find_notebook_folder(two / "nowhere")
 
 
 def test_parameters_are_read_with_defaults(notebook):
     source = (
         "a = -1  # int\nb: float = 1e-3  # annotated\nc = [\n    'x',  # over lines\n]\nd = None  # unset"
     )
-    assert notebook_parameters(notebook("01_a", parameters=source)) == {
-        "a": -1,
-        "b": 1e-3,
-        "c": ["x"],
-        "d": None,
-    }
+    expected = {"a": -1, "b": 1e-3, "c": ["x"], "d": None}
+    assert notebook_parameters(notebook("01_a", parameters=source)) == expected
 
 
-def test_missing_parameters_tag(notebook):
-    with pytest.raises(ValueError, match=r"01_a.ipynb has 0 cells tagged 'parameters'"):
-        notebook_parameters(notebook("01_a", "x = 1", parameters=None))
-
-
-def test_parameters_must_be_literals(notebook):
-    with pytest.raises(ValueError, match=r"line 2: 'b = a \* 2'"):
-        notebook_parameters(notebook("01_a", parameters="a = 1\nb = a * 2"))
+@pytest.mark.parametrize(
+    ("source", "told"), [(None, "0 cells tagged 'parameters'"), ("a = 1\nb = a * 2", r"line 2: 'b = a \* 2'")]
+)
+def test_parameters_must_be_literals_of_one_cell(notebook, source, told):
+    with pytest.raises(ValueError, match=told):
+        notebook_parameters(notebook("01_a", parameters=source))
 
 
 def test_sizes_model_and_own_parameters(two):
@@ -119,10 +108,7 @@ def test_sizes_model_and_own_parameters(two):
     theory = " ".join(planned["01_theory"].notes)
     assert "no smoke size" in theory
     assert "'model'" in theory  # what is not passed is said
-
-
-def test_reader_size_is_the_default_of_the_notebook(two):
-    assert plans(two)["05_bands"].parameters == {}
+    assert plans(two)["05_bands"].parameters == {}, "the reader's size is that of the notebook"
 
 
 def test_own_parameter_wins_over_size_model_and_results(two):
@@ -131,20 +117,23 @@ def test_own_parameter_wins_over_size_model_and_results(two):
     assert planned["05_bands"].parameters == own
 
 
-def test_parameter_that_no_selected_notebook_has(two):
-    with pytest.raises(ValueError, match=r"'ratio'; they have: 05_bands: model, length, results"):
-        plans(two, ["05"], parameters={"ratio": 0.1})
-
-
-@pytest.mark.parametrize("value", ["long", 1.5, True, [8]])
-def test_parameter_of_another_type(two, value):
-    with pytest.raises(ValueError, match=r"parameter length of 0._\w+ is int"):
-        plans(two, parameters={"length": value})
-
-
-def test_unknown_size(two):
-    with pytest.raises(ValueError, match="'huge'; there are: smoke, reader, full"):
-        plans(two, size="huge")
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (
+            {"names": ["05"], "parameters": {"ratio": 0.1}},
+            "'ratio'; they have: 05_bands: model, length, results",
+        ),
+        *(
+            ({"parameters": {"length": value}}, r"length of 0._\w+ is int")
+            for value in ("long", 1.5, True, [8])
+        ),
+        ({"size": "huge"}, "'huge'; there are: smoke, reader, full"),
+    ],
+)
+def test_plans_that_are_refused(two, given, told):
+    with pytest.raises(ValueError, match=told):
+        plans(two, **given)
 
 
 @pytest.mark.parametrize(

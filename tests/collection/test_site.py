@@ -29,25 +29,16 @@ TITLE = "# 01 · Figures | tables\n\nThis one draws. Is the *figure* there? See 
 def site(tmp_path_factory):
     """The pages of notebooks that pass, fail and skip themselves; all run and built once."""
     root = tmp_path_factory.mktemp("site")
-    make_notebook(
-        root / "notebooks" / "01_figure.ipynb",
-        FIGURE,
-        WIDGET,
-        PRINTED,
-        STRANGER,
-        title=TITLE,
-        tags=["gallery"],
-    )
-    make_notebook(
-        root / "notebooks" / "02_bad.ipynb", "raise ValueError('told on the page')", title="# 02 · Bad"
-    )
+    folder, out = root / "notebooks", root / "demo"
+    drawing = FIGURE, WIDGET, PRINTED, STRANGER
+    make_notebook(folder / "01_figure.ipynb", *drawing, title=TITLE, tags=["gallery"])
+    make_notebook(folder / "02_bad.ipynb", "raise ValueError('told on the page')", title="# 02 · Bad")
     skips = "from nbhelpers.collection.skip import skip_notebook\nskip_notebook('no decoder: take another')"
-    make_notebook(root / "notebooks" / "03_skips.ipynb", skips, "1", title="# 03 · Skips")
-    make_notebook(root / "notebooks" / "20_scorecard.ipynb", "1", title="# 20 · Card")
-    out = root / "demo"
+    make_notebook(folder / "03_skips.ipynb", skips, "1", title="# 03 · Skips")
+    make_notebook(folder / "20_scorecard.ipynb", "1", title="# 20 · Card")
     Results("10_scale_invariance", out / "results").record("C5_half", 0.2)
-    run_notebooks(folder=root / "notebooks", out=out, progress=False)
-    assert build_site(out / "executed", out, reference=False) == out / "index.html"
+    run_notebooks(folder=folder, out=out, progress=False)
+    assert build_site(out / "executed", out) == out / "index.html"
     return out
 
 
@@ -64,39 +55,26 @@ def test_index_has_title_question_status_and_links(site):
     assert "<strong>failed</strong>" in index
     assert re.search(r"skipped, \d+ s, \d+ MB", index)
     assert "2 of 4 notebooks passed, 1 did not. 1 skipped: not to be had of this model." in index
-
-
-def test_index_shows_the_verdicts_of_the_store(site):
-    index = (site / "index.html").read_text()
-    for known in CLAIMS:
-        assert known.title in index
+    assert all(known.title in index for known in CLAIMS), "the verdicts of the store"
     assert index.count("not testable here") == sum(not known.criteria for known in CLAIMS)
 
 
-def test_figure_is_a_file_the_page_shows(site):
-    images = re.findall(r'<img[^>]+src="(_images/[^"]+\.png)"', (site / "01_figure.html").read_text())
-    assert len(images) == 1
-    assert (site / images[0]).read_bytes().startswith(b"\x89PNG")
+def test_figure_is_a_file_that_its_page_and_the_home_page_show(site):
+    shown = re.findall(r'<img[^>]+src="(_images/[^"]+\.png)"', (site / "01_figure.html").read_text())
+    assert len(shown) == 1
+    link = r'<a[^>]+href="01_figure.html"><img[^>]+src="(_images/01_figure.png)"'
+    tagged = re.findall(link, (site / "index.html").read_text())
+    assert len(tagged) == 1
+    assert all((site / image).read_bytes().startswith(b"\x89PNG") for image in shown + tagged)
 
 
-def test_home_page_shows_the_figure_that_is_tagged_for_it(site):
-    index = (site / "index.html").read_text()
-    picture = re.search(r'<a[^>]+href="01_figure.html"><img[^>]+src="(_images/01_figure.png)"', index).group(
-        1
-    )
-    assert (site / picture).read_bytes().startswith(b"\x89PNG")
-
-
-def test_core_widgets_are_drawn_from_a_script_of_the_site(site):
+def test_core_widgets_are_drawn_by_a_script_of_the_site_and_others_leave_no_trace(site):
     page = (site / "01_figure.html").read_text()
     script = re.search(r'src="(_static/widgets-embed\.js)[^"]*"', page).group(1)
     assert (site / script).stat().st_size > 1_000_000
     assert page.count('type="application/vnd.jupyter.widget-view+json"') == 1
     assert "how many" in page
-
-
-def test_widgets_that_need_a_script_from_elsewhere_leave_no_trace(site):
-    assert "drawn by a script of its own" not in (site / "01_figure.html").read_text().split("Stranger()")[1]
+    assert "drawn by a script of its own" not in page.split("Stranger()")[1]
 
 
 def test_long_code_and_imports_are_folded(site):
@@ -106,12 +84,9 @@ def test_long_code_and_imports_are_folded(site):
     assert "<img" not in "".join(folded)
 
 
-def test_failed_notebook_has_its_page_with_the_error_under_the_title(site):
+def test_failed_and_skipped_notebooks_have_pages_with_the_reason_under_the_title(site):
     page = (site / "02_bad.html").read_text()
     assert page.index("<h1>02 · Bad") < page.index("This run failed") < page.index("told on the page")
-
-
-def test_skipped_notebook_has_its_page_with_the_reason_under_the_title(site):
     page = (site / "03_skips.html").read_text()
     told = page.index("Skipped; what follows the reason was not run.")
     assert page.index("<h1>03 · Skips") < told < page.index("no decoder: take another", told)
@@ -119,13 +94,11 @@ def test_skipped_notebook_has_its_page_with_the_reason_under_the_title(site):
 
 
 def test_nothing_is_loaded_from_a_network(site):
+    load = r'<(?:script|img)[^>]+src="([^"]+)"|<link[^>]+href="([^"]+)"'
     for page in site.glob("*.html"):
-        text = page.read_text()
-        loaded = re.findall(
-            r"<script[^>]+src=\"([^\"]+)\"|<link[^>]+href=\"([^\"]+)\"|<img[^>]+src=\"([^\"]+)\"", text
-        )
+        loaded = [source or link for source, link in re.findall(load, page.read_text())]
         assert loaded
-        assert not [link for links in loaded for link in links if re.match(r"(https?:)?//", link)], page.name
+        assert not [link for link in loaded if re.match(r"(https?:)?//", link)], page.name
 
 
 def test_formulas_have_their_script(site):
@@ -141,26 +114,12 @@ def test_empty_folder(tmp_path):
         build_site(tmp_path, tmp_path / "out")
 
 
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory):
-    """The pages of one notebook with the reference of the package."""
-    root = tmp_path_factory.mktemp("reference")
-    make_notebook(root / "executed" / "01_text.ipynb", "1", title="# 01 · Text")
-    build_site(root / "executed", root)
-    return root
-
-
-def test_reference_has_every_public_name_and_sphinx_nothing_to_warn_of(reference):
-    assert (reference / "sphinx-warnings.txt").read_text() == ""
-    page = (reference / "reference.html").read_text()
+def test_reference_has_every_public_name_and_search_knows_its_words(site):
+    page = (site / "reference.html").read_text()
     functions = [name for name in nbhelpers.__all__ if callable(getattr(nbhelpers, name))]
     assert len(functions) > 10
     assert all(f">{name}<" in page for name in functions)
-    kernels = (reference / "reference-kernels.html").read_text()
+    kernels = (site / "reference-kernels.html").read_text()
     assert 'id="nbhelpers.kernels.spectra.band_shares"' in kernels
     assert "torch.Tensor" in kernels
-
-
-def test_search_knows_the_words_of_pages_and_docstrings(reference):
-    index = (reference / "searchindex.js").read_text()
-    assert re.search(r'\bwavelet"?:', index)
+    assert re.search(r'\bwavelet"?:', (site / "searchindex.js").read_text())
