@@ -12,9 +12,6 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-READS = {"aten::item", "aten::_local_scalar_dense"}
-WAITS = {"cudaStreamSynchronize", "cudaEventSynchronize"}
-
 
 def gpu_marks(count=1):
     """Return the marks of tests that need CUDA devices: skipped, and said, where there are too few."""
@@ -88,18 +85,3 @@ class Largest(TorchDispatchMode):
         made = [leaf.numel() for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
         self.entries = max([self.entries, *made])
         return result
-
-
-@contextlib.contextmanager
-def profiled():
-    """Profile a block, on the GPU too if there is one; the list yielded then holds its events' names."""
-    names = []
-    with torch.profiler.profile() as profile:
-        yield names
-    names.extend(event.key for event in profile.key_averages())
-
-
-def transfers(names):
-    """Return those events that move numbers between host and device or make the host wait for one."""
-    copies = ("Memcpy HtoD", "Memcpy DtoH")
-    return sorted(name for name in names if name in READS | WAITS or name.startswith(copies))

@@ -120,37 +120,6 @@ def _implement(model, implementation):
     model.config._attn_implementation = implementation  # reaches Falcon
 
 
-def attention_from_vectors(model, ids):
-    """Return (sequence, layer, head, query, key): causal softmax in float64 of its queries and keys.
-
-    The queries and keys are those that the model hands to its attention function, in its own precision or
-    that of autocast, so what they give in float64 is what scores taken in higher precision should give.
-    """
-    pairs, original = [], hf.modeling_utils.ALL_ATTENTION_FUNCTIONS["sdpa"]
-
-    def keep(module, query, key, *args, **options):
-        pairs.append((query.double(), key.double()))
-        return original(module, query, key, *args, **options)
-
-    hf.AttentionInterface.register("keep_vectors", keep)
-    hf.AttentionMaskInterface.register("keep_vectors", hf.AttentionMaskInterface()["sdpa"])
-    implementation = model.config._attn_implementation
-    model.set_attn_implementation("keep_vectors")
-    try:
-        with torch.inference_mode():
-            model(ids)
-    finally:
-        model.set_attn_implementation(implementation)
-    return torch.stack([_causal_softmax(query, key) for query, key in pairs], 1).numpy()
-
-
-def _causal_softmax(query, key):
-    key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)  # (sequence, head, key, width)
-    scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5  # (sequence, head, query, key)
-    hidden = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
-    return scores.masked_fill(hidden, -torch.inf).softmax(-1)
-
-
 class Whole(Reduction):
     """Keeps the matrix, which only a test wants."""
 

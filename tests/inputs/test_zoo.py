@@ -8,7 +8,6 @@ import torch
 from tiny_models import captured_matrix, make_padding
 from tolerances import assert_close
 
-from nbhelpers.inputs import zoo as zoo_model
 from nbhelpers.inputs.models import describe, load_model
 from nbhelpers.inputs.zoo import ENCODINGS, ZooConfig, ZooForLanguageModeling, build, rotate, rotations
 from nbhelpers.kernels import rope
@@ -39,25 +38,6 @@ def logits_of(model, ids, **options):
         return model(ids, **options).logits
 
 
-def eager_probabilities(model, ids, monkeypatch, mask=None):
-    """Return (sequence, layer, head, query, key) as the model's own written-out attention gives it."""
-    kept, original = [], zoo_model.eager_attention_forward
-
-    def keep(*args, **options):
-        mixed, attn = original(*args, **options)
-        kept.append(attn)
-        return mixed, attn
-
-    monkeypatch.setattr(zoo_model, "eager_attention_forward", keep)
-    model.set_attn_implementation("eager")
-    logits_of(model, ids, attention_mask=mask)
-    model.set_attn_implementation("sdpa")
-    return torch.stack(kept, 1).double().numpy()
-
-
-# Encodings
-
-
 @pytest.mark.parametrize(("encoding", "n_rotated"), [("rope", 16), ("prope", 12)])
 def test_rotation_is_multiplication_by_a_phase(encoding, n_rotated):
     config = ZooConfig(position_encoding=encoding)  # heads of 32 dimensions
@@ -71,22 +51,6 @@ def test_rotation_is_multiplication_by_a_phase(encoding, n_rotated):
     assert_close(got, full)
 
 
-@pytest.mark.parametrize("encoding", ["learned", "sinusoidal", "alibi", "t5", "nope"])
-def test_other_encodings_do_not_rotate(encoding):
-    assert rotations(ZooConfig(position_encoding=encoding), 50, "cpu") is None
-
-
-def test_alibi_adds_what_the_kernel_adds():
-    causal, both = make("alibi"), make("alibi", causal=False)
-    bias = causal.model.additive_mask(None, LENGTH, "cpu", torch.float32)[0]
-    expected = rope.alibi_bias(4, LENGTH)
-    assert_close(bias.masked_fill(bias == torch.finfo(torch.float32).min, -math.inf), expected)
-    distance = (torch.arange(LENGTH) - torch.arange(LENGTH)[:, None]).abs()
-    slopes = torch.tensor([1 / 4, 1 / 16, 1 / 64, 1 / 256])
-    expected = -slopes[:, None, None] * distance
-    assert_close(both.model.additive_mask(None, LENGTH, "cpu", torch.float32)[0], expected)
-
-
 @pytest.mark.parametrize("causal", MASKS)
 def test_t5_adds_what_the_kernel_adds(causal):
     model = make("t5", causal=causal).model
@@ -97,35 +61,12 @@ def test_t5_adds_what_the_kernel_adds(causal):
     assert torch.equal(got[:, 9, 6], table[3])  # the key three back has a bucket of its own
 
 
-def test_sinusoidal_and_learned_add_position_vectors():
-    sinusoidal, learned = make("sinusoidal").model, make("learned").model
-    got = sinusoidal.position_vectors(LENGTH, "cpu")
-    angle = 7 * 10000 ** (-4 / 32)  # position 7, pair 2
-    assert_close(got[7, 4:6], 0.02 * torch.tensor([math.sin(angle), math.cos(angle)]))
-    assert torch.equal(learned.position_vectors(LENGTH, "cpu"), learned.position.weight[:LENGTH])
-    assert make("rope").model.position_vectors(LENGTH, "cpu") == 0.0
-
-
-def test_learned_positions_may_start_smaller_than_all_else():
-    shape = {"hidden_size": 32, "num_attention_heads": 4, "vocab_size": 64, "train_length": 64}
-    config = ZooConfig(position_encoding="learned", position_initializer_range=0.002, **shape)
-    small = dict(build(config, seed=3).named_parameters())
-    usual = dict(build(ZooConfig(position_encoding="learned", **shape), seed=3).named_parameters())
-    differ = {name for name in usual if not torch.equal(small[name], usual[name])}
-    assert differ == {"model.position.weight"}
-    assert_close(small["model.position.weight"].detach(), usual["model.position.weight"].detach() / 10)
-    assert float(small["model.position.weight"].detach().std()) == pytest.approx(0.002, rel=0.05)
-
-
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_only_nope_is_blind_to_order_without_a_mask(encoding):
     model, ids = make(encoding, causal=False), ids_of()
     order = torch.randperm(LENGTH, generator=torch.Generator().manual_seed(0))
     difference = (logits_of(model, ids[:, order]) - logits_of(model, ids)[:, order]).abs().max()
     assert (difference < 1e-4) == (encoding == "nope")
-
-
-# Masks
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
@@ -159,9 +100,6 @@ def test_training_and_measuring_use_the_same_attention(encoding, causal):
     expected = logits_of(model, ids)
     model.set_attn_implementation("eager")
     assert_close(logits_of(model, ids), expected)
-
-
-# Attention as capture sees it
 
 
 def slow_first_layer(model, ids, encoding, *, causal):
@@ -212,36 +150,6 @@ def test_captured_attention_of_the_first_layer_is_that_of_the_formulas(encoding,
     assert expected[..., -1, :].max() > 3 / 12  # far from uniform
 
 
-@pytest.mark.parametrize("side", [None, "left", "right"])
-@pytest.mark.parametrize("causal", MASKS)
-@pytest.mark.parametrize("encoding", ENCODINGS)
-def test_captured_attention_is_that_of_the_eager_path(encoding, causal, side, monkeypatch):
-    model, ids = make(encoding, causal=causal), ids_of()
-    mask = make_padding(LENGTH, side) if side else None
-    expected = eager_probabilities(model, ids, monkeypatch, mask)
-    got = captured_matrix(model, ids, attention_mask=mask, chunk=8)
-    real = np.ones((2, LENGTH), bool) if mask is None else mask.numpy() == 1
-    rows = real[:, None, None, :, None]
-    assert abs((got - expected) * rows).max() < 3e-6
-    assert abs(expected.sum(-1) - 1).max() < 1e-5
-
-
-@pytest.mark.parametrize("causal", MASKS)
-def test_attention_is_returned_where_it_is_asked_for(causal):
-    model, ids = make(causal=causal), ids_of()
-    captured = captured_matrix(model, ids)
-    model.set_attn_implementation("eager")
-    with torch.inference_mode():
-        output = model(ids, output_attentions=True)
-        assert model(ids).attentions is None
-    returned = torch.stack(output.attentions, 1).numpy()  # (sequence, layer, head, query, key)
-    assert abs(returned - captured).max() < 3e-6
-    assert_close(output.logits, logits_of(model, ids))
-
-
-# What the models share
-
-
 def test_parameters_are_equal_in_number_up_to_the_encodings_own():
     counts = {e: describe(build(ZooConfig(position_encoding=e))).n_parameters for e in ENCODINGS}
     plain = 2048 * 128 + 4 * (12 * 128**2 + 2 * 128) + 128  # tokens, layers (attention 4, MLP 8), last norm
@@ -266,12 +174,14 @@ def test_models_of_one_seed_start_from_the_same_weights():
 def test_weights_start_with_the_stated_deviation():
     torch.manual_seed(7)
     state = torch.get_rng_state()
-    model = build(ZooConfig(num_hidden_layers=2), seed=0)
+    config = ZooConfig(num_hidden_layers=2, position_encoding="learned", position_initializer_range=0.002)
+    model = build(config, seed=0)
     assert torch.equal(torch.get_rng_state(), state)
     layer = model.model.layers[1]
     into_stream = 0.02 / math.sqrt(2 * 2)
     for weight, std in [
         (model.model.token.weight, 0.02),
+        (model.model.position.weight, 0.002),
         (layer.attention.query_key_value.weight, 0.02),
         (layer.mlp_in.weight, 0.02),
         (layer.attention.output.weight, into_stream),
@@ -294,9 +204,6 @@ def test_loss_is_the_mean_over_the_positions_that_predict():
     assert_close(loss, torch.stack(losses).mean(), dtype=torch.float32)
 
 
-# Description, saving, refusals
-
-
 @pytest.mark.parametrize("causal", MASKS)
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_saved_loaded_and_described(encoding, causal, tmp_path):
@@ -304,15 +211,12 @@ def test_saved_loaded_and_described(encoding, causal, tmp_path):
     model.save_pretrained(tmp_path)
     loaded = load_model(tmp_path, device="cpu")
     d = loaded.description
-    words = {"prope": "rope", "nope": "none"}
-    assert d.family == "nbhelpers_zoo"
-    assert d.position_encoding == words.get(encoding, encoding)
+    assert d.position_encoding == {"prope": "rope", "nope": "none"}.get(encoding, encoding)
     assert d.rope_theta == (1000.0 if "rope" in encoding else None)
     assert d.rotary_fraction == {"rope": 1.0, "prope": 0.75}.get(encoding)
     assert d.causal == causal
     assert d.max_positions == (64 if encoding == "learned" else None)
     assert (d.n_layers, d.n_heads, d.n_kv_heads, d.head_dim) == (2, 4, 4, 8)
-    assert loaded.model.config.position_encoding == encoding
     again = ZooForLanguageModeling.from_pretrained(tmp_path)
     assert torch.equal(logits_of(again, ids), logits_of(model, ids))
     with torch.inference_mode():
@@ -324,18 +228,15 @@ def test_saved_loaded_and_described(encoding, causal, tmp_path):
     assert 0.015 < float(other.detach().std()) < 0.025
 
 
-def test_learned_positions_end():
+def test_refusals():
     model = make("learned")
     logits_of(model, ids_of(64))
-    with pytest.raises(ValueError, match="65 tokens; this model learned 64 positions"):
-        logits_of(model, ids_of(65))
-    with pytest.raises(ValueError, match=r"65.*64"):
-        captured_matrix(model, ids_of(65))
+    for refused, said in (
+        (lambda: captured_matrix(model, ids_of(65)), "65.*64"),
+        (lambda: logits_of(model, ids_of(65)), "65 tokens; this model learned 64"),
+        (lambda: ZooConfig(position_encoding="rotary"), "'rotary'; the zoo has rope, prope"),
+        (lambda: ZooConfig(hidden_size=36, num_attention_heads=4), "multiple of 8; hidden_size is 36"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            refused()
     logits_of(make("rope"), ids_of(65))
-
-
-def test_refused_configurations():
-    with pytest.raises(ValueError, match=r"position_encoding is 'rotary'; the zoo has rope, prope"):
-        ZooConfig(position_encoding="rotary")
-    with pytest.raises(ValueError, match=r"4 heads need a width that is a multiple of 8; hidden_size is 36"):
-        ZooConfig(hidden_size=36, num_attention_heads=4)
