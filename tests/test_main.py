@@ -60,8 +60,10 @@ def test_status_says_whether_a_notebook_failed(folder, capsys):
 )
 def test_wrong_input_is_one_line_and_status_2(folder, monkeypatch, capsys, arguments, told):
     monkeypatch.chdir(folder)
-    own = ["--folder", str(folder)] if arguments[0] == "run" else [str(folder / "none")]
+    run = ["--folder", str(folder), "--out", str(folder / "none")]
+    own = run if arguments[0] == "run" else [str(folder / "none")]
     assert main(arguments + own) == 2
+    assert not (folder / "none").exists(), "it is told before anything runs"
     error = capsys.readouterr().err
     assert told in error
     assert error.count("\n") == 1

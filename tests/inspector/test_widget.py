@@ -123,15 +123,17 @@ def test_the_protocol_is_measured_anew_and_a_metric_that_is_gone_gives_way(inspe
     assert c.metric.value in inspector.reading.metrics
 
 
-def test_ablation_is_told_and_kept(inspector):
+def test_ablation_is_told_and_kept_and_a_page_without_widgets_gets_a_picture(inspector):
     inspector.select(1, 1)
     inspector.controls.ablate.click()
     inspector.wait(60)
-    wanted_change = inspector.reading.ablate(1, 1)
-    assert inspector.ablations[-1].after == wanted_change.after
-    said = inspector.controls.ablation.value
+    change, said = inspector.reading.ablate(1, 1), inspector.controls.ablation.value
+    assert inspector.ablations[-1].after == change.after
     assert "Without layer 1, head 1" in said
-    assert f"{wanted_change.before:.4f} to {wanted_change.after:.4f} nats per token" in said
+    assert f"{change.before:.4f} to {change.after:.4f} nats per token" in said
+    bundle = inspector._repr_mimebundle_()
+    assert bundle["image/png"].startswith("iVBOR")  # a PNG in base64
+    assert "application/vnd.jupyter.widget-view+json" in bundle
 
 
 def test_export_writes_numbers_and_picture(inspector, tmp_path):
@@ -220,12 +222,6 @@ def test_an_unforeseen_error_is_told_with_its_name(inspector, monkeypatch):
     inspector.controls.measure.click()
     inspector.wait(30)
     assert "unexpected zerodivisionerror: by nothing" in status(inspector).lower()
-
-
-def test_a_page_without_widgets_gets_a_picture(inspector):
-    bundle = inspector._repr_mimebundle_()
-    assert bundle["image/png"].startswith("iVBOR")  # a PNG in base64
-    assert "application/vnd.jupyter.widget-view+json" in bundle
 
 
 def test_what_cannot_be_opened_raises(tiny_llama):
