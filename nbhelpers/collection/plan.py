@@ -24,22 +24,17 @@ class PlannedRun:
 
 
 def find_notebook_folder(folder: str | Path | None = None) -> Path:
-    """Return the folder of the collection.
+    """Return the folder given, or the first there is of ``./notebooks``, ``../notebooks`` and the checkout's.
 
-    The one given, or the first that exists of ``./notebooks``, ``../notebooks`` and the folder beside the
-    package's source tree. Raises FileNotFoundError, with the places looked at, if there is none.
+    Raises FileNotFoundError, with the places looked at, if there is none.
     """
-    if folder is not None:
-        places = [Path(folder)]
-    else:
-        places = [Path("notebooks"), Path("../notebooks"), Path(__file__).parents[2] / "notebooks"]
+    usual = [Path("notebooks"), Path("../notebooks"), Path(__file__).parents[2] / "notebooks"]
+    places = usual if folder is None else [Path(folder)]
     for place in places:
         if place.is_dir():
             return place.resolve()
-    looked = ", ".join(str(place) for place in places)
-    raise FileNotFoundError(
-        f"no folder of notebooks at {looked}; run from a checkout of the project or give a folder"
-    )
+    looked = ", ".join(map(str, places))
+    raise FileNotFoundError(f"no folder of notebooks at {looked}; run from a checkout or give a folder")
 
 
 def list_notebooks(folder: str | Path | None = None) -> list[Path]:
@@ -63,10 +58,8 @@ def select_notebooks(
     chosen = [_find_notebook(name, folder) for name in names]
     stems = [path.stem for path in chosen]
     for stem in stems:
-        if stems.count(stem) > 1:
-            raise LookupError(
-                f"notebook {stem} was asked {stems.count(stem)} times; results are kept by name, so ask once"
-            )
+        if (times := stems.count(stem)) > 1:
+            raise LookupError(f"notebook {stem} was asked {times} times; results are kept by name, ask once")
     return chosen
 
 
@@ -102,11 +95,7 @@ def read_title(text: str, *, default: str = "") -> tuple[str, str]:
 
 
 def collection_map(folder: str | Path | None = None):
-    """Return a DataFrame with a row per notebook: notebook, title, question, paper.
-
-    All is read from the title cells: ``# 07 · Title``, the bold question, and the item that begins with
-    ``**Paper**:`` of the list below (empty where there is none).
-    """
+    """Return a row per notebook, read from its title cell: notebook, title, question, paper."""
     import pandas as pd  # takes a second, which the runner need not wait for
 
     rows = []
@@ -127,10 +116,8 @@ def notebook_parameters(path: str | Path) -> dict[str, Any]:
     notebook = nbformat.read(path, as_version=4)
     tagged = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
     if len(tagged) != 1:
-        raise ValueError(
-            f"{Path(path).name} has {len(tagged)} cells tagged 'parameters', expected exactly 1; "
-            "add the tag to the cell with its settings"
-        )
+        count = f"{len(tagged)} cells tagged 'parameters', expected exactly 1"
+        raise ValueError(f"{Path(path).name} has {count}; add the tag to the cell with its settings")
     return dict(_literal_assignment(node, Path(path).name) for node in ast.parse(tagged[0].source).body)
 
 
@@ -163,21 +150,18 @@ def load_sizes(folder: str | Path | None = None) -> dict[str, dict[str, dict[str
     there = {path.stem: path for path in list_notebooks(folder)}
     for name, by_size in sizes.items():
         if name not in there:
-            raise ValueError(
-                f"sizes.toml names the notebook {name!r}; there are: {', '.join(there) or 'none'}"
-            )
+            known = ", ".join(there) or "none"
+            raise ValueError(f"sizes.toml names the notebook {name!r}; there are: {known}")
         defaults = notebook_parameters(there[name])
         for size, values in by_size.items():
             if size not in ("smoke", "full") or not isinstance(values, dict):
                 raise ValueError(f"sizes.toml, {name}: {size!r} is not a table called smoke or full")
             for parameter, value in values.items():
-                _check_parameter(name, defaults, parameter, value, source="sizes.toml: ")
+                _check_parameter(name, defaults, parameter, value, "sizes.toml: ")
     return sizes
 
 
-def _check_parameter(
-    name: str, defaults: Mapping[str, Any], parameter: str, value: Any, *, source: str = ""
-) -> None:
+def _check_parameter(name: str, defaults: Mapping, parameter: str, value: Any, source: str = "") -> None:
     if parameter not in defaults:
         known = ", ".join(defaults) or "none"
         raise ValueError(f"{source}{name} has no parameter {parameter!r}; it has: {known}")

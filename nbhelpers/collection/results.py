@@ -119,12 +119,8 @@ class Results:
         return f"<details><summary>{told}</summary>{table}</details>"
 
     def _write(self) -> None:
-        document = {
-            "notebook": self.notebook,
-            "numbers": self._numbers,
-            "tables": self._tables,
-            "provenance": self._facts,
-        }
+        document = {"notebook": self.notebook, "numbers": self._numbers, "tables": self._tables}
+        document |= {"provenance": self._facts}
         text = json.dumps(document, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False)
         with replacing(self.folder / f"{self.notebook}.json") as partial:
             partial.write_text(text + "\n", encoding="utf-8")
@@ -136,8 +132,7 @@ def load_results(folder: str | Path) -> pd.DataFrame:
     The folder is that given to `Results`, or a run's output folder that holds it as ``results/``. Columns are
     notebook, name, value, low, high, null, unit, note.
     """
-    documents = _load_documents(folder)
-    return _as_frame([(document["notebook"], document["numbers"]) for document in documents])
+    return _as_frame([(document["notebook"], document["numbers"]) for document in _load_documents(folder)])
 
 
 def load_tables(folder: str | Path) -> dict[tuple[str, str], pd.DataFrame]:
@@ -164,9 +159,7 @@ def _load_documents(folder: str | Path) -> list[dict[str, Any]]:
     folder = _results_folder(folder)
     files = sorted(folder.glob("*.json"))
     if not files:
-        raise FileNotFoundError(
-            f"{folder} holds no results (*.json); run the notebooks that record them first"
-        )
+        raise FileNotFoundError(f"{folder} holds no results (*.json); run the notebooks that record them")
     return [_load_document(file) for file in files]
 
 
@@ -175,9 +168,8 @@ def _load_document(file: Path) -> dict[str, Any]:
         document = json.loads(file.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
         return {key: document[key] for key in ("notebook", "numbers", "tables", "provenance")}
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{file} is not a file of results ({error!r}); delete it and run its notebook again"
-        ) from error
+        told = f"{file} is not a file of results ({error!r}); delete it and run its notebook again"
+        raise ValueError(told) from error
 
 
 def _refuse_constant(token: str) -> None:
@@ -201,17 +193,13 @@ def _number(label: str, value: Any) -> float | int:
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{label} must be one real number, got {type(value).__name__} {value!r}"[:300])
     if not math.isfinite(value):
-        raise ValueError(
-            f"{label} must be finite, got {value}; what could not be measured is left out and said in words"
-        )
+        raise ValueError(f"{label} must be finite, got {value}; leave out what could not be measured")
     return value
 
 
 def _file_name(name: Any, label: str) -> str:
     if not isinstance(name, str) or not re.fullmatch(r"[\w-][\w.-]*", name):
-        raise ValueError(
-            f"{label} name {name!r} cannot be a file name; use letters, digits, '_', '-' and '.'"
-        )
+        raise ValueError(f"{label} name {name!r} cannot be a file name; use letters, digits, _, - and .")
     return name
 
 

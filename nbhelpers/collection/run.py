@@ -40,17 +40,14 @@ class NotebookRun:
 
     `status` is ``passed``, ``skipped`` (the model cannot give what the notebook shows), ``failed``, ``kept``
     (ended well earlier with the same source and parameters), or in a record on disk also ``interrupted``.
-    `error` says what failed, with the cell and its traceback; of a skipped notebook it is the reason.
-    `seconds` are of the clock, of the earlier run if kept; `output` of a failed notebook is the part that
-    ran; `peak_mb` is the largest memory of the kernel and its children.
     """
 
     name: str
     status: str
-    seconds: float
-    error: str | None
-    output: Path
-    peak_mb: float = 0.0
+    seconds: float  # of the clock, of the earlier run if kept
+    error: str | None  # with the cell and its traceback; the reason of a skip
+    output: Path  # of a failed notebook the part that ran
+    peak_mb: float = 0.0  # the largest memory of the kernel and its children
 
 
 def run_notebooks(
@@ -156,10 +153,9 @@ class _Runner:
         shutil.rmtree(self.out / "results" / plan.name, ignore_errors=True)
         target = self.out / "executed" / f"{plan.name}.ipynb"
         watch = KernelWatch(self.cell_timeout, self.deadline)
+        options = {"watch": watch, "progress_bar": self.log.bars}
         try:
-            failure = execute_strictly(
-                plan.source, target, plan.parameters, watch=watch, progress_bar=self.log.bars
-            )
+            failure = execute_strictly(plan.source, target, plan.parameters, **options)
         except Exception:  # an error of the runner itself: recorded whole, and the next notebook runs
             failure = f"the runner failed:\n{traceback.format_exc()}"
         spent = time.monotonic() - started, watch.peak_mb
@@ -200,7 +196,6 @@ class _Runner:
 
 
 def _with_absolute_sweep(parameters: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return parameters with a sweep's folder as seen from here; kernels run in the notebook's folder."""
     given = dict(parameters or {})
     if given.get("sweep") is None:
         return given
@@ -242,8 +237,7 @@ def _read_record(file: Path) -> dict[str, Any] | None:
         asked = ("name", "status", "seconds", "error", "peak_mb")
         return {key: record[key] for key in asked} | record
     except (ValueError, KeyError, TypeError) as error:
-        told = f"{file} is not a record of a run ({error!r}): ignored, the notebook runs again"
-        print(told, file=sys.stderr)
+        print(f"{file} is not a record of a run ({error!r}): its notebook runs again", file=sys.stderr)
         return None
 
 
@@ -257,15 +251,12 @@ class _Log:
     """Plain lines about a run on stdout: one when a notebook starts, one when it ends."""
 
     def __init__(self, planned: list[PlannedRun], out: Path, *, enabled: bool) -> None:
-        self.enabled = enabled
-        self.out = out
+        self.enabled, self.out = enabled, out
         self.names = [plan.name for plan in planned]
         self.bars = enabled and sys.stderr.isatty() and not os.environ.get("TQDM_DISABLE")
         records = [_read_record(out / "runs" / f"{name}.json") for name in self.names]
         # seconds of earlier runs that got to the end, to estimate the time left
-        self.expected = {
-            r["name"]: r["seconds"] for r in records if r is not None and r["status"] == "passed"
-        }
+        self.expected = {r["name"]: r["seconds"] for r in records if r and r["status"] == "passed"}
 
     def say(self, text: str) -> None:
         if self.enabled:

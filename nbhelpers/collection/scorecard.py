@@ -39,9 +39,8 @@ def scorecard(folder):
 def criteria(folder):
     """Return every criterion that was measured, with its claimed range and where its interval lies.
 
-    The columns are claim, criterion, statistic, least and most (the claimed range), printed_low,
-    printed_high, value, low, high, null, range ("inside", "outside", "open"), distance ("beyond", "within",
-    "open").
+    Least and most are the claimed range; `range` is "inside", "outside" or "open", `distance` "beyond",
+    "within" or "open".
     """
     numbers = load_results(folder).set_index("name")
     measured = [(claim, c) for claim in paper.CLAIMS for c in claim.criteria if c.name in numbers.index]
@@ -196,7 +195,6 @@ def _null(estimate):
 
 
 def _last_commit(file):
-    """Return short hash and date of the last commit of a file, None outside a git checkout."""
     if shutil.which("git") is None:
         return None
     asked = ["git", "log", "-1", "--format=%h of %cs", "--", file.name]

@@ -19,15 +19,11 @@ MOST_ORDERS = 5040  # of clusters, all of which are tried: 7!
 
 
 class Unexplained(NamedTuple):
-    """What a linear fit leaves of a metric, its mean put back, and the share of variance it explained.
+    """What a linear fit leaves of a metric, and the share of variance it explained."""
 
-    ``rest`` has the shape (head, step) of the metric; ``curve_left`` is the variance over steps of the mean
-    curve that is left, over that before.
-    """
-
-    rest: np.ndarray
+    rest: np.ndarray  # (head, step), the mean of the metric put back
     explained: float
-    curve_left: float
+    curve_left: float  # variance over steps of the mean curve that is left, over that before
 
 
 class PiecewiseLinear(NamedTuple):
@@ -56,14 +52,11 @@ class Departure(NamedTuple):
 
 
 class Factor(NamedTuple):
-    """A question to the means of some arms: contrasts (contrast, arm) that are 0 if the factor does nothing.
-
-    ``arms`` names the columns. See :meth:`levels` and :meth:`difference` for the usual ones.
-    """
+    """A question to the means of some arms; see :meth:`levels` and :meth:`difference` for the usual ones."""
 
     name: str
     arms: tuple
-    contrasts: np.ndarray
+    contrasts: np.ndarray  # (contrast, arm), 0 if the factor does nothing
 
     @classmethod
     def levels(cls, name, arms):
@@ -79,16 +72,11 @@ class Factor(NamedTuple):
 
 
 class VarianceShare(NamedTuple):
-    """How much of the variance a factor makes.
+    """How much of the variance a factor makes."""
 
-    ``variance`` is that of the means of its levels, each equally often, unbiased and so perhaps below 0;
-    ``residual`` that between seeds of one arm, less what a seed does to all arms; ``share`` is the first over
-    both, in [0, 1], with the p-value of the F test.
-    """
-
-    share: Estimate
-    variance: float
-    residual: float
+    share: Estimate  # of the variance in both, in [0, 1], with the p-value of the F test
+    variance: float  # of the means of its levels, each equally often, unbiased and so perhaps below 0
+    residual: float  # between seeds of one arm, less what a seed does to all arms
 
 
 # Curves over training
@@ -139,10 +127,7 @@ def unexplained(values, given):
 def _curves(curves):
     curves = np.asarray(curves, dtype=np.float64)
     if curves.ndim == 0 or curves.shape[-1] < 2 or not np.isfinite(curves).all():
-        raise ValueError(
-            f"a curve needs at least 2 steps and finite numbers; got shape {curves.shape} with "
-            f"{(~np.isfinite(curves)).sum()} that are not finite"
-        )
+        raise ValueError(f"a curve needs at least 2 steps and finite numbers; got shape {curves.shape}")
     return curves
 
 
@@ -315,7 +300,10 @@ def clustered_rank_correlation(x, y, clusters, *, n_boot=1000, confidence=0.95, 
         index = generator.integers(len(names), size=len(names))
         if len(set(index)) > 1:
             draws.append(_spearman(x[index], y[index]))
-    orders = _orders(len(names), generator)
+    if len(names) <= 7:
+        orders = list(itertools.permutations(range(len(names))))
+    else:
+        orders = [range(len(names)), *(generator.permutation(len(names)) for _ in range(MOST_ORDERS - 1))]
     as_far = sum(abs(_spearman(x, y[list(order)])) >= abs(value) - 1e-12 for order in orders)
     found = percentile_interval(value, draws, confidence=confidence, n=len(names)).widened()
     return found._replace(p_value=as_far / len(orders))
@@ -326,12 +314,6 @@ def _spearman(x, y):
     if min(map(np.ptp, ranks)) == 0:
         return np.nan
     return float(np.corrcoef(*ranks)[0, 1])
-
-
-def _orders(n, generator):
-    if n <= 7:
-        return list(itertools.permutations(range(n)))
-    return [range(n), *(generator.permutation(n) for _ in range(MOST_ORDERS - 1))]
 
 
 # Sizes
@@ -359,10 +341,7 @@ def trend_per_decade(parameters, values, *, confidence=0.95):
 
 
 def departures(parameters, means):
-    """Return how far each size is from the line through the others, signed, (..., size) as the means.
-
-    The line is over log10 of the parameters (size,).
-    """
+    """Return how far each size is from the line through the others over log10 parameters, (..., size)."""
     x, means = np.log10(np.asarray(parameters, float)), np.asarray(means, dtype=np.float64)
     found = np.empty(np.broadcast_shapes(means.shape, x.shape))
     for at in range(len(x)):
@@ -440,12 +419,12 @@ def variance_share(values, factor, *, confidence=0.95):
     if missing:
         raise KeyError(f"{factor.name} needs the arms {', '.join(missing)}; given are {', '.join(values)}")
     order = [list(values).index(arm) for arm in factor.arms]
-    n_seeds, n_arms = table.shape[1], len(order)
+    n_seeds = table.shape[1]
     found = factor.contrasts @ table[order].mean(1)  # (contrast,)
     gram = factor.contrasts @ factor.contrasts.T
     square = n_seeds * float(found @ np.linalg.solve(gram, found))
     df = len(found)
-    per_run = n_seeds * n_arms  # noncentrality over this is variance over residual
+    per_run = n_seeds * len(order)  # noncentrality over this is variance over residual
     variance = (square - df * error) / per_run
     if error > 0:
         ratio = square / df / error
@@ -461,10 +440,7 @@ def variance_share(values, factor, *, confidence=0.95):
 
 
 def seed_variance(values):
-    """Return the variance of what a seed does to all arms alike, and that which is left, both unbiased.
-
-    `values` is as in :func:`variance_share`. The first is a difference of mean squares and may be below 0.
-    """
+    """Return the unbiased variance of what a seed does to all arms (perhaps below 0), and what is left."""
     table, error, _ = _blocks(values)
     between = table.shape[0] * table.mean(0).var(ddof=1)
     return float((between - error) / table.shape[0]), error

@@ -77,5 +77,4 @@ def _snapshot(trainer, ids, seconds):
     shares = (psd / psd.sum(-1, keepdim=True)).mean(0)  # (layer, head, freq)
     frequency = spectra.frequencies(signal.shape[-1], pad=options["pad"], sided=options["sided"])
     loss = float(np.mean([loss for loss, _ in trainer.history])) if trainer.history else float("nan")
-    arrays = (np.asarray(frequency), shares.numpy(), entropies.numpy())
-    return Snapshot(trainer.step, seconds, loss, *arrays)
+    return Snapshot(trainer.step, seconds, loss, np.asarray(frequency), shares.numpy(), entropies.numpy())

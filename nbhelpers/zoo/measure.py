@@ -70,22 +70,19 @@ class Yardstick:
 def measure_checkpoint(model, yardstick, *, step, bos):
     """Return everything measured of one checkpoint as a tidy table with the columns :data:`COLUMNS`.
 
-    The model is in eval mode, float32, with attention "sdpa"; with `bos`, <bos> opens every sequence. The
-    column `signal` is key_profile or lag_profile for the metrics of :func:`nbhelpers.measure` under PAPER;
-    "attention" for induction_score and previous_token_score; "model" for validation_loss, repeat_loss,
-    repeat_gain. A row with sequence −1 is the mean over sequences for one head; a row with layer and head −1
-    the mean over heads for one sequence.
+    With `bos`, <bos> opens every sequence. `signal` is key_profile or lag_profile for the metrics of PAPER,
+    "attention" for scores, "model" for losses. A row with sequence −1 is the mean over sequences for one
+    head; a row with layer and head −1 the mean over heads for one sequence.
     """
     ids = yardstick.text.clone()
     if bos:
         ids[:, 0] = BOS_ID
     observation = observe(model, ids, PAPER, progress=False)
-    tables = {signal: measure(observation, protocol).frame() for signal, protocol in PROTOCOLS.items()}
     scores = {
         "induction_score": induction_score(model, yardstick.repeated, bos=bos),
         "previous_token_score": _previous_token_score(observation.profiles),
     }
-    parts = [_both_means(frame, signal) for signal, frame in tables.items()]
+    parts = [_both_means(measure(observation, p).frame(), signal) for signal, p in PROTOCOLS.items()]
     parts += [_both_means(_tidy(name, values), "attention") for name, values in scores.items()]
     losses = {"validation_loss": validation_loss(model, yardstick.validation, bos=bos)}
     if model.config.is_causal:
@@ -143,10 +140,7 @@ def repeat_losses(model, repeated, *, bos):
 
 
 def induction_score(model, repeated, *, bos):
-    """Return the attention to the token after the earlier occurrence of the present one (arXiv:2209.11895).
-
-    Shape (sequence, layer, head).
-    """
+    """Return the attention to the token after the earlier occurrence of this one (arXiv:2209.11895)."""
     ids = _with_bos(repeated, bos)
     score = AttentionAtLag(PERIOD - 1, first=PERIOD + int(bos))
     return capture(model, ids, [score], progress=False)[score.name].double()

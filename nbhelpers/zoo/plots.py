@@ -21,8 +21,7 @@ def encoding_colour(arm):
 def arm_points(values, *, ax=None, label="", nulls=None):
     """Draw a row per arm from the top: a mark for each seed, a bar for their mean, a diamond for its null.
 
-    `values` are the numbers of the seeds, by arm; `nulls` what each arm had before training. The name before
-    an arm's first dash is its encoding.
+    `values` are the numbers of the seeds, by arm; `nulls` what each arm had before training.
     """
     ax = _axes(ax)
     ax.set(xlabel=label)
@@ -101,10 +100,7 @@ def share_bars(frame, *, ax=None):
 
 
 def live_panels(snapshots, *, figure):
-    """Draw the heads of a model in training anew: spectra now, spectral entropy and loss so far.
-
-    `snapshots` are those of :func:`nbhelpers.zoo.live.live_training` so far; the figure is cleared first.
-    """
+    """Clear the figure and draw the heads in training: spectra now, spectral entropy and loss so far."""
     figure.clear()
     now = snapshots[-1]
     axes = figure.subplots(1, 3)

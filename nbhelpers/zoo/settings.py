@@ -55,11 +55,8 @@ class Settings:
     clip: float = 1.0
 
     def __post_init__(self):
-        for name, known in (
-            ("preset", PRESETS),
-            ("encoding", ENCODINGS),
-            ("precision", ("bfloat16", "float32")),
-        ):
+        known_values = {"preset": PRESETS, "encoding": ENCODINGS, "precision": ("bfloat16", "float32")}
+        for name, known in known_values.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"There is no {name} {getattr(self, name)!r}; there are {', '.join(known)}.")
         if self.n_tokens is None:
@@ -151,10 +148,7 @@ class Settings:
 
 
 def checkpoint_steps(n_steps):
-    """Return about 44 steps from 0 to `n_steps`, evenly spaced in their logarithm, with the powers of ten.
-
-    All steps, where there are fewer.
-    """
+    """Return all steps, or about 44 evenly spaced in their logarithm, with the ends and powers of ten."""
     if n_steps < N_CHECKPOINTS:
         return list(range(n_steps + 1))
     tens = {10**k for k in range(len(str(n_steps))) if 10**k <= n_steps}
@@ -177,9 +171,8 @@ def arms(*, n_seeds=3, n_tokens=None, precision="bfloat16"):
     equal = {"n_tokens": PRESETS["nano"].n_tokens if n_tokens is None else n_tokens}
     seeds, sizes = range(n_seeds), ("pico", "micro", "mini", "small")
     runs = [{"encoding": encoding, "seed": seed} for seed in seeds for encoding in ENCODINGS]
-    runs += [
-        {"encoding": name, "causal": False, "seed": seed} for seed in seeds for name in ("rope", "learned")
-    ]
+    both = ("rope", "learned")
+    runs += [{"encoding": name, "causal": False, "seed": seed} for seed in seeds for name in both]
     runs += [{"bos": True, "seed": seed} for seed in seeds]
     runs += [{"preset": preset, "seed": seed, **equal} for preset in sizes for seed in seeds]
     return [Settings(**(common | run)) for run in runs]

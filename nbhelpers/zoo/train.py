@@ -28,10 +28,8 @@ class Trainer:
         self.forward = torch.compile(self.model) if compiled else self.model  # the same parameters
         matrices = [p for p in self.model.parameters() if p.ndim > 1]
         vectors = [p for p in self.model.parameters() if p.ndim < 2]
-        groups = [
-            {"params": matrices, "weight_decay": settings.weight_decay},
-            {"params": vectors, "weight_decay": 0.0},
-        ]
+        groups = [{"params": matrices, "weight_decay": settings.weight_decay}]
+        groups += [{"params": vectors, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=settings.betas, fused=True)
         self.step = 0
         self.history = []  # (loss, gradient norm) of the updates since the last checkpoint
@@ -61,10 +59,7 @@ class Trainer:
         return loss.item()
 
     def snapshot(self):
-        """Return a copy of the model with weights rounded to float16, as they are kept, ready to be measured.
-
-        What is measured is then exactly what a reader of the kept weights measures.
-        """
+        """Return a copy with weights rounded to float16, so that what is measured is what is kept."""
         model = copy.deepcopy(self.model).half().float().eval()
         model.set_attn_implementation("sdpa")
         return model

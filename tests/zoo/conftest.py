@@ -1,9 +1,8 @@
 """A small corpus of the bundled book, and measurements small enough for it."""
 
 import pytest
-from tiny_zoo import SMALL
+from tiny_zoo import shrink
 
-from nbhelpers.zoo import measure
 from nbhelpers.zoo.text import prepare
 
 
@@ -15,6 +14,4 @@ def moby_dick(tmp_path_factory):
 
 @pytest.fixture
 def small_yardstick(monkeypatch):
-    """Measure on a few sequences: the held-out chapters of one book have no room for more."""
-    for name, value in SMALL.items():
-        monkeypatch.setattr(measure, name, value)
+    shrink(monkeypatch)

@@ -23,62 +23,40 @@ from nbhelpers.zoo.dynamics import (
     variance_share,
 )
 
-# Curves over training
+SCORES = np.random.default_rng(1).normal(size=(3, 8, 20))  # three scores of 8 heads at 20 steps
 
 
 @pytest.mark.parametrize(
     ("curve", "peak", "gain"),
-    [
-        ([1.0, 3.0, 2.0], 1.0, 1.0),
-        ([1.0, 2.0, 3.0], 0.0, 2.0),
-        ([3.0, 1.0, 2.0], 0.0, -1.0),
-        ([2.0, 2.0], 0.0, 0.0),
-    ],
+    [([1.0, 3.0, 2.0], 1.0, 1.0), ([1.0, 2.0, 3.0], 0.0, 2.0), ([3.0, 1.0, 2.0], 0.0, -1.0)],
 )
 def test_peaks_and_rises(curve, peak, gain):
     assert interior_peak(curve) == pytest.approx(peak)
     assert rise(curve) == pytest.approx(gain)
 
 
-def test_the_table_of_the_paper_has_its_peak():
-    table = paper_table(5)
-    assert interior_peak(table["spectral_entropy"]) == pytest.approx(3.522 - 3.010)
-    assert rise(table["scale_sensitivity_0.5"]) == pytest.approx(0.740 - 0.523)
-
-
-@pytest.fixture
-def scores():
-    return np.random.default_rng(1).normal(size=(3, 8, 20))  # three scores of 8 heads at 20 steps
-
-
-def test_what_is_linear_in_the_scores_is_explained_whole(scores):
-    values = 2 + 3 * scores[0] - scores[1]
-    left = unexplained(values, scores)
+def test_what_is_linear_in_the_scores_is_explained_whole():
+    values = 2 + 3 * SCORES[0] - SCORES[1]
+    left = unexplained(values, [*SCORES, np.ones_like(values)])  # a constant score changes nothing
     assert left.explained == pytest.approx(1)
     assert left.rest == pytest.approx(np.full_like(values, values.mean()))
     assert left.curve_left == pytest.approx(0, abs=1e-12)
 
 
-def test_the_rest_is_that_of_partial_correlation(scores):
+def test_the_rest_is_that_of_partial_correlation():
     generator = np.random.default_rng(4)
-    values, other = (scores.sum(0) + generator.normal(size=(8, 20)) for _ in range(2))
-    rests = [unexplained(v, scores).rest.ravel() for v in (values, other)]
-    expected = partial_correlation(values.ravel(), other.ravel(), [score.ravel() for score in scores])
+    values, other = (SCORES.sum(0) + generator.normal(size=(8, 20)) for _ in range(2))
+    rests = [unexplained(v, SCORES).rest.ravel() for v in (values, other)]
+    expected = partial_correlation(values.ravel(), other.ravel(), [score.ravel() for score in SCORES])
     assert np.corrcoef(*rests)[0, 1] == pytest.approx(expected)
 
 
-def test_a_phase_that_no_score_has_is_left(scores):
+def test_a_phase_that_no_score_has_is_left():
     bump = np.exp(-((np.arange(20) - 10.0) ** 2) / 8)
-    scores = scores - scores.mean(1, keepdims=True)  # their mean curves are flat
+    scores = SCORES - SCORES.mean(1, keepdims=True)  # their mean curves are flat
     left = unexplained(scores[0] + 2 * bump, scores)
     assert interior_peak(left.rest.mean(0)) > 1.5
     assert left.curve_left > 0.95
-
-
-def test_a_constant_score_changes_nothing(scores):
-    values = np.random.default_rng(5).normal(size=(8, 20))
-    with_it = unexplained(values, [scores[0], np.ones((8, 20))])
-    assert with_it.rest == pytest.approx(unexplained(values, scores[:1]).rest)
 
 
 # Breakpoints
@@ -87,16 +65,12 @@ X = np.log10(np.unique(np.round(np.geomspace(1, 3000, 44))))  # checkpoints as t
 
 
 def ramps(x, *edges):
-    """1 higher after each (start, end), straight between, flat elsewhere."""
+    """1 higher after each (start, end), straight between."""
     return sum(np.clip((x - a) / (b - a), 0, 1) for a, b in edges)
 
 
-def sigmoids(x, *centres, width=0.12):
-    return sum(1 / (1 + np.exp(-(x - centre) / width)) for centre in centres)
-
-
-def noise(scale, seed=0, n=None):
-    return np.random.default_rng(seed).normal(0, scale, n or len(X))
+def noise(scale, seed=0, shape=X.shape):
+    return np.random.default_rng(seed).normal(0, scale, shape)
 
 
 def least_squares(x, y, knots):
@@ -106,7 +80,7 @@ def least_squares(x, y, knots):
 
 
 @pytest.mark.parametrize("n_knots", [1, 2])
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_knots_are_those_of_an_exhaustive_search(n_knots, seed):
     x = np.linspace(0, 3, 20)
     y = ramps(x, (0.8, 1.4)) + noise(0.15, seed, 20)
@@ -120,24 +94,15 @@ def test_knots_are_those_of_an_exhaustive_search(n_knots, seed):
     assert least_squares(x, y, fit.knots) == pytest.approx(best, rel=1e-9)
 
 
-def test_an_exact_ramp_is_found_exactly():
-    start, end = X[15], X[30]
-    fit = piecewise_linear(X, ramps(X, (start, end)))
-    assert fit.knots == pytest.approx([start, end])
-    assert fit.slopes == pytest.approx([0, 1 / (end - start), 0], abs=1e-9)
-
-
 @pytest.mark.parametrize(
     ("curve", "begins"),
     [
-        (np.full(len(X), 2.5), []),
         (noise(0.01), []),
         (3 * X, []),  # a straight line has no change
         (1 - ramps(X, (1.0, 2.0)), []),  # a fall
         (ramps(X, (1.5, 2.2)) + noise(0.01), [1.5]),
         (ramps(X, (1.0, 1.5), (2.4, 3.0)) + noise(0.01), [1.0, 2.4]),
-        (sigmoids(X, 2.0), [1.75]),  # smooth: more knots than phases
-        (sigmoids(X, 1.6, 2.9) + noise(0.005), [1.4, 2.6]),
+        (1 / (1 + np.exp(-(X - 2.0) / 0.12)), [1.75]),  # smooth: more knots than phases
     ],
 )
 def test_rising_steps_are_those_planted(curve, begins):
@@ -146,28 +111,16 @@ def test_rising_steps_are_those_planted(curve, begins):
     assert found == pytest.approx(begins, abs=0.2)
 
 
-def test_intervals_hold_the_planted_knots_and_counts():
+def test_intervals_hold_the_planted_knots_and_counts_and_can_be_repeated():
     planted = X[[6, 12, 21, 28]]
-    curve = ramps(X, planted[:2], planted[2:])
-    generator = np.random.default_rng(3)
-    curves = curve + generator.normal(0, 0.04, (3, 12, len(X)))
-    breakpoints = breakpoints_with_intervals(X, curves, n_boot=60, seed=1)
+    curves = ramps(X, planted[:2], planted[2:]) + noise(0.04, 3, (3, 12, len(X)))
+    breakpoints, again = (breakpoints_with_intervals(X, curves, n_boot=40, seed=1) for _ in range(2))
+    assert np.array_equal(breakpoints.knots.low, again.knots.low)
     assert breakpoints.n_rising[:3] == (2, 2, 2)
     assert len(breakpoints.fit.knots) == 4
     for low, high, true in zip(*breakpoints.knots[1:3], planted, strict=True):
         assert low - 1e-9 <= true <= high + 1e-9
         assert high - low < 0.4
-
-
-def test_the_same_seed_gives_the_same_intervals_and_a_noisier_curve_wider_ones():
-    generator = np.random.default_rng(0)
-    unit = generator.normal(0, 1, (3, 8, len(X)))
-    quiet, loud = (ramps(X, (1.4, 2.4)) + scale * unit for scale in (0.02, 0.3))
-    first, again = (breakpoints_with_intervals(X, quiet, n_boot=40, seed=5) for _ in range(2))
-    assert np.array_equal(first.knots.low, again.knots.low)
-    wider = breakpoints_with_intervals(X, loud, n_boot=40, seed=5)
-    quiet_width, loud_width = (np.mean(b.knots.high - b.knots.low) for b in (first, wider))
-    assert quiet_width < loud_width
 
 
 # Arms
@@ -196,45 +149,24 @@ def test_the_null_of_the_advantage_is_the_mean_over_all_exchanges():
     assert found.p_value == pytest.approx(np.mean(np.array(exchanged) <= observed + 1e-12), abs=0.02)
 
 
-def clusters_of(values):
-    return np.repeat(list("abcdef"), 3)[: values.size]
-
-
 def test_the_correlation_is_spearmans_and_its_p_value_counts_every_order():
-    generator = np.random.default_rng(2)
-    x = generator.normal(size=(4, 3))
-    y = x + generator.normal(0, 0.8, (4, 3))
-    found = clustered_rank_correlation(x.ravel(), y.ravel(), clusters_of(x), n_boot=100)
+    x = noise(1, 2, (4, 3))
+    y = x + noise(0.8, 3, (4, 3))
+    found = clustered_rank_correlation(x.ravel(), y.ravel(), np.repeat(list("abcd"), 3), n_boot=100)
     assert found.value == pytest.approx(scipy_stats.spearmanr(x.ravel(), y.ravel()).statistic)
-    every = [
-        scipy_stats.spearmanr(x.ravel(), y[list(order)].ravel()).statistic
-        for order in itertools.permutations(range(4))
-    ]
+    orders = itertools.permutations(range(4))
+    every = [scipy_stats.spearmanr(x.ravel(), y[list(order)].ravel()).statistic for order in orders]
     assert found.p_value == pytest.approx(np.mean(np.abs(every) >= abs(found.value) - 1e-9))
     assert found.n == 4
     assert found.low <= found.value <= found.high
 
 
 def test_seeds_of_an_arm_are_not_more_evidence():
-    """Six arms, 3 copies of each: the p-value and the interval are those of six runs, not of eighteen."""
     x, y = np.arange(6.0), np.array([0.0, 2, 1, 3, 5, 4])
     once = clustered_rank_correlation(x, y, list("abcdef"), n_boot=400)
     thrice = clustered_rank_correlation(x.repeat(3), y.repeat(3), list("aaabbbcccdddeeefff"), n_boot=400)
-    assert thrice.value == pytest.approx(once.value)
+    assert thrice[:3] == pytest.approx(once[:3])
     assert thrice.p_value == pytest.approx(once.p_value)
-    assert thrice[1:3] == pytest.approx(once[1:3])
-
-
-def test_unrelated_arms_are_rarely_significant():
-    rejected = 0
-    for seed in range(60):
-        generator = np.random.default_rng(seed)
-        x, y = (
-            generator.normal(size=(5, 1)) + 0.05 * generator.normal(size=(5, 3)) for _ in range(2)
-        )  # as if 15 runs, but 5 arms
-        found = clustered_rank_correlation(x.ravel(), y.ravel(), np.repeat(list("abcde"), 3), n_boot=2)
-        rejected += found.p_value < 0.05
-    assert rejected <= 9
 
 
 # Sizes
@@ -244,8 +176,7 @@ SIZES = np.array([2e5, 5e5, 1.05e6, 2.2e6, 5e6])
 
 def sized(departure=0.0, *, slope=0.3, at=2, sd=0.05, n_seeds=3, seed=0):
     """Values (size, seed) on a line over log10 size; one size is off it."""
-    noise = np.random.default_rng(seed).normal(0, sd, (len(SIZES), n_seeds))
-    values = slope * np.log10(SIZES)[:, None] + noise
+    values = slope * np.log10(SIZES)[:, None] + noise(sd, seed, (len(SIZES), n_seeds))
     values[at] += departure
     return values
 
@@ -258,11 +189,6 @@ def test_the_slope_is_that_of_linregress():
     assert found[1:3] == pytest.approx(scipy_stats.ttest_1samp(every, 0).confidence_interval(0.95)[:])
     assert found.null == pytest.approx(0, abs=1e-12)
     assert found.p_value == pytest.approx(1 / 120, abs=0.01)
-
-
-def test_exchanged_sizes_without_a_trend_are_not_significant():
-    p_values = [trend_per_decade(SIZES, sized(slope=0.0, seed=k)).p_value for k in range(40)]
-    assert np.mean(np.array(p_values) < 0.05) <= 0.15
 
 
 def test_departures_are_from_a_line_through_the_others():
@@ -291,14 +217,9 @@ def test_a_planted_outlier_is_found_in_its_own_unit():
 
 
 def test_seeds_alone_depart_as_the_null_says():
-    values, nulls, p_values = [], [], []
-    for k in range(60):
-        found = largest_departure(SIZES, sized(seed=k), n_draws=200, seed=k).estimate
-        values.append(found.value)
-        nulls.append(found.null)
-        p_values.append(found.p_value)
-    assert np.median(values) == pytest.approx(np.median(nulls), rel=0.3)
-    assert np.mean(np.array(p_values) < 0.05) <= 0.17
+    found = [largest_departure(SIZES, sized(seed=k), n_draws=200, seed=k).estimate for k in range(60)]
+    assert np.median([f.value for f in found]) == pytest.approx(np.median([f.null for f in found]), rel=0.3)
+    assert np.mean([f.p_value < 0.05 for f in found]) <= 0.17
 
 
 # Shares of variance
@@ -320,11 +241,7 @@ def test_the_f_test_is_that_of_a_two_way_analysis():
     values = crossed([0, 0.3, 0.1, 0.5], seed_sd=1.0, noise_sd=0.2, n_seeds=4, seed=7)
     table = np.stack(list(values.values()))
     between = 4 * ((table.mean(1) - table.mean()) ** 2).sum() / 3
-    rest = sum(
-        (table[i, j] - table[i].mean() - table[:, j].mean() + table.mean()) ** 2
-        for i in range(4)
-        for j in range(4)
-    )
+    rest = ((table - table.mean(1, keepdims=True) - table.mean(0) + table.mean()) ** 2).sum()
     found = variance_share(values, Factor.levels("arm", values))
     assert found.residual == pytest.approx(rest / 9)
     assert found.share.p_value == pytest.approx(scipy_stats.f.sf(between / (rest / 9), 3, 9))
@@ -338,10 +255,8 @@ def test_a_difference_is_the_paired_t_test_where_there_are_two_arms():
 
 def test_the_variance_of_a_factor_is_unbiased():
     effects = np.array([0.0, 0.5, -0.5, 1.0, -1.0])
-    found = [
-        variance_share(v, Factor.levels("arm", v)).variance
-        for v in (crossed(effects, seed_sd=0.7, noise_sd=0.6, seed=k) for k in range(400))
-    ]
+    tables = (crossed(effects, seed_sd=0.7, noise_sd=0.6, seed=k) for k in range(400))
+    found = [variance_share(values, Factor.levels("arm", values)).variance for values in tables]
     assert np.mean(found) == pytest.approx(effects.var(), abs=3 * np.std(found) / 20)
 
 
@@ -358,75 +273,43 @@ def test_intervals_cover_the_share(scale):
 
 
 def test_factors_of_two_levels_have_the_variance_of_their_levels():
-    values = {
-        "rope": [0.0, 0.0, 0.0],
-        "learned": [1.0, 1, 1],
-        "rope-bi": [3.0, 3, 3],
-        "learned-bi": [4.0, 4, 4],
-    }
-    factor = Factor.difference("mask", ["rope-bi", "learned-bi"], ["rope", "learned"])
-    found = variance_share(values, factor)
+    values = {"a": np.zeros(3), "b": np.ones(3), "c": np.full(3, 3.0), "d": np.full(3, 4.0)}
+    found = variance_share(values, Factor.difference("mask", ["c", "d"], ["a", "b"]))
     assert found.variance == pytest.approx(np.var([0.0, 3.0]))
     assert (*found.share[:3], found.share.p_value) == (1, 1, 1, 0)
-
-
-def test_no_difference_at_all_has_no_share():
-    values = {"a": [1.0, 2, 3], "b": [1.0, 2, 3]}
-    share = variance_share(values, Factor.levels("x", ["a", "b"])).share
-    assert (share.value, share.p_value) == (0, 1)
+    none = variance_share({"a": X[:3], "b": X[:3]}, Factor.levels("x", ["a", "b"])).share
+    assert (none.value, none.p_value) == (0, 1)
 
 
 def test_the_seed_is_a_random_effect():
-    found = [
-        seed_variance(crossed(np.zeros(6), seed_sd=0.8, noise_sd=0.3, n_seeds=4, seed=k)) for k in range(300)
-    ]
-    seeds, rest = np.mean(found, 0)
+    tables = (crossed(np.zeros(6), seed_sd=0.8, noise_sd=0.3, n_seeds=4, seed=k) for k in range(300))
+    seeds, rest = np.mean([seed_variance(values) for values in tables], 0)
     assert seeds == pytest.approx(0.64, rel=0.15)
     assert rest == pytest.approx(0.09, rel=0.05)
 
 
-def test_what_a_seed_does_to_all_arms_does_not_move_the_share():
-    effects = [0.0, 0.5, 1.0]
-    values = crossed(effects, seed_sd=0.0, noise_sd=0.3)
-    shifted = {arm: np.asarray(row) + np.array([5.0, -2.0, 9.0]) for arm, row in values.items()}
-    one, other = (variance_share(v, Factor.levels("arm", v)) for v in (values, shifted))
-    assert one.share[:3] == pytest.approx(other.share[:3])
-    assert one[1:] == pytest.approx(other[1:])
-
-
-# Refusals
-
-
-RUNS = {"a": [1.0, 2, 3], "b": [2.0, 2, 4]}
-
-
 @pytest.mark.parametrize(
-    ("call", "told"),
+    ("call", "kind", "told"),
     [
-        (lambda: interior_peak([1.0]), "at least 2 steps"),
-        (lambda: unexplained(np.ones((8, 20)), [np.ones((8, 5))]), r"one \(head, step\)"),
-        (lambda: piecewise_linear(X[::-1], X), "must rise"),
-        (lambda: piecewise_linear(X, np.full(len(X), np.nan)), "NaN or infinite"),
-        (lambda: piecewise_linear(X[:5], X[:5]), "at least 6"),
-        (lambda: breakpoints_with_intervals(X, np.zeros((3, len(X)))), "seed, sequence, point"),
-        (lambda: advantage({"rope": [1.0, 2, 3]}, "rope"), "no other"),
-        (lambda: clustered_rank_correlation(X[:6], X[:6], list("aaabbc")), "at least 4 clusters of one size"),
-        (lambda: trend_per_decade(SIZES[:3], sized()[:3]), "at least 4 sizes"),
-        (lambda: trend_per_decade(SIZES, sized()[:, :2]), "at least 3 seeds"),
-        (lambda: largest_departure(np.full(5, 1e6), sized()), "different"),
-        (lambda: largest_departure(SIZES, np.full((5, 3), np.nan)), "not finite"),
-        (lambda: largest_departure(SIZES, np.ones((5, 3))), "do not differ"),
-        (lambda: seed_variance({"a": [1.0, 2], "b": [1.0, 3]}), "at least 2 arms of the same 3"),
-        (lambda: seed_variance({"a": [1.0, 2, 3], "b": [1.0, np.nan, 3]}), "1 of 6"),
+        (lambda: interior_peak([1.0]), ValueError, "at least 2 steps"),
+        (lambda: unexplained(np.ones((8, 20)), [np.ones((8, 5))]), ValueError, r"one \(head, step\)"),
+        (lambda: piecewise_linear(X[::-1], X), ValueError, "must rise"),
+        (lambda: piecewise_linear(X, np.full(len(X), np.nan)), ValueError, "NaN or infinite"),
+        (lambda: piecewise_linear(X[:5], X[:5]), ValueError, "at least 6"),
+        (lambda: breakpoints_with_intervals(X, np.zeros((3, len(X)))), ValueError, "seed, sequence, point"),
+        (lambda: advantage({"rope": [1.0, 2, 3]}, "rope"), ValueError, "no other"),
+        (lambda: advantage({"t5": [1.0, 2, 3]}, "rope"), KeyError, "no arm 'rope'"),
+        (lambda: clustered_rank_correlation(X[:6], X[:6], list("aaabbc")), ValueError, "4 clusters"),
+        (lambda: trend_per_decade(SIZES[:3], sized()[:3]), ValueError, "at least 4 sizes"),
+        (lambda: trend_per_decade(SIZES, sized()[:, :2]), ValueError, "at least 3 seeds"),
+        (lambda: largest_departure(np.full(5, 1e6), sized()), ValueError, "different"),
+        (lambda: largest_departure(SIZES, np.full((5, 3), np.nan)), ValueError, "not finite"),
+        (lambda: largest_departure(SIZES, np.ones((5, 3))), ValueError, "do not differ"),
+        (lambda: seed_variance({"a": [1.0, 2], "b": [1.0, 3]}), ValueError, "at least 2 arms"),
+        (lambda: seed_variance({"a": [1.0, 2, 3], "b": [1.0, np.nan, 3]}), ValueError, "1 of 6"),
+        (lambda: variance_share({"a": X[:3], "b": X[1:4]}, Factor.levels("x", "bc")), KeyError, "arms c"),
     ],
 )
-def test_what_cannot_be_measured_is_refused(call, told):
-    with pytest.raises(ValueError, match=told):
+def test_what_cannot_be_measured_is_refused(call, kind, told):
+    with pytest.raises(kind, match=told):
         call()
-
-
-def test_an_arm_that_is_not_given_is_named():
-    with pytest.raises(KeyError, match="no arm 'rope'"):
-        advantage(RUNS, "rope")
-    with pytest.raises(KeyError, match="needs the arms c"):
-        variance_share(RUNS, Factor.levels("x", ["a", "c"]))

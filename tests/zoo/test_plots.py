@@ -3,52 +3,28 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nbhelpers.zoo import ENCODINGS
 from nbhelpers.zoo.dynamics import breakpoints_with_intervals
 from nbhelpers.zoo.live import Snapshot
-from nbhelpers.zoo.plots import (
-    NOTHING,
-    arm_curves,
-    arm_points,
-    breakpoint_marks,
-    encoding_colour,
-    live_panels,
-    share_bars,
-)
+from nbhelpers.zoo.plots import NOTHING, arm_curves, arm_points, breakpoint_marks, live_panels, share_bars
 
 pytestmark = pytest.mark.usefixtures("close_figures")
 
 
-def test_every_encoding_has_its_own_colour():
-    assert len({encoding_colour(encoding) for encoding in ENCODINGS}) == len(ENCODINGS)
-    assert encoding_colour("rope-mini") == encoding_colour("rope")
-
-
 def test_points_are_the_seeds_and_the_bar_their_mean(ax):
-    arm_points({"rope": [0.1, 0.3], "t5": [0.5]}, ax=ax, label="loss (nats)", nulls={"rope": 0.9})
+    arm_points({"rope": [0.1, 0.3], "t5": [0.5]}, ax=ax, nulls={"rope": 0.9})
     marks = [line for line in ax.lines if len(line.get_xdata()) == 2]
     assert marks[0].get_xdata().tolist() == [0.1, 0.3]
     bars = [collection.get_segments()[0] for collection in ax.collections]
     assert [bar[0][0] for bar in bars] == [pytest.approx(0.2), 0.5]
-    assert [label.get_text() for label in ax.get_yticklabels()] == ["rope", "t5"]
-    assert ax.get_ylim()[0] > ax.get_ylim()[1], "the first row on top"
-    assert ax.get_xlabel() == "loss (nats)"
     assert 0.9 in [float(np.ravel(line.get_xdata())[0]) for line in ax.lines]
 
 
-@pytest.mark.parametrize("draw", [arm_points, arm_curves])
-def test_without_runs_the_figure_says_so(draw, ax):
-    assert draw({}, ax=ax).texts[0].get_text() == NOTHING
-
-
-def test_curves_are_over_log_updates_and_name_their_seeds(ax):
+def test_curves_are_over_log_updates_with_their_mean(ax):
     steps = np.array([0, 1, 10, 100])
-    arm_curves({"alibi": (steps, np.array([[1.0, 2, 3, 4], [3.0, 4, 5, 6]]))}, ax=ax, label="S")
+    arm_curves({"alibi": (steps, np.array([[1.0, 2, 3, 4], [3.0, 4, 5, 6]]))}, ax=ax)
     mean = ax.lines[-1]
     assert mean.get_xdata() == pytest.approx(np.log10(steps + 1))
     assert mean.get_ydata() == pytest.approx([2, 3, 4, 5])
-    assert mean.get_label() == "alibi (2 seeds)"
-    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["0", "1", "10", "100"]
 
 
 def test_knots_have_their_intervals(ax):
@@ -67,9 +43,10 @@ def test_shares_stand_in_rows_of_metrics(ax):
     )
     share_bars(frame, ax=ax)
     assert [line.get_xdata()[0] for line in ax.lines] == [0.4, 0.2]
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["mask", "BOS"]
-    assert [label.get_text() for label in ax.get_yticklabels()] == ["low band (relative band power)"]
-    assert share_bars(frame[:0], ax=plt.subplots()[1]).texts[0].get_text() == NOTHING
+    rows = [np.ravel(line.get_ydata())[0] for line in ax.lines]
+    assert rows[0] < 0 < rows[1]
+    empty = [share_bars(frame[:0], ax=plt.subplots()[1]), arm_points({}), arm_curves({})]
+    assert [ax.texts[0].get_text() for ax in empty] == [NOTHING] * 3
 
 
 def test_live_panels_draw_what_is_now():
@@ -82,7 +59,5 @@ def test_live_panels_draw_what_is_now():
     for snapshots in ([snapshot(0, 0.5)], [snapshot(0, 0.5), snapshot(9, 2.0)]):
         axes = live_panels(snapshots, figure=figure)
     assert len(figure.axes) == 3, "drawn anew, not on top"
-    assert len(axes[0].lines) == 4
     assert axes[1].lines[0].get_xdata() == pytest.approx([0, 1])
     assert axes[1].lines[0].get_ydata() == pytest.approx([0.5, 2.0])
-    assert all(ax.get_xlabel() and ax.get_ylabel() for ax in axes)

@@ -1,6 +1,5 @@
 """Checkpoints, learning rate, names and order of the runs, and settings that are refused."""
 
-import math
 from itertools import pairwise
 
 import pytest
@@ -9,7 +8,7 @@ from nbhelpers.inputs.zoo import ENCODINGS
 from nbhelpers.zoo.settings import LENGTH, MASKED_SHARE, Settings, arms, checkpoint_steps
 
 
-@pytest.mark.parametrize("n_steps", [44, 45, 50, 100, 999, 2929, 12207, 100_000])
+@pytest.mark.parametrize("n_steps", [44, 50, 999, 2929, 100_000])
 def test_at_least_forty_checkpoints_with_the_first_and_the_last(n_steps):
     steps = checkpoint_steps(n_steps)
     assert steps == sorted(set(steps))
@@ -18,9 +17,6 @@ def test_at_least_forty_checkpoints_with_the_first_and_the_last(n_steps):
     assert {10**k for k in range(6) if 10**k <= n_steps} <= set(steps)
     late = [b / a for a, b in pairwise(steps) if a >= 30]  # rounding matters before
     assert max(late, default=1) < 1.5
-
-
-def test_a_short_run_is_measured_at_every_step():
     assert checkpoint_steps(7) == [0, 1, 2, 3, 4, 5, 6, 7]
 
 
@@ -30,13 +26,9 @@ def test_learning_rate_rises_then_follows_a_cosine():
     warmup = round(0.05 * n)
     assert settings.learning_rate(0) == pytest.approx(peak / warmup)
     assert settings.learning_rate(warmup - 1) == pytest.approx(peak)
-    assert settings.learning_rate(warmup) == pytest.approx(peak)
     middle = warmup + (n - warmup) / 2
     assert settings.learning_rate(middle) == pytest.approx(peak * (0.05 + 0.95 / 2))
     assert settings.learning_rate(n) == pytest.approx(peak * 0.05)
-    rates = [settings.learning_rate(step) for step in range(n)]
-    assert max(rates) == pytest.approx(peak)
-    assert all(b < a for a, b in pairwise(rates[warmup:]))
 
 
 def test_learned_positions_without_causal_mask_train_longer_and_rise_slower_from_less():
@@ -46,16 +38,8 @@ def test_learned_positions_without_causal_mask_train_longer_and_rise_slower_from
     assert Settings(causal=False).warmup_share == 0.05, "rope needs none of it"
     peak = slow.size.learning_rate
     assert slow.learning_rate(slow.n_steps // 10) == pytest.approx(peak / 7, rel=0.01)
-    ranges = [settings.config().position_initializer_range for settings in (slow, plain)]
-    assert ranges == [0.002, 0.02]
-    asked = Settings(encoding="learned", causal=False, n_tokens=8192, warmup_share=0.1)
-    assert (asked.n_tokens, asked.warmup_share) == (8192, 0.1), "what is asked for counts"
-
-
-def test_names():
-    assert Settings().name == "rope-seed0"
-    assert Settings(preset="mini", bos=True, seed=2).name == "rope-bos-mini-seed2"
-    assert Settings(encoding="learned", causal=False).name == "learned-bidirectional-seed0"
+    assert [s.config().position_initializer_range for s in (slow, plain)] == [0.002, 0.02]
+    assert Settings(**slow.to_dict()) == slow
 
 
 def test_the_collection():
@@ -69,7 +53,7 @@ def test_the_collection():
     assert {run.n_tokens for run in runs if run.name in slow} == {40_000_000}
     assert len(arms(n_seeds=1)) == 7 + 2 + 1 + 4
     assert {run.n_tokens for run in arms(n_tokens=100_000)} == {100_000}
-    assert {run.precision for run in arms(precision="float32")} == {"float32"}
+    assert Settings(preset="mini", bos=True, seed=2).name == "rope-bos-mini-seed2"
 
 
 def test_weights_are_kept_of_core_runs_of_seed_0():
@@ -81,20 +65,11 @@ def test_weights_are_kept_of_core_runs_of_seed_0():
     assert set(Settings().kept_steps()) <= set(Settings().checkpoints())
 
 
-def test_settings_survive_json():
-    settings = Settings(encoding="t5", seed=2)
-    assert Settings(**settings.to_dict()) == settings
-    assert settings.config().position_encoding == "t5"
-    assert math.isclose(settings.to_dict()["betas"][1], 0.95)
-
-
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"preset": "huge"}, r"no preset 'huge'; there are test, pico"),
-        ({"encoding": "rotary"}, r"no encoding 'rotary'; there are rope"),
-        ({"precision": "float16"}, r"no precision 'float16'; there are bfloat16, float32"),
-        ({"n_tokens": 100}, r"100 tokens are less than one step of 4096"),
+        ({"encoding": "rotary"}, "no encoding 'rotary'; there are rope"),
+        ({"n_tokens": 100}, "less than one step of 4096"),
     ],
 )
 def test_refused_settings(wrong, message):

@@ -22,8 +22,7 @@ RECOMPUTED = [f"zoo:{name}" for name in ("rope", "rope@step100", "t5", "learned-
 class FirstBatches:
     """Stands for the corpus while a few updates are made: the batches that are shipped."""
 
-    def __init__(self):
-        self.batches = first_batches()
+    batches = first_batches()
 
     def batch(self, n, length, *, seed, step):
         assert (seed, *self.batches.shape[1:]) == (0, n, length)
@@ -76,19 +75,6 @@ def test_every_shipped_model_loads(name):
     assert (d.n_layers, d.n_heads, d.head_dim, d.bos_token) == (4, 4, 32, "<bos>")
 
 
-def test_everything_is_within_the_limit():
-    assert sum(path.stat().st_size for path in shipped_folder().rglob("*") if path.is_file()) <= LIMIT_BYTES
-
-
-def test_every_run_is_measured_densely_from_step_0(runs):
-    losses = zoo_measurements(metric="validation_loss")
-    assert set(losses.run) == set(runs.run)
-    by_run = runs.set_index("run")
-    for run, part in losses.groupby("run", observed=True):
-        assert part.step.tolist() == PLANNED[run].checkpoints()
-        assert part.value.iloc[-1] == pytest.approx(by_run.validation_loss[run])
-
-
 def test_trained_means_trained(runs):
     assert list(runs.run[runs.validation_loss >= runs.bigram.min() - 0.4]) == []
     core = runs[(runs.preset == "nano") & (runs["mask"] == "causal")]
@@ -96,14 +82,20 @@ def test_trained_means_trained(runs):
     assert (strong.validation_loss < strong.trigram).all()
 
 
-def test_every_run_was_trained_as_planned(runs):
+def test_every_run_was_trained_and_measured_as_planned(runs):
+    losses = zoo_measurements(metric="validation_loss")
+    assert set(losses.run) == set(runs.run)
     for row in runs.itertuples():
         planned = PLANNED[row.run]
         assert (row.n_tokens, row.warmup_share) == (planned.n_tokens, planned.warmup_share), row.run
         assert row.position_initializer_range == planned.config().position_initializer_range, row.run
+        part = losses[losses.run == row.run]
+        assert part.step.tolist() == planned.checkpoints()
+        assert part.value.iloc[-1] == pytest.approx(row.validation_loss)
 
 
 def test_every_core_run_is_there_with_its_weights(runs):
     core = {f"{encoding}-seed{seed}" for encoding in ENCODINGS for seed in range(3)}
     assert core <= set(runs.run)
     assert {f"zoo:{encoding}" for encoding in ENCODINGS} <= set(SHIPPED)
+    assert sum(path.stat().st_size for path in shipped_folder().rglob("*") if path.is_file()) <= LIMIT_BYTES

@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,7 +9,7 @@ from nbhelpers.nulls.summary import uniform_null
 from nbhelpers.protocol import PAPER
 from nbhelpers.stats import seed_interval
 from nbhelpers.zoo import ENCODINGS
-from nbhelpers.zoo.tables import WITHOUT_ROPE, ZooTables, zoo_measurements, zoo_rows, zoo_runs
+from nbhelpers.zoo.tables import ZooTables, zoo_measurements, zoo_rows, zoo_runs
 
 ENTROPY = "spectral_entropy"
 KEPT = ("rope-seed0", "rope-seed1", "rope-seed2", "alibi-seed0", "alibi-seed2")
@@ -37,7 +39,6 @@ def test_curves_are_those_of_the_file(table, frame):
     one = own[(own.run == "rope-seed1") & (own.step == STEPS[7])].value.item()
     assert curves.values[1, 3, 7] == pytest.approx(one)
     assert curves.by_seed == pytest.approx(curves.values.mean(1))
-    assert curves.log_step[0] == 0
 
 
 def test_heads_keep_their_order(table, frame):
@@ -58,43 +59,23 @@ def test_ends_are_means_of_the_last_or_a_named_step(table):
     losses = table.ends("validation_loss", ["rope"], signal="model", per="model")["rope"]
     recorded = table.runs[table.runs.arm == "rope"].validation_loss
     assert losses.to_numpy() == pytest.approx(recorded.to_numpy())
-
-
-def test_signals_are_not_mixed(table):
-    key, lag = (table.ends(ENTROPY, ["rope"], signal=s)["rope"] for s in ("key_profile", "lag_profile"))
-    assert len(key) == len(lag) == 3
-    assert table.rows(ENTROPY, signal="model").empty
-
-
-def test_only_arms_with_all_seeds_are_common(table):
-    ends = table.ends(ENTROPY, ENCODINGS)
-    assert list(table.common(ends)) == ["rope"]
+    assert list(table.common(ends)) == ["rope"], "alibi lacks a seed"
     assert list(table.common(ends, n_seeds=1)) == ["rope", "alibi"]
-    assert table.common(ends)["rope"].shape == (3,)
 
 
 def test_what_is_missing_is_named_with_the_command(table):
     assert table.lacking(["rope"]) == ""
-    told = table.lacking(["rope", "alibi", "t5"])
-    assert "alibi 1; t5 0, 1, 2" in told
-    assert "rope" not in told.partition("trained yet: ")[2]
-    assert "python -m nbhelpers.zoo.training train-all" in told
+    assert "alibi 1; t5 0, 1, 2. Make them with: python -m" in table.lacking(["rope", "alibi", "t5"])
     assert table.said(["rope", "t5"]).startswith("arms (seeds): rope (0, 1, 2); not trained yet: t5")
     coverage = table.coverage().set_index("arm")
     assert coverage.loc["alibi"].tolist() == ["0, 2", "1"]
     assert coverage.loc["rope-mini"].tolist() == ["–", "0, 1, 2"]
-    assert "rope-small" not in coverage.index
-
-
-def test_the_arms_without_rope_are_the_others():
-    assert set(WITHOUT_ROPE) | {"rope", "prope"} == set(ENCODINGS)
 
 
 def test_a_step_that_a_seed_lacks_takes_no_part(folder, tmp_path, frame):
     cut = frame[~((frame.run == "rope-seed1") & (frame.step == STEPS[4]))]
-    for name in ("runs", "measurements"):
-        part = cut if name == "measurements" else pd.read_parquet(folder / "runs.parquet")
-        part.to_parquet(tmp_path / f"{name}.parquet")
+    cut.to_parquet(tmp_path / "measurements.parquet")
+    shutil.copy(folder / "runs.parquet", tmp_path)
     curves = ZooTables.read(tmp_path).curves(ENTROPY, "rope")
     assert curves.steps.tolist() == np.delete(STEPS, 4).tolist()
 
@@ -107,18 +88,10 @@ def test_rows_are_asked_for_by_column():
     assert got.value.tolist() == whole.value[rows].tolist()
     assert set(zoo_runs(bos=True).arm) == {"rope-bos"}
     assert got.attrs["protocols"]["key_profile"]["wavelet"] == "db2"
-    with pytest.raises(KeyError, match=r"no column 'name'; it has run, arm"):
+    with pytest.raises(KeyError, match="no column 'name'"):
         zoo_measurements(name="rope")
-    with pytest.raises(LookupError, match=r"No row of measurements.parquet has metric='entropy', seed=7"):
+    with pytest.raises(LookupError, match="has metric='entropy', seed=7"):
         zoo_measurements(metric="entropy", seed=7)
-
-
-def test_a_folder_without_runs_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"holds no runs\.parquet"):
-        ZooTables.read(tmp_path)
-
-
-# Rows beside those of a sweep
 
 
 def test_arms_stand_beside_a_sweep_as_means_over_seeds(table):
@@ -135,9 +108,6 @@ def test_arms_stand_beside_a_sweep_as_means_over_seeds(table):
     n_sequences, length = table.provenance["measured_on"]["attention"]
     assert rows[["n_sequences", "length"]].drop_duplicates().to_numpy().tolist() == [[n_sequences, length]]
     assert rows["null"].iloc[1] == uniform_null(length, PAPER, causal=True)["spectral_entropy"]
-
-
-def test_checkpoints_make_a_curve_of_rows(table):
     rows = zoo_rows(table, ["spectral_entropy"], ["rope"], steps=True)
     curve = table.curves("spectral_entropy", "rope")
     assert rows.step.tolist() == curve.steps.tolist()

@@ -33,9 +33,8 @@ def build_site(
     notebooks = sorted(executed.glob("*.ipynb"))
     if not notebooks:
         state = "holds no executed notebook" if executed.is_dir() else "does not exist"
-        raise FileNotFoundError(
-            f"{executed} {state}; run the notebooks first: python -m nbhelpers run --out {out}"
-        )
+        command = f"python -m nbhelpers run --out {out}"
+        raise FileNotFoundError(f"{executed} {state}; run the notebooks first: {command}")
     recorded = load_runs(executed.parent) if (executed.parent / "runs").is_dir() else []
     runs = {run.name: run for run in recorded}
     with tempfile.TemporaryDirectory(prefix="site-") as scratch:  # Sphinx wants its source outside its output

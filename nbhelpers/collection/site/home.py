@@ -37,11 +37,7 @@ Executed with papermill; the numbers are those of this run. {counts}
 
 
 def home_page(pages: list[Page], reference: list[str], folder: Path) -> str:
-    """Return the Markdown of the home page.
-
-    `reference` are the names of the reference pages, if there are any; the results in `folder`, the output of
-    a run, give the scorecard.
-    """
+    """Return the Markdown of the home page; `folder`, the output of a run, has the results."""
     tree = "\n".join(reference)
     return _HOME.format(
         verdicts=_verdicts(pages, folder),

@@ -47,11 +47,7 @@ def prepare_page(path: Path, run: NotebookRun | None, source: Path) -> Page:
 
 
 def _keep_core_widgets(notebook) -> None:
-    """Drop widgets that are shown by a picture, or need more than the core widgets, and their state.
-
-    A page without a kernel can draw sliders and boxes from their saved state; a widget with a script of its
-    own it would look for in a network.
-    """
+    """Drop widgets that are shown by a picture, or whose script a page would look for in a network."""
     state = notebook.metadata.get("widgets", {}).get(WIDGET_STATE, {}).get("state", {})
     kept = set()
     for cell in notebook.cells:

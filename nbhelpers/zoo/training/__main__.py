@@ -34,9 +34,8 @@ def main(arguments=None):
 
 
 def _parser():
-    parser = argparse.ArgumentParser(
-        prog="python -m nbhelpers.zoo.training", description="Make the zoo anew."
-    )
+    about = "Make the zoo anew."
+    parser = argparse.ArgumentParser(prog="python -m nbhelpers.zoo.training", description=about)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--out", default="build/zoo", help="folder of text and runs (default: %(default)s)")
@@ -85,15 +84,8 @@ def _baselines(options):
 
 
 def _train(options):
-    settings = Settings(
-        preset=options.preset,
-        encoding=options.encoding,
-        causal=not options.bidirectional,
-        bos=options.bos,
-        seed=options.seed,
-        n_tokens=options.tokens,
-        precision=options.precision,
-    )
+    same = {name: getattr(options, name) for name in ("preset", "encoding", "bos", "seed", "precision")}
+    settings = Settings(**same, causal=not options.bidirectional, n_tokens=options.tokens)
     print(_trained(settings, _corpus(options), options))
 
 
@@ -117,7 +109,7 @@ def _train_all(options):
 
 
 def _collect(options):
-    print(collect(Path(options.out), options.to))
+    print(collect(options.out, options.to))
 
 
 def _corpus(options):
@@ -127,9 +119,8 @@ def _corpus(options):
 def _trained(settings, corpus, options):
     if options.threads:
         torch.set_num_threads(options.threads)
-    device = options.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    automatic = "cuda" if torch.cuda.is_available() else "cpu"
+    device = automatic if options.device == "auto" else options.device
     out = Path(options.out) / "runs"
     return train(settings, corpus, out, device=device, compiled=options.compile, report=_say)
 

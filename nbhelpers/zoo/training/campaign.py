@@ -15,9 +15,8 @@ REPORT_SECONDS = 10.0
 def train(settings, corpus, out, *, device="cpu", compiled=False, report=print):
     """Train a run to its end, or go on where it was interrupted, and return its folder in `out`.
 
-    `report` is called with a line of progress about every ten seconds. A folder that holds another run,
-    another text or damaged files is left as it is (ValueError), and so is one that another process trains in
-    (BusyError).
+    `report` is called with a line of progress about every ten seconds. Left as it is: a folder of another
+    run, another text or damaged files (ValueError), one that another process trains in (BusyError).
     """
     run = RunFolder(Path(out) / settings.name, settings, corpus)
     with run.locked():
@@ -33,7 +32,9 @@ def train(settings, corpus, out, *, device="cpu", compiled=False, report=print):
             report(f"{settings.name}: goes on from step {step} of {settings.n_steps}")
         clock = _Clock(trainer, seconds)
         _loop(trainer, run, measure.Yardstick.of(corpus), clock, report)
-        final = {row.metric: float(row.value) for row in run.last_scalars().itertuples()}
+        frame = run.measurements()
+        last = frame[(frame.signal == "model") & (frame.step == settings.n_steps)]
+        final = {row.metric: float(row.value) for row in last.itertuples()}
         run.finish(seconds=round(clock.seconds(), 1), device=str(device), compiled=compiled, final=final)
     return run.folder
 
@@ -61,18 +62,17 @@ def _record(trainer, run, yardstick):
     """Measure the model as it is, add it to the table, keep its weights if they are wanted."""
     settings, step = trainer.settings, trainer.step
     model, last = trainer.snapshot(), step == settings.n_steps
-    parts = [measure.measure_checkpoint(model, yardstick, step=step, bos=settings.bos)]
-    if last:
-        parts.append(measure.measure_lengths(model, yardstick, step=step, bos=settings.bos))
+    options = {"step": step, "bos": settings.bos}
+    parts = [measure.measure_checkpoint(model, yardstick, **options)]
+    parts += [measure.measure_lengths(model, yardstick, **options)] if last else []
     tokens = step * settings.tokens_per_step
-    parts.append(measure.training_scalars(trainer.history, step=step, tokens=tokens))
-    run.add_measurements(parts)
+    run.add_measurements([*parts, measure.training_scalars(trainer.history, step=step, tokens=tokens)])
     if last or step in settings.kept_steps():
         run.save_weights(model.half(), FINAL if last else f"step{step}")
 
 
 class _Clock:
-    """Knows how long a run took, earlier processes included, how fast it goes and how long it will take."""
+    """The time of a run, earlier processes included, and how long the rest will take."""
 
     def __init__(self, trainer, seconds_before):
         self.settings, self.first, self.before = trainer.settings, trainer.step, seconds_before

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+NAMES = ("unigram", "bigram", "trigram")
+
 
 class NGram:
     """Interpolated n-gram model with absolute discounting (Ney, Essen and Kneser 1994), up to trigrams.
@@ -9,8 +11,8 @@ class NGram:
     Each order takes the discount D = n₁ / (n₁ + 2 n₂) off every count, n₁ and n₂ being the n-grams seen once
     and twice, and gives what was taken to the order below:
     p(w | h) = max(c(h w) − D, 0) / c(h) + D · N(h ·) / c(h) · p(w | shorter h), N(h ·) being the different
-    words seen after h. Below the unigram stands the uniform distribution; a history never seen falls through.
-    No n-gram spans two documents, which end in `tokens` at `ends`.
+    words seen after h. Below the unigram stands the uniform distribution. No n-gram spans two documents,
+    which end in `tokens` at `ends`.
     """
 
     def __init__(self, tokens, ends, vocab_size):
@@ -35,10 +37,6 @@ class NGram:
             lower = result[:, first - 1 :]
             result[:, first - 1 :] = self.orders[n - 1].interpolate(history, windows[:, first:], lower)
         return result
-
-    def loss(self, windows, order):
-        """Return the mean negative log probability in nats per token; see :meth:`probabilities`."""
-        return float(-np.log(self.probabilities(windows, order)).mean())
 
 
 class _Order:
@@ -76,7 +74,7 @@ def _look_up(keys, values, wanted):
 
 
 def baselines(corpus, windows):
-    """Return the losses of unigram, bigram and trigram, by name, on the windows that a causal model reads."""
+    """Return the losses of unigram, bigram and trigram in nats per token, by name, on some windows."""
     model = NGram(corpus.tokens["train"], corpus.ends["train"], corpus.vocab_size)
-    names = {"unigram": 1, "bigram": 2, "trigram": 3}
-    return {name: model.loss(windows.numpy(), order) for name, order in names.items()}
+    chances = {name: model.probabilities(windows, n) for n, name in enumerate(NAMES, start=1)}
+    return {name: float(-np.log(chance).mean()) for name, chance in chances.items()}

@@ -10,11 +10,11 @@ weights/final/        those of the last
 """
 
 import contextlib
-import importlib.metadata
 import json
 import os
 import platform
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
@@ -50,18 +50,14 @@ class RunFolder:
             self.folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.folder / ".lock")
         try:
-            lock.acquire(timeout=0)
+            held = lock.acquire(timeout=0)
         except Timeout as error:
-            raise BusyError(
-                f"Another process is training in {self.folder}; wait for it, or end it."
-            ) from error
-        try:
+            raise BusyError(f"Another process trains in {self.folder}; wait for it, or end it.") from error
+        with held:
             yield
-        finally:
-            lock.release()
 
     def begin(self):
-        """Mark a new folder as this run's; ValueError if it holds another run, or one of another text."""
+        """Mark a new folder as this run's; ValueError if it holds another run or text."""
         if (self.folder / RUN).exists():
             self._refuse_another(self.manifest())
         elif (self.folder / STATE).exists():
@@ -104,11 +100,6 @@ class RunFolder:
             raise ValueError(f"{error} {self._way_out()}") from error
         return frame if up_to is None else frame[frame.step <= up_to]
 
-    def last_scalars(self):
-        """Return the rows of the last checkpoint that are of the model as a whole."""
-        frame = self.measurements()
-        return frame[(frame.signal == "model") & (frame.step == frame.step.max())]
-
     def add_measurements(self, parts):
         """Append the tables of one checkpoint; a later or equal step that is there is replaced."""
         before, path = self.measurements(), self.folder / MEASUREMENTS
@@ -133,19 +124,15 @@ class RunFolder:
                 shutil.rmtree(partial, ignore_errors=True)  # gone already after success
 
     def _write_manifest(self, **facts):
-        corpus, path = self.corpus, self.folder / RUN
-        versions = {
-            name: importlib.metadata.version(name) for name in ("torch", "transformers", "pywavelets")
-        }
+        path = self.folder / RUN
+        versions = {name: version(name) for name in ("torch", "transformers", "pywavelets")}
         known = {
             "name": self.settings.name,
             "settings": self.settings.to_dict(),
-            "text": {
-                "fingerprint": corpus.fingerprint, "vocab_size": corpus.vocab_size, "sources": corpus.sources,
-            },
+            "text": {name: getattr(self.corpus, name) for name in ("fingerprint", "vocab_size", "sources")},
             "versions": versions | {"nbhelpers": __version__},
             "machine": {"processor": platform.machine(), "threads": torch.get_num_threads()},
-        }  # fmt: skip
+        }
         with _explained(path), replacing(path) as partial:
             partial.write_text(json.dumps(known | facts, indent=1), encoding="utf-8")
 
@@ -155,14 +142,12 @@ class RunFolder:
         if differing:
             listed = "; ".join(f"{key} {other.get(key)!r}, asked for {here[key]!r}" for key in differing)
             raise ValueError(
-                f"{self.folder} holds another run: {listed}. Choose another --out folder, or the settings of "
-                "the run that is there."
+                f"{self.folder} holds another run: {listed}. Choose its settings, or another --out folder."
             )
         if text["fingerprint"] != self.corpus.fingerprint:
             raise ValueError(
-                f"{self.folder} was trained on another text or vocabulary: {text['vocab_size']} tokens, "
-                f"fingerprint {text['fingerprint']}; the text given has {self.corpus.vocab_size} tokens, "
-                f"fingerprint {self.corpus.fingerprint}. Give the same --text, or another --out folder."
+                f"{self.folder} was trained on another text (fingerprint {text['fingerprint']}, "
+                f"given {self.corpus.fingerprint}). Give the same --text, or another --out folder."
             )
 
     @contextlib.contextmanager
@@ -174,10 +159,7 @@ class RunFolder:
             raise ValueError(f"{path} is damaged ({error}). {self._way_out()}") from error
 
     def _way_out(self):
-        return (
-            f"Nothing was changed. To train this run anew, move {self.folder} away and start the same "
-            "command again."
-        )
+        return f"Nothing was changed. To train this run anew, move {self.folder} away and start again."
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import math
 import os
 import shutil
 from dataclasses import dataclass
@@ -10,8 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from nbhelpers.files import read_parquet, write_parquet
 from nbhelpers.inputs.files import ZOO_INDEX, shipped_folder
@@ -43,26 +41,29 @@ class FinishedRun:
 
     @property
     def columns(self):
-        """What tells this run from others, a value for each of :data:`ARM_COLUMNS`."""
-        s = self.settings
-        values = (s.name, s.arm, s.encoding, s.mask, s.bos, s.preset, s.seed)
-        return dict(zip(ARM_COLUMNS, values, strict=True))
+        """The value of each of :data:`ARM_COLUMNS`."""
+        return {"run": self.settings.name} | {name: getattr(self.settings, name) for name in ARM_COLUMNS[1:]}
 
 
 def collect(out, to=None):
     """Gather the finished runs of `out` into tables, weights and tokenizers; `to` is replaced as a whole.
 
     All measurements, the final weights of the core arms (seed 0) and the kept checkpoints of `rope` must be
-    there; the final weights of the other nano arms and further checkpoints are added while there is room
-    (:data:`LIMIT_BYTES`). Works with the runs finished so far, and may be called again when there are more;
-    the lines that are returned say what is there and what is not. Refused, with nothing changed: no finished
-    run, runs of different texts or damaged, files of others in `to`, or more than the limit.
+    there; other weights are added while there is room (:data:`LIMIT_BYTES`). The lines that are returned say
+    what is there and what is not. Refused, with nothing changed: no finished run, runs of different texts or
+    damaged, files of others in `to`, or more than the limit.
     """
     out, to = Path(out), shipped_folder() if to is None else Path(to)
-    _refuse_foreign(to)
+    foreign = sorted({path.name for path in to.iterdir()} - OWN) if to.exists() else []
+    if foreign:
+        told = f"{to} is to be replaced, but holds {', '.join(foreign[:5])}, not written by collect"
+        raise FileExistsError(f"{told}. Move that away, or choose another --to folder.")
     runs, unfinished = read_runs(out / "runs")
     corpus = load_corpus(out / "text")
-    _refuse_other_text(runs, corpus)
+    others = [r.settings.name for r in runs if r.manifest["text"]["fingerprint"] != corpus.fingerprint]
+    if others:
+        told = f"{len(others)} of {len(runs)} runs were trained on another text than that of {corpus.folder}"
+        raise ValueError(f"{told}: {', '.join(others[:5])}. Move them away.")
     with _fresh_folder(to) as partial:
         provenance = _provenance(runs, corpus)
         _write_measurements(runs, partial / MEASUREMENTS, provenance)
@@ -92,30 +93,9 @@ def read_runs(folder):
         else:
             unfinished.append(settings.name)
     if not finished:
-        begun = f"; begun are {', '.join(unfinished)}" if unfinished else ""
-        raise FileNotFoundError(
-            f"There is no finished run in {folder}{begun}. Train with: python -m nbhelpers.zoo.training "
-            "train-all"
-        )
+        command = "python -m nbhelpers.zoo.training train-all"
+        raise FileNotFoundError(f"There is no finished run in {folder}. Train with: {command}")
     return finished, unfinished
-
-
-def _refuse_foreign(to):
-    foreign = sorted({path.name for path in to.iterdir()} - OWN) if to.exists() else []
-    if foreign:
-        raise FileExistsError(
-            f"{to} is to be replaced, but holds {', '.join(foreign[:5])}, not written by collect. Move that "
-            "away, or choose another --to folder."
-        )
-
-
-def _refuse_other_text(runs, corpus):
-    others = [r.settings.name for r in runs if r.manifest["text"]["fingerprint"] != corpus.fingerprint]
-    if others:
-        raise ValueError(
-            f"{len(others)} of {len(runs)} runs were trained on another text than that of {corpus.folder} "
-            f"(fingerprint {corpus.fingerprint}): {', '.join(others[:5])}. Move them away."
-        )
 
 
 @contextlib.contextmanager
@@ -137,14 +117,12 @@ def _fresh_folder(to):
 def _provenance(runs, corpus):
     versions = sorted({json.dumps(run.manifest["versions"], sort_keys=True) for run in runs})
     yardstick = measure.Yardstick.of(corpus)
+    protocols = measure.PROTOCOLS.items()
     names = {"attention": "text", "validation": "validation", "length": "long", "repeated": "repeated"}
     return {
         "text": runs[0].manifest["text"] | {f"{name}_tokens": len(corpus.tokens[name]) for name in SPLITS},
         "baselines": baselines(corpus, yardstick.validation),
-        "protocols": {
-            signal: {"hash": protocol.hash, **protocol.to_dict()}
-            for signal, protocol in measure.PROTOCOLS.items()
-        },
+        "protocols": {signal: {"hash": p.hash, **p.to_dict()} for signal, p in protocols},
         "measured_on": {name: list(getattr(yardstick, held).shape) for name, held in names.items()},
         "versions": [json.loads(line) for line in versions],
         "runs": [run.settings.name for run in runs],
@@ -154,10 +132,7 @@ def _provenance(runs, corpus):
 def _write_measurements(runs, path, provenance):
     parts = []
     for run in runs:
-        try:
-            frame, _ = read_parquet(run.folder / "measurements.parquet")
-        except ValueError as error:
-            raise ValueError(f"{error} Move {run.folder} away.") from error
+        frame, _ = read_parquet(run.folder / MEASUREMENTS)
         parts.append(frame.assign(**run.columns).astype({"seed": "int16"}))
     whole = pd.concat(parts, ignore_index=True)[ARM_COLUMNS + measure.COLUMNS]
     whole = whole.sort_values(ORDER, kind="stable", ignore_index=True)
@@ -171,13 +146,11 @@ def _write_runs(runs, path, provenance):
     rows, ngrams = [], provenance["baselines"]
     for run in runs:
         settings, manifest = run.settings, run.manifest
-        sizes = {
-            "n_parameters": _n_parameters(run), "n_tokens": settings.n_tokens, "n_steps": settings.n_steps,
-        }  # fmt: skip
         recipe = ("precision", "weight_decay", "warmup_share", "last_share", "clip")
         rows.append(
             run.columns
-            | sizes
+            | {"n_parameters": _n_parameters(run)}
+            | {"n_tokens": settings.n_tokens, "n_steps": settings.n_steps}
             | {name: manifest["settings"][name] for name in recipe}
             | {"learning_rate": settings.size.learning_rate, "batch_size": settings.size.batch_size}
             | {"position_initializer_range": settings.config().position_initializer_range}
@@ -190,8 +163,8 @@ def _write_runs(runs, path, provenance):
 
 
 def _n_parameters(run):
-    with safe_open(run.folder / "weights" / FINAL / "model.safetensors", framework="pt") as file:
-        return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    weights = load_file(run.folder / "weights" / FINAL / "model.safetensors")
+    return sum(tensor.numel() for tensor in weights.values())
 
 
 def _write_tokens(corpus, path):
@@ -212,10 +185,7 @@ def _write_models(runs, corpus, folder):
         size = _size(folder) + sum((source / file).stat().st_size for file in MODEL_FILES)
         if size > LIMIT_BYTES - INDEX_BYTES:
             if needed:
-                raise ValueError(
-                    f"What must be shipped exceeds {LIMIT_BYTES / 1e6:.0f} MB: with the weights of {name} it "
-                    f"is {size / 1e6:.1f} MB. Ship fewer runs or smaller models."
-                )
+                raise ValueError(f"What must be shipped exceeds the limit: {size / 1e6:.1f} MB with {name}.")
             left_out.append(name)
             continue
         target = folder / "models" / name

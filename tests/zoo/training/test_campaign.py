@@ -10,11 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from safetensors.torch import load_file
-from tiny_zoo import SMALL
+from tiny_zoo import SMALL, shrink
 
 from nbhelpers.inputs.zoo import ZooForLanguageModeling
-from nbhelpers.zoo import measure
 from nbhelpers.zoo.settings import Settings
 from nbhelpers.zoo.train import Trainer
 from nbhelpers.zoo.training import campaign, runs
@@ -24,6 +22,7 @@ from nbhelpers.zoo.training.runs import BusyError, RunFolder
 STEP = 512  # tokens of one update of the preset "test"
 N_STEPS = 5
 SETTINGS = Settings(preset="test", n_tokens=N_STEPS * STEP, precision="float32")
+QUIET = [].append  # a report that nobody reads
 
 pytestmark = pytest.mark.usefixtures("small_yardstick")
 
@@ -32,11 +31,7 @@ class Killed(Exception):
     """Stands for whatever ends a process."""
 
 
-def quiet(line):
-    """Report nothing."""
-
-
-def killed_at(step, patch):
+def train_and_kill(step, corpus, out, patch):
     """Kill at the worst moment: the checkpoint is in the table, its weights are written, the state is not."""
     save_state = RunFolder.save_state
 
@@ -46,15 +41,13 @@ def killed_at(step, patch):
         save_state(self, at, *args, **options)
 
     patch.setattr(RunFolder, "save_state", kill)
+    with pytest.raises(Killed):
+        train(SETTINGS, corpus, out, report=QUIET)
 
 
 def assert_same_run(got, expected):
-    weights, other_weights = (
-        load_file(folder / "weights" / "final" / "model.safetensors") for folder in (got, expected)
-    )
-    assert weights.keys() == other_weights.keys()
-    for name in weights:
-        assert torch.equal(weights[name], other_weights[name]), name
+    weights, other_weights = (folder / "weights/final/model.safetensors" for folder in (got, expected))
+    assert weights.read_bytes() == other_weights.read_bytes()
     frame, other_frame = (pd.read_parquet(folder / "measurements.parquet") for folder in (got, expected))
     pd.testing.assert_frame_equal(frame, other_frame, check_exact=True)
     assert json.loads((got / "run.json").read_text())["finished"]
@@ -65,16 +58,14 @@ def assert_same_run(got, expected):
 def whole(moby_dick, tmp_path_factory):
     """A run that nothing disturbed."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in SMALL.items():
-            patch.setattr(measure, name, value)
-        return train(SETTINGS, moby_dick, tmp_path_factory.mktemp("whole"), report=quiet)
+        shrink(patch)
+        return train(SETTINGS, moby_dick, tmp_path_factory.mktemp("whole"), report=QUIET)
 
 
 def test_what_a_finished_run_leaves(whole, moby_dick):
     run = json.loads((whole / "run.json").read_text())
     assert run["settings"] == SETTINGS.to_dict()
     assert run["text"]["fingerprint"] == moby_dick.fingerprint
-    assert run["seconds"] > 0
     frame = pd.read_parquet(whole / "measurements.parquet")
     assert sorted(frame.step.unique()) == list(range(N_STEPS + 1))
     train_loss = frame[frame.metric == "train_loss"].set_index("step").value
@@ -85,57 +76,34 @@ def test_what_a_finished_run_leaves(whole, moby_dick):
     final = frame[(frame.step == N_STEPS) & (frame.metric == "validation_loss")].value.item()
     assert run["final"]["validation_loss"] == pytest.approx(final)
     assert {"end_loss_256", "end_loss_1024"} <= run["final"].keys()
+    before = content(whole)
+    train(SETTINGS, moby_dick, whole.parent, report=QUIET)
+    assert before == content(whole), "left alone"
 
 
-def test_a_finished_run_is_left_alone(whole, moby_dick):
-    before, said = content(whole), []
-    train(SETTINGS, moby_dick, whole.parent, report=said.append)
-    assert said == ["rope-test-seed0: finished before, nothing to do"]
-    assert before == content(whole)
-
-
-def test_progress_is_told(moby_dick, tmp_path):
-    said = []
-    train(Settings(preset="test", n_tokens=STEP), moby_dick, tmp_path, report=said.append)
-    assert len(said) == 1
-    assert said[0].startswith("rope-test-seed0: step 1/1, loss 7.6")
-    assert said[0].endswith("tokens/s with measurements, 0 s left")
-
-
-# Killed and gone on with
-
-
-@pytest.mark.parametrize("at", [0, 3, N_STEPS])
+@pytest.mark.parametrize("at", [0, N_STEPS])
 def test_killed_at_a_checkpoint_and_gone_on_with(whole, moby_dick, tmp_path, monkeypatch, at):
     with monkeypatch.context() as patch:
-        killed_at(at, patch)
-        with pytest.raises(Killed):
-            train(SETTINGS, moby_dick, tmp_path, report=quiet)
-    said = []
-    got = train(SETTINGS, moby_dick, tmp_path, report=said.append)
-    if at:
-        assert said[0] == f"rope-test-seed0: goes on from step {at - 1} of {N_STEPS}"
-    assert_same_run(got, whole)
+        train_and_kill(at, moby_dick, tmp_path, patch)
+    assert_same_run(train(SETTINGS, moby_dick, tmp_path, report=QUIET), whole)
 
 
 def test_killed_between_checkpoints_and_gone_on_with(moby_dick, tmp_path, monkeypatch):
     settings = Settings(preset="test", n_tokens=N_STEPS * STEP, precision="float32", encoding="alibi")
     monkeypatch.setattr(Settings, "checkpoints", lambda self: [0, 4, N_STEPS])
     monkeypatch.setattr(campaign, "STATE_EVERY", 2)
-    expected = train(settings, moby_dick, tmp_path / "whole", report=quiet)
-    update, made = Trainer.update, []
+    expected = train(settings, moby_dick, tmp_path / "whole", report=QUIET)
+    update = Trainer.update
 
     def kill(self):
         if self.step == 3:
             raise Killed
-        made.append(self.step)
         return update(self)
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "update", kill)
         with pytest.raises(Killed):
-            train(settings, moby_dick, tmp_path / "killed", report=quiet)
-    assert made == [0, 1, 2]
+            train(settings, moby_dick, tmp_path / "killed", report=QUIET)
     said = []
     got = train(settings, moby_dick, tmp_path / "killed", report=said.append)
     assert said[0] == f"alibi-test-seed0: goes on from step 2 of {N_STEPS}"
@@ -160,8 +128,7 @@ def kill(self, step, *args, **options):
 
 RunFolder.save_state = kill
 torch.set_num_threads({threads})
-for name, value in {small}.items():
-    setattr(measure, name, value)
+vars(measure).update({small})
 settings = Settings(preset="test", n_tokens={n_tokens}, precision="float32")
 train(settings, load_corpus(sys.argv[1]), sys.argv[2])
 """
@@ -178,25 +145,18 @@ def test_killed_by_the_system_and_gone_on_with(whole, moby_dick, tmp_path):
     assert_same_run(got, whole)
 
 
-# Wrong input: a clear error, and nothing lost
-
-
 @pytest.fixture(scope="module")
 def killed(moby_dick, tmp_path_factory):
-    """A run that was killed in the middle."""
     out = tmp_path_factory.mktemp("killed")
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in SMALL.items():
-            patch.setattr(measure, name, value)
-        killed_at(3, patch)
-        with pytest.raises(Killed):
-            train(SETTINGS, moby_dick, out, report=quiet)
+        shrink(patch)
+        train_and_kill(3, moby_dick, out, patch)
     return out / SETTINGS.name
 
 
 @pytest.fixture
 def half(killed, tmp_path):
-    """A copy of it."""
+    """A copy of a run that was killed in the middle."""
     return shutil.copytree(killed, tmp_path / SETTINGS.name)
 
 
@@ -205,15 +165,13 @@ def content(folder):
 
 
 @pytest.mark.parametrize("name", ["state.safetensors", "measurements.parquet", "run.json"])
-def test_a_half_written_file_is_not_gone_on_from(half, moby_dick, whole, name):
+def test_a_half_written_file_is_not_gone_on_from(half, moby_dick, name):
     good = (half / name).read_bytes()
     (half / name).write_bytes(good[: len(good) // 2])
     before = content(half)
-    with pytest.raises(ValueError, match=rf"{name} is damaged .* Nothing was changed.* move .* away"):
-        train(SETTINGS, moby_dick, half.parent, report=quiet)
+    with pytest.raises(ValueError, match=rf"{name} is damaged .* Nothing was changed"):
+        train(SETTINGS, moby_dick, half.parent, report=QUIET)
     assert content(half) == before
-    (half / name).write_bytes(good)
-    assert_same_run(train(SETTINGS, moby_dick, half.parent, report=quiet), whole)
 
 
 def test_what_a_kill_left_half_written_is_passed_by(half, moby_dick, whole):
@@ -221,28 +179,21 @@ def test_what_a_kill_left_half_written_is_passed_by(half, moby_dick, whole):
     (half / "weights" / ".final.123.partial").mkdir(parents=True)
     (half / "weights" / "final").mkdir()
     (half / "weights" / "final" / "config.json").write_text("{")
-    assert_same_run(train(SETTINGS, moby_dick, half.parent, report=quiet), whole)
-
-
-def test_a_state_without_its_run_is_refused(half, moby_dick):
-    (half / "run.json").unlink()
-    with pytest.raises(ValueError, match=r"holds a training state without run.json\. Nothing was changed"):
-        train(SETTINGS, moby_dick, half.parent, report=quiet)
+    assert_same_run(train(SETTINGS, moby_dick, half.parent, report=QUIET), whole)
 
 
 def test_another_run_or_text_in_the_folder_is_refused(half, moby_dick):
     before = content(half)
     longer = Settings(preset="test", n_tokens=2 * SETTINGS.n_tokens, precision="float32")
-    with pytest.raises(ValueError, match=r"holds another run: n_tokens 2560, asked for 5120.* another --out"):
-        train(longer, moby_dick, half.parent, report=quiet)
+    with pytest.raises(ValueError, match="holds another run: n_tokens 2560, asked for 5120"):
+        train(longer, moby_dick, half.parent, report=QUIET)
     others = SimpleNamespace(fingerprint="feed", vocab_size=1000, sources=["mine.txt"])
-    message = (
-        rf"trained on another text or vocabulary: 2048 tokens, fingerprint {moby_dick.fingerprint}; the text "
-        r"given has 1000 tokens, fingerprint feed\. Give the same --text"
-    )
-    with pytest.raises(ValueError, match=message):
-        train(SETTINGS, others, half.parent, report=quiet)
+    with pytest.raises(ValueError, match="given feed"):
+        train(SETTINGS, others, half.parent, report=QUIET)
     assert content(half) == before
+    (half / "run.json").unlink()
+    with pytest.raises(ValueError, match=r"holds a training state without run.json"):
+        train(SETTINGS, moby_dick, half.parent, report=QUIET)
 
 
 @pytest.mark.parametrize(
@@ -266,15 +217,13 @@ def test_a_full_disk_loses_nothing(moby_dick, whole, tmp_path, monkeypatch, owne
 
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, fail_late)
-        with pytest.raises(OSError, match=r"Could not write .*No space left.* goes on from the last state"):
-            train(SETTINGS, moby_dick, tmp_path, report=quiet)
+        with pytest.raises(OSError, match="No space left"):
+            train(SETTINGS, moby_dick, tmp_path, report=QUIET)
     folder = tmp_path / SETTINGS.name
     assert not [path for path in folder.rglob("*") if path.name.endswith(".partial")]
-    assert_same_run(train(SETTINGS, moby_dick, tmp_path, report=quiet), whole)
+    assert_same_run(train(SETTINGS, moby_dick, tmp_path, report=QUIET), whole)
 
 
-def test_two_processes_do_not_train_one_run(half, moby_dick, whole):
-    said = r"Another process is training in .*; wait for it, or end it"
-    with RunFolder(half, SETTINGS, moby_dick).locked(), pytest.raises(BusyError, match=said):
-        train(SETTINGS, moby_dick, half.parent, report=quiet)
-    assert_same_run(train(SETTINGS, moby_dick, half.parent, report=quiet), whole)
+def test_two_processes_do_not_train_one_run(half, moby_dick):
+    with RunFolder(half, SETTINGS, moby_dick).locked(), pytest.raises(BusyError):
+        train(SETTINGS, moby_dick, half.parent, report=QUIET)

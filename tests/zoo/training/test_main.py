@@ -23,20 +23,10 @@ def out(moby_dick, tmp_path):
 
 def test_a_run_from_the_command_line(out, capsys):
     assert main(["train", "--out", str(out), "--encoding", "alibi", "--seed", "2", "--bos", *TEST]) == 0
-    said = capsys.readouterr().out.splitlines()
-    assert said[0].startswith("alibi-bos-test-seed2: step 2/2, loss 7.6")
-    assert said[-1] == str(out / "runs" / "alibi-bos-test-seed2")
+    assert capsys.readouterr().out.startswith("alibi-bos-test-seed2: step 2/2, loss 7.6")
     run = json.loads((out / "runs" / "alibi-bos-test-seed2" / "run.json").read_text())
     expected = Settings(preset="test", encoding="alibi", bos=True, seed=2, n_tokens=1024, precision="float32")
     assert run["settings"] == expected.to_dict()
-
-
-def test_text_and_baselines(out, capsys):
-    assert main(["prepare", "--out", str(out), "--text", "moby-dick"]) == 0
-    assert "tokens train 332,636, validation 21,545, measurement 26,461" in capsys.readouterr().out
-    assert main(["baselines", "--out", str(out)]) == 0
-    losses = [float(line.split()[1]) for line in capsys.readouterr().out.splitlines()]
-    assert 7 > losses[0] > losses[1] > losses[2] > 2
 
 
 def test_train_all_trains_what_is_asked_for_and_says_what_failed(out, capsys, monkeypatch):
@@ -61,22 +51,13 @@ def test_train_all_trains_what_is_asked_for_and_says_what_failed(out, capsys, mo
     assert "1 of 2 runs failed: rope-pico-seed1" in captured.err
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["train", "--text", "mine.txt"], "holds the tokens of moby-dick, not of mine.txt"),
-        (["train", "--preset", "test", "--tokens", "5"], "5 tokens are less than one step of 512"),
-        (["collect"], "no finished run in"),
-    ],
-)
-def test_mistakes_are_said_in_a_sentence(out, capsys, arguments, message):
-    assert main([*arguments, "--out", str(out)]) == 2
+def test_mistakes_are_said_in_a_sentence(out, capsys):
+    assert main(["collect", "--out", str(out)]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("nbhelpers.zoo.training: ")
-    assert message in error
+    assert "no finished run in" in error
     assert "Traceback" not in error
-    with pytest.raises((ValueError, OSError), match=message.replace(".", r"\.")):
-        main([*arguments, "--out", str(out), "--traceback"])
+    with pytest.raises(FileNotFoundError):
+        main(["collect", "--out", str(out), "--traceback"])
 
 
 def test_ctrl_c_is_answered(out, capsys, monkeypatch):
