@@ -34,8 +34,10 @@ _HOME = {
     "measure": "analysis",
     "Observation": "analysis",
     "HeadTable": "table",
-    # look at a head; the mathematics alone
+    # look at a head
     "inspect_heads": "inspector",
+    # whole modules: attention that learned nothing; the mathematics alone
+    "nulls": "nulls",
     "kernels": "kernels",
 }
 
@@ -46,7 +48,7 @@ def __getattr__(name):
     if name not in _HOME:
         raise AttributeError(f"module 'nbhelpers' has no attribute {name!r}; it has {', '.join(_HOME)}")
     module = importlib.import_module(f"nbhelpers.{_HOME[name]}")
-    return module if name == "kernels" else getattr(module, name)
+    return module if name == _HOME[name] else getattr(module, name)
 
 
 def __dir__():

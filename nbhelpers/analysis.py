@@ -62,11 +62,6 @@ def analyze(model, token_ids, protocol=PAPER, *, corpus=None, seed=0, **options)
     Returns
     -------
     HeadTable
-
-    Raises
-    ------
-    ValueError
-        For sequences too short for the protocol, and all that :func:`nbhelpers.capture` refuses.
     """
     _require_measurable(protocol)
     if protocol.signal == "rows":
@@ -90,11 +85,6 @@ def observe(model, token_ids, protocol=PAPER, *, corpus=None, seed=0, **options)
     Returns
     -------
     Observation
-
-    Raises
-    ------
-    ValueError
-        As :func:`analyze`.
     """
     token_ids = torch.as_tensor(token_ids)
     kept = [*SIGNALS, LocalMass((protocol.local_distance,))]
@@ -118,18 +108,12 @@ def measure(observation, protocol=PAPER):
     Returns
     -------
     HeadTable
-
-    Raises
-    ------
-    ValueError
-        If the protocol needs scaled variants, a distance or a signal that were not observed, or longer
-        sequences.
     """
     return _table(measure_signals(signals_of(observation, protocol)), observation.profiles, protocol)
 
 
 def signals_of(observation, protocol=PAPER):
-    """Return the :class:`Signals` that :func:`measure` computes its metrics from; errors as there."""
+    """Return the :class:`Signals` that :func:`measure` computes its metrics from."""
     _require_measurable(protocol)
     _require_observed(observation, protocol)
     profiles, drops_sink = observation.profiles, protocol.sink != "keep"
@@ -152,9 +136,8 @@ def _analyze_rows(model, token_ids, protocol, **options):
     """Measure every row while attention streams by."""
     reductions = [RowMetrics(protocol), LocalMass((protocol.local_distance,))]
     profiles = _captured(model, torch.as_tensor(token_ids), reductions, **options)
-    measured = dict(
-        zip(profiles.coordinates["row_metrics"], profiles.row_metrics.double().unbind(-1), strict=True)
-    )
+    values = profiles.row_metrics.double().unbind(-1)
+    measured = dict(zip(profiles.coordinates["row_metrics"], values, strict=True))
     measured[f"local_mass_{protocol.local_distance}"] = _local_mass(profiles, protocol)
     return _table(measured, profiles, protocol)
 

@@ -28,10 +28,7 @@ def replacing(path):
 
 
 def write_parquet(frame, path, metadata=None, **options):
-    """Write a DataFrame, without its index, and a dict of JSON types to one Parquet file; return the path.
-
-    `options` are those of `pyarrow.parquet.write_table`, such as ``compression``.
-    """
+    """Write a DataFrame without its index, and a dict of JSON types, to one Parquet file; return its path."""
     table = pa.Table.from_pandas(frame, preserve_index=False)
     if metadata is not None:
         own = {METADATA: json.dumps(metadata).encode()}
@@ -44,27 +41,22 @@ def write_parquet(frame, path, metadata=None, **options):
 def read_parquet(path, **options):
     """Return the DataFrame and the dict that :func:`write_parquet` wrote; None if it wrote no dict.
 
-    `options` are those of `pyarrow.parquet.read_table`, such as ``columns`` and ``filters``. Raises
-    ``FileNotFoundError`` or, for a damaged file, ``ValueError``.
+    `options` are those of `pyarrow.parquet.read_table`. A file that is damaged is a ``ValueError``.
     """
-    with _readable(path):
-        table = pq.read_table(path, **options)
+    table = _read(pq.read_table, path, **options)
     return table.to_pandas(), _own_metadata(table.schema)
 
 
 def read_parquet_metadata(path):
     """Return the dict alone, which costs the end of the file; None and errors as :func:`read_parquet`."""
-    with _readable(path):
-        schema = pq.read_schema(path)
-    return _own_metadata(schema)
+    return _own_metadata(_read(pq.read_schema, path))
 
 
-@contextlib.contextmanager
-def _readable(path):
+def _read(read, path, **options):
     if not Path(path).exists():
         raise FileNotFoundError(f"There is no file {path}.")
     try:
-        yield
+        return read(path, **options)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path} is damaged ({str(error).strip()}).") from error
 

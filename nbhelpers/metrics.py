@@ -19,17 +19,9 @@ from nbhelpers.protocol import Protocol
 class Metric:
     """A number of a head, or a family of numbers such as the window entropies.
 
-    Attributes
-    ----------
-    name : str
-        As tables have it. The name of a family ends in ``*``, in the place of what tells its members apart.
-    unit : str
-        Empty where there is none.
-    label : str
-        The name in words, a family's with ``*`` again.
-    function : callable, optional
-        From :class:`Signals` to (sequence, layer, head), or for a family to a dict of these by member; None
-        where the protocol does not define the metric. Missing where it is not measured from signals.
+    A family has ``*`` in its name and label, in the place of what tells its members apart. The function takes
+    :class:`Signals` and returns (sequence, layer, head), a dict of these by member for a family, or None
+    where the protocol does not define the metric; without one, the metric is not measured from signals.
     """
 
     name: str
@@ -40,26 +32,13 @@ class Metric:
 
 @dataclass(frozen=True)
 class Signals:
-    """One signal per head and what the protocol says about it; what the metrics are computed from.
+    """One signal per head and what the protocol says about it; what the metrics are computed from."""
 
-    Attributes
-    ----------
-    signal : torch.Tensor, shape (sequence, layer, head, position)
-        Non-negative, sums to 1; float64.
-    scaled : dict of float to torch.Tensor
-        The signals of the scaled variants x_α (eq. 10), by α.
-    protocol : Protocol
-    origin : int
-        Where key 0, or lag 0, stands in the signal: lags of bidirectional attention start below zero.
-    local_mass : dict of int to torch.Tensor, shape (sequence, layer, head)
-        Attention within a distance of the query, by distance in tokens.
-    """
-
-    signal: torch.Tensor
-    scaled: dict
+    signal: torch.Tensor  # (sequence, layer, head, position), non-negative, sums to 1; float64
+    scaled: dict  # the signals of the scaled variants x_α (eq. 10), by α
     protocol: Protocol
-    origin: int = 0
-    local_mass: dict = field(default_factory=dict)
+    origin: int = 0  # where key 0, or lag 0, stands: lags of bidirectional attention start below zero
+    local_mass: dict = field(default_factory=dict)  # (sequence, layer, head), by distance in tokens
 
     @cached_property
     def psd(self):

@@ -101,11 +101,6 @@ class Profiles:
         -------
         Profiles
             key_profile, last_query, lag_profile, and local_mass at 0, the powers of two below n, and 16.
-
-        Raises
-        ------
-        ValueError
-            If the shape is another, rows are not distributions, or `causal` attention looks ahead.
         """
         attn = torch.as_tensor(attn)
         if attn.ndim != 5 or attn.shape[-1] != attn.shape[-2] or attn.numel() == 0:
@@ -149,15 +144,7 @@ class Profiles:
 
     @classmethod
     def load(cls, path):
-        """Read what :meth:`save` wrote.
-
-        Raises
-        ------
-        FileNotFoundError
-            If there is no such file.
-        ValueError
-            If the file is damaged or was not written by :meth:`save`.
-        """
+        """Read what :meth:`save` wrote; a file that is damaged or of another kind is a ValueError."""
         path = Path(path)
         if not path.exists():
             raise FileNotFoundError(f"There are no profiles at {path}.")
@@ -178,11 +165,6 @@ class Profiles:
         """Join profiles of other sequences of the same model, reductions and length along ``sequence``.
 
         The provenance is that of the first, with the number of sequences of all.
-
-        Raises
-        ------
-        ValueError
-            If there are none, or they differ in more than their sequences; the message names what differs.
         """
         if not parts:
             raise ValueError("There are no profiles to join; pass at least one.")
@@ -213,8 +195,7 @@ def _kind(profiles):
 
 
 def local_mass_of(lag_profile, lags, distances):
-    """Return the attention at most `distances` (tokens) from the query, (..., distance), from that at each
-    lag."""
+    """Return the attention at most `distances` tokens away, (..., distance), from that at each lag."""
     apart = torch.as_tensor(lags).abs()  # (lag,)
     return torch.stack([lag_profile[..., apart <= distance].sum(-1) for distance in distances], -1)
 

@@ -83,21 +83,14 @@ class Protocol:
     order : str
         ``metric then mean`` keeps one number per sequence; ``mean then metric`` averages the signals over
         sequences first.
-    factors : tuple of float
-        The alphas of eq. 10.
-    scaled_variant : str
-        How x_alpha is drawn from x.
+    factors, scaled_variant : tuple of float, str
+        The alphas of eq. 10, and how x_alpha is drawn from x.
     alignment : str
         How coefficients of unequal lengths are compared, as in :func:`nbhelpers.kernels.wavelets.align`.
     local_distance : int
         Keys at most this many tokens from the query count as local (Fig. 1).
     entropy_windows : tuple of int
         Windows, in tokens, of the window entropy (Table 2).
-
-    Raises
-    ------
-    ValueError
-        For a value that is not an option; the message lists the options.
     """
 
     signal: str = "key_profile"
@@ -125,15 +118,11 @@ class Protocol:
                 listed = ", ".join(map(repr, options))
                 raise ValueError(f"Protocol.{field} is {value!r}; the options are {listed}.")
         if self.wavelet not in pywt.wavelist(kind="discrete"):
-            raise ValueError(
-                f"Protocol.wavelet is {self.wavelet!r}; it must be a discrete wavelet of PyWavelets, such as "
-                "'haar', 'db2', 'db4', 'sym4' or 'coif1' (pywt.wavelist(kind='discrete') lists them)."
-            )
+            listed = "pywt.wavelist(kind='discrete') lists the options, such as 'db2' and 'sym4'"
+            raise ValueError(f"Protocol.wavelet is {self.wavelet!r}; {listed}.")
         self._settle_types()
         if list(self.edges) != sorted({edge for edge in self.edges if 0 < edge < 1}):
-            raise ValueError(
-                f"Protocol.edges must rise inside (0, 1), fractions of Nyquist; got {self.edges}."
-            )
+            raise ValueError(f"Protocol.edges must rise inside (0, 1), where 1 is Nyquist; got {self.edges}.")
         if not all(0 < factor < 1 for factor in self.factors):
             raise ValueError(f"Protocol.factors must lie inside (0, 1); got {self.factors}.")
         if self.log_base is not None and not (self.log_base > 0 and self.log_base != 1):
@@ -184,8 +173,7 @@ class Protocol:
         return [f"band_{low:g}_{high:g}" for low, high in pairwise(limits)]
 
     def shortest(self, length):
-        """Return the length that sets the wavelet level: of the shortest scaled variant, or `length`
-        itself."""
+        """Return the length that sets the wavelet level: the shortest variant's, or `length` itself."""
         if self.level == "own" or not self.factors:
             return length
         # 0.7 * 90 is 62.99999999999999 in floating point.

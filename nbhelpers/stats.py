@@ -15,25 +15,14 @@ class Estimate(NamedTuple):
     """A number with its interval and what it is held against: from a statistic to a record to a verdict.
 
     ``format(estimate, ".3f")`` gives the value and its interval in brackets.
-
-    Attributes
-    ----------
-    value, low, high : float or numpy.ndarray
-        The estimate and the ends of its interval; NaN where there is none.
-    null : float, optional
-        What attention that learned nothing gives.
-    p_value : float, optional
-        Of the test that goes with it.
-    n : int, optional
-        How many independent units (sequences, seeds, clusters) the interval is over.
     """
 
-    value: float
-    low: float = np.nan
+    value: float  # or an array, as the ends of its interval then are
+    low: float = np.nan  # NaN where there is no interval
     high: float = np.nan
-    null: float | None = None
-    p_value: float | None = None
-    n: int | None = None
+    null: float | None = None  # what attention that learned nothing gives
+    p_value: float | None = None  # of the test that goes with it
+    n: int | None = None  # independent units (sequences, seeds, clusters) that the interval is over
 
     def widened(self):
         """Return the estimate with an interval that holds its value, as one of few draws may not."""
@@ -48,25 +37,18 @@ class Estimate(NamedTuple):
 
 
 class Permutation(NamedTuple):
-    """An observed statistic with its p-value, and the statistic of each permutation, shape (draw,).
+    """An observed statistic with its p-value, and the statistic of each permutation."""
 
-    The estimate has the mean of the draws as its null, and no interval.
-    """
-
-    estimate: Estimate
-    draws: np.ndarray
-
-
-# Intervals
+    estimate: Estimate  # without an interval; its null is the mean of the draws
+    draws: np.ndarray  # (draw,)
 
 
 def bootstrap_interval(values, *, n_boot=1000, confidence=0.95, seed=0, statistic=np.mean):
     """Return a statistic over sequences with its percentile bootstrap interval.
 
-    Whole sequences are drawn again. Heads and layers of a sequence stay together, so that they need not be
-    independent of each other; only the sequences must be. `values` has shape (sequence, ...) and holds finite
-    numbers of at least 3 sequences. `statistic` takes such an array and ``axis=0``, as `numpy.mean` does; it
-    is given whole draws, so it may go on to take a spread over the other axes.
+    Whole sequences of `values` (sequence, ...) are drawn again, so that heads and layers need not be
+    independent of each other; only the sequences must be. `statistic` takes such an array and ``axis=0``, as
+    `numpy.mean` does, and may go on to take a spread over the other axes.
     """
     values = _finite_sequences(values)
     return _bootstrap(lambda draw: statistic(draw, axis=0), [values], n_boot, confidence, seed)
@@ -109,11 +91,9 @@ def seed_interval(values, *, confidence=0.95):
     width if runs of different seeds scatter normally.
     """
     values = np.asarray(values, dtype=np.float64)
-    if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
-        raise ValueError(
-            f"expected a finite number of each seed, got shape {values.shape} with "
-            f"{(~np.isfinite(values)).sum()} of {values.size} not finite"
-        )
+    lost = (~np.isfinite(values)).sum()
+    if values.ndim != 1 or not len(values) or lost:
+        raise ValueError(f"expected shape (seed,), got {values.shape}, {lost} of {values.size} not finite")
     if len(values) < LEAST_SEEDS:
         return Estimate(float(values.mean()), n=len(values))
     mean, half, _ = _student(values, (1 + confidence) / 2)
@@ -137,18 +117,13 @@ def distribution_over_heads(table, metric, **options):
     return {name: bootstrap_interval(values, statistic=f, **options) for name, f in statistics.items()}
 
 
-# Correlations
-
-
 def position_spectrum_correlation(table, *, over="heads", n_boot=1000, confidence=0.95, seed=0):
     """Return the Pearson correlation of positional and spectral entropy (eqs. 8 and 9).
 
     The paper prints one number per model and does not say what it is taken over. `over` is "heads": over all
     heads of the model, a correlation for each sequence; "heads of a layer": over the heads of one layer, for
     each layer and sequence; "sequences": over the sequences, for each head. The mean of these correlations is
-    returned; those that are not defined, because one of the entropies does not vary there by more than one
-    part in a million, are left out. `table` needs at least 3 sequences, which are drawn again for the
-    interval.
+    returned, without those that are not defined because one of the entropies does not vary.
     """
     if over not in OVER:
         raise ValueError(f"unknown over={over!r}; choose one of {', '.join(map(repr, OVER))}")
@@ -186,10 +161,9 @@ def pearson(x, y, *, axis):
 def partial_correlation(x, y, given):
     """Return the Pearson correlation of what a linear fit on other variables leaves of x and y.
 
-    x and y are (..., observation). Each array of `given`, the variables held constant, such as log N_eff and
-    log n, broadcasts to their shape; one that is constant changes nothing. Counted are the observations that
-    are finite throughout; NaN where the fit leaves no more than rounding of x or of y, or where there are
-    fewer than 3 observations more than variables.
+    x and y are (..., observation); the arrays of `given`, such as log N_eff, broadcast to their shape, and a
+    constant one changes nothing. Counted are the observations that are finite throughout; NaN where the fit
+    leaves no more than rounding, or where there are fewer than 3 observations more than variables.
     """
     x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     data = np.stack([x, y, *(np.broadcast_to(g, x.shape) for g in given)], -1)  # (..., observation, variable)
@@ -218,18 +192,14 @@ def known_mean(values, axis):
     return np.where(count > 0, np.where(known, values, 0.0).sum(axis) / np.maximum(count, 1), np.nan)[()]
 
 
-# Tests
-
-
 def permutation_test(
     values, other, *, clusters, statistic=None, alternative="two-sided", n_draws=999, seed=0
 ):
     """Test whether two properties of heads go together, exchanging whole KV groups within their layer.
 
     Heads that share keys are not independent draws, and layers differ for reasons of their own. So a draw
-    only exchanges the groups of a layer: what is tested is that it does not matter within a layer which group
-    has which `other`. Heads keep their order in a group. The observed arrangement counts among the draws, so
-    the p-value is never 0 and the test is exact.
+    only exchanges the groups of a layer, whose heads keep their order. The observed arrangement counts among
+    the draws, so the p-value is never 0 and the test is exact.
 
     `values` and `other` are finite, (layer, head); `clusters` is the KV group of each head, as
     `Profiles.kv_groups`, groups of one size. `statistic` takes the two arrays and returns a number, the
@@ -282,9 +252,7 @@ def equivalence_test(values, margin, *, against=0.0, alpha=0.05):
     (90 %) of the difference lies inside ±margin.
     """
     if not margin > 0:
-        raise ValueError(
-            f"the margin must be positive, got {margin}; it is the largest difference that counts as none"
-        )
+        raise ValueError(f"the margin must be positive, got {margin}")
     difference = _finite_sequences(np.asarray(values, dtype=np.float64) - against)
     n = len(difference)
     mean, half, error = _student(difference, 1 - alpha)
@@ -310,14 +278,12 @@ def _student(values, quantile):
 
 
 def _finite_sequences(values):
-    """Return values (sequence, ...) as an array; refuse too few of them, and numbers that are not finite."""
+    """Return values (sequence, ...) as an array; refuse too few of them, and what is not finite."""
     values = np.asarray(values, dtype=np.float64)
     _require_sequences(values.shape[0] if values.ndim else 0)
     if not np.isfinite(values).all():
-        raise ValueError(
-            f"{(~np.isfinite(values)).sum()} of {values.size} values are NaN or infinite; leave these heads "
-            "or sequences out, and say so, before an interval is taken"
-        )
+        lost = (~np.isfinite(values)).sum()
+        raise ValueError(f"{lost} of {values.size} values are NaN or infinite; leave them out first")
     return values
 
 

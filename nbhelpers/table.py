@@ -29,11 +29,6 @@ class HeadTable:
         Model, revision, corpus, lengths, protocol and its hash, versions, seed, device.
     averaged : bool
         Whether the metrics were taken of averaged signals.
-
-    Raises
-    ------
-    ValueError
-        If the arrays have not one shape (sequence, layer, head), or not a KV group for each head.
     """
 
     arrays: dict
@@ -53,7 +48,8 @@ class HeadTable:
             )
 
     def __repr__(self):
-        name = self.provenance.get("model", {}).get("name", "?")
+        model = self.provenance.get("model", "?")
+        name = model.get("name", "?") if isinstance(model, dict) else model
         n_layers, n_heads = next(iter(self.arrays.values())).shape[1:]
         size = f"{self.n_sequences} sequences, {n_layers * n_heads} heads"
         return f"HeadTable({name}: {size}; {', '.join(self.metrics)})"
@@ -80,13 +76,9 @@ class HeadTable:
         return dataclasses.replace(self, provenance=self.provenance | facts)
 
     def frame(self):
-        """Return the table in tidy form, a row for each metric, sequence, layer and head.
+        """Return the table in tidy form: columns sequence, layer, head, kv_group, metric and value.
 
-        Returns
-        -------
-        pandas.DataFrame
-            Columns sequence, layer, head, kv_group, metric, value (float64). Sequence −1 is the metric of the
-            averaged signals, where they were averaged.
+        Sequence −1 is the metric of the averaged signals, where they were averaged.
         """
         keys = self._keys()
         parts = [
@@ -96,12 +88,9 @@ class HeadTable:
         return pd.concat(parts, ignore_index=True)
 
     def per_head(self):
-        """Return one row per head, the mean over sequences of each metric in a column each.
+        """Return one row per head: layer, head, kv_group, and the mean of each metric over sequences.
 
-        Returns
-        -------
-        pandas.DataFrame
-            Columns layer, head, kv_group, then the metrics. NaN is left out of the means.
+        NaN is left out of the means.
         """
         wide = pd.DataFrame(self._keys() | {name: array.ravel() for name, array in self.arrays.items()})
         wide = wide[wide.sequence == AVERAGED] if self.averaged else wide
@@ -155,15 +144,7 @@ class HeadTable:
 
     @classmethod
     def from_parquet(cls, path):
-        """Read what :meth:`to_parquet` wrote.
-
-        Raises
-        ------
-        FileNotFoundError
-            If there is no such file.
-        ValueError
-            If the file is damaged or is no HeadTable.
-        """
+        """Read what :meth:`to_parquet` wrote; a file that is damaged or of another kind is a ValueError."""
         frame, provenance = read_parquet(path)
         if provenance is None or list(frame.columns) != COLUMNS:
             raise ValueError(f"{path} is a Parquet file, but not of a HeadTable.")

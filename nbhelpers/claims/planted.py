@@ -53,8 +53,8 @@ def planted_profiles(
     KV groups hold `heads_per_group` neighbouring heads; `factors` are lengths of prefixes as parts of
     `length`.
     """
-    sizes = {"n_layers": n_layers, "n_heads": n_heads, "length": length}
-    options = sizes | {"noise": noise, "key_noise": key_noise, "seed": seed}
+    options = {"n_layers": n_layers, "n_heads": n_heads, "length": length}
+    options |= {"noise": noise, "key_noise": key_noise, "seed": seed}
     groups = [head // heads_per_group for head in range(n_heads)]
     truth = {"bank": bank, "n_sequences": n_sequences} | options
     lengths = {1.0: length} | {factor: int(factor * length + 1e-9) for factor in factors}
@@ -63,39 +63,26 @@ def planted_profiles(
         attn = planted_attention(bank, sequence=sequence, **options)
         for factor, n in lengths.items():
             prefix = attn[None, ..., :n, :n]  # (1, layer, head, query, key)
-            provenance = {"planted": truth | {"prefix": n}}
-            parts[factor].append(
-                Profiles.from_attention(prefix, causal=True, kv_groups=groups, provenance=provenance)
-            )
+            known = {"kv_groups": groups, "provenance": {"planted": truth | {"prefix": n}}}
+            parts[factor].append(Profiles.from_attention(prefix, causal=True, **known))
     joined = {factor: Profiles.concatenate(part) for factor, part in parts.items()}
     return joined.pop(1.0), joined
 
 
 def planted_attention(bank, *, n_layers, n_heads, length, noise=0.0, key_noise=0.0, seed=0, sequence=0):
-    """Return causal attention of one sequence from a bank whose properties are known.
+    """Return causal attention (layer, head, query, key) of one sequence from a bank whose truth is known.
 
-    Parameters
-    ----------
-    bank : str
-        "wavelet": dilated copies by powers of two of one band-pass kernel on the lag axis, and copies of it
-        further back where there are more heads than octaves; "gabor": one window, modulated by frequencies
-        on a linear grid; "alibi": exponential kernels with slopes 2^-1, 2^-2, …; "sink_local": every head a
-        mixture of the first token and of near tokens, even in the first layer and one-sided in the last;
-        "one_over_f": tokens that draw attention from all queries, as 1/f noise over keys; "iid": every entry
-        of the scores an independent normal draw.
-    n_layers, n_heads, length : int
-    noise : float
-        Every entry is multiplied by exp(noise · z), z standard normal, and rows divided by their sum.
-    key_noise : float
-        The same, with one z for all queries of a key: tokens that draw attention whatever the lag.
-    seed, sequence : int
-        The same pair gives the same attention.
+    The banks are "wavelet": dilated copies by powers of two of one band-pass kernel on the lag axis, and
+    copies of it further back where there are more heads than octaves; "gabor": one window, modulated by
+    frequencies on a linear grid; "alibi": exponential kernels with slopes 2^-1, 2^-2, …; "sink_local": every
+    head a mixture of the first token and of near tokens, even in the first layer and one-sided in the last;
+    "one_over_f": tokens that draw attention from all queries, as 1/f noise over keys; "iid": every entry of
+    the scores an independent normal draw.
 
-    Returns
-    -------
-    torch.Tensor, shape (layer, head, query, key)
-        float32, rows sum to 1, nothing above the diagonal. The first t rows and columns are the attention of
-        the prefix of t tokens, as in any causal model.
+    Every entry is multiplied by exp(noise · z), z standard normal, and rows divided by their sum; `key_noise`
+    is the same with one z for all queries of a key: tokens that draw attention whatever the lag. The same
+    pair of `seed` and `sequence` gives the same attention, in float32. Its first t rows and columns are the
+    attention of the prefix of t tokens, as in any causal model.
     """
     if bank not in BANKS:
         raise ValueError(f"unknown bank={bank!r}; choose one of {', '.join(map(repr, BANKS))}")

@@ -42,35 +42,13 @@ class Statistic(NamedTuple):
 
 
 def measure_criteria(table, profiles, claim, *, nulls, protocol=PAPER, n_boot=1000, confidence=0.95, seed=0):
-    """Measure everything that the rule of a claim, or of its number such as "C6", needs.
+    """Return an Estimate of everything that the rule of a claim needs, by name of criterion.
 
-    Parameters
-    ----------
-    table : HeadTable
-        Of the key profile, one number per sequence; at least 3 sequences.
-    profiles : Profiles
-        What the table was measured from, with key_profile and lag_profile.
-    claim : Claim or str
-    nulls : dict of str to (HeadTable, Profiles), or to a list of them
-        By the names that criteria use, such as "N2"; of several (seeds) the mean counts. More than needed
-        does no harm.
-    protocol : Protocol
-        With which the table was measured.
-    n_boot, confidence, seed
-        As in `bootstrap_interval`.
-
-    Returns
-    -------
-    dict of str to Estimate
-        By name of criterion; its null is the most conservative (`Criterion.most_conservative`), None where no
-        null defines the statistic.
-
-    Raises
-    ------
-    LookupError
-        If a null that a criterion names is not given, or a criterion has no statistic here.
-    ValueError
-        As `bootstrap_interval`, or if a statistic is not defined for this attention.
+    `table` is of the key profile, one number for each of 3 or more sequences, measured with `protocol` from
+    `profiles`, which hold key_profile and lag_profile. `claim` may be a number such as "C6". `nulls` has, by
+    the names that criteria use, such as "N2", pairs (HeadTable, Profiles), or lists of pairs (seeds) of which
+    the mean counts. The null of an estimate is the most conservative, None where no null defines the
+    statistic; the bootstrap is that of `bootstrap_interval`.
     """
     claim = paper.claim(claim) if isinstance(claim, str) else claim
     records = {}

@@ -29,37 +29,16 @@ NEAREST = {1: "the largest of", 0: "the nearest of", -1: "the smallest of"}
 
 @dataclass(frozen=True, kw_only=True)
 class Criterion:
-    """One statistic of a claim and what must be true of it.
+    """One statistic of a claim and what must be true of it."""
 
-    Attributes
-    ----------
-    name : str
-        Under which notebooks record the statistic.
-    statistic : str
-        What it is, in words, with its unit.
-    claimed : tuple of float
-        The range in which the claim puts it; an end may be infinite.
-    nulls : tuple of str
-        Which nulls it is held against: null models by number, others in words.
-        :meth:`most_conservative` chooses the one recorded.
-    less : tuple of str
-        Nulls, the largest of which is taken off: the statistic is itself a difference from them.
-    away : int
-        On which side of the null the claim lies: 1 above, −1 below, 0 either.
-    margin : float
-        How far from the null, at least, in the unit of the statistic.
-    printed : tuple of (int, str), optional
-        Table and column of the paper that print it.
-    """
-
-    name: str
-    statistic: str
-    claimed: tuple[float, float]
-    nulls: tuple[str, ...] = ()
-    less: tuple[str, ...] = ()
-    away: int = 0
-    margin: float = 0.0
-    printed: tuple[int, str] | None = None
+    name: str  # under which notebooks record the statistic
+    statistic: str  # what it is, in words, with its unit
+    claimed: tuple[float, float]  # the range in which the claim puts it; an end may be infinite
+    nulls: tuple[str, ...] = ()  # what it is held against: null models by number, others in words
+    less: tuple[str, ...] = ()  # nulls; the statistic is a difference from the largest of them
+    away: int = 0  # on which side of the null the claim lies: 1 above, −1 below, 0 either
+    margin: float = 0.0  # how far from the null at least, in the unit of the statistic
+    printed: tuple[int, str] | None = None  # table and column of the paper
 
     @property
     def null(self):

@@ -23,24 +23,11 @@ SUM_TOLERANCE_HALF = 1e-2
 
 
 def require_distribution(attn, name="attn", tolerance=None):
-    """Raise a ValueError unless `attn` is non-negative and sums to 1 along its last axis.
+    """Raise a ValueError unless `attn` (..., key) is finite, non-negative and sums to 1 over its keys.
 
-    Reading the answer makes the host wait for a CUDA device: what calls this takes ``check=False``.
-
-    Parameters
-    ----------
-    attn : torch.Tensor or array_like, shape (..., key)
-        What is to be checked. Not modified.
-    name : str, optional
-        What to call it in the error.
-    tolerance : float, optional
-        How far a sum may be from 1. By default 1e-3, or 1e-2 for half precision.
-
-    Raises
-    ------
-    ValueError
-        If there are no keys, an entry is NaN, infinite or negative, or a sum is off. The message gives the
-        worst value and its index.
+    The message calls it `name` and gives the worst value and its index. A sum may be off by `tolerance`, by
+    default 1e-3, or 1e-2 for half precision. Reading the answer makes the host wait for a CUDA device: what
+    calls this takes ``check=False``.
     """
     attn = torch.as_tensor(attn).detach()
     if tolerance is None:
@@ -146,9 +133,10 @@ def entropic_slack(signal, *, check=True):
     """Return how far a signal is above the entropic bound, H(|a|²) + H(|Fa|²) − log(length).
 
     For a of norm 1 and the unitary discrete Fourier transform F, H(|a|²) + H(|Fa|²) ≥ −2 log max|F_jk| =
-    log(length) [1]_: every signal obeys it, learned or not, so the slack, not the bound, is what a head can
-    be compared by. A comb of k teeth at distance length / k meets it exactly, a single spike and a constant
-    included. It needs all frequencies, two-sided, and no window or padding: half of the bins do not obey it.
+    log(length) (Maassen and Uffink, Phys. Rev. Lett. 60, 1988): every signal obeys it, learned or not, so the
+    slack, not the bound, is what a head can be compared by. A comb of k teeth at distance length / k meets it
+    exactly, a single spike and a constant included. It needs all frequencies, two-sided, and no window or
+    padding: half of the bins do not obey it.
 
     Parameters
     ----------
@@ -164,10 +152,6 @@ def entropic_slack(signal, *, check=True):
     torch.Tensor, shape (...)
         In nats, in [0, log(length)] up to rounding; 0 where position and frequency are known together as well
         as can be. NaN for a signal that is zero.
-
-    References
-    ----------
-    .. [1] H. Maassen, J. Uffink, "Generalized entropic uncertainty relations", Phys. Rev. Lett. 60 (1988).
     """
     x = as_signal(signal, check=check)  # (..., position)
     energy = x.square()  # (..., position)

@@ -240,18 +240,9 @@ def head_similarity(vectors, *, center=False, check=True):
 
 
 def mean_off_diagonal(similarity, *, absolute=False):
-    """Return the mean of a matrix over pairs of different heads.
+    """Return the mean of a matrix (..., head, head) over pairs of different heads, (...).
 
-    Parameters
-    ----------
-    similarity : torch.Tensor or array_like, shape (..., head, head)
-        As from `head_similarity`, of 2 or more heads. Not modified.
-    absolute : bool
-        Take absolute values first: 0 then means that every pair is orthogonal, not that signs cancel.
-
-    Returns
-    -------
-    torch.Tensor, shape (...)
+    `absolute` takes absolute values first: 0 then means that every pair is orthogonal, not that signs cancel.
     """
     x = as_real(similarity, "similarity")  # (..., head, head)
     if x.ndim < 2 or x.shape[-2] != x.shape[-1] or x.shape[-1] < 2:

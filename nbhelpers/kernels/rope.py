@@ -137,17 +137,7 @@ def alibi_slopes(n_heads):
 def alibi_bias(n_heads, length, *, dtype=torch.float32):
     """Return what causal ALiBi adds to the scores: −slope · (query − key), and −∞ for keys after the query.
 
-    Parameters
-    ----------
-    n_heads : int
-    length : int
-        Number of tokens.
-    dtype : torch.dtype, optional
-
-    Returns
-    -------
-    torch.Tensor, shape (head, query, key)
-        On the CPU.
+    Of shape (head, query, key), on the CPU.
     """
     lag = -_relative_position(length)  # (query, key)
     bias = (-alibi_slopes(n_heads)[:, None, None] * lag).to(dtype)  # (head, query, key)

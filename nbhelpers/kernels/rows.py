@@ -28,20 +28,10 @@ def drop_sink(attn):
 
 
 def row_psd(rows, length, **options):
-    """Return the power spectrum of signals of `length` samples of which only the first may differ from zero.
+    """Return the power spectrum (..., freq) of signals of `length` samples with a zero tail.
 
-    Parameters
-    ----------
-    rows : torch.Tensor, shape (..., key)
-        The first key ≤ `length` samples; the rest are zero.
-    length : int
-        Samples of the whole signal.
-    **options
-        `window`, `pad`, `detrend` and `sided` of :func:`nbhelpers.kernels.spectra.psd`.
-
-    Returns
-    -------
-    torch.Tensor, shape (..., freq)
+    `rows` (..., key) are the first samples; the rest are zero. `options` are `window`, `pad`, `detrend` and
+    `sided` of :func:`nbhelpers.kernels.spectra.psd`.
     """
     n_given = rows.shape[-1]
     if options["detrend"] != "none":
@@ -123,17 +113,8 @@ def _sum_of_runs(power, runs):
 def row_wavelet_entropies(rows, length, *, wavelet, mode, level, base=None):
     """Return the wavelet entropy −Σ|W|² log|W|² of each level (eq. 5, literal) of signals with a zero tail.
 
-    Parameters
-    ----------
-    rows, length
-        As in :func:`row_psd`.
-    wavelet, mode, level, base
-        As in `wavedec` and `wavelet_entropy` of `nbhelpers.kernels.wavelets`.
-
-    Returns
-    -------
-    torch.Tensor, shape (..., level)
-        In the order of `wavedec`: approximation, then details from coarse to fine.
+    `rows` and `length` are as in :func:`row_psd`, the options as in `wavedec` and `wavelet_entropy`. The
+    result (..., level) is in the order of `wavedec`: approximation, then details from coarse to fine.
     """
     filters = pywt.Wavelet(wavelet)
     if mode == "periodization" or rows.shape[-1] < filters.dec_len:

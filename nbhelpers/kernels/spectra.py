@@ -28,12 +28,8 @@ def window(name, length, *, dtype=torch.float64, device=None):
         contribute (an attention sink at key 0 is removed). "boxcar" is all ones.
     length : int
         Number of samples. A Hann window of length 1 is ``[1.]``, of length 2 ``[0., 0.]``.
-    dtype : torch.dtype, optional
-    device : torch.device or str, optional
-
-    Returns
-    -------
-    torch.Tensor, shape (position,)
+    dtype, device
+        Of the result, of shape (position,).
     """
     require_option("window", name, WINDOWS)
     if name == "boxcar" or length == 1:

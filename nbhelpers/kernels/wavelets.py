@@ -58,7 +58,7 @@ def wavedec(signal, *, wavelet="db2", mode="symmetric", level=None, check=True):
         "periodization" repeats it and keeps about as many coefficients as tokens: it is the orthogonal
         transform where every level halves an even length.
     level : int, optional
-        Number of times the approximation is split; `dwt_max_level` if None. 0 returns the signal.
+        Times the approximation is split: at most `dwt_max_level`, the default; 0 returns the signal.
     check : bool
         Look for NaN and infinity first. On CUDA this waits for the device; False skips it.
 
@@ -67,16 +67,18 @@ def wavedec(signal, *, wavelet="db2", mode="symmetric", level=None, check=True):
     list of torch.Tensor, each of shape (..., coefficient)
         ``[cA_n, cD_n, …, cD_1]`` as `pywt.wavedec`: the approximation, then the details from coarse to fine.
         float32, or float64 for a float64 signal, on the device of the signal.
-
-    Raises
-    ------
-    ValueError
-        If the level is above `dwt_max_level`, where PyWavelets only warns.
     """
     require_option("mode", mode, MODES)
     x = as_signal(signal, check=check)  # (..., position)
     filters = _filters(wavelet)
-    level = _resolve_level(x.shape[-1], level, filters)
+    length = x.shape[-1]
+    largest = dwt_max_level(length, filters)
+    level = largest if level is None else level
+    if not 0 <= level <= largest:  # PyWavelets only warns
+        raise ValueError(
+            f"level {level} is not possible for {length} tokens with {filters.name}; it must lie in 0 to "
+            f"{largest}. Pass level=None for the largest, or a longer signal."
+        )
     if level == 0:
         return [x]
     if _goes_through_pywt(x):
@@ -157,18 +159,7 @@ def wavelet_entropy(coefficients, *, normalize=False, base=None):
 
 
 def level_energies(coefficients):
-    """Return the share of each level in the energy of all.
-
-    Parameters
-    ----------
-    coefficients : sequence of torch.Tensor or array_like, each of shape (..., coefficient)
-        As from `wavedec`.
-
-    Returns
-    -------
-    torch.Tensor, shape (..., level)
-        In the order of the list. NaN where there is no energy.
-    """
+    """Return the share of each level of `wavedec` in the energy of all, (..., level); NaN without energy."""
     energies = torch.stack([level.square().sum(-1) for level in _as_levels(coefficients)], -1)  # (..., level)
     return energies / energies.sum(-1, keepdim=True)
 
@@ -232,15 +223,8 @@ def align(coefficients, coefficients_scaled, *, alignment="concatenate-truncate"
 def scale_sensitivity(coefficients, coefficients_scaled, *, alignment="concatenate-truncate"):
     """Return one minus the cosine between the coefficients of a signal and of its shortened form (eq. 10).
 
-    Parameters
-    ----------
-    coefficients, coefficients_scaled, alignment
-        As in `align`.
-
-    Returns
-    -------
-    torch.Tensor, shape (...)
-        In [0, 2], exactly 0 for equal coefficients. NaN where either vector is zero.
+    The arguments are those of `align`. The result, of shape (...), is in [0, 2], exactly 0 for equal
+    coefficients, and NaN where either vector is zero.
     """
     u, v = align(coefficients, coefficients_scaled, alignment=alignment)  # (..., coefficient) each
     u = u / torch.linalg.vector_norm(u, dim=-1, keepdim=True)
@@ -311,18 +295,6 @@ def _extend(x, before, after, mode):
         at = at % (2 * length)
         return x[..., torch.where(at < length, at, 2 * length - 1 - at)]
     return x[..., (at % (length + length % 2)).clamp_max(length - 1)]  # an odd signal: its last value twice
-
-
-def _resolve_level(length, level, filters):
-    largest = dwt_max_level(length, filters)
-    if level is None:
-        return largest
-    if not 0 <= level <= largest:
-        raise ValueError(
-            f"level {level} is not possible for {length} tokens with {filters.name}; it must lie in 0 to "
-            f"{largest}. Pass level=None for the largest, or a longer signal."
-        )
-    return level
 
 
 def _as_levels(coefficients):

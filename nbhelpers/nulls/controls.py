@@ -42,13 +42,9 @@ def panel(
     `model` and `encoder` are names as in :func:`nbhelpers.load_model`; there is no encoder row if it is None
     or the model itself. `text`, `n_sequences`, `length`, `bos` and `seed` are those of
     :func:`nbhelpers.load_text`, and `cache` is a folder in which the next notebook that asks for the same
-    panel finds it.
-
-    Returns
-    -------
-    dict of str to Observation
-        The model by its own name, "random weights, seed k" (of 4 sequences at most), "shuffled tokens",
-        "random tokens", the encoder by its name, and the encoder without special tokens, in this order.
+    panel finds it. The observations are by label, in this order: the model by its own name, shuffled tokens,
+    random tokens, "random weights, seed k" (of 4 sequences at most), the encoder by its name, and the encoder
+    without special tokens.
     """
     encoder = None if encoder == model else encoder
     sizes = {"n_sequences": n_sequences, "length": length, "seed": seed}

@@ -15,18 +15,7 @@ CORRELATION = "position_spectrum_correlation"
 def summarise(table, *, null=None, seed=0):
     """Return one row per metric, and the position-spectrum correlation (eq. 9) where it is defined.
 
-    Parameters
-    ----------
-    table : HeadTable
-    null : mapping of str to float, optional
-        What uniform attention gives, by metric, from `uniform_null`.
-    seed : int
-        Of the bootstrap over sequences.
-
-    Returns
-    -------
-    pandas.DataFrame
-        Column metric, and those of `HeadTable.summary`.
+    The columns are metric and those of `HeadTable.summary`; `null` is what `uniform_null` gives, by metric.
     """
     summary = table.summary(null=null, seed=seed).reset_index()
     try:

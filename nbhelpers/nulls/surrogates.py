@@ -25,27 +25,11 @@ def random_order(signal, *, seed=0):
 
 
 def exponential_decay(distance, length, *, causal):
-    """Return the log ratio s of an exponential kernel exp(s·|i − j|) with a given mean distance.
+    """Return the log ratio s of an exponential kernel exp(s·|i − j|) with a given mean distance, (...).
 
-    Parameters
-    ----------
-    distance : torch.Tensor or array_like, shape (...)
-        Mean of |query − key| over all queries and their attention, in tokens.
-    length : int
-        Queries and keys.
-    causal : bool
-        Whether a query sees only the keys up to itself.
-
-    Returns
-    -------
-    torch.Tensor, shape (...)
-        Negative for attention nearer than uniform (mean distance (n − 1)/4 if causal, (n² − 1)/(3n) if not),
-        positive where it is farther: a head that looks at the first token is one.
-
-    Raises
-    ------
-    ValueError
-        If a distance is negative or larger than any attention over `length` tokens can have.
+    `distance` (...) is the mean of |query − key| over all queries and their attention, in tokens. Negative
+    ratios are attention nearer than uniform (mean distance (n − 1)/4 if causal, (n² − 1)/(3n) if not),
+    positive ones attention that is farther, such as that of a head that looks at the first token.
     """
     target = torch.as_tensor(distance, dtype=torch.float64)  # (...)
     farthest = float(_mean_distance(torch.tensor(STEEPEST, dtype=torch.float64), length, causal))
@@ -98,15 +82,11 @@ def exponential_attention(decay, length, *, causal):
 def iaaft(signal, *, seed=0):
     """Return surrogates with the values of each signal (..., position) and nearly its power spectrum (N5).
 
-    Iterated amplitude-adjusted Fourier transform [1]_: in turn, the amplitudes of the spectrum are put right
-    and the values are put right, until the order of the values no longer changes. The last step puts the
-    values right, so they are exact, and the spectrum is as near as it came: amplitudes within a few per cent
-    where many positions share the mass, within tens where a few spikes hold it and leave few orders to choose
-    from.
-
-    References
-    ----------
-    .. [1] Schreiber and Schmitz, Improved surrogate data for nonlinearity tests, Phys. Rev. Lett. 77 (1996).
+    Iterated amplitude-adjusted Fourier transform (Schreiber and Schmitz, Phys. Rev. Lett. 77, 1996): in turn,
+    the amplitudes of the spectrum are put right and the values are put right, until the order of the values
+    no longer changes. The values come last, so they are exact, and the spectrum is as near as it came:
+    amplitudes within a few per cent where many positions share the mass, within tens where a few spikes hold
+    it and leave few orders to choose from.
     """
     x = as_signal(signal).double()  # (..., position)
     start = random_order(x, seed=seed)
@@ -115,19 +95,9 @@ def iaaft(signal, *, seed=0):
 
 
 def power_law_exponent(psd, frequency):
-    """Return the exponent χ of the power law f^−χ that is nearest to a spectrum, by least squares in log-log.
+    """Return the exponent χ (...) of the power law f^−χ nearest to a spectrum (..., freq), in log-log.
 
-    Parameters
-    ----------
-    psd : torch.Tensor, shape (..., freq)
-        Power. Bins without power are left out, and so is DC.
-    frequency : torch.Tensor, shape (freq,)
-        Cycles/token of each bin.
-
-    Returns
-    -------
-    torch.Tensor, shape (...)
-        NaN where fewer than two frequencies have power.
+    By least squares over the bins with power, without DC; NaN where fewer than two frequencies have power.
     """
     if int((frequency > 0).sum()) < 2:
         raise ValueError(
