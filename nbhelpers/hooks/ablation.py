@@ -24,19 +24,14 @@ def output_projection(model, layer):
     if found is None:
         raise NotImplementedError(
             f"{network.config.model_type}: its attention module {type(modules[layer]).__name__} has no "
-            f"output projection called {', '.join(OUTPUT_NAMES)}, so heads cannot be removed here; it holds "
-            f"{', '.join(children) or 'no modules'}"
+            f"output projection called {', '.join(OUTPUT_NAMES)}, so heads cannot be removed here"
         )
     return found
 
 
 @contextlib.contextmanager
 def ablate_heads(model, heads):
-    """Run a block with some heads, pairs (layer, query head) counted from 0, set to zero.
-
-    Their slices before the output projection of their layer are zero, so that they add nothing to the
-    residual stream, while other heads and all weights stay as they are.
-    """
+    """Run a block in which heads, pairs (layer, query head) from 0, add nothing to the residual stream."""
     network = unwrap(model)
     config = network.config.get_text_config()
     n_heads, width = config.num_attention_heads, head_dim_of(config)
@@ -51,8 +46,8 @@ def ablate_heads(model, heads):
             mixed = args[0]  # (batch, query, head · head_dim)
             if mixed.shape[-1] != n_heads * width:
                 raise NotImplementedError(
-                    f"the output projection of layer {layer} reads {mixed.shape[-1]} features; expected "
-                    f"{n_heads} heads of {width} side by side, so heads cannot be told apart"
+                    f"the output projection of layer {layer} reads {mixed.shape[-1]} features, not "
+                    f"{n_heads} heads of {width} side by side"
                 )
             kept = mixed.clone()
             kept.unflatten(-1, (n_heads, width))[..., silent[layer], :] = 0
@@ -67,28 +62,15 @@ def ablate_heads(model, heads):
         yield model
 
 
-def require_language_model(model):
-    """Raise ValueError, saying why, unless the model predicts the next token of a text."""
+@torch.inference_mode()
+def token_losses(model, token_ids):
+    """Return −log p in nats of each token after the first, (sequence, position − 1), float32 on the CPU."""
     network = unwrap(model)
-    kind = kind_of(network.config.get_text_config())
-    name = network.config.model_type
+    kind, name = kind_of(network.config.get_text_config()), network.config.model_type
     if kind != "decoder":
         raise ValueError(f"this {name} model is an {kind}: it predicts no next token, so it has no loss here")
     if network.get_output_embeddings() is None:
-        raise ValueError(
-            f"this {name} model has no language-model head, so it has no loss; load it with "
-            "AutoModelForCausalLM (load_model does for causal families)"
-        )
-
-
-@torch.inference_mode()
-def token_losses(model, token_ids):
-    """Return how badly each token was predicted from those before it: −log p in nats.
-
-    Ids are (sequence, position); the result, (sequence, position − 1), is float32 and on the CPU.
-    """
-    require_language_model(model)
-    network = unwrap(model)
+        raise ValueError(f"this {name} model has no language-model head; load it with AutoModelForCausalLM")
     ids = torch.as_tensor(token_ids).to(input_device(network))
     if ids.ndim != 2 or ids.shape[1] < 2:
         raise ValueError(f"a loss needs sequences of at least 2 tokens, got token_ids {tuple(ids.shape)}")

@@ -22,7 +22,6 @@ from nbhelpers.profiles import Profiles
 from . import flash
 from .reductions import Block, Layout
 
-HALF = (torch.float16, torch.bfloat16)
 OUTER_AXES = ("sequence", "layer", "head")
 RECORDER = ContextVar("nbhelpers_recorder")
 MASKED = -1e30  # finite, so that 0 times a masked score is 0 and not NaN; exp of it is exactly 0
@@ -53,12 +52,11 @@ def stream_of(name, is_encoder_decoder):
 
 
 class Recorder:
-    """Reduces the attention of each layer as the model computes it, for one batch.
+    """Reduces the attention of each layer of one stream as the model computes it, for one batch.
 
-    What is kept of a layer stays on that layer's device until the pass is over: nothing is read by the host
-    between layers, and layers may lie on different devices. Attention of other streams than `stream` passes
-    by. `attention_mask`, (batch, query) with 1 for real queries, is best left on the CPU: then no device has
-    to be waited for. `chunk` is the number of query rows held at once.
+    What is kept of a layer stays on its device until the pass is over: the host reads nothing in between.
+    `attention_mask`, (batch, query) with 1 for real queries, is best left on the CPU, where nothing has to be
+    waited for. `chunk` is the number of query rows held at once.
     """
 
     def __init__(self, model, reductions=(), *, stream=None, attention_mask=None, chunk=None):
@@ -129,26 +127,13 @@ class Recorder:
         if not found:
             raise RuntimeError(
                 f"{self._family.model_type}: no attention was seen in the {self.stream!r} stream through the "
-                f"{self._family.route!r} route ({self.n_calls} calls). If it computes attention outside "
-                "transformers' AttentionInterface, register it: register_family(Family(..., "
-                "route='module'), replace=True)."
+                f"{self._family.route!r} route ({self.n_calls} calls). If it computes attention by itself, "
+                "call register_family(Family(..., route='module'), replace=True)."
             )
 
     def profiles(self):
         """Return the Profiles of the forward pass, or say why there are none."""
         self.require_layers(self.layouts)
-        self._check()
-        layout = next(iter(self.layouts.values()))
-        axes, coordinates = {}, {}
-        for reduction in self.reductions:
-            axes[reduction.name] = (*OUTER_AXES, *([reduction.axis] if reduction.axis else []))
-            coordinates[reduction.name] = reduction.coordinates(layout)
-        groups = [head * self.n_kv_heads // layout.n_heads for head in range(layout.n_heads)]
-        arrays = {name: gathered(layers, 1).float() for name, layers in self.arrays.items()}
-        return Profiles(arrays, axes, coordinates, layout.n_real.long().cpu(), groups)
-
-    def _check(self):
-        """Raise if the attention of a layer was not finite or did not sum to 1 over keys."""
         errors = gathered(self.errors, 0)
         bad = [layer for layer, error in enumerate(errors.tolist()) if not error <= self.tolerance]
         if bad:
@@ -158,6 +143,14 @@ class Recorder:
                 "weights, or overflow in half precision, are the usual causes; try dtype='float32' or "
                 "'bfloat16'."
             )
+        layout = next(iter(self.layouts.values()))
+        axes, coordinates = {}, {}
+        for reduction in self.reductions:
+            axes[reduction.name] = (*OUTER_AXES, *([reduction.axis] if reduction.axis else []))
+            coordinates[reduction.name] = reduction.coordinates(layout)
+        groups = [head * self.n_kv_heads // layout.n_heads for head in range(layout.n_heads)]
+        arrays = {name: gathered(layers, 1).float() for name, layers in self.arrays.items()}
+        return Profiles(arrays, axes, coordinates, layout.n_real.long().cpu(), groups)
 
     def _rows(self, layout):
         return self.chunk or default_chunk(layout.batch, layout.n_heads, layout.n_keys, layout.device)
@@ -192,19 +185,15 @@ class Recorder:
 
 
 def gathered(layers, dim):
-    """Return tensors of equal shape, one a layer, stacked on the CPU.
-
-    They meet on the device of the first, so that one copy comes from there, however many layers there are.
-    """
+    """Return the tensors of all layers stacked on the CPU; they meet on the first's device, for one copy."""
     return torch.stack([layer.to(layers[0].device) for layer in layers], dim).cpu()
 
 
 def score_blocks(module, query, key, mask, rows, *, is_causal=None, scaling=None, softcap=None, **options):
     """Yield (first row, scores, probabilities) in float32 for blocks of so many query rows.
 
-    Query (batch, head, query, head_dim) and key (batch, kv_head, key, head_dim) are as the model gives them,
-    after RoPE. The mask is boolean (True is visible) or additive, broadcastable to (batch, head, query, key);
-    None means causal if `is_causal` and there is more than one query, else everything visible.
+    Query (batch, head, query, head_dim) and key (batch, kv_head, key, head_dim) are as the model gives them.
+    The mask is boolean (True is visible) or additive; None means what `is_causal` says.
     """
     batch, n_heads, n_queries, head_dim = query.shape
     n_kv, n_keys = key.shape[1], key.shape[2]
@@ -276,9 +265,8 @@ def interface_route(model, recorder):
     implementation = model.config._attn_implementation
     if implementation not in ("sdpa", "eager"):
         raise ValueError(
-            f"The model runs {implementation!r} attention, which hides its mask. Load it with "
-            "attn_implementation='sdpa' (load_model does), or call model.set_attn_implementation('sdpa') "
-            "first."
+            f"The model runs {implementation!r} attention, which hides its mask; load it with load_model or "
+            "call model.set_attn_implementation('sdpa') first."
         )
     name = f"nbhelpers_{implementation}"
     AttentionInterface.register(name, attention_and_record)
@@ -319,14 +307,8 @@ def module_route(model, recorder):
 def innermost_attention(model):
     """Return the modules whose class name says attention and that hold no other such module."""
 
-    def is_attention(module):
-        return "Attention" in type(module).__name__
-
-    return [
-        m
-        for m in model.modules()
-        if is_attention(m) and not any(is_attention(c) for c in list(m.modules())[1:])
-    ]
+    modules = [module for module in model.modules() if "Attention" in type(module).__name__]
+    return [outer for outer in modules if not any(m in modules for m in list(outer.modules())[1:])]
 
 
 @torch.inference_mode()

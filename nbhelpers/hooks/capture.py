@@ -23,8 +23,8 @@ from .attention import Recorder, forward, streams_of
 from .memory import explained, plan, step_down
 from .reductions import resolve
 
-# glibc hands freed memory back to the system, and every block of a layer is then paid for again page by page,
-# until it has seen a block of this size come and go (its limit for this adaptation is 32 MB).
+# glibc hands freed memory back to the system, and every block is then paid for again page by page, until a
+# block of this size has come and gone (its limit for this adaptation is 32 MB).
 LARGEST_KEPT_BYTES = 31 * 2**20
 
 
@@ -83,8 +83,11 @@ def capture(
     """
     network = unwrap(model)
     made = resolve(reductions)
-    stream = _checked_stream(network, stream)
-    ids, mask = _checked_input(network, describe(model), token_ids, attention_mask)
+    stream = streams_of(network)[0] if stream is None else stream
+    if stream not in streams_of(network):
+        raise ValueError(f"The model has the streams {', '.join(streams_of(network))}; got {stream!r}.")
+    ids = _checked_ids(network, describe(model), token_ids)
+    mask = None if attention_mask is None else _checked_mask(attention_mask, ids)
     decoder_ids = None if decoder_ids is None else _checked_decoder_ids(network, decoder_ids, len(ids))
     todo = plan(network, *ids.shape, batch_size=batch_size, chunk=chunk)
     facts = _provenance(model, network, made, stream, todo)
@@ -120,21 +123,9 @@ def _run_batch(network, ids, mask, decoder_ids, reductions, stream, todo):
     return recorder.profiles()
 
 
-def _checked_stream(network, stream):
-    options = streams_of(network)
-    stream = options[0] if stream is None else stream
-    if stream not in options:
-        raise ValueError(
-            f"This model has the attention streams {', '.join(options)}; {stream!r} was asked for."
-        )
-    return stream
-
-
-def _checked_input(network, description, token_ids, attention_mask):
+def _checked_ids(network, description, token_ids):
     if network.training:
-        raise ValueError(
-            "The model is in train mode, where dropout changes attention; call model.eval() first."
-        )
+        raise ValueError("The model is in train mode, where dropout changes attention; call model.eval().")
     ids = torch.as_tensor(token_ids)
     if ids.ndim != 2 or ids.numel() == 0 or ids.is_floating_point():
         raise ValueError(
@@ -143,11 +134,10 @@ def _checked_input(network, description, token_ids, attention_mask):
     if description.max_positions is not None and ids.shape[1] > description.max_positions:
         raise ValueError(
             f"The sequences have {ids.shape[1]} tokens but {description.name} has "
-            f"{description.max_positions} positions; ask for sequences of at most "
-            f"{description.max_positions} tokens."
+            f"{description.max_positions} positions; ask for no more."
         )
     _check_vocabulary(network, ids, "token_ids")
-    return ids.cpu(), None if attention_mask is None else _checked_mask(attention_mask, ids)
+    return ids.cpu()
 
 
 def _check_vocabulary(network, ids, name):
@@ -161,9 +151,7 @@ def _check_vocabulary(network, ids, name):
 
 def _checked_decoder_ids(network, decoder_ids, n_sequences):
     if not network.config.is_encoder_decoder:
-        raise ValueError(
-            "decoder_ids belong to an encoder-decoder; this model has one stack. Leave them out."
-        )
+        raise ValueError("decoder_ids belong to an encoder-decoder; this model has one stack.")
     ids = torch.as_tensor(decoder_ids).cpu()
     if ids.ndim != 2 or len(ids) != n_sequences or ids.numel() == 0:
         raise ValueError(
@@ -263,16 +251,12 @@ def _has_foreign_hooks(network):
 
 @torch.inference_mode()
 def weight_fingerprint(network):
-    """Return bytes that change with the weights: row and column sums of every parameter and buffer.
-
-    Rows and columns, so that permuted heads are told apart. Buffers that a checkpoint leaves out, such as the
-    frequencies of RoPE, count too.
-    """
+    """Return bytes that change with the weights: row and column sums of every parameter and buffer."""
     digest = hashlib.sha256()
     for name, tensor in _tensors(network):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         table = tensor.reshape(1, -1) if tensor.ndim < 2 else tensor.flatten(1)  # (row, column)
-        for dim in (0, 1):
+        for dim in (0, 1):  # both, so that permuted heads are told apart
             digest.update(table.sum(dim, dtype=torch.float64).cpu().numpy().tobytes())
     return digest.digest()
 

@@ -14,10 +14,7 @@ LEAST_KEYS = 2048  # below, blocks of the matrix fit and serve all reductions at
 
 
 def suits(reductions, layout, weight, mask, options):
-    """Return whether two fused passes give what is asked: the key profile alone, no more than a causal mask.
-
-    Soft caps, position biases and sinks among the options change the scores in ways the kernel does not have.
-    """
+    """Return whether two fused passes give what is asked: the key profile alone, at most a causal mask."""
     plain = all(options.get(name) is None for name in ("softcap", "position_bias", "s_aux"))
     alone = all(type(reduction) is KeyProfile for reduction in reductions)
     long = layout.device.type == "cuda" and layout.n_keys >= LEAST_KEYS
@@ -26,11 +23,7 @@ def suits(reductions, layout, weight, mask, options):
 
 
 def key_sums(query, key, *, scaling, causal):
-    """Return the attention that each key receives, summed over the queries, (batch, head, key) in float32.
-
-    Query is (batch, head, query, head_dim), key (batch, kv_head, key, head_dim); `scaling` is the factor of
-    the scores.
-    """
+    """Return the attention that each key receives, summed over the queries, (batch, head, key) in float32."""
     query = query.float() * scaling  # (batch, head, query, head_dim)
     key = key.float().repeat_interleave(query.shape[1] // key.shape[1], 1)  # (batch, head, key, head_dim)
     rows = log_sum_exp(query, key, causal)[..., None]  # (batch, head, query, 1)

@@ -104,7 +104,7 @@ def explained(todo):
     """Turn what torch and the libraries below it say of exhausted memory into one MemoryError."""
     try:
         yield
-    except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
+    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
         known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
         if not known and not any(phrase in str(error) for phrase in EXHAUSTED):
             raise

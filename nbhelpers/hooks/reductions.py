@@ -36,15 +36,10 @@ class Layout:
 
 @dataclass(frozen=True)
 class Block:
-    """Consecutive query rows of a layer's attention.
+    """Consecutive query rows of a layer's attention."""
 
-    `attn`, (batch, head, row, key), are float32 probabilities for the first keys; those of keys beyond the
-    last column are exactly zero. `scores` is what the softmax was taken of, None where the model only gives
-    probabilities or where rows do not sum to 1 (attention sinks).
-    """
-
-    attn: torch.Tensor
-    scores: torch.Tensor | None
+    attn: torch.Tensor  # float32, (batch, head, row, key); keys beyond the last column have exactly zero
+    scores: torch.Tensor | None  # what the softmax was taken of; None beside sinks or where it is not known
     start: int  # index of the first row among the queries
     weight: torch.Tensor | None  # (batch, row), 1 for real queries, 0 for padding; None without padding
 
@@ -132,16 +127,10 @@ class KeyProfile(Reduction):
 
 
 @register_reduction
-class LastQuery(Reduction):
+class LastQuery(KeyProfile):
     """The attention of the last real query."""
 
-    name, axis = "last_query", "key"
-
-    def coordinates(self, layout):
-        return list(range(layout.n_keys))
-
-    def start(self, layout):
-        return layout.zeros(layout.n_keys)
+    name = "last_query"
 
     def update(self, state, block, layout):
         for entry, last in enumerate(layout.last_query):
@@ -188,9 +177,8 @@ class LagProfile(Reduction):
         buffer[..., rows - 1 : rows - 1 + keys] = attn
         buffer[..., rows - 1 + keys :] = 0
         span = width - rows + 1  # columns that stay inside a row for every a
-        view = buffer.as_strided(
-            (batch, heads, rows, span), (heads * rows * width, rows * width, width + 1, 1)
-        )
+        strides = (heads * rows * width, rows * width, width + 1, 1)
+        view = buffer.as_strided((batch, heads, rows, span), strides)
         first = layout.n_keys - 1 - (block.start + rows - 1)  # state index of column 0
         if layout.causal:
             span = min(span, layout.n_keys - first)
@@ -219,10 +207,7 @@ class LocalMass(LagProfile):
     def finish(self, state, layout):
         lags = super().finish(state, layout)  # (batch, head, lag)
         centre = 0 if layout.causal else layout.n_keys - 1
-        reach = [
-            lags[..., max(0, centre - distance) : centre + distance + 1].sum(-1)
-            for distance in self.coordinates(layout)
-        ]
+        reach = [lags[..., max(0, centre - d) : centre + d + 1].sum(-1) for d in self.coordinates(layout)]
         return torch.stack(reach, -1)
 
 
@@ -241,11 +226,10 @@ class RowEntropy(Reduction):
 
 @register_reduction
 class RowMetrics(Reduction):
-    """Means over the real rows of the metrics of each row under a :class:`nbhelpers.Protocol`.
+    """Means over the real rows of the metrics of each row (eqs. 2, 3, 5 to 9) under a protocol.
 
-    They are eqs. 2, 3, 5, 6, 7 and the correlation of eqs. 8 and 9. A row is a signal of n_keys samples: the
-    keys that a causal row cannot see are zeros in it. Spectral metrics leave out rows without any power
-    (under a Hann window, a row that sees only key 0).
+    A row is a signal of n_keys samples, zero for keys that a causal row cannot see. Spectral metrics leave
+    out rows without any power (under a Hann window, a row that sees only key 0).
     """
 
     name, axis = "row_metrics", "metric"
@@ -288,14 +272,8 @@ class RowMetrics(Reduction):
         else:  # the first row may have no key left
             entropies = -torch.xlogy(signal, signal).sum(-1)
         x = entropies / log_base(protocol.log_base)  # (batch, head, row)
-        coefficients = rows.row_wavelet_entropies(
-            signal,
-            length,
-            wavelet=protocol.wavelet,
-            mode=protocol.mode,
-            level=self.level(layout),
-            base=protocol.log_base,
-        )  # (batch, head, row, level)
+        options = {"wavelet": protocol.wavelet, "mode": protocol.mode, "base": protocol.log_base}
+        coefficients = rows.row_wavelet_entropies(signal, length, level=self.level(layout), **options)
         xd, y = x.double(), metrics[..., 0].double()
         moments = torch.stack([torch.ones_like(y), xd, y, xd * xd, y * y, xd * y], -1) * valid[..., None]
         state["spectral"] += block.row_sum(metrics)
@@ -306,10 +284,6 @@ class RowMetrics(Reduction):
     def finish(self, state, layout):
         count, x, y, xx, yy, xy = state["moments"].unbind(-1)  # (batch, head) each
         correlation = (count * xy - x * y) / ((count * xx - x * x) * (count * yy - y * y)).sqrt()
-        n_real = layout.n_real[:, None, None]
-        means = [
-            state["spectral"] / count[..., None],
-            state["entropy"][..., None] / n_real,
-            state["wavelet"] / n_real,
-        ]
-        return torch.cat([*means, correlation[..., None]], -1).float()
+        spectral = state["spectral"] / count[..., None]
+        others = torch.cat([state["entropy"][..., None], state["wavelet"]], -1) / layout.n_real[:, None, None]
+        return torch.cat([spectral, others, correlation[..., None]], -1).float()

@@ -20,7 +20,7 @@ BAD = {
     "a mask to be added": ({"attention_mask": -1e4 * MASK}, r"1 for tokens and 0 for padding.*-10000"),
     "no batch": ({"batch_size": 0}, "batch_size must be at least 1.*got 0"),
     "negative chunk": ({"chunk": -3}, "chunk must be at least 1.*got -3"),
-    "unknown stream": ({"stream": "cross"}, "streams self; 'cross' was asked for"),
+    "unknown stream": ({"stream": "cross"}, "streams self; got 'cross'"),
     "one stack": ({"decoder_ids": IDS}, "one stack"),
 }
 
@@ -35,7 +35,7 @@ def test_bad_input(llama, bad):
 def test_bad_input_of_an_encoder_decoder():
     model, ids = make_model("t5"), make_tokens(8)
     for options, said in (
-        ({"stream": "self"}, "streams encoder, decoder, cross; 'self'"),
+        ({"stream": "self"}, "streams encoder, decoder, cross; got 'self'"),
         ({"decoder_ids": torch.full((2, 5), 99)}, r"decoder_ids run from .* to 99"),
         ({"decoder_ids": make_tokens(5, n=1)}, r"with 2 sequences; got \(1, 5\)"),
     ):
