@@ -2,7 +2,6 @@
 
 import ctypes
 import sys
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
@@ -11,24 +10,16 @@ import torch
 SPREAD = "spread"
 
 
-@dataclass(frozen=True)
-class Placement:
-    """Where weights go."""
-
-    device: torch.device  # of the whole model; of its first layers, if it is spread
-    spread: dict = field(default_factory=dict)  # arguments of `from_pretrained`; empty for one device
-
-
 def place(device, *, max_memory=None, offload=None):
-    """Return the placement that `load_model` was asked for; see there."""
+    """Return the device, of the first layers if a model is spread, and what has from_pretrained spread it."""
     if device == SPREAD:
         options = {"device_map": "auto"}
         options |= {} if max_memory is None else {"max_memory": dict(max_memory)}
         options |= {} if offload is None else {"offload_folder": str(Path(offload))}
-        return Placement(one_device("auto"), options)
+        return one_device("auto"), options
     if max_memory is not None or offload is not None:
         raise ValueError(f"max_memory and offload belong to device={SPREAD!r}; device is {device!r}.")
-    return Placement(one_device(device))
+    return one_device(device), {}
 
 
 def one_device(device):
@@ -38,29 +29,24 @@ def one_device(device):
     try:
         device = torch.device(device)
     except RuntimeError as error:
-        raise ValueError(
-            f"unknown device {device!r}: expected 'auto', 'cpu', 'cuda', 'cuda:0' or {SPREAD!r}"
-        ) from error
+        raise ValueError(f"unknown device {device!r}: expected auto, cpu, cuda, cuda:0 or spread") from error
     n_gpus = torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= n_gpus:
         raise RuntimeError(
-            f"device {str(device)!r} was asked for, but torch {torch.__version__} sees {n_gpus} CUDA GPUs "
-            "here; use device='auto' or device='cpu', or install a CUDA build of torch"
+            f"device {str(device)!r} was asked for, but torch {torch.__version__} sees {n_gpus} CUDA GPUs"
         )
     return device
 
 
-def require_room(skeleton, placement, name):
+def require_room(skeleton, device, name):
     """Raise MemoryError if the weights of a skeleton do not fit the free memory of their one device."""
-    if placement.spread:
-        return  # what does not fit one place goes to the next
     needed = sum(parameter.nbytes for parameter in skeleton.parameters())
-    free = free_memory(placement.device)
+    free = free_memory(device)
     if needed > free:
         smaller = "" if skeleton.dtype.itemsize < 4 else "dtype='bfloat16' (half of that), "
         raise MemoryError(
             f"the weights of {name!r} take {needed / 2**30:.2f} GB in {str(skeleton.dtype)[6:]}, and "
-            f"{free / 2**30:.2f} GB are free on {placement.device}; try {smaller}another device, or "
+            f"{free / 2**30:.2f} GB are free on {device}; try {smaller}another device, or "
             f"device={SPREAD!r}, which puts on disk what does not fit"
         )
 
@@ -74,11 +60,7 @@ def free_memory(device):
 
 
 def return_freed_memory():
-    """Hand back to the system what was freed and is kept by the C library; only glibc can be asked to.
-
-    Weights that were drawn at random lie in many small pieces, which glibc keeps for later (450 MB for
-    SmolLM2-135M); those of a checkpoint are read into pages of their own and would come on top.
-    """
+    """Hand back to the system what glibc keeps of freed weights: 450 MB for a random SmolLM2-135M."""
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:

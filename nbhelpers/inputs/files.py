@@ -76,12 +76,11 @@ def shipped_folder():
 def zoo_models():
     """Return the zoo models that are shipped: a dict "zoo:rope" and so on -> ZooEntry, maybe empty."""
     folder = shipped_folder()
-    if not (folder / ZOO_INDEX).exists():
-        return {}
-    index = json.loads((folder / ZOO_INDEX).read_text(encoding="utf-8"))
+    index = folder / ZOO_INDEX
+    rows = json.loads(index.read_text(encoding="utf-8")) if index.exists() else {}
     return {
         ZOO_PREFIX + name: ZooEntry(folder / row["folder"], folder / row["tokenizer"], row["about"])
-        for name, row in index.items()
+        for name, row in rows.items()
     }
 
 
@@ -92,18 +91,13 @@ def offline_names():
 
 
 def locate(name, *, revision=None, weights=True):
-    """Find the files of a model, whose name has no "random:" any more; see `load_model` for names and errors.
-
-    `weights` is false if the configuration is enough.
-    """
+    """Find a model's files by its name without "random:" (see `load_model`), or its configuration alone."""
     if not name.strip():
         raise LookupError(f"the name of the model is empty; {offline_names()}")
     path = Path(name).expanduser()
     in_the_zoo = name.startswith(ZOO_PREFIX)
     if revision is not None and (name in PACKAGED or in_the_zoo or path.exists()):
-        raise ValueError(
-            f"revision={revision!r} was given, but {name!r} is local and has no revisions; leave it out"
-        )
+        raise ValueError(f"revision={revision!r} was given, but {name!r} is local and has no revisions")
     if name in PACKAGED:
         return _packaged_files(name)
     if in_the_zoo:
@@ -118,19 +112,15 @@ def locate(name, *, revision=None, weights=True):
 
 def cache_folder():
     """Return the folder of converted models: $NBHELPERS_CACHE, else nbhelpers/ in the user's cache folder."""
-    own = os.environ.get("NBHELPERS_CACHE")
-    if own:
-        return Path(own).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base).expanduser() if base else Path.home() / ".cache") / "nbhelpers"
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.environ.get("NBHELPERS_CACHE") or f"{base}/nbhelpers").expanduser()
 
 
 def file_fingerprint(path):
     """Return a SHA-256 (hex) over the name, size and sampled content of a file, or of each file in a folder.
 
-    Files up to 8 MiB are read whole, of larger ones 4 KiB in every MiB and the last 4 KiB: a truncated,
-    missing or edited file changes the result, at a hundredth of the cost of reading gigabytes; a change
-    inside unsampled bytes alone goes unseen.
+    Files up to 8 MiB are read whole, of larger ones 4 KiB in every MiB and the last 4 KiB; a change inside
+    unsampled bytes alone goes unseen.
     """
     path = Path(path)
     if path.is_file():
@@ -158,10 +148,8 @@ def _refuse_impossible_names(name):
     if "/" not in name and close:
         raise LookupError(f"unknown model {name!r}: did you mean {close[0]!r}? {offline_names()}")
     if ":" in name:
-        raise LookupError(
-            f"unknown model {name!r}: expected a Hub id such as EleutherAI/pythia-160m, a folder, a .gguf "
-            f"file, or random:<one of these>; {offline_names()}"
-        )
+        expected = "a Hub id such as EleutherAI/pythia-160m, a folder, a .gguf file or random:<one of these>"
+        raise LookupError(f"unknown model {name!r}: expected {expected}; {offline_names()}")
 
 
 def _packaged_files(name):
@@ -171,21 +159,17 @@ def _packaged_files(name):
         distribution = metadata.distribution(entry.package)
     except metadata.PackageNotFoundError as error:
         raise ModuleNotFoundError(
-            f"the model {name!r} comes with the package {entry.package}, which is not installed; "
-            f"install it with\n    {install}"
+            f"the model {name!r} comes with the package {entry.package}; install it with\n    {install}"
         ) from error
     found = [file for file in distribution.files or () if str(file).endswith(entry.file)]
     if not found:
-        raise FileNotFoundError(
-            f"{entry.package} {distribution.version} holds no {entry.file}; reinstall it with\n"
-            f"    {install} --force-reinstall"
-        )
+        again = f"reinstall it with\n    {install} --force-reinstall"
+        raise FileNotFoundError(f"{entry.package} {distribution.version} holds no {entry.file}; {again}")
     path = Path(distribution.locate_file(found[0]))
-    source = f"{entry.package}=={distribution.version}"
+    folder = path.parent
     if path.suffix == ".gguf":
         folder = _converted(path, key=f"{name}-{entry.package}-{distribution.version}")
-        return ModelFiles(str(folder), True, source, True)
-    return ModelFiles(str(path.parent), True, source, True)
+    return ModelFiles(str(folder), True, f"{entry.package}=={distribution.version}", True)
 
 
 def _zoo_files(name):
@@ -193,8 +177,7 @@ def _zoo_files(name):
     if not models:
         raise LookupError(
             f"there is no model {name!r}: no zoo is shipped with this installation. Train one with\n"
-            "    python -m nbhelpers.zoo.training train-all && python -m nbhelpers.zoo.training collect\n"
-            "or give the folder of a trained run: build/zoo/runs/<run>/weights/final"
+            "    python -m nbhelpers.zoo.training train-all && python -m nbhelpers.zoo.training collect"
         )
     if name not in models:
         close = difflib.get_close_matches(name, models, n=1, cutoff=0.6)
@@ -207,9 +190,7 @@ def _zoo_files(name):
 
 def _gguf_files(path):
     if path.suffix != ".gguf":
-        raise ValueError(
-            f"{path} is a file but not a .gguf file; give the folder that holds config.json instead"
-        )
+        raise ValueError(f"{path} is not a .gguf file; give the folder that holds config.json instead")
     with path.open("rb") as stream:
         start = stream.read(4)
     if start != b"GGUF":
@@ -234,7 +215,14 @@ def _whole_folder(folder, revision, where, *, weights):
     names = [file.name for file in folder.iterdir()]
     if weights:
         _refuse_pickled(names, where)
-    _require_shards(folder)
+    for index in folder.glob("*.index.json"):  # it names files that a download which was cut off lacks
+        named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        missing = sorted(name for name in named if not (folder / name).exists())
+        if missing:
+            raise FileNotFoundError(
+                f"the model in {folder} lacks {', '.join(missing[:3])}, {len(missing)} of the {len(named)} "
+                f"files that its index {index.name} names; download it again"
+            )
     return ModelFiles(str(folder), True, revision, _has_tokenizer(names))
 
 
@@ -261,9 +249,8 @@ def _hub_cache_files(name, revision, reason, *, weights):
         at = f" at revision {revision!r}" if revision else ""
         raise ConnectionError(
             f"cannot load {name!r}{at}: the Hugging Face Hub could not be reached ({reason}) and no earlier "
-            f"download is in the local cache. Use a model that needs no network ({offline_names()}; a "
-            f"folder; a .gguf file), or download {name!r} once with a network; HF_HUB_OFFLINE=1 then uses "
-            "that copy."
+            f"download is in the local cache; {offline_names()}, folders and .gguf files. Once downloaded, "
+            "HF_HUB_OFFLINE=1 uses that copy."
         )
     folder = Path(config).parent
     return _whole_folder(folder, folder.name, name, weights=weights)
@@ -282,21 +269,8 @@ def _refuse_pickled(names, where):
         raise FileNotFoundError(f"{where} holds a config.json but no weights (no .safetensors file)")
     raise ValueError(
         f"{where} holds only {', '.join(pickled[:3])}: reading pickled weights can run any code, so only "
-        "safetensors and GGUF are read. To convert a model you trust, in an environment of its own: "
-        "AutoModelForCausalLM.from_pretrained(...).save_pretrained(folder) writes safetensors."
+        "safetensors and GGUF are read; save_pretrained writes safetensors of a model that you trust"
     )
-
-
-def _require_shards(folder):
-    """Refuse a folder whose index names files that it lacks: a download that was cut off."""
-    for index in folder.glob("*.index.json"):
-        named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        missing = sorted(name for name in named if not (folder / name).exists())
-        if missing:
-            raise FileNotFoundError(
-                f"the model in {folder} lacks {', '.join(missing[:3])}, {len(missing)} of the {len(named)} "
-                f"files that its index {index.name} names; download it again"
-            )
 
 
 def _converted(gguf, *, key):
@@ -307,8 +281,7 @@ def _converted(gguf, *, key):
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        way_out = "set NBHELPERS_CACHE to a writable folder"
-        raise type(error)(f"cannot make the cache folder {root} ({error}); {way_out}") from error
+        raise type(error)(f"cannot make {root} ({error}); set NBHELPERS_CACHE to another folder") from error
     folder = root / key
     if _is_whole(folder):
         return folder
@@ -316,11 +289,7 @@ def _converted(gguf, *, key):
         if _is_whole(folder):
             return folder
         if folder.exists():
-            warnings.warn(
-                f"the cached model {folder} is damaged (a file is missing, truncated or edited) "
-                "and is rebuilt",
-                stacklevel=2,
-            )
+            warnings.warn(f"the cached model {folder} is damaged and is rebuilt", stacklevel=2)
         for leftover in root.glob(f"{key}.part-*"):  # of a killed process: only the holder of the lock writes
             shutil.rmtree(leftover)
         part = Path(tempfile.mkdtemp(prefix=f"{key}.part-", dir=root))

@@ -16,10 +16,9 @@ class HubAnswer:
 
 
 def ask_hub(name, *, kind="model", revision=None):
-    """Look a model or data set up on the Hub with one request that gives up after ten seconds.
+    """Look a model or data set up on the Hub with one request, where transformers retries for 23 s per file.
 
-    transformers and datasets retry for 23 seconds per file where there is no network; this tells at once. A
-    name or revision that the Hub does not have is a LookupError, a gated repository a PermissionError.
+    A name or revision that the Hub does not have is a LookupError, a gated repository a PermissionError.
     """
     from huggingface_hub import HfApi
     from huggingface_hub import errors as hub
@@ -30,18 +29,13 @@ def ask_hub(name, *, kind="model", revision=None):
     except hub.HFValidationError as error:
         raise LookupError(f"{name!r} is not a possible Hub name ({error})") from error
     except hub.RevisionNotFoundError as error:
-        raise LookupError(
-            f"{name!r} is on the Hub but has no revision {revision!r}; "
-            f"its branches and tags are listed at https://huggingface.co/{name}/tree/main"
-        ) from error
+        raise LookupError(f"{name!r} is on the Hub but has no revision {revision!r}") from error
     except hub.GatedRepoError as error:
         raise PermissionError(
             f"{name!r} is gated: accept its terms at https://huggingface.co/{name} and run `hf auth login`"
         ) from error
     except hub.RepositoryNotFoundError as error:
-        raise LookupError(
-            f"the Hub has no {kind} {name!r} (or it is private and needs `hf auth login`)"
-        ) from error
+        raise LookupError(f"the Hub has no {kind} {name!r}, or it needs `hf auth login`") from error
     except (hub.HTTPError, OSError) as error:  # OSError covers refused sockets and HF_HUB_OFFLINE
         return HubAnswer(reachable=False, reason=f"{type(error).__name__}: {error}")
     return HubAnswer(True, info.sha, tuple(entry.rfilename for entry in info.siblings or ()))

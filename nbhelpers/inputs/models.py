@@ -126,35 +126,34 @@ def load_model(name, *, device="auto", dtype=None, revision=None, seed=0, max_me
         The weights do not fit the free memory of the device; the message says what would.
     """
     name = str(name)  # a pathlib.Path is welcome
-    placement = place(device, max_memory=max_memory, offload=offload)
-    dtype = _dtype(dtype, placement.device)
+    device, spread = place(device, max_memory=max_memory, offload=offload)
+    dtype = _dtype(dtype, device)
     base = name.removeprefix(_RANDOM)
     fresh = base != name
     files = locate(base, revision=revision, weights=not fresh)
-    if fresh and placement.spread:
+    if fresh and spread:
         raise ValueError(f"{name!r}: random weights are drawn whole, so they need one device, not 'spread'")
     config = _config(files, base)
     return_freed_memory()  # of the model before this one
-    require_room(_skeleton(config, dtype), placement, name)
-    with quiet_progress() if files.local else contextlib.nullcontext(), _seeded(seed):
+    if not spread:
+        require_room(_skeleton(config, dtype), device, name)
+    quiet = quiet_progress() if files.local else contextlib.nullcontext()
+    with quiet, torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPUs as well
         if fresh:
             model = _fresh_model(config, dtype)
         else:
-            model = _pretrained_model(files, config, dtype, base, placement.spread)
+            model = _pretrained_model(files, config, dtype, base, spread)
         tokenizer = _tokenizer(files)
-    if not placement.spread:
-        model = model.to(placement.device)
+    if not spread:
+        model = model.to(device)
     model.eval()
     known = f"random weights, seed {seed}, of {files.revision}" if fresh else files.revision
     return LoadedModel(model, tokenizer, describe(model, name=name, tokenizer=tokenizer, revision=known))
 
 
 def load_skeleton(name, *, revision=None, dtype=None, device="cpu"):
-    """Return what `load_model` would, without weights and tokenizer, to count and to plan with.
-
-    Only the configuration is read; the parameters are on torch's meta device. `device`, "cpu" or "cuda", is
-    where the model would go. A packaged GGUF model is converted first if it never was.
-    """
+    """Return what `load_model` would put on "cpu" or "cuda", without weights and tokenizer, to plan with."""
     base = name.removeprefix(_RANDOM)
     files = locate(base, revision=revision, weights=False)
     model = _skeleton(_config(files, base), _dtype(dtype, torch.device(device)))
@@ -208,12 +207,8 @@ def unwrap(model):
     if isinstance(inner, PreTrainedModel):
         return inner
     if isinstance(inner, str):
-        raise TypeError(
-            f"expected a model, got the string {inner!r}: load it first with load_model({inner!r})"
-        )
-    raise TypeError(
-        f"expected what load_model returns or a transformers PreTrainedModel, got {type(inner).__name__}"
-    )
+        raise TypeError(f"expected a model, got a string: load it first with load_model({inner!r})")
+    raise TypeError(f"expected a LoadedModel or a transformers model, got {type(inner).__name__}")
 
 
 def input_device(model):
@@ -236,14 +231,6 @@ def _dtype(dtype, device):
     return _DTYPES[word]
 
 
-@contextlib.contextmanager
-def _seeded(seed):
-    """Draw from `seed` inside the block and leave torch's CPU random state as it was; CUDA's is not used."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPUs as well
-        yield
-
-
 def _where(files):
     """Return the keyword arguments by which from_pretrained finds the files."""
     revision = {} if files.local else {"revision": files.revision}
@@ -258,10 +245,10 @@ def _config(files, name):
     if model_type == "nbhelpers_zoo":
         from . import zoo  # noqa: F401 (registers its classes with transformers)
     if model_type not in transformers.CONFIG_MAPPING:
-        own_code = "; it brings its own code (auto_map), which is not run" if "auto_map" in raw else ""
+        own_code = "; its own code (auto_map) is not run" if "auto_map" in raw else ""
         raise ValueError(
             f"the model type {model_type!r} of {name!r} is not known to transformers "
-            f"{transformers.__version__}{own_code}; a newer transformers may know it"
+            f"{transformers.__version__}{own_code}"
         )
     return transformers.AutoConfig.from_pretrained(**_where(files), trust_remote_code=False)
 
@@ -278,7 +265,6 @@ def _auto_class(config):
 
 
 def _resolved(dtype, config):
-    """Return the torch.dtype that "auto" stands for, or the one asked for."""
     return (getattr(config, "dtype", None) or torch.float32) if dtype == "auto" else dtype
 
 
@@ -302,10 +288,7 @@ def _pretrained_model(files, config, dtype, name, spread):
             **({"offload_folder": str(cache_folder() / "offload")} | spread if spread else {}),
         )
     except SafetensorError as error:
-        raise ValueError(
-            f"a weight file of {name!r} is damaged ({error}), for example by a download that was cut off; "
-            "delete it and download it again"
-        ) from error
+        raise ValueError(f"a weight file of {name!r} is damaged ({error}); download it again") from error
     missing = sorted(key for key in report["missing_keys"] if "pooler" not in key)  # poolers do not attend
     if missing:
         warnings.warn(

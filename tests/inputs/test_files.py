@@ -136,7 +136,7 @@ def break_manifest(folder):
 def test_damaged_cache_is_rebuilt_and_said(tiny_gguf, cache, damage):
     first = load_model(tiny_gguf, device="cpu")
     damage(converted_folder(cache))
-    with pytest.warns(UserWarning, match=r"is damaged .* and is rebuilt"):
+    with pytest.warns(UserWarning, match="is damaged and is rebuilt"):
         second = load_model(tiny_gguf, device="cpu")
     assert torch.equal(first.model.model.embed_tokens.weight, second.model.model.embed_tokens.weight)
     assert len(load_file(converted_folder(cache) / "model.safetensors")) == 11

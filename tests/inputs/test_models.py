@@ -63,7 +63,6 @@ def test_random_weights_depend_on_the_seed_alone(tiny_llama_folder, tmp_path):
     ("asked", "given"),
     [
         (None, torch.float32),
-        ("bfloat16", torch.bfloat16),
         (torch.float64, torch.float64),
         ("torch.float16", torch.float16),
         ("auto", torch.bfloat16),
