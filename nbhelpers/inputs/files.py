@@ -223,7 +223,7 @@ def _whole_folder(folder, revision, where, *, weights):
                 f"the model in {folder} lacks {', '.join(missing[:3])}, {len(missing)} of the {len(named)} "
                 f"files that its index {index.name} names; download it again"
             )
-    return ModelFiles(str(folder), True, revision, _has_tokenizer(names))
+    return ModelFiles(str(folder), True, revision, not _TOKENIZER_FILES.isdisjoint(names))
 
 
 def _hub_files(name, revision, *, weights):
@@ -237,7 +237,7 @@ def _hub_files(name, revision, *, weights):
         raise FileNotFoundError(f"the Hub repository {name!r} holds no config.json: no transformers model")
     if weights:
         _refuse_pickled(answer.files, name)
-    return ModelFiles(name, False, answer.commit, _has_tokenizer(answer.files))
+    return ModelFiles(name, False, answer.commit, not _TOKENIZER_FILES.isdisjoint(answer.files))
 
 
 def _hub_cache_files(name, revision, reason, *, weights):
@@ -254,10 +254,6 @@ def _hub_cache_files(name, revision, reason, *, weights):
         )
     folder = Path(config).parent
     return _whole_folder(folder, folder.name, name, weights=weights)
-
-
-def _has_tokenizer(names):
-    return not _TOKENIZER_FILES.isdisjoint(names)
 
 
 def _refuse_pickled(names, where):
