@@ -50,7 +50,15 @@ def _parser() -> argparse.ArgumentParser:
 
     sweep = commands.add_parser("sweep", help="do a grid of runs; resumes what an earlier sweep finished")
     sweep.set_defaults(command=_sweep)
-    _add_sweep_options(sweep)
+    about = "a YAML file or the name of a shipped grid; lists these if left out"
+    sweep.add_argument("grid", nargs="?", help=about)
+    sweep.add_argument("--out", help="output folder (default: build/sweeps/GRID)")
+    cluster = "run on a Dask cluster, such as tcp://host:8786; else here"
+    sweep.add_argument("--scheduler", metavar="ADDRESS", help=cluster)
+    sweep.add_argument("--workers", type=int, default=1, help="processes at a time (default: %(default)s)")
+    sweep.add_argument("--timeout", type=float, metavar="SECONDS", help="for one run (default: no limit)")
+    sweep.add_argument("--fresh", action="store_true", help="do all runs again, also those that are done")
+    sweep.add_argument("--dry-run", action="store_true", help="print the runs with an estimate of each")
 
     models = commands.add_parser("models", help="list the models that need no network")
     models.set_defaults(command=_models)
@@ -70,34 +78,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_sweep_options(sweep: argparse.ArgumentParser) -> None:
-    sweep.add_argument(
-        "grid", nargs="?", help="a YAML file or the name of a shipped grid; lists these if left out"
-    )
-    sweep.add_argument("--out", help="output folder (default: build/sweeps/GRID)")
-    sweep.add_argument(
-        "--scheduler", metavar="ADDRESS", help="run on a Dask cluster, such as tcp://host:8786; else here"
-    )
-    sweep.add_argument("--workers", type=int, default=1, help="processes at a time (default: %(default)s)")
-    sweep.add_argument("--timeout", type=float, metavar="SECONDS", help="for one run (default: no limit)")
-    sweep.add_argument("--fresh", action="store_true", help="do all runs again, also those that are done")
-    sweep.add_argument("--dry-run", action="store_true", help="print the runs with an estimate of each")
-
-
 def _run(options: argparse.Namespace) -> int:
     from nbhelpers.collection.run import run_notebooks
 
-    runs = run_notebooks(
-        options.notebooks or None,
-        size=options.size,
-        model=options.model,
-        out=options.out,
-        parameters={key: parse_value(value) for key, value in options.p},
-        cell_timeout=options.cell_timeout,
-        total_timeout=options.total_timeout,
-        folder=options.folder,
-        resume=not options.fresh,
-    )
+    names = ("size", "model", "out", "cell_timeout", "total_timeout", "folder")
+    settings = {name: getattr(options, name) for name in names}
+    parameters = {key: parse_value(value) for key, value in options.p}
+    settings |= {"parameters": parameters, "resume": not options.fresh}
+    runs = run_notebooks(options.notebooks or None, **settings)
     return 1 if any(run.status == "failed" for run in runs) else 0
 
 
@@ -136,7 +124,7 @@ def _report(options: argparse.Namespace) -> int:
 
     numbers = load_results(options.folder)
     for notebook, rows in numbers.groupby("notebook"):
-        print(f"{notebook}")
+        print(notebook)
         shown = rows.drop(columns=["notebook", "note"]).astype(object)
         shown = shown.where(shown.notna(), "")
         print(shown.to_string(index=False, float_format=lambda number: f"{number:.4g}"), end="\n\n")
@@ -146,8 +134,7 @@ def _report(options: argparse.Namespace) -> int:
     card.to_csv(path, index=False)
     print(card[["claim", "title", "verdict", "why"]].to_string(index=False))
     print(f"{rules_version()}; scorecard: {path}")
-    missing = missing_notebooks(card)
-    if missing:
+    if missing := missing_notebooks(card):
         print(f"to measure the rest: python -m nbhelpers run {' '.join(missing)} --out {options.folder}")
     return 0
 

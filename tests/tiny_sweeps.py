@@ -3,7 +3,6 @@
 import textwrap
 import time
 from collections import Counter
-from pathlib import Path
 
 import pandas as pd
 import psutil
@@ -11,11 +10,9 @@ import psutil
 from nbhelpers.files import write_parquet
 from nbhelpers.sweeps.grid import make_grid, run_file
 
-CHILD = "nbhelpers.sweeps.run"
-
 # Python imports sitecustomize in every process that finds it; only the process of a run is replaced, which
 # then starts at once. What it does with a run is the run's revision, which no model of a test needs.
-STAND_IN = """
+STAND_IN = textwrap.dedent("""
     import ctypes, hashlib, json, os, shutil, signal, sys, threading, time
     from pathlib import Path
 
@@ -53,15 +50,7 @@ STAND_IN = """
         for run_id in sys.orig_argv[4:]:
             play(parts[run_id], out, run_id)
         os._exit(0)
-"""
-
-
-def play_in(folder):
-    """Write the stand-in into a folder, to go on PYTHONPATH, and return a sweep's folder beside it."""
-    Path(folder, "sitecustomize.py").write_text(textwrap.dedent(STAND_IN))
-    out = Path(folder, "out")
-    write_run(out / "template.parquet", {"spectral_entropy": 1.0})
-    return out
+""")
 
 
 def write_run(file, means, *, null=None, seconds=1.0, peak_mb=700.0, weights="", encoding=""):
@@ -94,8 +83,8 @@ def starts(out):
 
 def run_processes(out):
     """Return the processes that do runs of the sweep in a folder, wherever they were started."""
-    listed = psutil.process_iter(["cmdline"])
-    return [process for process in listed if {CHILD, str(out)} <= set(process.info["cmdline"] or ())]
+    command = {"nbhelpers.sweeps.run", str(out)}
+    return [p for p in psutil.process_iter(["cmdline"]) if command <= set(p.info["cmdline"] or ())]
 
 
 def wait_for(condition, *, seconds=90):

@@ -9,13 +9,8 @@ from .reading import Stopped
 class Worker:
     """Does one thing at a time; a new thing stops the one that runs.
 
-    Parameters
-    ----------
-    on_progress : callable
-        Called with the share done, in [0, 1].
-    on_end : callable
-        Called with what went wrong (None, a :class:`Stopped` or another exception) and ``superseded=``,
-        whether other work has been asked for since.
+    `on_progress` is called with the share done, in [0, 1]; `on_end` with what went wrong (None, a
+    :class:`Stopped` or another exception) and ``superseded=``, whether other work was asked for since.
     """
 
     def __init__(self, *, on_progress, on_end):

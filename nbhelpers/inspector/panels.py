@@ -69,16 +69,9 @@ class AttentionPanel(Panel):
         count = last - first + 1
         ax = self.figure.add_axes((0.2, 0.19, 0.67, 0.67))
         edges = (first - 0.5, last + 0.5)
-        self._image = self.move(
-            ax.imshow(
-                np.full((count, count), LOWEST),
-                norm=LogNorm(LOWEST, 1),
-                cmap="viridis",
-                extent=(*edges, *edges[::-1]),
-                interpolation="nearest",
-                aspect="equal",
-            )
-        )
+        look = {"cmap": "viridis", "interpolation": "nearest", "aspect": "equal"}
+        blank, extent = np.full((count, count), LOWEST), (*edges, *edges[::-1])
+        self._image = self.move(ax.imshow(blank, norm=LogNorm(LOWEST, 1), extent=extent, **look))
         _name_tokens(ax, first, [readable(token) for token in tokens[first : last + 1]])
         ax.set_xlabel("key (token)", fontsize=9)
         ax.set_ylabel("query (token)", fontsize=9)
@@ -185,9 +178,7 @@ class CurvesPanel(Panel):
 
     def _legend(self):
         """Name the lines above the axes and return the names that change."""
-        names = []
-        for x, colour in zip((0.08, 0.32), self._colours, strict=False):
-            names.append(self.move(self._key_of(x, colour)))
+        names = [self.move(self._key_of(x, c)) for x, c in zip((0.08, 0.32), self._colours, strict=False)]
         self._key_of(0.58, NULL).set_text("uniform attention (null)")
         return names
 

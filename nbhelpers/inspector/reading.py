@@ -41,46 +41,24 @@ class ModelBusy(RuntimeError):
 
 @dataclass(frozen=True)
 class HeadView:
-    """Everything that is shown of one head, as arrays.
-
-    Attributes
-    ----------
-    layer, head, kv_group : int
-    attn : numpy.ndarray, shape (query, key)
-    key_profile, lag_profile : numpy.ndarray, shape (key,), (lag,)
-        With the uniform null's beside them in `null_key_profile` and `null_lag_profile`.
-    lags : numpy.ndarray, shape (lag,)
-        In tokens.
-    frequency : numpy.ndarray, shape (freq,)
-        Cycles/token.
-    psd, null_psd : numpy.ndarray, shape (freq,)
-        Share of the power in each bin, of the protocol's signal.
-    positions : numpy.ndarray, shape (position,)
-        Key or lag of each sample of the protocol's signal.
-    levels : list of str
-        a4, d4, ..., d1.
-    coefficients : list of numpy.ndarray
-        Wavelet coefficients of the protocol's signal, by level.
-    scalogram : numpy.ndarray, shape (level, position)
-        Their absolute values where they stand in the signal, from :func:`level_image`.
-    """
+    """Everything that is shown of one head, as arrays; `null_` marks those of uniform attention."""
 
     layer: int
     head: int
     kv_group: int
-    attn: np.ndarray
-    key_profile: np.ndarray
+    attn: np.ndarray  # (query, key)
+    key_profile: np.ndarray  # (key,)
     null_key_profile: np.ndarray
-    lags: np.ndarray
+    lags: np.ndarray  # (lag,), in tokens
     lag_profile: np.ndarray
     null_lag_profile: np.ndarray
-    frequency: np.ndarray
-    psd: np.ndarray
+    frequency: np.ndarray  # (freq,), in cycles/token
+    psd: np.ndarray  # (freq,), of the protocol's signal, as are those below; a share of the power
     null_psd: np.ndarray
-    positions: np.ndarray
-    levels: list
-    coefficients: list
-    scalogram: np.ndarray
+    positions: np.ndarray  # key or lag of each sample of the signal
+    levels: list  # names: a4, d4, ..., d1
+    coefficients: list  # of the wavelet, an array for each level
+    scalogram: np.ndarray  # (level, position), from `level_image`
 
     @property
     def name(self):
@@ -104,37 +82,18 @@ class Ablation:
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """One text as one model read it, measured under one protocol; made by :func:`read_text`.
-
-    Attributes
-    ----------
-    model : LoadedModel
-    text : str
-        What was asked for; `tokens` may be fewer.
-    token_ids : torch.LongTensor, shape (1, position)
-    tokens : list of str
-        Each token as text.
-    note : str
-        What a reader should know, such as that the text was cut; empty if nothing.
-    protocol : Protocol
-    observation : Observation
-    kept : AttentionCache
-    losses : torch.Tensor or None, shape (position − 1,)
-        nats per predicted token with all heads; None where the model predicts no next token.
-    no_loss : str
-        Why `losses` is None.
-    """
+    """One text as one model read it, measured under one protocol; made by :func:`read_text`."""
 
     model: LoadedModel
-    text: str
-    token_ids: torch.Tensor
+    text: str  # as asked for; `tokens` may be fewer, and then `note` says so
+    token_ids: torch.Tensor  # (1, position)
     tokens: list
     note: str
     protocol: Protocol
     observation: Observation
     kept: AttentionCache
-    losses: torch.Tensor | None
-    no_loss: str
+    losses: torch.Tensor | None  # (position − 1,), nats per predicted token with all heads
+    no_loss: str  # why `losses` is None
 
     @property
     def n_tokens(self):
@@ -211,11 +170,8 @@ class Reading:
         for metric in self.metrics:
             values = self.values(metric)  # (layer, head)
             own = values[layer, head]
-            rows[metric] = {
-                "value": own,
-                "uniform": self.null_value(metric),
-                "percentile": percentile(values, own),
-            }
+            known = {"value": own, "uniform": self.null_value(metric)}
+            rows[metric] = known | {"percentile": percentile(values, own)}
         return pd.DataFrame.from_dict(rows, orient="index").rename_axis("metric")
 
     def head(self, layer, head, *, wait=True):

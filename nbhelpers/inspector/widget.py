@@ -17,7 +17,7 @@ from nbhelpers.metrics import metric_label
 from nbhelpers.protocol import PAPER
 
 from . import sentences
-from .controls import BANDS, PROTOCOL_CHOICES, SAMPLES, TYPED, arrange, make_controls
+from .controls import BANDS, SAMPLES, TYPED, arrange, make_controls
 from .export import export_head, static_picture
 from .jobs import Worker
 from .panels import PINNED, SELECTED, AttentionPanel, CurvesPanel, to_png
@@ -80,18 +80,9 @@ def inspect_heads(
 class HeadInspector(widgets.VBox):
     """The widget of :func:`inspect_heads`.
 
-    Attributes
-    ----------
-    reading : Reading
-        The last good one; all that is shown is read from it.
-    selected, pinned : tuple of int
-        (layer, head); `pinned` is None without one.
-    ablations : list of Ablation
-        Of this reading, the latest last.
-    click_seconds : list of float
-        From each selection to its new panels.
-    error : BaseException or None
-        Of the last work, with its traceback; the widget shows its words.
+    `reading` is the last good one, from which all that is shown is read; `selected` and `pinned` (None
+    without one) are (layer, head); `ablations` are those of this reading, the latest last. `click_seconds`
+    holds the time from each selection to its new panels, `error` what ended the last work, if anything.
     """
 
     def __init__(self, reading: Reading, *, selected, metric, folder, length, seconds):
@@ -101,10 +92,8 @@ class HeadInspector(widgets.VBox):
         self.reading.values(metric)
         self._lock, self._timer, self._quiet = threading.RLock(), None, []
         self._worker = Worker(on_progress=self._progress, on_end=self._ended)
-        name = reading.model.description.name
-        self.controls = make_controls(
-            model=name, text=reading.text, length=length, protocol=reading.protocol, folder=folder
-        )
+        given = {"model": reading.model.description.name, "text": reading.text, "length": length}
+        self.controls = make_controls(**given, protocol=reading.protocol, folder=folder)
         super().__init__(arrange(self.controls))
         self.add_class("nbh-inspector")
         self._show_reading(reading, seconds, metric=metric)
@@ -175,9 +164,8 @@ class HeadInspector(widgets.VBox):
         if protocol.scaled_variant != self.reading.protocol.scaled_variant:
             return self.measure()
         started = time.perf_counter()
-        return self._told(
-            lambda: self._show_reading(self.reading.under(protocol), time.perf_counter() - started)
-        )
+        under = self.reading.under
+        return self._told(lambda: self._show_reading(under(protocol), time.perf_counter() - started))
 
     def ablate(self):
         """Set the selected head to zero and measure the loss of the text, in the other thread."""
@@ -266,21 +254,17 @@ class HeadInspector(widgets.VBox):
         c = self.controls
         if frames_anew:
             colours = (SELECTED, PINNED)[: len(views)]
-            self._attention = [
-                AttentionPanel(self.reading.tokens, c.span.value, colour=each) for each in colours
-            ]
+            tokens, span = self.reading.tokens, c.span.value
+            self._attention = [AttentionPanel(tokens, span, colour=each) for each in colours]
             self._curves = CurvesPanel(self.reading, views)
         with self._silently():
             c.map.selected, c.map.pinned = list(self.selected), list(self.pinned or ())
         for box, panel, view in zip((c.attention, c.other), self._attention, views, strict=False):
-            box.value = sentences.picture(
-                panel.show(view), f"Attention of {view.name}, query token by key token"
-            )
-        c.curves.value = sentences.picture(
-            self._curves.show(*views),
-            "Key profile, lag profile, spectrum and wavelet coefficients of "
-            + " and ".join(view.name for view in views),
-        )
+            described = f"Attention of {view.name}, query token by key token"
+            box.value = sentences.picture(panel.show(view), described)
+        described = "Key profile, lag profile, spectrum and wavelet coefficients of "
+        described += " and ".join(view.name for view in views)
+        c.curves.value = sentences.picture(self._curves.show(*views), described)
         numbers = [(view.name, self.reading.numbers(view.layer, view.head)) for view in views]
         c.numbers.value = sentences.numbers_table(numbers)
         c.other.layout.display = "" if self.pinned else "none"
@@ -340,9 +324,8 @@ class HeadInspector(widgets.VBox):
             self.controls.text.value = SAMPLES[name]
 
     def _protocol(self):
-        return self.reading.protocol.replace(
-            **{name: self.controls.protocol[name].value for name in PROTOCOL_CHOICES}
-        )
+        chosen = {name: control.value for name, control in self.controls.protocol.items()}
+        return self.reading.protocol.replace(**chosen)
 
     def _start(self, work):
         c = self.controls

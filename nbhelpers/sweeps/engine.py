@@ -66,15 +66,12 @@ def run_sweep(
     open, such as ``Client(cluster).get_executor(pure=False)``. A process that needs more than `timeout`
     seconds for a run, its start included, is killed. `fresh` does all runs again.
 
-    The reason of each run that failed is in the Sweep. Raises `ValueError` or `FileNotFoundError` before
-    anything runs, for a wrong grid or option or where another sweep is running into the same folder;
-    `ConnectionError` where the scheduler or the executor does not answer or went away; `OSError` where the
-    disk is full; `KeyboardInterrupt` after Ctrl-C. What is done is kept, and the same call resumes.
+    Wrong options and a folder that another sweep is running into raise before anything runs;
+    `ConnectionError` says that the scheduler or the executor went away, `OSError` that the disk is full,
+    `KeyboardInterrupt` comes after Ctrl-C. What is done is kept, and the same call resumes.
     """
     if executor is not None and scheduler is not None:
-        raise ValueError(
-            f"give an executor or the address of a scheduler, not both (scheduler={scheduler!r})"
-        )
+        raise ValueError(f"give an executor or a scheduler, not both (scheduler={scheduler!r})")
     if workers < 1 or (timeout is not None and not timeout > 0):
         raise ValueError(f"workers={workers} and timeout={timeout} must be above 0")
     grid = grid if isinstance(grid, Grid) else load_grid(grid)
@@ -138,9 +135,7 @@ def _lease(out):
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise ValueError(
-            f"another sweep is running into {out}; wait for it, or give another folder"
-        ) from error
+        raise ValueError(f"another sweep is running into {out}; wait, or give another folder") from error
     lease = out / f".running-{os.getpid()}-{time.time_ns()}"
     try:
         for left in out.glob(".running-*"):  # of a command that was killed: workers elsewhere see it go
@@ -165,17 +160,13 @@ def _opened(executor, scheduler, workers):
     try:
         from distributed import Client
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "a scheduler needs Dask; install it with pip install 'nbhelpers[cluster]'"
-        ) from error
+        raise ModuleNotFoundError("a scheduler needs Dask: pip install 'nbhelpers[cluster]'") from error
     logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # one line of ours says what it lost
     try:
         client = Client(scheduler, set_as_default=False, timeout=CONNECT_SECONDS)
     except OSError as error:
-        raise ConnectionError(
-            f"no Dask scheduler answers at {scheduler} ({error}); start one with `dask scheduler`, or leave "
-            "--scheduler out to run on this machine"
-        ) from error
+        hint = "start one with `dask scheduler`, or leave --scheduler out to run on this machine"
+        raise ConnectionError(f"no Dask scheduler answers at {scheduler} ({error}); {hint}") from error
     with client:
         yield client.get_executor(pure=False)  # a task is never taken for another that looks the same
 
@@ -214,10 +205,8 @@ def _follow(submit, tasks, todo, out, lease, interrupted, say):
                 until = f"  (about {duration(seconds)} left)" if left else ""
                 say(f"[{len(todo) - len(left)}/{len(todo)}] {run.label}: {_ended(out, run)}{until}")
     except (CancelledError, BrokenExecutor) as error:
-        raise ConnectionError(
-            f"the executor went away ({type(error).__name__}); what is done is kept in {out}, and the same "
-            "command resumes"
-        ) from None
+        gone = f"the executor went away ({type(error).__name__}); what is done is kept in {out}"
+        raise ConnectionError(f"{gone}, and the same command resumes") from None
     finally:  # the tasks that run see the lease go, and end their processes
         lease.unlink(missing_ok=True)
         for future in futures:

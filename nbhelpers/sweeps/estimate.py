@@ -3,6 +3,7 @@
 import math
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -41,7 +42,6 @@ class Estimator:
 
     def __init__(self, out: str | Path, *, device: str) -> None:
         self.out, self.device = out, device
-        self._flops = None
         self._skeletons = {}
         self._unreachable = None
 
@@ -99,33 +99,28 @@ class Estimator:
         return plan(skeleton, run.n_sequences, run.length, batch_size=batch, chunk=chunk, **free)
 
     def _seconds(self, run, n_parameters):
-        products = 2 * n_parameters * run.n_tokens / self._measured_flops()
+        products = 2 * n_parameters * run.n_tokens / self._flops
         size = ITEM_BYTES.get(run.dtype) or 4
         return OVERHEAD * products + n_parameters * size / LOADING_BYTES_PER_SECOND
 
-    def _measured_flops(self):
-        if self._flops is None:
-            self._flops = matmul_speed(self.device)
-        return self._flops
+    @cached_property
+    def _flops(self):
+        return matmul_speed(self.device)
 
     def _speed(self):
-        return f"{self._measured_flops() / 1e9:.3g} GFLOP/s of a matrix product here"
+        return f"{self._flops / 1e9:.3g} GFLOP/s of a matrix product here"
 
 
 def _weights(n_parameters, item_bytes):
     return LIBRARY_MB + n_parameters * item_bytes / 2**20
 
 
-def matmul_speed(device: str, *, size: int | None = None, repeats: int = 3) -> float:
-    """Return the floating-point operations per second of a matrix product, the best of a few.
-
-    On "cpu" in float32 with 768 rows and columns, on "cuda" in bfloat16 with 4096, unless `size` says
-    otherwise.
-    """
-    size = size or (768 if device == "cpu" else 4096)
-    a = torch.ones(size, size, dtype=torch.float32 if device == "cpu" else torch.bfloat16, device=device)
+def matmul_speed(device: str) -> float:
+    """Return the floating-point operations per second of a large matrix product, the best of a few."""
+    size, dtype = (768, torch.float32) if device == "cpu" else (4096, torch.bfloat16)
+    a = torch.ones(size, size, dtype=dtype, device=device)
     best = math.inf
-    for _ in range(repeats + 1):  # the first one also warms up
+    for _ in range(4):  # the first one also warms up
         started = time.perf_counter()
         (a @ a)[0, 0].item()  # waits for the device
         best = min(best, time.perf_counter() - started)
@@ -133,11 +128,7 @@ def matmul_speed(device: str, *, size: int | None = None, repeats: int = 3) -> f
 
 
 def print_plan(grid: Grid, out: str | Path, *, workers: int = 1, device: str | None = None) -> None:
-    """Print what a sweep would run, each run with an estimate of time and memory, and run nothing.
-
-    What is done in the sweep's folder is not run again, and says how fast a model is. The device is CUDA
-    where there is a GPU if None.
-    """
+    """Print what a sweep would run, each run with an estimate of time and memory, and run nothing."""
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     estimator = Estimator(out, device=device)
     print(f"sweep {grid.name}: {len(grid.runs)} runs\n{grid.about}\n")
@@ -152,8 +143,7 @@ def print_plan(grid: Grid, out: str | Path, *, workers: int = 1, device: str | N
         largest = max(largest, 0.0 if math.isnan(cost.megabytes) else cost.megabytes)
         columns = f"{duration(cost.seconds):>12} {memory(cost.megabytes):>10} [{number}]"
         print(f"{run.id} {columns}  {run.label}")
-    spent = duration(total / workers)
-    spent = "unknown, because some runs have no estimate" if math.isnan(total) else spent
+    spent = "unknown (some runs have no estimate)" if math.isnan(total) else duration(total / workers)
     print(f"\ntogether {spent} with {workers} at a time; at most {memory(largest)} for one run. Based on")
     for basis, number in bases.items():
         print(f"[{number}] {basis}")

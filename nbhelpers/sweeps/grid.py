@@ -38,10 +38,9 @@ PLAN = "grid.json"
 class Run:
     """One point of a grid: everything that decides its numbers, in plain JSON types.
 
-    The fields are named as in `load_model`, `load_text` and `capture`; `seed` is that of the passages and of
-    the weights of a random model. `protocol` holds all fields of the Protocol. `contents` holds a hash of a
-    local model and of a local corpus, so that an edited file is another run. `paper` (the paper's name for
-    the model) and `n_parameters` (as the grid states it, for an estimate without the model) are no settings.
+    The fields are named as in `load_model`, `load_text` and `capture`; `seed` also draws the weights of a
+    random model, `protocol` holds all fields of the Protocol, `contents` a hash of a local model and corpus.
+    `paper` (the paper's name for the model) and `n_parameters` (as the grid states it) are no settings.
     """
 
     model: str
@@ -98,9 +97,8 @@ class Run:
         model, corpus = (
             Path(name).name if Path(name).is_absolute() else name for name in (self.model, self.corpus)
         )
-        words = [model + (f"@{self.revision}" if self.revision else ""), corpus]
-        words.append(f"{self.n_sequences}x{self.length}")
-        words += changes(self.protocol)
+        model += f"@{self.revision}" if self.revision else ""
+        words = [model, corpus, f"{self.n_sequences}x{self.length}", *changes(self.protocol)]
         words += [f"seed={self.seed}"] if self.seed else []
         return " ".join(words)
 
@@ -133,8 +131,7 @@ def shipped_grids() -> dict[str, str]:
 def load_grid(name: str | Path) -> Grid:
     """Read and check a YAML file, or a grid that comes with the package by its name.
 
-    Raises `FileNotFoundError` if there is neither, and `ValueError` for what is not YAML, an unknown key, a
-    value of the wrong kind, an unknown field of the protocol, or the same run twice.
+    Raises `FileNotFoundError` if there is neither, and `ValueError` for what is not a grid.
     """
     path = Path(name)
     if path.is_file():
@@ -142,10 +139,8 @@ def load_grid(name: str | Path) -> Grid:
     elif str(name) in (shipped := shipped_grids()):
         text = SHIPPED.joinpath(f"{name}.yaml").read_text("utf-8")
     else:
-        raise FileNotFoundError(
-            f"there is no grid file {str(name)!r}; the grids that come with the package are "
-            f"{', '.join(shipped)}"
-        )
+        names = ", ".join(shipped)
+        raise FileNotFoundError(f"there is no grid file {str(name)!r}; the package comes with {names}")
     try:
         raw = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -181,8 +176,8 @@ def _make_grid(raw, name):
         for revision, protocol, (corpus, text), n_sequences, length, seed in itertools.product(
             revisions, protocols, corpora, *sizes
         ):
-            point = {"revision": revision, "protocol": protocol, "corpus": corpus, "seed": seed}
-            point |= {"n_sequences": n_sequences, "length": length}
+            point = {"revision": revision, "protocol": protocol, "corpus": corpus, "length": length}
+            point |= {"n_sequences": n_sequences, "seed": seed}
             point |= {"contents": {"model": content, "corpus": text}}
             runs.append(Run(**options | fields | point))
     ids = Counter(run.id for run in runs)
@@ -212,10 +207,8 @@ def _listed(value):
 
 def _protocol(fields):
     if not isinstance(fields, Mapping):
-        raise ValueError(
-            f"protocol is {fields!r}, expected the fields that differ from PAPER, such as "
-            "{window: boxcar}, or {} for PAPER itself"
-        )
+        example = "such as {window: boxcar}, or {} for PAPER itself"
+        raise ValueError(f"protocol is {fields!r}, expected the fields that differ from PAPER, {example}")
     known = PAPER.to_dict()
     if unknown := [key for key in fields if key not in known]:
         raise ValueError(f"the protocol has no field {unknown[0]!r}; it has {', '.join(known)}")
@@ -293,11 +286,7 @@ def write_plan(out: str | Path, grid: Grid) -> None:
 
 
 def read_plan(out: str | Path) -> Grid:
-    """Return the grid of a sweep's folder.
-
-    Raises `FileNotFoundError` if there is no such folder, `ValueError` if it is that of something else or of
-    another version.
-    """
+    """Return the grid of a sweep's folder; `ValueError` if it is another kind of folder."""
     folder, command = Path(out), f"python -m nbhelpers sweep GRID --out {out}"
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder.absolute()}; make a sweep with: {command}")
@@ -307,11 +296,8 @@ def read_plan(out: str | Path) -> Grid:
         return Grid(plan["name"], plan["about"], runs, tuple(plan["paper_tables"]))
     except FileNotFoundError as error:
         held = ", ".join(sorted(path.name for path in folder.iterdir())[:6]) or "nothing"
-        raise ValueError(
-            f"{folder} is not the folder of a sweep: it holds {held}, and no {PLAN}. Give the folder that "
-            "was --out of python -m nbhelpers sweep"
-        ) from error
+        told = f"{folder} is not the folder of a sweep: it holds {held}, and no {PLAN}. Give the folder that"
+        raise ValueError(f"{told} was --out of python -m nbhelpers sweep") from error
     except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(
-            f"{folder / PLAN} is damaged or of another version ({error}); measure again with: {command}"
-        ) from error
+        told = f"{folder / PLAN} is damaged or of another version ({error})"
+        raise ValueError(f"{told}; measure again with: {command}") from error

@@ -37,8 +37,7 @@ class Sweep:
     `table` has a row for each finished run and metric, with the columns :data:`COLUMNS`: `low` and `high` are
     the interval of the mean over sequences, `sd` and `iqr` are over heads, `null` is uniform attention of the
     same length, mask and protocol. `same_weights` lists checkpoints that held the same weights under
-    different names, as branches of a repository sometimes do: a training curve would show a plateau that is
-    none. `failed` says why runs failed, by their id.
+    different names, as branches of a repository sometimes do. `failed` says why runs failed, by their id.
     """
 
     folder: Path
@@ -58,9 +57,8 @@ class Sweep:
         if metrics := [name for name in MAIN if name in set(self.table.metric)]:
             rows = rows_beside(self, tidy([]), metrics, tables=self.grid.paper_tables)
             lines += [_wide(rows).to_string(index=False)]
-        lines += [
-            f"warning: the same weights were loaded for {', '.join(names)}" for names in self.same_weights
-        ]
+        same = [", ".join(names) for names in self.same_weights]
+        lines += [f"warning: the same weights were loaded for {names}" for names in same]
         lines += [f"{len(self.failed)} failed:"] if self.failed else []
         for run in self.grid.runs:
             if run.id in self.failed:
@@ -71,16 +69,13 @@ class Sweep:
 def load_sweep(folder: str | Path, *, allow_empty: bool = False) -> Sweep:
     """Load the completed runs of a sweep, even an unfinished one, from the folder that was its ``--out``.
 
-    Raises `FileNotFoundError` if there is no such folder, and `ValueError` if it is that of something else
-    or, unless `allow_empty`, if no run is finished.
+    Raises as `read_plan`, and `ValueError` if no run is finished, unless `allow_empty`.
     """
     grid = read_plan(folder)
     done = [(run, facts) for run in grid.runs if (facts := read_run(folder, run))]
     if not done and not allow_empty:
-        raise ValueError(
-            f"none of the {len(grid.runs)} runs of the sweep in {folder} is finished; go on with: "
-            f"python -m nbhelpers sweep {grid.name} --out {folder}"
-        )
+        none = f"none of the {len(grid.runs)} runs of the sweep in {folder} is finished"
+        raise ValueError(f"{none}; go on with: python -m nbhelpers sweep {grid.name} --out {folder}")
     rows = [_of_run(run, facts) | line for run, facts in done for line in _lines(facts["summary"])]
     names = {}
     for run, facts in done:
@@ -150,10 +145,8 @@ def sweep_rows(sweep: Sweep, metrics: Sequence[str]) -> pd.DataFrame:
     """
     rows = _of_each_run(sweep.table, metrics)
     if rows.empty:
-        raise ValueError(
-            f"no run of the sweep in {sweep.folder} has any of {', '.join(metrics)}; they have "
-            f"{', '.join(sweep.table.metric.unique()[:8])}"
-        )
+        known, wanted = ", ".join(sweep.table.metric.unique()[:8]), ", ".join(metrics)
+        raise ValueError(f"no run of the sweep in {sweep.folder} has any of {wanted}; they have {known}")
     return rows
 
 

@@ -6,6 +6,7 @@ and where a clock decides, runs are played (`tiny_sweeps`).
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,40 +18,29 @@ import pytest
 import yaml
 from tiny_sweeps import n_done, run_processes, starts, wait_for
 
-from nbhelpers.sweeps.grid import load_grid, run_file
 from nbhelpers.sweeps.rows import load_sweep
-
-REAL = {"model": ["zoo:rope", "zoo:alibi"], "n_sequences": 3, "length": [32, 48, 64]}
-PLAYED = {"model": "owner/model", "revision": [f"slow {k}" for k in range(6)], "n_sequences": 1, "length": 8}
 
 
 def grid_file(folder, raw):
     file = folder / "grid.yaml"
-    file.write_text(yaml.safe_dump(raw | {"corpus": "moby-dick"}))
+    file.write_text(yaml.safe_dump(raw | {"corpus": "moby-dick", "n_sequences": 3}))
     return file
-
-
-@pytest.fixture(autouse=True)
-def one_thread(monkeypatch):
-    """Equal numbers of threads give equal bits."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory):
     """A grid of six runs of the zoo and the bytes of its table."""
     folder = tmp_path_factory.mktemp("reference")
-    file = grid_file(folder, REAL)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        assert end(start(file, folder / "out"))[0] == 0
+    file = grid_file(folder, {"model": ["zoo:rope", "zoo:alibi"], "length": [32, 48, 64]})
+    assert end(start(file, folder / "out"))[0] == 0
     return file, (folder / "out" / "sweep.parquet").read_bytes()
 
 
 @pytest.fixture
 def played(out):
     """A grid of six runs that take a second each."""
-    return grid_file(out.parent, PLAYED)
+    raw = {"model": "owner/model", "revision": [f"slow {k}" for k in range(6)], "length": 8}
+    return grid_file(out.parent, raw)
 
 
 def start(file, out, *options):
@@ -62,6 +52,7 @@ def start(file, out, *options):
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},  # equal numbers of threads give equal bits
         # Where the tests run in the background, Ctrl-C is ignored and would be here too.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
@@ -77,15 +68,12 @@ def end(process):
     return process.returncode, told
 
 
-def ctrl_c(process, *, times=2):
-    """Interrupt a command as a terminal does, and again while it ends."""
-    for _ in range(times):
+def interrupt(process, out):
+    """Press Ctrl-C, and again while the command ends; return what it said."""
+    for _ in range(2):
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGINT)
         time.sleep(0.1)
-
-
-def assert_interrupted(process, out):
     interrupted = time.monotonic()
     status, told = end(process)
     assert time.monotonic() - interrupted < 30
@@ -94,8 +82,8 @@ def assert_interrupted(process, out):
     return told
 
 
-def assert_resumes(file, out, expected, *options):
-    status, told = end(start(file, out, *options))
+def assert_resumes(file, out, expected):
+    status, told = end(start(file, out))
     assert status == 0, told
     assert (out / "sweep.parquet").read_bytes() == expected
 
@@ -108,12 +96,10 @@ def test_ctrl_c_at_any_moment_and_twice(real, tmp_path):
     out = tmp_path / "out"
     process = start(file, out)
     time.sleep(random.uniform(0.5, 5))  # while the library is imported, here or there
-    ctrl_c(process)
-    assert_interrupted(process, out)
+    interrupt(process, out)
     process = start(file, out)
     wait_for(lambda: n_done(out) >= 1)  # while runs are measured
-    ctrl_c(process)
-    told = assert_interrupted(process, out)
+    told = interrupt(process, out)
     assert "of 6 runs are finished and kept" in told
     assert "Traceback" not in told
     kept = {file: file.stat().st_mtime_ns for file in (out / "runs").glob("*.parquet")}
@@ -132,7 +118,7 @@ def test_kill_of_a_run_and_of_the_command(real, tmp_path):
     wait_for(lambda: run_processes(out) == [], seconds=5)
     process.communicate()
     (why,) = load_sweep(out).failed.values()
-    assert why == "its process was killed by signal 9, which often means that memory ran out"
+    assert "killed by signal 9" in why
     assert_resumes(file, out, expected)
 
 
@@ -146,8 +132,7 @@ def test_a_full_disk(real, tmp_path):
     try:
         status, told = end(start(file, small / "out"))
         assert status == 2, told
-        assert told.splitlines()[-1].startswith("nbhelpers: ")
-        assert "no space is left" in told.lower()
+        assert "no space is left" in told.splitlines()[-1].lower()
         assert "Traceback" not in told
         subprocess.run(["mount", "-o", "remount,size=50m", str(small)], check=True)
         assert_resumes(file, small / "out", expected)
@@ -164,7 +149,7 @@ def test_a_run_that_is_stopped_for_ever(played, out):
     run_processes(out)[0].suspend()
     status, told = end(process)
     assert status == 1
-    assert "still running after 8 s (timeout); its process was killed" in told
+    assert "still running after 8 s" in told
     assert load_sweep(out).n_done == 5
     assert run_processes(out) == []
     end(start(played, out))
@@ -187,13 +172,8 @@ def cluster(out):
     """A Dask cluster of two workers in processes of its own, and its address."""
     script = out.parent / "cluster.py"
     script.write_text(textwrap.dedent(CLUSTER))
-    process = subprocess.Popen(
-        [sys.executable, str(script)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        start_new_session=True,
-    )
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    process = subprocess.Popen([sys.executable, str(script)], start_new_session=True, **streams)
     below = psutil.Process(process.pid)
     yield below, process.stdout.readline().strip()
     for each in [*below.children(recursive=True), below] if below.is_running() else []:
@@ -201,7 +181,7 @@ def cluster(out):
     process.communicate()
 
 
-def test_kill_of_a_worker(played, out, cluster):
+def test_kill_of_a_worker_and_ctrl_c_on_a_cluster(played, out, cluster):
     _, address = cluster
     process = start(played, out, "--scheduler", address)
     wait_for(lambda: len(run_processes(out)) == 2)
@@ -209,6 +189,11 @@ def test_kill_of_a_worker(played, out, cluster):
     status, told = end(process)
     assert status == 0, told
     assert max(starts(out).values()) == 2, "its task went to another worker"
+    shutil.rmtree(out / "runs")
+    process = start(played, out, "--scheduler", address)
+    wait_for(lambda: n_done(out) >= 1)
+    assert "of 6 runs are finished and kept" in interrupt(process, out)
+    assert 1 <= n_done(out) < 6
 
 
 def test_kill_of_the_scheduler(played, out, cluster):
@@ -219,21 +204,10 @@ def test_kill_of_the_scheduler(played, out, cluster):
     scheduler.kill()
     status, told = end(process)
     assert status == 2, told
-    assert "the executor went away (CancelledError); what is done is kept" in told.splitlines()[-1]
+    assert "the executor went away" in told.splitlines()[-1]
     assert "Traceback" not in told
     wait_for(lambda: run_processes(out) == [], seconds=20)
-    for worker in workers:
-        if worker.is_running():
-            worker.kill()
+    for worker in filter(psutil.Process.is_running, workers):
+        worker.kill()
     end(start(played, out))
     assert load_sweep(out).n_done == 6
-
-
-def test_ctrl_c_on_a_cluster(played, out, cluster):
-    _, address = cluster
-    process = start(played, out, "--scheduler", address)
-    wait_for(lambda: n_done(out) >= 1)
-    ctrl_c(process)
-    assert "of 6 runs are finished and kept" in assert_interrupted(process, out)
-    before = {run.id: run_file(out, run.id).exists() for run in load_grid(played).runs}
-    assert 1 <= sum(before.values()) < 6
