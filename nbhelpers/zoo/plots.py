@@ -19,10 +19,7 @@ def encoding_colour(arm):
 
 
 def arm_points(values, *, ax=None, label="", nulls=None):
-    """Draw a row per arm from the top: a mark for each seed, a bar for their mean, a diamond for its null.
-
-    `values` are the numbers of the seeds, by arm; `nulls` what each arm had before training.
-    """
+    """Draw a row per arm: a mark for each seed, a bar for their mean, a diamond for what it had untrained."""
     ax = _axes(ax)
     ax.set(xlabel=label)
     if not values:

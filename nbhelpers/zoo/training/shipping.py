@@ -146,10 +146,11 @@ def _write_runs(runs, path, provenance):
     rows, ngrams = [], provenance["baselines"]
     for run in runs:
         settings, manifest = run.settings, run.manifest
+        weights = load_file(run.folder / "weights" / FINAL / "model.safetensors")
         recipe = ("precision", "weight_decay", "warmup_share", "last_share", "clip")
         rows.append(
             run.columns
-            | {"n_parameters": _n_parameters(run)}
+            | {"n_parameters": sum(tensor.numel() for tensor in weights.values())}
             | {"n_tokens": settings.n_tokens, "n_steps": settings.n_steps}
             | {name: manifest["settings"][name] for name in recipe}
             | {"learning_rate": settings.size.learning_rate, "batch_size": settings.size.batch_size}
@@ -160,11 +161,6 @@ def _write_runs(runs, path, provenance):
             | {"text": manifest["text"]["fingerprint"], **manifest["versions"]}
         )
     write_parquet(pd.DataFrame(rows), path, provenance, compression="zstd", compression_level=19)
-
-
-def _n_parameters(run):
-    weights = load_file(run.folder / "weights" / FINAL / "model.safetensors")
-    return sum(tensor.numel() for tensor in weights.values())
 
 
 def _write_tokens(corpus, path):
