@@ -5,8 +5,11 @@ import pandas as pd
 import pytest
 from filelock import FileLock
 
+from nbhelpers.claims.paper import claim
+from nbhelpers.claims.verdicts import judge
 from nbhelpers.collection.results import load_results
 from nbhelpers.collection.run import run_notebooks
+from nbhelpers.stats import Estimate
 from nbhelpers.sweeps.engine import run_sweep
 from nbhelpers.sweeps.grid import make_grid
 
@@ -54,6 +57,18 @@ def stored(smoke_run, recorded):
         return {path.stem: pd.read_parquet(path) for path in folder.glob("*.parquet")}
 
     return tables
+
+
+@pytest.fixture(scope="session")
+def verdict():
+    """Judge a claim by recorded numbers: ``verdict("C5", numbers)`` -> "contradicted"."""
+
+    def judged(number, numbers):
+        rows = {c.name: numbers[c.name] for c in claim(number).criteria if c.name in numbers}
+        records = {name: Estimate(row.value, row.low, row.high, row.null) for name, row in rows.items()}
+        return judge(claim(number), records).verdict
+
+    return judged
 
 
 @pytest.fixture(scope="session")

@@ -7,10 +7,7 @@ import pytest
 import pywt
 from oracles import scale_sensitivities, uniform_profile
 
-from nbhelpers.claims.paper import claim
-from nbhelpers.claims.verdicts import judge
 from nbhelpers.protocol import OPTIONS
-from nbhelpers.stats import Estimate
 
 pytestmark = pytest.mark.notebook
 
@@ -94,11 +91,8 @@ def test_the_criteria_are_the_numbers_of_the_sections(numbers):
     assert numbers["C5_half"].null <= numbers["half_of_N0_uniform"].value + 1e-9, "the lower one"
 
 
-def test_the_verdict_follows_from_the_records(numbers):
-    c5 = claim("C5")
-    rows = {c.name: numbers[c.name] for c in c5.criteria}
-    records = {name: Estimate(row.value, row.low, row.high, row.null) for name, row in rows.items()}
-    assert judge(c5, records).verdict == "contradicted"
+def test_the_verdict_follows_from_the_records(numbers, verdict):
+    assert verdict("C5", numbers) == "contradicted"
 
 
 def test_a_sink_alone_has_the_s_of_its_alignment(numbers):

@@ -7,9 +7,6 @@ import pytest
 from scipy import stats as scipy_stats
 from tiny_measurements import LEVEL, write_zoo
 
-from nbhelpers.claims.paper import claim
-from nbhelpers.claims.verdicts import judge
-from nbhelpers.stats import Estimate
 from nbhelpers.zoo import ENCODINGS
 from nbhelpers.zoo.tables import WITHOUT_ROPE, ZooTables
 
@@ -79,14 +76,13 @@ def test_before_training_alibi_has_its_slopes_and_nothing_else(numbers, shipped)
 # Planted effects: RoPE is the scale-invariant one here, by 0.1
 
 
-def test_the_planted_advantage_is_found(whole):
+def test_the_planted_advantage_is_found(whole, verdict):
     numbers, _, _ = whole
     row = numbers["C8_rope_advantage"]
     assert row.low <= LEVEL["rope"] - LEVEL["alibi"] <= row.high
     assert row.value == pytest.approx(-0.1, abs=0.02)
     assert row.null > 0.02
-    verdict = judge(claim("C8"), {"C8_rope_advantage": Estimate(row.value, row.low, row.high, row.null)})
-    assert verdict.verdict == "supported"
+    assert verdict("C8", numbers) == "supported"
 
 
 def test_planted_shares_of_variance(whole):

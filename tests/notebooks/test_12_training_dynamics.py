@@ -9,9 +9,6 @@ from oracles import entropy, power, uniform_profile
 from scipy import stats as scipy_stats
 from tiny_measurements import LEVEL, write_zoo
 
-from nbhelpers.claims.paper import claim
-from nbhelpers.claims.verdicts import judge
-from nbhelpers.stats import Estimate
 from nbhelpers.zoo import ENCODINGS
 from nbhelpers.zoo.tables import WITHOUT_ROPE, ZooTables
 
@@ -36,11 +33,6 @@ def core(settings):
 def whole(run_on, tmp_path_factory):
     folder = tmp_path_factory.mktemp("zoo")
     return run_on("12", write_zoo(folder / "collected", core), folder / "out", live_seconds=0.5)
-
-
-def verdict(number, numbers):
-    names = [c.name for c in claim(number).criteria]
-    return judge(claim(number), {n: Estimate(*numbers[n][2:6]) for n in names if n in numbers}).verdict
 
 
 # What is shipped
@@ -94,7 +86,7 @@ def test_the_live_model_trains(numbers, smoke_run):
 # Planted phases: every arm peaks by 0.5 nats, S rises in two steps
 
 
-def test_the_planted_peak_is_every_arms(whole):
+def test_the_planted_peak_is_every_arms(whole, verdict):
     numbers, _, _ = whole
     row = numbers["C9_interior_peak"]
     assert row.value == pytest.approx(0.5, abs=0.02)

@@ -5,9 +5,6 @@ import pandas as pd
 import pytest
 from tiny_measurements import PARAMETERS, write_zoo
 
-from nbhelpers.claims.paper import claim
-from nbhelpers.claims.verdicts import judge
-from nbhelpers.stats import Estimate
 from nbhelpers.zoo.tables import SIZES, ZooTables
 
 pytestmark = pytest.mark.notebook
@@ -31,11 +28,6 @@ def plain_rope(settings):
 def whole(run_on, tmp_path_factory):
     folder = tmp_path_factory.mktemp("zoo")
     return run_on("13", write_zoo(folder / "collected", plain_rope), folder / "out")
-
-
-def verdict(number, numbers):
-    names = [c.name for c in claim(number).criteria]
-    return judge(claim(number), {n: Estimate(*numbers[n][2:6]) for n in names if n in numbers}).verdict
 
 
 # What is shipped
@@ -66,7 +58,7 @@ def test_the_papers_outlier_by_hand(numbers):
 # Planted: S(0.5) falls by 0.15 a decade, H_s does not change with size
 
 
-def test_the_planted_trend_is_found(whole):
+def test_the_planted_trend_is_found(whole, verdict):
     numbers, _, _ = whole
     row = numbers["C19_scale_sensitivity_trend"]
     assert row.value == pytest.approx(-0.15, abs=0.01)
@@ -76,14 +68,14 @@ def test_the_planted_trend_is_found(whole):
     assert abs(numbers["trend_of_spectral_entropy"].value) < 0.02
 
 
-def test_no_size_stands_out(whole):
+def test_no_size_stands_out(whole, verdict):
     numbers, _, _ = whole
     row = numbers["C7_largest_departure"]
     assert row.low < row.null < row.high
     assert verdict("C7", numbers) != "supported"
 
 
-def test_a_planted_outlier_stands_out(run_on, tmp_path):
+def test_a_planted_outlier_stands_out(run_on, tmp_path, verdict):
     folder = write_zoo(tmp_path / "collected", plain_rope)
     path = folder / "measurements.parquet"
     frame = pd.read_parquet(path)
@@ -106,14 +98,3 @@ def test_means_and_spreads_by_size(whole):
         assert row.value == pytest.approx(0.57 + 2.0 - 0.5, abs=0.02)
         assert row.null == pytest.approx(0.57, abs=0.02)
     assert len(tables["tables36"]) == 10
-
-
-def test_one_size_is_not_measured(run_on, tmp_path):
-    folder = write_zoo(tmp_path / "collected", lambda s: plain_rope(s) and s.preset == "nano")
-    numbers, tables, text = run_on("13", folder, tmp_path / "out")
-    assert "C7_largest_departure" not in numbers
-    assert "C19_scale_sensitivity_trend" not in numbers
-    assert numbers["sd_over_seeds"].value < 0.02, "three seeds of one size have a spread all the same"
-    assert tables["trends"].empty
-    assert "Not measured" in text
-    assert "python -m nbhelpers.zoo.training train-all" in text
