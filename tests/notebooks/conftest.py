@@ -59,6 +59,18 @@ def stored(smoke_run, recorded):
     return tables
 
 
+@pytest.fixture(scope="module")
+def numbers(request, recorded):
+    """What the notebook of this test module recorded at smoke size, by name."""
+    return recorded(request.path.stem.removeprefix("test_"))
+
+
+@pytest.fixture(scope="module")
+def tables(request, stored):
+    """The tables that the notebook of this test module stored at smoke size, by name."""
+    return stored(request.path.stem.removeprefix("test_"))
+
+
 @pytest.fixture(scope="session")
 def verdict():
     """Judge a claim by recorded numbers: ``verdict("C5", numbers)`` -> "contradicted"."""

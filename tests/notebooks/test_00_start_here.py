@@ -16,11 +16,6 @@ LENGTH = 64  # of the smoke size
 FREQUENCY = np.fft.rfftfreq(LENGTH)  # cycles/token
 
 
-@pytest.fixture(scope="module")
-def numbers(recorded):
-    return recorded(NAME)
-
-
 def test_nulls_are_those_of_the_uniform_causal_matrix(numbers):
     spectrum = power(uniform_profile(LENGTH))
     half, quarter = scale_sensitivities([uniform_profile(LENGTH // k) for k in (1, 2, 4)])

@@ -13,11 +13,6 @@ HEAD_DIM, THETA, N_HEADS = 64, 10000.0, 8  # the notebook's defaults, kept at sm
 
 
 @pytest.fixture(scope="module")
-def numbers(recorded):
-    return recorded(NAME)
-
-
-@pytest.fixture(scope="module")
 def length():
     return load_sizes(find_notebook_folder())[NAME]["smoke"]["length"]
 

@@ -11,11 +11,6 @@ pytestmark = pytest.mark.notebook
 LENGTH = 128  # the notebook's default, kept at smoke size
 
 
-@pytest.fixture(scope="module")
-def numbers(recorded):
-    return recorded("02_wavelets_and_uncertainty")
-
-
 @pytest.mark.parametrize(
     ("name", "expected", "margin"),
     [

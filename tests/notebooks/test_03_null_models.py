@@ -9,16 +9,6 @@ LENGTH = 128
 KNOWN = {32: (0.035, 0.087), 64: (0.031, 0.082), 128: (0.026, 0.073), 256: (0.023, 0.065)}
 
 
-@pytest.fixture(scope="module")
-def numbers(recorded):
-    return recorded("03")
-
-
-@pytest.fixture(scope="module")
-def tables(stored):
-    return stored("03")
-
-
 @pytest.mark.parametrize("mode", ["symmetric", "periodization", "zero"])
 @pytest.mark.parametrize("n", KNOWN)
 def test_uniform_attention_is_the_closed_form(numbers, n, mode):

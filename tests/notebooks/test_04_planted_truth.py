@@ -11,16 +11,6 @@ from nbhelpers.claims.verdicts import LEAST_ACCURACY
 pytestmark = pytest.mark.notebook
 
 
-@pytest.fixture(scope="module")
-def numbers(recorded):
-    return recorded("04")
-
-
-@pytest.fixture(scope="module")
-def tables(stored):
-    return stored("04")
-
-
 def test_every_case_is_judged_by_every_rule(numbers, tables):
     cases = tables["cases"]
     assert numbers["planted_cases"].value == 12

@@ -11,11 +11,6 @@ LENGTH = 64  # of the smoke size
 UNIFORM = np.tril(np.ones((LENGTH, LENGTH))) / np.arange(1, LENGTH + 1)[:, None]  # (query, key)
 
 
-@pytest.fixture(scope="module")
-def numbers(recorded):
-    return recorded(NAME)
-
-
 @pytest.mark.parametrize("profile", ["key_profile", "lag_profile"])
 def test_profiles_are_those_of_the_models_own_attention(numbers, profile):
     assert 0 < numbers[f"float32_{profile}_error"].value <= 1e-6

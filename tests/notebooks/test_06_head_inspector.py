@@ -15,11 +15,6 @@ LENGTH, LAYER, HEAD = 64, 5, 6  # of the smoke size
 
 
 @pytest.fixture(scope="module")
-def numbers(recorded):
-    return recorded(NAME)
-
-
-@pytest.fixture(scope="module")
 def ids(smollm2):
     drawn = load_text("moby-dick", smollm2, n_sequences=1, length=LENGTH, seed=0)
     # The widget reads text, and the tokens of a decoded passage may join at its ends.

@@ -10,11 +10,6 @@ LENGTH = 128
 BANDS = ("low_band", "mid_band", "high_band")
 
 
-@pytest.fixture(scope="module")
-def numbers(recorded):
-    return recorded("07")
-
-
 def test_the_null_is_the_closed_form(numbers):
     share = power(uniform_profile(LENGTH)) / power(uniform_profile(LENGTH)).sum()
     selectivity = share.max() / (1 - share.max())

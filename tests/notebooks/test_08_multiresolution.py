@@ -15,16 +15,6 @@ JUDGED = ("C11", "C12", "C13", "C14")
 SCALES = [f"scale_{k}" for k in range(6)]
 
 
-@pytest.fixture(scope="module")
-def numbers(recorded):
-    return recorded("08")
-
-
-@pytest.fixture(scope="module")
-def tables(stored):
-    return stored("08")
-
-
 def entropy_per_scale(signal):
     """Normalised wavelet entropy by pywt alone; scale 0 is the approximation."""
     return [entropy(c**2) for c in pywt.wavedec(signal, "db2", "symmetric", level=5)]

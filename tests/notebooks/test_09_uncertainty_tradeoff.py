@@ -10,16 +10,6 @@ LENGTH = 128
 N_PERMUTATIONS = 99
 
 
-@pytest.fixture(scope="module")
-def numbers(recorded):
-    return recorded("09")
-
-
-@pytest.fixture(scope="module")
-def tables(stored):
-    return stored("09")
-
-
 def uniform_rho(window, detrend):
     """Correlation over the rows of A[i, j] = 1/(i + 1) of both entropies, by a loop and numpy alone."""
     position, spectrum = [], []

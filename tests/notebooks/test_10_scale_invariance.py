@@ -15,16 +15,6 @@ LENGTH = 128
 KNOWN = {32: (0.035, 0.087), 64: (0.031, 0.082), 128: (0.026, 0.073), 256: (0.023, 0.065)}
 
 
-@pytest.fixture(scope="module")
-def numbers(recorded):
-    return recorded("10")
-
-
-@pytest.fixture(scope="module")
-def tables(stored):
-    return stored("10")
-
-
 @pytest.mark.parametrize("n", KNOWN)
 def test_uniform_attention_is_the_closed_form(numbers, n):
     expected = scale_sensitivities([uniform_profile(m) for m in (n, n // 2, n // 4)])

@@ -19,11 +19,6 @@ def shipped():
     return ZooTables.read()
 
 
-@pytest.fixture(scope="module")
-def numbers(recorded):
-    return recorded("11")
-
-
 def nano(settings):
     return settings.preset == "nano"
 

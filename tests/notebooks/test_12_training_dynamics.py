@@ -20,11 +20,6 @@ def shipped():
     return ZooTables.read()
 
 
-@pytest.fixture(scope="module")
-def numbers(recorded):
-    return recorded("12")
-
-
 def core(settings):
     return settings.preset == "nano" and settings.causal and not settings.bos
 

@@ -15,11 +15,6 @@ def shipped():
     return ZooTables.read()
 
 
-@pytest.fixture(scope="module")
-def numbers(recorded):
-    return recorded("13")
-
-
 def plain_rope(settings):
     return settings.encoding == "rope" and settings.causal and not settings.bos and settings.preset != "small"
 

@@ -12,11 +12,6 @@ pytestmark = pytest.mark.notebook
 NAME = "20_scorecard"
 
 
-@pytest.fixture(scope="module")
-def numbers(recorded):
-    return recorded(NAME)
-
-
 def test_without_measurements_nothing_is_judged(tmp_path):
     (run,) = run_notebooks([NAME], size="smoke", out=tmp_path, progress=False)
     assert run.status == "passed", run.error
