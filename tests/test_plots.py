@@ -1,3 +1,5 @@
+import itertools
+
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
@@ -53,19 +55,15 @@ def test_head_map_of_an_array(ax, kv_groups):
 
 
 def test_head_map_of_averaged_signals_draws_the_average_alone(ax):
-    values = np.stack([np.full((3, 4), 2.0), np.full((3, 4), 1.0), np.full((3, 4), 9.0)])
+    values = np.full((3, 3, 4), [[[2.0]], [[1.0]], [[9.0]]])
     head_map(make_table({"spectral_entropy": values}, averaged=True), "spectral_entropy", ax=ax)
     np.testing.assert_array_equal(drawn_cells(ax), np.full((3, 4), 2.0))
 
 
 def bars_by_place(ax):
     """Heights of the stacked bars at each place, from the bottom up."""
-    places = {}
-    for patch in ax.patches:
-        places.setdefault(round(patch.get_x() + patch.get_width() / 2), []).append(
-            (patch.get_y(), patch.get_height())
-        )
-    return [[height for _, height in sorted(places[place])] for place in sorted(places)]
+    bars = sorted((round(p.get_x() + p.get_width() / 2), p.get_y(), p.get_height()) for p in ax.patches)
+    return [[height for *_, height in place] for _, place in itertools.groupby(bars, key=lambda bar: bar[0])]
 
 
 @pytest.mark.parametrize("order", ["layer", "share"])
@@ -87,12 +85,10 @@ def test_layer_trend_draws_means_over_heads_and_the_interval_over_sequences(tabl
     # the band at layer 0 against a bootstrap of our own
     per_sequence = table.values("low_band").mean(-1)[:, 0]
     draws = np.random.default_rng(9).choice(per_sequence, size=(4000, N_SEQUENCES)).mean(1)
+    ends = np.quantile(draws, [0.025, 0.975])
     outline = ax.collections[0].get_paths()[0].vertices
     at_zero = outline[outline[:, 0] == 0, 1]
-    half_width = np.ptp(np.quantile(draws, [0.025, 0.975])) / 2
-    np.testing.assert_allclose(
-        [at_zero.min(), at_zero.max()], np.quantile(draws, [0.025, 0.975]), atol=0.1 * half_width
-    )
+    np.testing.assert_allclose([at_zero.min(), at_zero.max()], ends, atol=0.05 * np.ptp(ends))
     assert ax.get_ylabel() == "relative band power"
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["low band", "mid band"]
 
@@ -110,12 +106,11 @@ COMPARISON = pd.DataFrame(ROWS, columns=["row", "metric", "value", "low", "high"
 def test_compare_rows_draws_points_and_intervals():
     axes = compare_rows(COMPARISON)
     assert [ax.get_xlabel() for ax in axes] == ["spectral entropy (nats)", "low band (relative band power)"]
-    dots = [c for c in axes[1].collections if isinstance(c, PathCollection)]
-    points = {tuple(place) for c in dots for place in c.get_offsets()}
+    drawn = axes[1].collections
+    points = {tuple(at) for c in drawn if isinstance(c, PathCollection) for at in c.get_offsets()}
     assert points == {(0.7, 0.0), (0.65, 1.0), (0.99, 2.0)}
-    lines = [c for c in axes[1].collections if isinstance(c, LineCollection)]
-    segments = [segment for c in lines for segment in c.get_segments()]
-    assert [[0.64, 1.0], [0.66, 1.0]] in [np.asarray(s).tolist() for s in segments]
+    lines = [line.tolist() for c in drawn if isinstance(c, LineCollection) for line in c.get_segments()]
+    assert [[0.64, 1.0], [0.66, 1.0]] in lines
     assert [text.get_text() for text in axes[0].get_yticklabels()] == ["Pythia", "SmolLM2", "uniform"]
     assert axes[0].get_ylim()[0] > axes[0].get_ylim()[1], "the first row is on top"
     given = plt.subplots()[1]

@@ -7,29 +7,23 @@ import pickle
 import pytest
 import torch
 from safetensors.torch import save
+from tiny_models import eager_attention
 from tolerances import assert_close
 
 from nbhelpers.hooks.capture import capture
 from nbhelpers.profiles import Profiles
 
-FACTS = {
-    "model": {"name": "tiny", "rope_theta": 5000.0},
-    "n_sequences": 3,
-    "reductions": [{"name": "row_psd"}],
-}
+MODEL = {"name": "tiny", "rope_theta": 5000.0}
+FACTS = {"model": MODEL, "n_sequences": 3, "reductions": [{"name": "row_psd"}]}
 
 
 def make(n=3, *, seed=0, n_layers=2, provenance=FACTS, **changes):
     generator = torch.Generator().manual_seed(seed)
+    psd, entropy = (torch.rand(n, n_layers, 4, *bins, generator=generator) for bins in ([5], []))
+    axes = ("sequence", "layer", "head")
     fields = {
-        "arrays": {
-            "row_psd": torch.rand(n, n_layers, 4, 5, generator=generator),
-            "row_entropy": torch.rand(n, n_layers, 4, generator=generator),
-        },
-        "axes": {
-            "row_psd": ("sequence", "layer", "head", "freq"),
-            "row_entropy": ("sequence", "layer", "head"),
-        },
+        "arrays": {"row_psd": psd, "row_entropy": entropy},
+        "axes": {"row_psd": (*axes, "freq"), "row_entropy": axes},
         "coordinates": {"row_psd": [0.0, 0.1, 0.2, 1 / 3, 0.5], "row_entropy": []},
         "n_real": torch.arange(8, 8 + n),
         "kv_groups": [0, 0, 1, 1],
@@ -89,22 +83,21 @@ def test_saving_again_replaces_and_a_failure_does_not(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
-@pytest.mark.parametrize("damage", ["truncated", "empty", "foreign", "later format", "missing"])
+@pytest.mark.parametrize("damage", ["truncated", "empty", "foreign", "later format"])
 def test_a_file_that_cannot_be_read(tmp_path, damage):
     path = make().save(tmp_path / "profiles.safetensors")
-    content = path.read_bytes()
     later = {"nbhelpers": json.dumps({"format": "nbhelpers-profiles-9"})}
-    error, message, broken = {
-        "truncated": (ValueError, "is damaged", content[:-9]),
-        "empty": (ValueError, "is damaged", b""),
-        "foreign": (ValueError, "not a nbhelpers-profiles-1 file", save({"weight": torch.rand(3)})),
-        "later format": (ValueError, "not a nbhelpers-profiles-1", save({"weight": torch.rand(3)}, later)),
-        "missing": (FileNotFoundError, "no profiles at", None),
+    message, broken = {
+        "truncated": ("is damaged", path.read_bytes()[:-9]),
+        "empty": ("is damaged", b""),
+        "foreign": ("not a nbhelpers-profiles-1 file", save({"weight": torch.rand(3)})),
+        "later format": ("not a nbhelpers-profiles-1", save({"weight": torch.rand(3)}, later)),
     }[damage]
+    path.write_bytes(broken)
+    with pytest.raises(ValueError, match=message):
+        Profiles.load(path)
     path.unlink()
-    if broken is not None:
-        path.write_bytes(broken)
-    with pytest.raises(error, match=message):
+    with pytest.raises(FileNotFoundError, match="no profiles at"):
         Profiles.load(path)
 
 
@@ -133,9 +126,6 @@ def test_concatenate():
 def test_concatenate_refuses_what_does_not_belong_together(changes, differing):
     with pytest.raises(ValueError, match=f"These profiles differ in {differing}: "):
         Profiles.concatenate([make(), make(**changes)])
-
-
-# From whole matrices
 
 
 def random_attention(n, *, causal):
@@ -177,12 +167,7 @@ def test_from_attention_is_what_capture_keeps(tiny_llama):
     ids = torch.randint(2, 300, (2, 24), generator=torch.Generator().manual_seed(0))
     names = ["key_profile", "last_query", "lag_profile", "local_mass"]
     captured = capture(tiny_llama, ids, names, progress=False)
-    network = tiny_llama.model
-    usual = network.config._attn_implementation
-    network.set_attn_implementation("eager")
-    with torch.inference_mode():
-        attn = torch.stack(network(ids, output_attentions=True, use_cache=False).attentions, 1)
-    network.set_attn_implementation(usual)
+    attn = torch.from_numpy(eager_attention(tiny_llama.model, ids)).float()
     made = Profiles.from_attention(attn, causal=True, kv_groups=captured.kv_groups)
     for fact in ("axes", "coordinates", "kv_groups"):
         assert getattr(made, fact) == getattr(captured, fact)

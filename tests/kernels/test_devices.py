@@ -11,29 +11,23 @@ import math
 import pytest
 import torch
 from device_traffic import needs_gpus, traffic
+from draws import DTYPES, uniform
 from tolerances import assert_close
 
 from nbhelpers.kernels import checks, entropy, frames, rope, rows, spectra, wavelets
 
 MODULES = (checks, entropy, frames, rope, rows, spectra, wavelets)
-DTYPES = [torch.float32, torch.float64]
 HEADS, LENGTH = 5, 130
 FREQUENCY = spectra.frequencies(LENGTH)
 TWO_SIDED = spectra.frequencies(LENGTH, sided="two")
 RUNS = rows.band_runs(TWO_SIDED, (0.25, 0.75))
 
-
-def random(*shape, seed=0):
-    return torch.rand(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
-SIGNAL = random(2, HEADS, LENGTH)
-ATTN = (
-    (random(2, LENGTH, LENGTH) * 6).masked_fill(torch.ones(LENGTH, LENGTH).triu(1) > 0, -math.inf).softmax(-1)
-)
+SIGNAL = uniform(2, HEADS, LENGTH)
+LATER = torch.ones(LENGTH, LENGTH).triu(1) > 0
+ATTN = (uniform(2, LENGTH, LENGTH) * 6).masked_fill(LATER, -math.inf).softmax(-1)
 LEVELS = wavelets.wavedec(SIGNAL, level=3)
 SHORT = wavelets.wavedec(SIGNAL[..., :65], level=3)
-TABLE = random(32, 3)
+TABLE = uniform(32, 3)
 
 
 def levels(on):
@@ -62,7 +56,7 @@ CALLS = {
     "wavelengths": [lambda on: rope.wavelengths(on(rope.inverse_frequencies(16)))],
     "rotate": [
         lambda on, layout=layout: rope.rotate(
-            on(random(2, 40, 16)), on(torch.arange(40)), on(rope.inverse_frequencies(16)), interleaved=layout
+            on(uniform(2, 40, 16)), on(torch.arange(40)), on(rope.inverse_frequencies(16)), interleaved=layout
         )
         for layout in (False, True)
     ],
@@ -125,34 +119,22 @@ READING = {
 APART = {"reconstruction_error", "require_finite", "require_distribution"}
 # Made on the CPU, whatever is given: axes, names, draws, and what holds no tensor.
 ON_THE_CPU = {
-    "ConstantQ",
-    "FrameBounds",
-    "alibi_bias",
-    "alibi_slopes",
-    "band_runs",
-    "dwt_max_level",
-    "frequencies",
-    "inverse_frequencies",
-    "level_names",
-    "log_base",
-    "random_frame_bounds",
-    "require_option",
+    "ConstantQ", "FrameBounds", "alibi_bias", "alibi_slopes", "band_runs", "dwt_max_level", "frequencies",
+    "inverse_frequencies", "level_names", "log_base", "random_frame_bounds", "require_option",
     "sinusoidal_embedding",
-}
+}  # fmt: skip
 
 # Every other public function takes attention and needs nothing else.
 LISTED = {*CALLS, *READING, *APART, *ON_THE_CPU}
-for function in (
-    getattr(module, name) for module in MODULES for name in module.__all__ if name not in LISTED
-):
+others = [getattr(module, name) for module in MODULES for name in module.__all__ if name not in LISTED]
+for function in others:
     options = {"check": False} if "check" in inspect.signature(function).parameters else {}
     CALLS[function.__name__] = [functools.partial(lambda on, f, o: f(on(ATTN), **o), f=function, o=options)]
 
 
 def each(table):
-    return [
-        pytest.param(call, id=f"{name}-{k}") for name, calls in table.items() for k, call in enumerate(calls)
-    ]
+    pairs = [(f"{name}-{k}", call) for name, calls in table.items() for k, call in enumerate(calls)]
+    return [pytest.param(call, id=name) for name, call in pairs]
 
 
 def flat(result):

@@ -5,16 +5,14 @@ import pytest
 import scipy.linalg
 import scipy.stats
 import torch
+from draws import DTYPES, normal
 from tolerances import TOL, assert_close
 
 from nbhelpers.kernels import entropy
 
-DTYPES = [torch.float32, torch.float64]
-
 
 def random_attn(*shape, dtype=torch.float64, seed=0, causal=False):
-    generator = torch.Generator().manual_seed(seed)
-    scores = torch.randn(*shape, dtype=dtype, generator=generator)
+    scores = normal(*shape, dtype=dtype, seed=seed)
     if causal:
         scores = scores.masked_fill(torch.ones(shape[-2:], dtype=torch.bool).triu(1), -math.inf)
     return scores.softmax(-1)
@@ -53,19 +51,22 @@ class TestPositionalEntropy:
         expected = scipy.stats.entropy(attn.double().numpy(), axis=-1, base=base)
         assert_close(entropy.positional_entropy(attn, base=base), expected, dtype=dtype)
 
-    def test_closed_forms(self):
+    def test_closed_forms_and_the_bound_of_the_effective_support(self):
         attn = torch.tril(torch.ones(7, 7, dtype=torch.float64))
         attn = attn / attn.sum(-1, keepdim=True)
         assert_close(entropy.positional_entropy(attn), np.log(np.arange(1, 8)))
+        assert_close(entropy.effective_support(attn), np.arange(1.0, 8.0))
         assert entropy.positional_entropy(torch.eye(4)).tolist() == [0.0] * 4
+        assert_close(entropy.effective_support(torch.eye(4)), torch.ones(4))
+        attn = random_attn(40, 32)
+        assert (entropy.effective_support(attn) < entropy.positional_entropy(attn).exp()).all()
 
     def test_gradient_through_a_causal_softmax(self):
-        scores = torch.randn(5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-        later = torch.ones(5, 5, dtype=torch.bool).triu(1)
-        assert torch.autograd.gradcheck(
-            lambda x: entropy.positional_entropy(x.masked_fill(later, -math.inf).softmax(-1)),
-            scores.requires_grad_(),
-        )
+        def of_scores(x):
+            later = torch.ones(5, 5, dtype=torch.bool).triu(1)
+            return entropy.positional_entropy(x.masked_fill(later, -math.inf).softmax(-1))
+
+        assert torch.autograd.gradcheck(of_scores, normal(5, 5).requires_grad_())
 
     def test_input_is_unmodified_and_half_is_upcast(self):
         attn = random_attn(3, 16, dtype=torch.float32).bfloat16()
@@ -78,11 +79,8 @@ class TestPositionalEntropy:
 
 class TestWindowEntropy:
     def slow(self, row, window):
-        values = []
-        for start in range(0, len(row) - window + 1, window):
-            part = row[start : start + window]
-            if part.sum() > 0:
-                values.append(scipy.stats.entropy(part) / math.log(window))
+        parts = [row[start : start + window] for start in range(0, len(row) - window + 1, window)]
+        values = [scipy.stats.entropy(part) / math.log(window) for part in parts if part.sum() > 0]
         return np.mean(values) if values else math.nan
 
     @pytest.mark.parametrize("dtype", DTYPES)
@@ -104,20 +102,10 @@ class TestWindowEntropy:
             entropy.window_entropy(random_attn(32), window)
 
     def test_gradient_past_empty_windows(self):
-        scores = torch.randn(16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-        scores.requires_grad_()
+        scores = normal(16).requires_grad_()
         masked = scores.masked_fill(torch.arange(16) >= 6, -math.inf)
         entropy.window_entropy(masked.softmax(-1), 4).backward()
         assert scores.grad.isfinite().all()
-
-
-def test_effective_support_closed_forms_and_bound():
-    assert_close(entropy.effective_support(torch.eye(4)), torch.ones(4))
-    attn = torch.tril(torch.ones(6, 6, dtype=torch.float64))
-    attn = attn / attn.sum(-1, keepdim=True)
-    assert_close(entropy.effective_support(attn), np.arange(1.0, 7.0))
-    attn = random_attn(40, 32)
-    assert (entropy.effective_support(attn) < entropy.positional_entropy(attn).exp()).all()
 
 
 class TestEntropicSlack:
@@ -131,14 +119,14 @@ class TestEntropicSlack:
 
     @pytest.mark.parametrize("length", [7, 64, 101])
     def test_is_scipys_entropies_of_a_slow_transform(self, length):
-        signal = torch.randn(3, length, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+        signal = normal(3, length, seed=2)
         unitary = scipy.linalg.dft(length, scale="sqrtn")
         for x, slack in zip(signal.numpy(), entropy.entropic_slack(signal), strict=True):
             pair = [scipy.stats.entropy(p) for p in (x**2, np.abs(unitary @ x) ** 2)]
             assert float(slack) == pytest.approx(sum(pair) - math.log(length), abs=1e-10)
 
     def test_bounds_and_that_scale_and_place_do_not_count(self):
-        signals = torch.randn(300, 48, dtype=torch.float64, generator=torch.Generator().manual_seed(3)) ** 3
+        signals = normal(300, 48, seed=3) ** 3
         slack = entropy.entropic_slack(signals)
         assert slack.min() > 0
         assert slack.max() < math.log(48)

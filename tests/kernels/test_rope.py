@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from draws import DTYPES, normal
 from tolerances import assert_close
 from transformers.models.bloom.modeling_bloom import build_alibi_tensor
 from transformers.models.gpt_neox import modeling_gpt_neox
@@ -11,10 +12,6 @@ from transformers.models.llama import modeling_llama
 from transformers.models.t5.modeling_t5 import T5Attention
 
 from nbhelpers.kernels import rope
-
-
-def normal(*shape, dtype=torch.float64, seed=0):
-    return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
 
 
 def cos_sin(frequency, positions):
@@ -30,7 +27,7 @@ def test_frequencies_closed_form():
 
 
 class TestRotate:
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    @pytest.mark.parametrize("dtype", DTYPES)
     def test_is_llamas(self, dtype):
         x, positions = normal(2, 3, 11, 16, dtype=dtype), torch.arange(11)
         frequency = rope.inverse_frequencies(16, theta=100000.0)
@@ -59,25 +56,12 @@ class TestRotate:
         assert_close(rotated.transpose(1, 2), expected)
 
     @pytest.mark.parametrize("interleaved", [False, True])
-    def test_each_pair_is_turned_as_a_complex_number(self, interleaved):
-        def pairs(x):
-            parts = x.unflatten(-1, (4, 2)) if interleaved else x.unflatten(-1, (2, 4)).mT
-            return torch.view_as_complex(parts.contiguous())
-
-        x, frequency = normal(5, 8), rope.inverse_frequencies(8)
-        turned = pairs(x) * torch.exp(1j * torch.arange(5)[:, None] * frequency)
-        rotated = rope.rotate(x, torch.arange(5), frequency, interleaved=interleaved)
-        assert_close(torch.view_as_real(pairs(rotated)), torch.view_as_real(turned))
-
-    @pytest.mark.parametrize("interleaved", [False, True])
     def test_scores_depend_on_the_lag_alone(self, interleaved):
-        query, key = normal(12).expand(40, 12), normal(12, seed=1).expand(40, 12)
         frequency = rope.inverse_frequencies(8)  # 4 of 12 dimensions pass through
-        near, far = torch.arange(40), torch.arange(40) + 100_000
-        options = {"interleaved": interleaved}
+        pair = normal(2, 1, 12).expand(2, 40, 12)  # a query and a key, the same at all positions
         scores, shifted = (
-            rope.rotate(query, at, frequency, **options) @ rope.rotate(key, at, frequency, **options).T
-            for at in (near, far)
+            torch.einsum("qd,kd->qk", *rope.rotate(pair, at, frequency, interleaved=interleaved))
+            for at in (torch.arange(40), torch.arange(40) + 100_000)
         )
         assert (shifted - scores).abs().max() < 1e-9
         for lag in (-39, -1, 0, 7):
@@ -119,11 +103,9 @@ class TestAlibi:
 
     @pytest.mark.parametrize("n_heads", [1, 2, 3, 6, 8, 14, 71])
     def test_is_blooms_up_to_a_constant_per_row(self, n_heads):
-        length = 9
-        ones = torch.ones(1, length, dtype=torch.long)
-        theirs = build_alibi_tensor(ones, n_heads, torch.float32)  # (head, 1, key)
-        ours = rope.alibi_bias(n_heads, length)  # (head, query, key)
-        causal = torch.full((length, length), -math.inf).triu(1)
+        theirs = build_alibi_tensor(torch.ones(1, 9, dtype=torch.long), n_heads, torch.float32)
+        ours = rope.alibi_bias(n_heads, 9)  # (head, query, key); theirs is (head, 1, key)
+        causal = torch.full((9, 9), -math.inf).triu(1)
         assert ours.dtype == torch.float32
         assert_close(ours.softmax(-1), (theirs + causal).softmax(-1))
         assert torch.equal(ours == -math.inf, causal.expand(n_heads, -1, -1) == -math.inf)
@@ -151,12 +133,9 @@ class TestT5:
 
 class TestSinusoidal:
     def test_is_the_slow_formula(self):
-        measured = rope.sinusoidal_embedding(7, 6)
-        for position in range(7):
-            for pair in range(3):
-                angle = position / 10000 ** (2 * pair / 6)
-                assert float(measured[position, 2 * pair]) == pytest.approx(math.sin(angle), abs=1e-12)
-                assert float(measured[position, 2 * pair + 1]) == pytest.approx(math.cos(angle), abs=1e-12)
+        for position, measured in enumerate(rope.sinusoidal_embedding(7, 6)):
+            angles = [position / 10000 ** (2 * pair / 6) for pair in range(3)]
+            assert_close(measured, np.ravel([(math.sin(angle), math.cos(angle)) for angle in angles]))
 
     def test_dot_products_are_the_lag_kernel(self):
         embedding = rope.sinusoidal_embedding(50, 32)
@@ -169,10 +148,7 @@ class TestSinusoidal:
     [
         (lambda: rope.inverse_frequencies(7), "rotates 7"),
         (lambda: rope.inverse_frequencies(7, fraction=0.25), "rotates 1"),
-        (
-            lambda: rope.rotate(normal(5, 8), torch.arange(5), rope.inverse_frequencies(16)),
-            "head_dim of 16",
-        ),
+        (lambda: rope.rotate(normal(5, 8), torch.arange(5), rope.inverse_frequencies(16)), "head_dim of 16"),
         (lambda: rope.t5_bucket(3, n_buckets=2), "n_buckets 2"),
         (lambda: rope.t5_bucket(3, max_distance=8), "max_distance"),
     ],

@@ -5,17 +5,13 @@ import pytest
 import pywt
 import torch
 from device_traffic import gpu_marks
+from draws import DTYPES, uniform
 from tolerances import assert_close
 
 from nbhelpers.kernels import wavelets
 
-DTYPES = [torch.float32, torch.float64]
 DAUBECHIES = [f"db{order}" for order in range(1, 9)]
 ON_DEVICES = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=gpu_marks())])
-
-
-def random_signal(*shape, dtype=torch.float64, seed=0):
-    return torch.rand(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
 
 
 def causal_key_profile(n):
@@ -30,7 +26,7 @@ class TestDwt:
     @pytest.mark.parametrize("wavelet", DAUBECHIES)
     def test_both_paths_are_pywts_at_every_level(self, wavelet, mode, dtype, device):
         for length in (16, 31, 32, 33, 61, 130):
-            signal = random_signal(2, length, dtype=dtype)
+            signal = uniform(2, length, dtype=dtype)
             tracked = signal.to(device, copy=True).requires_grad_()
             for level in range(pywt.dwt_max_level(length, wavelet) + 1):
                 expected = pywt.wavedec(signal.double().numpy(), wavelet, mode=mode, level=level)
@@ -50,23 +46,23 @@ class TestDwt:
         assert detail[0].abs() > 0.1
 
     def test_periodization_keeps_energy(self):
-        signal = random_signal(3, 64)
+        signal = uniform(3, 64)
         for x in (signal, signal.clone().requires_grad_()):
             coefficients = torch.cat(wavelets.wavedec(x, mode="periodization"), -1)
             assert_close(coefficients.square().sum(-1), signal.square().sum(-1))
 
     def test_level_zero_and_short_signals_come_back(self):
-        for signal in (random_signal(2, 3), torch.tensor([0.5])):
+        for signal in (uniform(2, 3), torch.tensor([0.5])):
             assert wavelets.dwt_max_level(signal.shape[-1]) == 0
             (only,) = wavelets.wavedec(signal)
             assert torch.equal(only, signal)
-        (only,) = wavelets.wavedec(random_signal(64), level=0)
-        assert torch.equal(only, random_signal(64))
+        (only,) = wavelets.wavedec(uniform(64), level=0)
+        assert torch.equal(only, uniform(64))
         shapes = [tuple(c.shape) for c in wavelets.wavedec(torch.zeros(0, 16), level=2)]
         assert shapes == [(0, 6), (0, 6), (0, 9)], "an empty batch"
 
     def test_batched_equals_loop_and_input_is_unmodified(self):
-        signal = random_signal(2, 3, 45)
+        signal = uniform(2, 3, 45)
         strided = signal.transpose(0, 1).contiguous().transpose(0, 1)
         batched = wavelets.wavedec(strided)
         kept = [c.clone() for c in batched]
@@ -81,7 +77,7 @@ class TestDwt:
                 assert_close(whole[i, j], theirs)
 
     def test_half_precision_is_upcast_and_arrays_are_taken(self):
-        signal = random_signal(32, dtype=torch.float32).half()
+        signal = uniform(32, dtype=torch.float32).half()
         for half, single in zip(wavelets.wavedec(signal), wavelets.wavedec(signal.float()), strict=True):
             assert half.dtype == torch.float32
             assert torch.equal(half, single)
@@ -90,7 +86,7 @@ class TestDwt:
     @ON_DEVICES
     @pytest.mark.parametrize("mode", wavelets.MODES)
     def test_gradients_there_and_back(self, mode, device):
-        signal = random_signal(2, 13).to(device).requires_grad_()
+        signal = uniform(2, 13).to(device).requires_grad_()
         assert torch.autograd.gradcheck(lambda x: wavelets.wavedec(x, mode=mode, level=2), signal)
         coefficients = [c.detach().requires_grad_() for c in wavelets.wavedec(signal, level=2, mode=mode)]
         assert torch.autograd.gradcheck(lambda *c: wavelets.waverec(c, mode=mode), coefficients)
@@ -102,7 +98,7 @@ class TestInverse:
     @pytest.mark.parametrize("wavelet", DAUBECHIES)
     def test_perfect_reconstruction_on_both_paths(self, wavelet, mode, device):
         for length in (1, 2, 15, 16, 31, 61, 130):
-            signal = random_signal(2, length)
+            signal = uniform(2, length)
             for level in range(wavelets.dwt_max_level(length, wavelet) + 1):
                 options = {"wavelet": wavelet, "mode": mode}
                 coefficients = wavelets.wavedec(signal, level=level, **options)
@@ -117,7 +113,7 @@ class TestInverse:
 
     @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-6), (torch.float64, 1e-11)])
     def test_reconstruction_error_is_rounding_relative_to_each_signal(self, dtype, bound):
-        signal = random_signal(2, 40, dtype=dtype) * torch.tensor([[1.0], [2.0**40]], dtype=dtype)
+        signal = uniform(2, 40, dtype=dtype) * torch.tensor([[1.0], [2.0**40]], dtype=dtype)
         back = wavelets.waverec(wavelets.wavedec(signal))
         expected = np.linalg.norm(signal - back, axis=-1) / np.linalg.norm(signal, axis=-1)
         assert wavelets.reconstruction_error(signal).numpy() == pytest.approx(expected, rel=1e-5, abs=0)
@@ -132,7 +128,7 @@ class TestWaveletEntropy:
     @pytest.mark.parametrize("normalize", [False, True])
     @pytest.mark.parametrize("base", [None, 2])
     def test_is_the_slow_sum(self, normalize, base):
-        coefficients = wavelets.wavedec(random_signal(2, 3, 40))
+        coefficients = wavelets.wavedec(uniform(2, 3, 40))
         measured = wavelets.wavelet_entropy(coefficients, normalize=normalize, base=base)
         assert measured.shape == (2, 3, len(coefficients))
         for level, values in enumerate(coefficients):
@@ -178,8 +174,8 @@ class TestAlign:
         assert v.tolist() == torch.cat(self.scaled).tolist()
 
     def test_interpolate_is_numpys(self):
-        full = wavelets.wavedec(random_signal(2, 3, 100), level=3)
-        scaled = wavelets.wavedec(random_signal(2, 3, 37), level=3)
+        full = wavelets.wavedec(uniform(2, 3, 100), level=3)
+        scaled = wavelets.wavedec(uniform(2, 3, 37), level=3)
         u, v = wavelets.align(full, scaled, alignment="interpolate")
         assert_close(v, torch.cat(scaled, -1))
         expected = []
@@ -208,13 +204,13 @@ class TestScaleSensitivity:
 
     @pytest.mark.parametrize("alignment", wavelets.ALIGNMENTS)
     def test_is_one_minus_cosine(self, alignment):
-        full, scaled = (wavelets.wavedec(random_signal(4, n), level=3) for n in (90, 45))
+        full, scaled = (wavelets.wavedec(uniform(4, n), level=3) for n in (90, 45))
         u, v = wavelets.align(full, scaled, alignment=alignment)
         cosine = (u * v).sum(-1) / (u.norm(dim=-1) * v.norm(dim=-1))
         assert_close(wavelets.scale_sensitivity(full, scaled, alignment=alignment), 1 - cosine)
 
     def test_bounds_exact_zero_and_small_values(self):
-        coefficients = wavelets.wavedec(random_signal(8, 60, dtype=torch.float32))
+        coefficients = wavelets.wavedec(uniform(8, 60, dtype=torch.float32))
         negated = [-c for c in coefficients]
         assert (wavelets.scale_sensitivity(coefficients, coefficients) == 0).all()
         assert_close(wavelets.scale_sensitivity(coefficients, negated), torch.full((8,), 2.0))
@@ -229,16 +225,15 @@ class TestScaleSensitivity:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: wavelets.wavedec(random_signal(16), level=3), "level 3 .* 0 to 2"),
-        (lambda: wavelets.wavedec(random_signal(16), level=-1), "level -1"),
-        (lambda: wavelets.wavedec(random_signal(16), mode="reflect"), "unknown mode 'reflect'"),
-        (lambda: wavelets.wavedec(random_signal(16), wavelet="db99"), "db99"),
+        (lambda: wavelets.wavedec(uniform(16), level=3), "level 3 .* 0 to 2"),
+        (lambda: wavelets.wavedec(uniform(16), level=-1), "level -1"),
+        (lambda: wavelets.wavedec(uniform(16), mode="reflect"), "unknown mode 'reflect'"),
+        (lambda: wavelets.wavedec(uniform(16), wavelet="db99"), "db99"),
         (lambda: wavelets.wavedec(torch.zeros(2, 0)), r"\(2, 0\)"),
         (lambda: wavelets.wavedec(torch.tensor([1.0, math.nan])), "1 of 2"),
-        (lambda: wavelets.waverec([random_signal(10), random_signal(10)], length=15), "not 15"),
-        (lambda: wavelets.waverec([random_signal(10), random_signal(17)]), "17 detail coefficients"),
-        (lambda: wavelets.waverec([]), "list of coefficient tensors"),
-        (lambda: wavelets.waverec(random_signal(2, 10)), "list of coefficient tensors"),
+        (lambda: wavelets.waverec([uniform(10), uniform(10)], length=15), "not 15"),
+        (lambda: wavelets.waverec([uniform(10), uniform(17)]), "17 detail coefficients"),
+        (lambda: wavelets.waverec(uniform(2, 10)), "list of coefficient tensors"),
         (lambda: wavelets.align(TestAlign.full, TestAlign.scaled[:2], alignment="per-level"), "3 and 2"),
         (lambda: wavelets.align(TestAlign.full, TestAlign.scaled, alignment="pad"), "alignment 'pad'"),
     ],
