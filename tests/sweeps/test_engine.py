@@ -33,9 +33,9 @@ def test_what_fails_is_listed_and_the_rest_is_done(out, capsys):
     assert starts(out) == dict.fromkeys(("a", "raise", "hang", "b", "die", "leave", "c"), 1)
     told = capsys.readouterr().out
     assert told.count("\n[") == 7
-    assert "done in 1 s, peak 700 MB" in told
-    assert f"owner/model@hang moby-dick 1x8 (failed/{grid.runs[2].id}.txt)\n    still running" in told
-    assert "3 of 7 runs are finished" in told
+    hung = f"owner/model@hang moby-dick 1x8 (failed/{grid.runs[2].id}.txt)\n    still running"
+    for part in ("done in 1 s, peak 700 MB", hung, "3 of 7 runs are finished"):
+        assert part in told
     assert run_processes(out) == []
 
 
@@ -91,12 +91,8 @@ def interruptible():
 
 
 def test_ctrl_c_is_never_raised_inside_an_executor(out, interruptible):
-    """Raised where a lock is held, it would leave the lock held and the executor waiting for ever."""
-
     class Locked(Executor):
-        def __init__(self):
-            self.lock = threading.Lock()
-            self.futures = []
+        lock, futures = threading.Lock(), []
 
         def submit(self, *_, **__):
             with self.lock:
@@ -113,9 +109,7 @@ def test_ctrl_c_is_never_raised_inside_an_executor(out, interruptible):
 
 
 def test_an_executor_of_ones_own(out):
-    """As `Client(cluster).get_executor(pure=False)` of any Dask cluster."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(2, mp_context=context) as executor:
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as executor:
         sweep = run_sweep(parts_grid("a", "raise", "b"), out, executor=executor, progress=False)
         assert list(sweep.failed.values()) == ["ValueError: no such thing"]
         assert executor.submit(abs, -1).result() == 1, "it is left open"
@@ -161,10 +155,9 @@ def test_options_that_cannot_work_are_refused(out, monkeypatch, options, error, 
 def test_the_command_says_by_its_status_how_it_went(out, tmp_path, capsys):
     grid = {"model": "owner/model", "corpus": "moby-dick", "n_sequences": 1, "length": 8}
     file = tmp_path / "two.yaml"
-    command = ["sweep", str(file), "--out", str(out)]
     for revision, status in ((["a", "raise"], 1), ("a", 0), ([], 2)):
         file.write_text(yaml.safe_dump(grid | {"revision": revision}))
-        assert main(command) == status
+        assert main(["sweep", str(file), "--out", str(out)]) == status
     assert starts(out) == {"a": 1, "raise": 1}
     assert "empty list" in capsys.readouterr().err
     assert main(["sweep"]) == 0
@@ -173,9 +166,9 @@ def test_the_command_says_by_its_status_how_it_went(out, tmp_path, capsys):
 
 def test_workers_share_the_threads_of_this_machine_unless_the_user_says_otherwise(out, monkeypatch):
     stand_in = out.parent / "sitecustomize.py"
-    show = "import os, sys\nif 'nbhelpers.sweeps.run' in getattr(sys, 'orig_argv', ()):\n    "
-    show += "print(os.environ['OMP_NUM_THREADS'], flush=True)\n"
-    stand_in.write_text(show + stand_in.read_text())
+    play = "    for run_id in sys.orig_argv[4:]:"
+    show = f"    print(os.environ['OMP_NUM_THREADS'], flush=True)\n{play}"
+    stand_in.write_text(stand_in.read_text().replace(play, show))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     run_sweep(parts_grid("a"), out, workers=2, progress=False)

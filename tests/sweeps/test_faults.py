@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 
 import psutil
@@ -46,11 +45,10 @@ def played(out):
 def start(file, out, *options):
     """Start the command in a session of its own, as a terminal does."""
     command = [sys.executable, "-m", "nbhelpers", "sweep", str(file), "--out", str(out), "--workers", "2"]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen(
         [*command, *options],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
+        **streams,
         start_new_session=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},  # equal numbers of threads give equal bits
         # Where the tests run in the background, Ctrl-C is ignored and would be here too.
@@ -86,9 +84,6 @@ def assert_resumes(file, out, expected):
     status, told = end(start(file, out))
     assert status == 0, told
     assert (out / "sweep.parquet").read_bytes() == expected
-
-
-# Real runs
 
 
 def test_ctrl_c_at_any_moment_and_twice(real, tmp_path):
@@ -140,9 +135,6 @@ def test_a_full_disk(real, tmp_path):
         subprocess.run(["umount", str(small)], check=True)
 
 
-# Played runs
-
-
 def test_a_run_that_is_stopped_for_ever(played, out):
     process = start(played, out, "--timeout", "8")
     wait_for(lambda: run_processes(out))
@@ -157,13 +149,13 @@ def test_a_run_that_is_stopped_for_ever(played, out):
 
 
 CLUSTER = """
-    import time
-    from distributed import LocalCluster
+import time
+from distributed import LocalCluster
 
-    if __name__ == "__main__":
-        cluster = LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None)
-        print(cluster.scheduler_address, flush=True)
-        time.sleep(600)
+if __name__ == "__main__":
+    cluster = LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None)
+    print(cluster.scheduler_address, flush=True)
+    time.sleep(600)
 """
 
 
@@ -171,7 +163,7 @@ CLUSTER = """
 def cluster(out):
     """A Dask cluster of two workers in processes of its own, and its address."""
     script = out.parent / "cluster.py"
-    script.write_text(textwrap.dedent(CLUSTER))
+    script.write_text(CLUSTER)
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
     process = subprocess.Popen([sys.executable, str(script)], start_new_session=True, **streams)
     below = psutil.Process(process.pid)

@@ -51,8 +51,8 @@ def test_each_row_has_its_value_its_interval_its_null_and_what_the_paper_prints(
         "paper": [(2.5, 1), (2.7, 3)],  # the printed model of the sweep on its line, the other on its own
     }
     lines = [line for c in ax.collections if hasattr(c, "get_segments") for line in c.get_segments()]
-    ends = [(*line[:, 0], line[0, 1]) for line in lines if len(line) == 2 and np.isfinite(line).all()]
-    drawn = {(round(low, 9), round(high, 9), place) for low, high, place in ends}
+    ends = [line for line in lines if len(line) == 2 and np.isfinite(line).all()]
+    drawn = {(*np.round(line[:, 0], 9), line[0, 1]) for line in ends}
     assert drawn == {(1.9, 2.1, 0), (2.9, 3.1, 1), (0.9, 1.1, 2)}, "intervals of the measured rows"
 
 
@@ -88,8 +88,8 @@ def test_a_metric_over_steps_or_sizes(rows, over, places):
 def test_arms_have_a_curve_each_over_training():
     live = [row("this notebook", arm, v, step=s) for arm, v in (("a", 1.0), ("b", 2.0)) for s in (5, 0)]
     drawn = curves(rows_over(tidy(live), "step", "spectral_entropy"))
-    assert drawn["a"] == [[1, 1.0], [6, 1.0]], "step 0 has a place"
-    assert drawn["b"] == [[1, 2.0], [6, 2.0]]
+    expected = {"a": [[1, 1.0], [6, 1.0]], "b": [[1, 2.0], [6, 2.0]]}
+    assert {name: drawn[name] for name in "ab"} == expected, "step 0 has a place"
 
 
 @pytest.mark.parametrize(

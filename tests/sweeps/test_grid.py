@@ -16,28 +16,21 @@ SMALL = {"model": "owner/model", "corpus": "moby-dick", "n_sequences": 3, "lengt
 
 def test_a_grid_is_the_product_of_its_axes():
     axes = {
-        "model": ["owner/a", "owner/b"],
-        "revision": [None, "step1"],
-        "corpus": ["moby-dick", "wikipedia"],
-        "n_sequences": [3, 5],
-        "length": [32, 64],
-        "protocol": [{}, {"window": "boxcar"}],
-        "seed": [0, 1],
-    }
+        "model": ["owner/a", "owner/b"], "revision": [None, "step1"], "corpus": ["moby-dick", "wikipedia"],
+        "n_sequences": [3, 5], "length": [32, 64], "protocol": [{}, {"window": "boxcar"}], "seed": [0, 1],
+    }  # fmt: skip
     grid = make_grid(axes)
     got = {
-        (r.model, r.revision, r.corpus, r.n_sequences, r.length, r.protocol["window"], r.seed)
-        for r in grid.runs
+        tuple(run.protocol["window"] if k == "protocol" else getattr(run, k) for k in axes)
+        for run in grid.runs
     }
     axes["protocol"] = ["hann", "boxcar"]
     assert got == set(itertools.product(*axes.values()))
     assert len({run.id for run in grid.runs}) == len(grid.runs) == 2**7
     # Runs of one checkpoint follow each other, so that a worker loads it once.
-    checkpoints = [key for key, _ in itertools.groupby(grid.runs, key=lambda run: (run.model, run.revision))]
-    assert len(checkpoints) == 4
+    assert len([*itertools.groupby(grid.runs, key=lambda run: (run.model, run.revision))]) == 4
     # Runs side by side do not see the same attention: the second would capture it again at the same time.
-    neighbours = itertools.pairwise(grid.runs)
-    assert not any(a.observation_key == b.observation_key for a, b in neighbours)
+    assert not any(a.observation_key == b.observation_key for a, b in itertools.pairwise(grid.runs))
 
 
 def test_the_id_follows_every_setting_and_no_label():
@@ -58,10 +51,9 @@ def test_an_edited_local_file_is_another_run(tmp_path, tiny_llama_folder):
     text = tmp_path / "text.txt"
     text.write_text("one two three")
     grid = SMALL | {"model": str(tiny_llama_folder), "corpus": str(text)}
-    before = make_grid(grid).runs[0]
-    assert make_grid(grid).runs[0].id == before.id
+    before, again = (make_grid(grid).runs[0] for _ in range(2))
     text.write_text("one two four")
-    assert make_grid(grid).runs[0].id != before.id
+    assert before.id == again.id != make_grid(grid).runs[0].id
     assert before.corpus == str(text.resolve())
     assert before.label == f"{tiny_llama_folder.name} text.txt 3x64"
 
@@ -119,9 +111,6 @@ def test_a_file_and_a_shipped_name(tmp_path):
 def test_mistakes_are_refused_before_anything_runs(raw, word):
     with pytest.raises((ValueError, FileNotFoundError), match=word):
         make_grid(raw)
-
-
-# The folder of a sweep
 
 
 def test_the_plan_is_the_grid_and_other_folders_are_refused(tmp_path):

@@ -39,9 +39,6 @@ def sweep_of(out, *, nulls=(0.5, None), **changes):
     return load_sweep(out)
 
 
-# The folder
-
-
 @pytest.fixture
 def running(tmp_path):
     """The folder of a sweep of which the first two of three runs are finished, and its grid."""
@@ -95,18 +92,11 @@ def test_a_model_of_the_zoo_has_the_encoding_of_its_arm(tmp_path):
 
 
 def test_the_training_step_ends_the_revision_or_the_name():
-    for model, revision, step in (
-        ("EleutherAI/pythia-6.9b", "step1000", 1000),
-        ("zoo:rope@step0", "", 0),
-        ("/models/converted/step512", "", 512),
-        ("owner/a-step3", "step7", 7),
-        ("owner/twostep9", "", np.nan),
-        ("owner/step5-chat", "main", np.nan),
-    ):
+    for model, revision, step in [
+        ("owner/pythia-6.9b", "step1000", 1000), ("zoo:rope@step0", "", 0), ("owner/a-step3", "step7", 7),
+        ("/models/step512", "", 512), ("owner/twostep9", "", np.nan), ("owner/step5-chat", "main", np.nan),
+    ]:  # fmt: skip
         assert training_step(model, revision) == pytest.approx(step, nan_ok=True), model
-
-
-# Rows
 
 
 def test_a_row_for_each_run_and_metric(tmp_path):
@@ -118,10 +108,8 @@ def test_a_row_for_each_run_and_metric(tmp_path):
     for ends in (rows.value - rows.low, rows.high - rows.value):
         assert ends.tolist() == pytest.approx([0.5] * 6)
     fixed = rows[["model", "corpus", "n_sequences", "length", "protocol"]].drop_duplicates()
-    assert fixed.to_numpy().tolist() == [
-        ["EleutherAI/pythia-12b", "moby-dick", 5.0, 64.0, "PAPER"],
-        ["owner/b", "moby-dick", 5.0, 64.0, "PAPER"],
-    ]
+    sizes = ["moby-dick", 5.0, 64.0, "PAPER"]
+    assert fixed.to_numpy().tolist() == [["EleutherAI/pythia-12b", *sizes], ["owner/b", *sizes]]
     told = shown_rows(rows)["spectral entropy (nats)"]
     assert told.tolist() == ["2.000 [1.500, 2.500] | 0.500", "3.000 [2.500, 3.500] | no null"]
     with pytest.raises(ValueError, match="has any of sink_mass"):
@@ -138,9 +126,6 @@ def test_what_a_notebook_measured_is_summarised_as_a_run_is(tiny_llama_folder, t
     same = [name for name in COLUMNS if name not in ("source", "run")]
     pd.testing.assert_frame_equal(live[same], swept[same])
     assert swept.encoding.unique().tolist() == ["rope"]
-
-
-# The paper
 
 
 def test_the_papers_rows_are_its_printed_means():
@@ -203,9 +188,6 @@ def test_checkpoints_stand_beside_the_rows_of_their_step(tmp_path):
     assert wide.loc[1000, ["paper", "sweep"]].tolist() == [3.522, 3.0]
     assert np.isnan(wide.loc[143000, "sweep"])
     assert pd.read_parquet(tmp_path / "sweep.parquet").equals(load_sweep(tmp_path).table)
-
-
-# Names
 
 
 def test_names_hold_what_differs_and_no_more(tmp_path):

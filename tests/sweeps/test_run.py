@@ -1,7 +1,7 @@
 """What the process of a run does: load once, measure, write a whole file, tell what went wrong."""
 
 import json
-from collections import Counter
+from unittest.mock import Mock
 
 import pandas as pd
 from safetensors import SafetensorError
@@ -26,17 +26,13 @@ def do(out, model, **changes):
 
 
 def test_a_run_is_what_the_library_gives(tiny_llama_folder, tiny_llama, tmp_path, monkeypatch):
-    calls = Counter()
-
-    def count(name, module, original):
-        monkeypatch.setattr(module, name, lambda *args, **kw: calls.update([name]) or original(*args, **kw))
-
-    count("load_model", child, child.load_model)
-    count("_run_batch", capture, capture._run_batch)
+    loads, batches = Mock(wraps=child.load_model), Mock(wraps=capture._run_batch)
+    monkeypatch.setattr(child, "load_model", loads)
+    monkeypatch.setattr(capture, "_run_batch", batches)
     status, runs = do(tmp_path, str(tiny_llama_folder), length=[32, 48], protocol=[{}, {"window": "boxcar"}])
     assert (status, len(runs)) == (0, 4)
     # One model; for each length the sequences and their two scaled variants, which both protocols read.
-    assert calls == {"load_model": 1, "_run_batch": 2 * 3}
+    assert (loads.call_count, batches.call_count) == (1, 2 * 3)
     (run,) = [run for run in runs if run.length == 48 and run.protocol["window"] == "boxcar"]
     ids = load_text("moby-dick", tiny_llama, n_sequences=3, length=48)
     protocol = PAPER.replace(window="boxcar")
@@ -79,10 +75,8 @@ def test_what_a_run_raises_is_its_failure_and_the_next_goes_on(tiny_llama_folder
 
 
 def test_a_full_disk_is_no_failure_of_the_run(tiny_llama_folder, tmp_path, monkeypatch):
-    def full(*_, **__):
-        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
-
-    monkeypatch.setattr(child, "analyze", full)
+    full = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    monkeypatch.setattr(child, "analyze", Mock(side_effect=full))
     status, (run,) = do(tmp_path, str(tiny_llama_folder))
     assert status == NO_SPACE
     assert read_failure(tmp_path, run) is None
