@@ -43,18 +43,17 @@ def test_interval_is_that_of_scipy():
     values = np.random.default_rng(6).gamma(2.0, size=(9, 4))  # (sequence, layer)
     expected = scipy_stats.bootstrap((values,), np.mean, n_resamples=500, method="percentile", rng=11)
     interval = stats.bootstrap_interval(values, n_boot=500, seed=11)
-    np.testing.assert_allclose(interval.low, expected.confidence_interval.low, rtol=CLOSE)
-    np.testing.assert_allclose(interval.high, expected.confidence_interval.high, rtol=CLOSE)
-    np.testing.assert_allclose(interval.value, values.mean(0), rtol=CLOSE)
+    np.testing.assert_allclose(interval[:3], (values.mean(0), *expected.confidence_interval), rtol=CLOSE)
     assert interval.n == 9
 
 
 def test_distribution_over_heads_is_that_of_the_heads_means(entropies):
     intervals = stats.distribution_over_heads(make_table(*entropies), "spectral_entropy", n_boot=200)
     heads = entropies[1].mean(0).ravel()
-    assert intervals["mean"].value == pytest.approx(heads.mean(), rel=CLOSE)
-    assert intervals["std"].value == pytest.approx(np.std(heads, ddof=1), rel=CLOSE)
-    assert intervals["iqr"].value == pytest.approx(scipy_stats.iqr(heads), rel=CLOSE)
+    expected = {"mean": heads.mean(), "std": np.std(heads, ddof=1), "iqr": scipy_stats.iqr(heads)}
+    assert {name: interval.value for name, interval in intervals.items()} == pytest.approx(
+        expected, rel=CLOSE
+    )
     assert all(interval.low < interval.high for interval in intervals.values())
 
 
@@ -71,10 +70,7 @@ def test_whole_sequences_are_drawn():
 def test_a_wider_confidence_gives_a_wider_interval_and_the_seed_decides():
     values = np.random.default_rng(3).normal(size=12)
     kept = values.copy()
-    narrow, wide = (
-        stats.bootstrap_interval(values, confidence=0.8),
-        stats.bootstrap_interval(values, confidence=0.99),
-    )
+    narrow, wide = (stats.bootstrap_interval(values, confidence=share) for share in (0.8, 0.99))
     assert wide.low < narrow.low < narrow.high < wide.high
     assert stats.bootstrap_interval(values, seed=4) == stats.bootstrap_interval(values, seed=4)
     assert stats.bootstrap_interval(values, seed=4) != stats.bootstrap_interval(values, seed=5)
@@ -117,16 +113,6 @@ def test_correlation_is_its_definition_with_the_bootstrap_of_the_sequences(entro
         assert interval[1:3] == pytest.approx((expected.low, expected.high), abs=0.01)
 
 
-def test_the_three_readings_differ_where_they_should():
-    # Within a head the entropies rise together over sequences; from head to head they part.
-    generator = np.random.default_rng(0)
-    shift = np.arange(5.0)[:, None, None] * 0.01
-    level = generator.normal(size=(1, 2, 6))
-    table = make_table(5 + level + shift, 5 - level + shift)
-    assert stats.position_spectrum_correlation(table, over="sequences").value == pytest.approx(1, rel=CLOSE)
-    assert stats.position_spectrum_correlation(table, over="heads").value == pytest.approx(-1, rel=CLOSE)
-
-
 def test_heads_that_are_constant_or_without_power_are_left_out(entropies):
     position, spectrum = (values.copy() for values in entropies)
     position[:, 0, 0] = 2.0  # the same in every sequence
@@ -137,12 +123,6 @@ def test_heads_that_are_constant_or_without_power_are_left_out(entropies):
     kept = [np.delete(values.reshape(7, 12), 6, axis=1) for values in (position, spectrum)]
     found = stats.position_spectrum_correlation(make_table(position, spectrum), n_boot=20)
     assert found.value == pytest.approx(stats.pearson(*kept, axis=1).mean(), rel=CLOSE)
-
-
-def residual(values, *given):
-    """What a least-squares fit on a constant and some variables leaves."""
-    design = np.stack([np.ones(len(values)), *given], 1)
-    return values - design @ np.linalg.lstsq(design, values, rcond=None)[0]
 
 
 @pytest.fixture
@@ -157,7 +137,8 @@ def test_partial_correlation_is_that_of_the_residuals(samples):
     x, y, given = samples
     found = stats.partial_correlation(x, y, list(given))
     for row in range(3):
-        left = [residual(v[row], *given[:, row]) for v in (x, y)]
+        design = np.stack([np.ones(30), *given[:, row]], 1)
+        left = [v[row] - design @ np.linalg.lstsq(design, v[row], rcond=None)[0] for v in (x, y)]
         assert found[row] == pytest.approx(np.corrcoef(*left)[0, 1], abs=CLOSE)
 
 

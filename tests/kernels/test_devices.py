@@ -30,12 +30,8 @@ SHORT = wavelets.wavedec(SIGNAL[..., :65], level=3)
 TABLE = uniform(32, 3)
 
 
-def levels(on):
-    return [on(part) for part in LEVELS]
-
-
-def two_lists(on):
-    return levels(on), [on(part) for part in SHORT]
+def levels(on, parts=LEVELS):
+    return [on(part) for part in parts]
 
 
 # name: calls that give a tensor or tensors, of a function that puts a tensor on a device
@@ -94,9 +90,10 @@ CALLS = {
     ],
     "level_energies": [lambda on: wavelets.level_energies(levels(on))],
     "align": [
-        lambda on, how=how: wavelets.align(*two_lists(on), alignment=how) for how in wavelets.ALIGNMENTS
+        lambda on, how=how: wavelets.align(levels(on), levels(on, SHORT), alignment=how)
+        for how in wavelets.ALIGNMENTS
     ],
-    "scale_sensitivity": [lambda on: wavelets.scale_sensitivity(*two_lists(on))],
+    "scale_sensitivity": [lambda on: wavelets.scale_sensitivity(levels(on), levels(on, SHORT))],
 }
 # These need numbers on the host: to raise an error, to choose entries, or for an axis made there.
 READING = {

@@ -11,6 +11,8 @@ from tolerances import assert_close
 
 from nbhelpers.kernels import entropy, frames, spectra
 
+BASIS = torch.from_numpy(scipy.stats.ortho_group.rvs(16, random_state=0))
+
 # Mercedes-Benz: three unit vectors at 120 degrees
 MERCEDES = torch.tensor(
     [[0.0, 1.0], [-math.sqrt(3) / 2, -0.5], [math.sqrt(3) / 2, -0.5]], dtype=torch.float64
@@ -23,20 +25,19 @@ TWO_BASES = torch.cat([torch.eye(8, dtype=torch.float64), FOURIER.real - FOURIER
 
 class TestFrameBounds:
     @pytest.mark.parametrize("dtype", DTYPES)
-    def test_orthonormal_sets_are_tight(self, dtype):
-        basis = torch.from_numpy(scipy.stats.ortho_group.rvs(16, random_state=0)).to(dtype)
-        for n in (16, 5):
-            lower, upper, rank = bounds = frames.frame_bounds(basis[:n])
-            assert_close(torch.stack([lower, upper, bounds.ratio]), torch.ones(3), dtype=dtype)
-            assert rank == n
-
     @pytest.mark.parametrize(
         ("vectors", "bound", "rank"),
-        [(MERCEDES, 1.5, 2), (torch.cat([MERCEDES, MERCEDES]), 3.0, 2), (TWO_BASES, 2.0, 8)],
+        [
+            (BASIS, 1, 16),
+            (BASIS[:5], 1, 5),
+            (MERCEDES, 1.5, 2),
+            (MERCEDES.repeat(2, 1), 3, 2),
+            (TWO_BASES, 2, 8),
+        ],
     )
-    def test_tight_frames(self, vectors, bound, rank):
-        lower, upper, found = frames.frame_bounds(vectors)
-        assert_close(torch.stack([lower, upper]), torch.tensor([bound, bound], dtype=torch.float64))
+    def test_tight_frames(self, vectors, bound, rank, dtype):
+        lower, upper, found = bounds = frames.frame_bounds(vectors.to(dtype))
+        assert_close(torch.stack([lower, upper, bounds.ratio]), np.array([bound, bound, 1.0]), dtype=dtype)
         assert found == rank
 
     def test_two_vectors_closed_form(self):

@@ -6,17 +6,13 @@ import pywt
 import torch
 from device_traffic import gpu_marks
 from draws import DTYPES, uniform
+from oracles import uniform_profile
 from tolerances import assert_close
 
 from nbhelpers.kernels import wavelets
 
 DAUBECHIES = [f"db{order}" for order in range(1, 9)]
 ON_DEVICES = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=gpu_marks())])
-
-
-def causal_key_profile(n):
-    rows = torch.tril(torch.ones(n, n, dtype=torch.float64))  # (query, key)
-    return (rows / rows.sum(-1, keepdim=True)).mean(0)  # (key,)
 
 
 class TestDwt:
@@ -37,14 +33,6 @@ class TestDwt:
                         assert (ours.dtype, ours.device) == (dtype, given.device)
                         assert_close(ours, theirs)
 
-    def test_haar_closed_form_and_that_db2_ignores_straight_lines_inside(self):
-        approximation, detail = wavelets.wavedec(torch.tensor([1.0, 3.0, 2.0, 8.0]), wavelet="db1", level=1)
-        assert_close(approximation, np.array([4, 10]) / math.sqrt(2))
-        assert_close(detail, np.array([-2, -6]) / math.sqrt(2))
-        detail = wavelets.wavedec(torch.arange(32, dtype=torch.float64), level=1)[-1]
-        assert detail[1:-1].abs().max() < 1e-12
-        assert detail[0].abs() > 0.1
-
     def test_periodization_keeps_energy(self):
         signal = uniform(3, 64)
         for x in (signal, signal.clone().requires_grad_()):
@@ -61,7 +49,7 @@ class TestDwt:
         shapes = [tuple(c.shape) for c in wavelets.wavedec(torch.zeros(0, 16), level=2)]
         assert shapes == [(0, 6), (0, 6), (0, 9)], "an empty batch"
 
-    def test_batched_equals_loop_and_input_is_unmodified(self):
+    def test_batched_equals_pywts_loop_and_input_is_unmodified(self):
         signal = uniform(2, 3, 45)
         strided = signal.transpose(0, 1).contiguous().transpose(0, 1)
         batched = wavelets.wavedec(strided)
@@ -70,8 +58,6 @@ class TestDwt:
         assert torch.equal(strided, signal)
         assert all(torch.equal(a, b) for a, b in zip(batched, kept, strict=True))
         for i, j in np.ndindex(2, 3):
-            for whole, part in zip(batched, wavelets.wavedec(signal[i, j]), strict=True):
-                assert_close(whole[i, j], part)
             # db2, symmetric, at the largest level unless told otherwise
             for whole, theirs in zip(batched, pywt.wavedec(signal[i, j].numpy(), "db2"), strict=True):
                 assert_close(whole[i, j], theirs)
@@ -118,9 +104,7 @@ class TestInverse:
         expected = np.linalg.norm(signal - back, axis=-1) / np.linalg.norm(signal, axis=-1)
         assert wavelets.reconstruction_error(signal).numpy() == pytest.approx(expected, rel=1e-5, abs=0)
         for x in (signal, signal.clone().requires_grad_()):
-            error = wavelets.reconstruction_error(x)
-            assert error.max() < bound
-            assert error.max() > 0
+            assert 0 < wavelets.reconstruction_error(x).max() < bound
         assert wavelets.reconstruction_error(torch.zeros(16)).isnan()
 
 
@@ -197,9 +181,9 @@ class TestScaleSensitivity:
     )
     def test_uniform_causal_attention(self, mode, n, half, quarter):
         level = wavelets.dwt_max_level(n // 4)
-        full = wavelets.wavedec(causal_key_profile(n), mode=mode, level=level)
+        full = wavelets.wavedec(uniform_profile(n), mode=mode, level=level)
         for length, expected in ((n // 2, half), (n // 4, quarter)):
-            scaled = wavelets.wavedec(causal_key_profile(length), mode=mode, level=level)
+            scaled = wavelets.wavedec(uniform_profile(length), mode=mode, level=level)
             assert round(float(wavelets.scale_sensitivity(full, scaled)), 3) == expected
 
     @pytest.mark.parametrize("alignment", wavelets.ALIGNMENTS)
