@@ -6,7 +6,6 @@ import pywt
 import torch
 from device_traffic import gpu_marks
 from draws import DTYPES, uniform
-from oracles import uniform_profile
 from tolerances import assert_close
 
 from nbhelpers.kernels import wavelets
@@ -170,22 +169,6 @@ class TestAlign:
 
 
 class TestScaleSensitivity:
-    @pytest.mark.parametrize(
-        ("mode", "n", "half", "quarter"),
-        [
-            ("symmetric", 32, 0.035, 0.087),
-            ("symmetric", 256, 0.023, 0.065),
-            ("periodization", 256, 0.066, 0.222),
-            ("zero", 256, 0.225, 0.399),
-        ],
-    )
-    def test_uniform_causal_attention(self, mode, n, half, quarter):
-        level = wavelets.dwt_max_level(n // 4)
-        full = wavelets.wavedec(uniform_profile(n), mode=mode, level=level)
-        for length, expected in ((n // 2, half), (n // 4, quarter)):
-            scaled = wavelets.wavedec(uniform_profile(length), mode=mode, level=level)
-            assert round(float(wavelets.scale_sensitivity(full, scaled)), 3) == expected
-
     @pytest.mark.parametrize("alignment", wavelets.ALIGNMENTS)
     def test_is_one_minus_cosine(self, alignment):
         full, scaled = (wavelets.wavedec(uniform(4, n), level=3) for n in (90, 45))
