@@ -1,5 +1,3 @@
-import itertools
-
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
@@ -21,15 +19,13 @@ def table():
     shares = np.random.default_rng(0).dirichlet([6, 3, 1], size=(N_SEQUENCES, N_LAYERS, N_HEADS))
     metrics = dict(zip(("low_band", "mid_band", "high_band"), np.moveaxis(shares, -1, 0), strict=True))
     metrics["spectral_entropy"] = np.random.default_rng(1).normal(2.5, 0.3, size=shares.shape[:3])
-    return make_table(metrics)
+    return HeadTable(metrics, [0, 0, 1, 1])
 
 
-def make_table(metrics, *, averaged=False):
-    n_heads = next(iter(metrics.values())).shape[-1]
-    return HeadTable(metrics, [head // 2 for head in range(n_heads)], averaged=averaged)
-
-
-AVERAGED = make_table({"low_band": np.zeros((3, 2, 2))}, averaged=True)
+# The average is 2; with one sequence or the other left out it is 1 or 9.
+AVERAGED = HeadTable(
+    {"low_band": np.full((3, 3, 4), [[[2.0]], [[1.0]], [[9.0]]])}, [0, 0, 1, 1], averaged=True
+)
 
 
 def drawn_cells(ax):
@@ -55,15 +51,8 @@ def test_head_map_of_an_array(ax, kv_groups):
 
 
 def test_head_map_of_averaged_signals_draws_the_average_alone(ax):
-    values = np.full((3, 3, 4), [[[2.0]], [[1.0]], [[9.0]]])
-    head_map(make_table({"spectral_entropy": values}, averaged=True), "spectral_entropy", ax=ax)
+    head_map(AVERAGED, "low_band", ax=ax)
     np.testing.assert_array_equal(drawn_cells(ax), np.full((3, 4), 2.0))
-
-
-def bars_by_place(ax):
-    """Heights of the stacked bars at each place, from the bottom up."""
-    bars = sorted((round(p.get_x() + p.get_width() / 2), p.get_y(), p.get_height()) for p in ax.patches)
-    return [[height for *_, height in place] for _, place in itertools.groupby(bars, key=lambda bar: bar[0])]
 
 
 @pytest.mark.parametrize("order", ["layer", "share"])
@@ -72,7 +61,10 @@ def test_band_bars_stack_the_shares_of_each_head(table, ax, order):
     heads = table.per_head()
     keys = ["layer", "head"] if order == "layer" else ["low_band"]
     expected = heads.sort_values(keys)[["low_band", "mid_band", "high_band"]].to_numpy()
-    np.testing.assert_allclose(np.array(bars_by_place(ax)), expected, rtol=1e-9)
+    # from left to right, and within a place from the bottom up
+    bars = sorted((round(p.get_x() + p.get_width() / 2), p.get_y(), p.get_height()) for p in ax.patches)
+    heights = np.array([height for *_, height in bars]).reshape(-1, 3)
+    np.testing.assert_allclose(heights, expected, rtol=1e-9)
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["high band", "mid band", "low band"]
     if order == "layer":
         assert [line.get_xdata()[0] for line in ax.lines] == [3.5, 7.5], "between the layers"
