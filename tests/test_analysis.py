@@ -17,7 +17,6 @@ from nbhelpers.protocol import PAPER
 from nbhelpers.table import AVERAGED
 
 LENGTH = 64
-TOLERANCE = 5e-5  # relative where the value is above 1
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +31,7 @@ def run(model, ids, protocol=PAPER, **options):
 def assert_metric(got, expected, name=""):
     assert got.shape == expected.shape
     worst = (abs(got - expected) / np.maximum(1, abs(expected))).max()
-    assert worst <= TOLERANCE, f"{name}: off by {worst:.3g}"
+    assert worst <= 5e-5, f"{name}: off by {worst:.3g}"
 
 
 def assert_table(table, signals, variants, **options):

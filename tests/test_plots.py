@@ -23,9 +23,7 @@ def table():
 
 
 # The average is 2; with one sequence or the other left out it is 1 or 9.
-AVERAGED = HeadTable(
-    {"low_band": np.full((3, 3, 4), [[[2.0]], [[1.0]], [[9.0]]])}, [0, 0, 1, 1], averaged=True
-)
+AVERAGED = HeadTable({"low_band": np.tile([[[2.0]], [[1.0]], [[9.0]]], (3, 4))}, [0, 0, 1, 1], averaged=True)
 
 
 def drawn_cells(ax):

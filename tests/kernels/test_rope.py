@@ -15,8 +15,8 @@ from nbhelpers.kernels import rope
 
 
 def cos_sin(frequency, positions):
-    angle = positions[..., None].double() * frequency
-    return torch.cat([angle, angle], -1).cos(), torch.cat([angle, angle], -1).sin()
+    angle = (positions[..., None].double() * frequency).repeat(1, 1, 2)
+    return angle.cos(), angle.sin()
 
 
 def test_frequencies_closed_form():
