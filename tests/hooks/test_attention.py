@@ -145,12 +145,14 @@ def test_an_implementation_that_hides_its_mask_is_refused():
     assert RECORDER.get(None) is None
 
 
-def test_rows_that_do_not_sum_to_one_are_named():
+def test_rows_that_do_not_sum_to_one_and_unequal_heads_are_refused():
     recorder = recorder_for(make_model())
     recorder.observe_probabilities(torch.full((1, 4, 8, 8), 1 / 8))
     recorder.observe_probabilities(torch.full((1, 4, 8, 8), 1.25 / 8))
     with pytest.raises(ValueError, match=r"layers \[1\].*miss 1 by up to 0\.25.*allowed 0\.001"):
         recorder.profiles()
+    with pytest.raises(NotImplementedError, match="4 and 6 heads"):
+        recorder.observe_probabilities(torch.full((1, 6, 8, 8), 1 / 8))
 
 
 def test_padded_rows_need_not_sum_to_one():
@@ -161,13 +163,6 @@ def test_padded_rows_need_not_sum_to_one():
     recorder = recorder_for(make_model(), attention_mask=mask)
     recorder.observe_probabilities(attn)
     assert torch.allclose(recorder.profiles().key_profile, torch.tensor(1 / 8))
-
-
-def test_layers_of_unequal_heads_are_refused():
-    recorder = recorder_for(make_model())
-    recorder.observe_probabilities(torch.full((1, 4, 8, 8), 1 / 8))
-    with pytest.raises(NotImplementedError, match="4 and 6 heads"):
-        recorder.observe_probabilities(torch.full((1, 6, 8, 8), 1 / 8))
 
 
 def test_autocast_on_the_module_route():

@@ -2,14 +2,7 @@
 
 import pytest
 import torch
-from tiny_models import (
-    assert_same_profiles,
-    capture_quietly,
-    make_model,
-    make_padding,
-    make_tokens,
-    n_hooks,
-)
+from tiny_models import assert_same_profiles, capture_quietly, make_model, make_padding, make_tokens, n_hooks
 
 from nbhelpers.hooks.attention import RECORDER
 from nbhelpers.hooks.reductions import KeyProfile, LocalMass, RowMetrics
@@ -96,29 +89,24 @@ def test_other_batches_find_other_files(tmp_path, llama):
         assert_same_profiles(got, capture_quietly(llama, ids))
 
 
-def changed_weight(model):
-    model.model.layers[1].self_attn.k_proj.weight[0, 0] += 1e-3
+def rolled(weight):
+    weight.copy_(weight.roll(8, 0))  # a head further
 
 
-def swapped_heads(model):
-    weight = model.model.layers[0].self_attn.q_proj.weight
-    weight.copy_(torch.cat([weight[8:16], weight[:8], weight[16:]]))
+CHANGES = {
+    "weight": lambda model: model.model.layers[1].self_attn.k_proj.weight[0, 0].add_(1e-3),
+    "order of heads": lambda model: rolled(model.model.layers[0].self_attn.q_proj.weight),
+    "frequency": lambda model: model.model.rotary_emb.inv_freq[1].mul_(0.5),
+    "configuration": lambda model: setattr(model.config, "rms_norm_eps", 1e-2),
+}
 
 
-def changed_frequency(model):
-    model.model.rotary_emb.inv_freq[1] *= 0.5
-
-
-def changed_config(model):
-    model.config.rms_norm_eps = 1e-2
-
-
-@pytest.mark.parametrize("change", [changed_weight, swapped_heads, changed_frequency, changed_config])
+@pytest.mark.parametrize("change", CHANGES)
 def test_the_cache_knows_another_model(tmp_path, change):
     model, ids = make_model(), make_tokens(20)
     capture_quietly(model, ids, cache=tmp_path)
     with torch.no_grad():
-        change(model)
+        CHANGES[change](model)
     got = capture_quietly(model, ids, cache=tmp_path)
     assert len(list(tmp_path.iterdir())) == 2
     assert torch.equal(got.key_profile, capture_quietly(model, ids).key_profile)

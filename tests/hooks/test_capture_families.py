@@ -1,5 +1,7 @@
 """Captured probabilities equal eager ``output_attentions``, family by family; the model does not notice."""
 
+import functools
+
 import pytest
 import torch
 from tiny_models import (
@@ -20,17 +22,10 @@ ONE_STACK = [name for name, family in FAMILIES.items() if family.kind != "encode
 STREAMS = ["encoder", "decoder", "cross"]
 
 
-@pytest.fixture(scope="module")
-def models():
-    made = {}
-
-    def get(family):
-        if family not in made:
-            sharp = family in ("t5", "stablelm")  # T5 scales no scores, StableLM is as wide as two others
-            made[family] = make_model(family, std=0.15 if sharp else 0.2)
-        return made[family]
-
-    return get
+@functools.cache
+def model_of(family):
+    sharp = family in ("t5", "stablelm")  # T5 scales no scores, StableLM is as wide as two others
+    return make_model(family, std=0.15 if sharp else 0.2)
 
 
 def assert_same(got, expected, mask=None):
@@ -43,8 +38,8 @@ def assert_same(got, expected, mask=None):
 
 @pytest.mark.parametrize("length", [1, 2, 9, 64, 130])
 @pytest.mark.parametrize("family", ONE_STACK)
-def test_equal_to_eager(models, family, length):
-    model, ids = models(family), make_tokens(length)
+def test_equal_to_eager(family, length):
+    model, ids = model_of(family), make_tokens(length)
     got = captured_matrix(model, ids, chunk=5)
     assert_same(got, eager_attention(model, ids))
     if kind_of(model.config) == "decoder":
@@ -55,16 +50,16 @@ def test_equal_to_eager(models, family, length):
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("family", ONE_STACK)
-def test_equal_to_eager_with_padding(models, family, side):
-    model, mask = models(family), make_padding(20, side)
+def test_equal_to_eager_with_padding(family, side):
+    model, mask = model_of(family), make_padding(20, side)
     ids = make_tokens(20) * mask
     got = captured_matrix(model, ids, attention_mask=mask, chunk=8)
     assert_same(got, eager_attention(model, ids, mask), mask)
 
 
 @pytest.mark.parametrize("family", ONE_STACK)
-def test_logits_and_model_are_unchanged(models, family):
-    model, ids = models(family), make_tokens(24)
+def test_logits_and_model_are_unchanged(family):
+    model, ids = model_of(family), make_tokens(24)
     route = module_route if family_of(model.config).route == "module" else interface_route
     implementation, hooks = model.config._attn_implementation, n_hooks(model)
     with torch.inference_mode():
@@ -89,8 +84,8 @@ def test_logits_and_model_are_unchanged(models, family):
 
 @pytest.mark.parametrize("stream", STREAMS)
 @pytest.mark.parametrize("family", ["t5", "bart"])
-def test_three_streams(models, family, stream):
-    model, ids, mask = models(family), make_tokens(20), make_padding(20, "right")
+def test_three_streams(family, stream):
+    model, ids, mask = model_of(family), make_tokens(20), make_padding(20, "right")
     inputs = {"decoder_input_ids": make_tokens(9, seed=2)}
     expected = eager_attention(model, ids, mask, stream=stream, **inputs)
     ask = {"attention_mask": mask, "stream": stream, "chunk": 4}
@@ -101,8 +96,8 @@ def test_three_streams(models, family, stream):
 
 @pytest.mark.parametrize(("start", "pad", "first"), [(5, 7, 5), (0, 7, 0), (None, 7, 7), (None, None, 0)])
 @pytest.mark.parametrize("stream", ["decoder", "cross"])
-def test_a_decoder_reads_the_sequences_behind_its_start_token(models, monkeypatch, stream, start, pad, first):
-    model, ids = models("bart"), make_tokens(9)
+def test_a_decoder_reads_the_sequences_behind_its_start_token(monkeypatch, stream, start, pad, first):
+    model, ids = model_of("bart"), make_tokens(9)
     monkeypatch.setattr(model.config, "decoder_start_token_id", start)
     monkeypatch.setattr(model.config, "pad_token_id", pad)
     shifted = ids.roll(1, 1)
@@ -111,7 +106,7 @@ def test_a_decoder_reads_the_sequences_behind_its_start_token(models, monkeypatc
     assert_same(captured_matrix(model, ids, stream=stream), expected)
 
 
-def test_only_the_encoder_runs_where_only_it_is_read(models, monkeypatch):
-    model = models("t5")
+def test_only_the_encoder_runs_where_only_it_is_read(monkeypatch):
+    model = model_of("t5")
     monkeypatch.setattr(model.decoder, "forward", None)
     assert capture_quietly(model, make_tokens(9)).provenance["stream"] == "encoder"

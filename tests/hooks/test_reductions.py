@@ -1,5 +1,6 @@
 """Every reduction against a slow loop in float64 over the model's own eager attention."""
 
+import functools
 import itertools
 
 import numpy as np
@@ -18,20 +19,12 @@ from tiny_models import (
 )
 
 from nbhelpers.hooks import reductions
-from nbhelpers.hooks.reductions import (
-    REDUCTIONS,
-    LocalMass,
-    Reduction,
-    RowMetrics,
-    register_reduction,
-    resolve,
-)
+from nbhelpers.hooks.reductions import LocalMass, Reduction, RowMetrics, resolve
 from nbhelpers.protocol import PAPER
 
 LENGTH = 32
 PROFILE = 1e-6  # of the largest entry
 METRIC = 5e-5  # relative where the value is above 1
-NAMES = ["key_profile", "last_query", "lag_profile", "local_mass", "row_entropy", "row_metrics"]
 PROTOCOLS = {
     "paper": PAPER,
     "sink": PAPER.replace(sink="drop_renormalise"),
@@ -45,19 +38,12 @@ PROTOCOLS = {
 }
 
 
-@pytest.fixture(scope="module")
-def cases():
-    """Model family and padding side → model, ids, mask, eager attention (float64)."""
-    made = {}
-
-    def get(family, side=None):
-        if (family, side) not in made:
-            model, ids = make_model(family), make_tokens(LENGTH)
-            mask = None if side is None else make_padding(LENGTH, side)
-            made[family, side] = model, ids, mask, eager_attention(model, ids, mask)
-        return made[family, side]
-
-    return get
+@functools.cache
+def make_case(family, side=None):
+    """Return model, ids, mask and eager attention (float64)."""
+    model, ids = make_model(family), make_tokens(LENGTH)
+    mask = None if side is None else make_padding(LENGTH, side)
+    return model, ids, mask, eager_attention(model, ids, mask)
 
 
 CASES = [("llama", side) for side in (None, "left", "right")]
@@ -76,13 +62,11 @@ def entropy(row):
     return -sum(a * np.log(a) for a in row if a > 0)
 
 
-def drop_first(row):
+def signal_of(row, protocol):
+    if protocol.sink == "keep":
+        return row
     rest = row[1:]
     return rest / rest.sum() if rest.sum() > 0 else rest
-
-
-def signal_of(row, protocol):
-    return row if protocol.sink == "keep" else drop_first(row)
 
 
 def spectrum(signal, protocol):
@@ -137,10 +121,10 @@ LOOPS = {
 
 @pytest.mark.parametrize("name", LOOPS)
 @pytest.mark.parametrize("case", CASES)
-def test_equal_to_a_loop(cases, case, name):
-    _, _, mask, attn = cases(*case)
+def test_equal_to_a_loop(case, name):
+    _, _, mask, attn = make_case(*case)
     causal = case[0] != "bert"
-    got = reduce(cases(*case), LocalMass((11, 100)) if name == "local_mass" else name, chunk=8)
+    got = reduce(make_case(*case), LocalMass((11, 100)) if name == "local_mass" else name, chunk=3)
     expected = slow(attn, mask, lambda a, real: LOOPS[name](a, real, causal))
     if name == "row_entropy":
         assert_metric(got[name], expected)
@@ -183,10 +167,10 @@ def slow_row_metrics(a, real, protocol):
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("case", [CASES[0], CASES[1], CASES[4], CASES[5]])
-def test_row_metrics(cases, case, protocol):
+def test_row_metrics(case, protocol):
     protocol = PROTOCOLS[protocol]
-    got = reduce(cases(*case), RowMetrics(protocol), chunk=8)
-    expected = slow(*cases(*case)[:1:-1], lambda a, real: slow_row_metrics(a, real, protocol))
+    got = reduce(make_case(*case), RowMetrics(protocol), chunk=3)
+    expected = slow(*make_case(*case)[:1:-1], lambda a, real: slow_row_metrics(a, real, protocol))
     assert_metric(got.row_metrics, expected)
     first = ["spectral_entropy", "frequency_selectivity", *protocol.band_names, "positional_entropy"]
     assert got.coordinates["row_metrics"][: len(first)] == first
@@ -199,16 +183,6 @@ def test_row_metrics_of_uniform_attention():
     expected = np.mean([np.log(i + 1) for i in range(LENGTH)])
     assert abs(got.row_metrics[..., at] - expected).max() < METRIC
     assert (got.row_metrics[..., -1] < -0.5).all()  # the correlation that attention without any learning has
-
-
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("chunk", [1, 3])
-def test_chunks_give_what_the_whole_gives(cases, case, chunk):
-    parts, whole = (reduce(cases(*case), NAMES, chunk=c) for c in (chunk, 1000))
-    for name in whole.arrays:
-        assert_metric(parts[name], whole[name].double().numpy())
-    for name in ("key_profile", "last_query", "lag_profile"):
-        assert_profile(parts[name], whole[name].double().numpy())
 
 
 @pytest.mark.parametrize(("family", "side"), [("llama", "right"), ("bloom", "right"), ("bloom", "left")])
@@ -258,8 +232,8 @@ def test_lags_are_refused_in_cross_attention(name):
         capture_quietly(make_model("t5"), ids, name, stream="cross", decoder_ids=decoder_ids)
 
 
-def test_dropping_the_sink_one_row_at_a_time(cases):  # the first row has no key left
-    parts, whole = (reduce(cases("llama"), RowMetrics(PROTOCOLS["sink"]), chunk=c) for c in (1, 1000))
+def test_dropping_the_sink_one_row_at_a_time():  # the first row has no key left
+    parts, whole = (reduce(make_case("llama"), RowMetrics(PROTOCOLS["sink"]), chunk=c) for c in (1, 1000))
     assert_metric(parts.row_metrics, whole.row_metrics.double().numpy())
 
 
@@ -272,9 +246,9 @@ def test_row_entropy_where_attention_sinks_take_a_share():
 
 
 def test_a_registered_reduction_is_found_by_its_name(monkeypatch):
-    monkeypatch.setattr(reductions, "REDUCTIONS", dict(REDUCTIONS))
+    monkeypatch.setattr(reductions, "REDUCTIONS", dict(reductions.REDUCTIONS))
 
-    @register_reduction
+    @reductions.register_reduction
     class Mass(Reduction):
         name = "mass"
 
