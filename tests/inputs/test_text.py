@@ -13,15 +13,7 @@ import torch
 from nbhelpers.inputs import text as corpora
 from nbhelpers.inputs.hub import HubAnswer
 from nbhelpers.inputs.models import load_model
-from nbhelpers.inputs.text import (
-    BOS_POLICIES,
-    corpus_description,
-    is_local_corpus,
-    load_text,
-    read_documents,
-    read_text,
-    scaled_variant,
-)
+from nbhelpers.inputs.text import corpus_description, is_local_corpus, load_text, read_text, scaled_variant
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +81,7 @@ def test_seed_decides(tiny_tokenizer):
 
 
 def with_each_bos(model):
-    return [load_text("moby-dick", model, n_sequences=3, length=16, bos=bos) for bos in BOS_POLICIES]
+    return [load_text("moby-dick", model, n_sequences=3, length=16, bos=bos) for bos in corpora.BOS_POLICIES]
 
 
 def test_bos_of_a_decoder(tiny_llama):
@@ -135,18 +127,15 @@ def test_too_short_a_text_says_what_would_fit(numbered, tiny_tokenizer):
     load_text(numbered, tiny_tokenizer, n_sequences=50, length=n_tokens // 50)
 
 
-@pytest.mark.parametrize(
-    ("options", "says"),
-    [
+def test_bad_options(minilm):
+    for options, says in (
         ({"n_sequences": 0}, "at least 1, got 0 and 8"),
         ({"length": 0}, "at least 1, got 1 and 0"),
         ({"length": 2}, "no room for text beside 2 special tokens"),
         ({"bos": "yes"}, "bos is 'yes'"),
-    ],
-)
-def test_bad_options(minilm, options, says):
-    with pytest.raises(ValueError, match=says):
-        load_text("moby-dick", minilm, **{"n_sequences": 1, "length": 8} | options)
+    ):
+        with pytest.raises(ValueError, match=says):
+            load_text("moby-dick", minilm, **{"n_sequences": 1, "length": 8} | options)
 
 
 def test_tokenizers_that_do_not_serve(tiny_llama):
@@ -163,10 +152,8 @@ def test_tokenizers_that_do_not_serve(tiny_llama):
             load_text("moby-dick", given, n_sequences=1, length=4, bos="add")
 
 
-def test_long_texts_raise_no_warning(minilm, caplog):
-    """MiniLM reads 512 tokens; its tokenizer would complain about longer text."""
-    token_ids = load_text("moby-dick", minilm, n_sequences=2, length=600)
-    assert token_ids.shape == (2, 600)
+def test_texts_longer_than_the_512_positions_raise_no_warning(minilm, caplog):
+    assert load_text("moby-dick", minilm, n_sequences=2, length=600).shape == (2, 600)
     assert "longer" not in caplog.text
 
 
@@ -185,7 +172,7 @@ def test_files_and_folders(tmp_path):
     assert read_text(tmp_path / "c.jsonl") == "\n\n\n".join(expected[2:4])
     assert read_text(tmp_path / "deeper" / "d.parquet") == "fifth\n\n\nsixth"
     (tmp_path / "a.txt").write_text("first\n\n\nsecond", encoding="utf-8")
-    assert read_documents(tmp_path / "a.txt") == ["first", "second"]
+    assert corpora.read_documents(tmp_path / "a.txt") == ["first", "second"]
     digest = hashlib.sha256(read_text(tmp_path).encode()).hexdigest()
     assert corpus_description(tmp_path) == f"{tmp_path.name} sha256:{digest[:12]}"
 
@@ -254,10 +241,10 @@ def test_scaled_variants_are_what_their_names_say():
     assert set(drawn.flatten().tolist()) == set(range(8))
 
 
-@pytest.mark.parametrize("alpha", [0, -0.5, 1.01, float("nan")])
-def test_alpha_out_of_range(alpha):
-    with pytest.raises(ValueError, match="expected a number above 0 and at most 1"):
-        scaled_variant(torch.arange(8)[None], alpha)
+def test_scaled_variants_that_are_refused():
+    for alpha in (0, -0.5, 1.01, float("nan")):
+        with pytest.raises(ValueError, match="expected a number above 0 and at most 1"):
+            scaled_variant(torch.arange(8)[None], alpha)
     with pytest.raises(ValueError, match="how is 'suffix'"):
         scaled_variant(torch.arange(8)[None], 0.5, how="suffix")
 
@@ -323,10 +310,7 @@ def test_the_standard_library_is_code_on_every_machine():
 
 
 def test_which_corpora_are_local(tmp_path):
-    assert is_local_corpus("moby-dick")
-    assert is_local_corpus("python-stdlib")
-    assert is_local_corpus(tmp_path)
-    assert not is_local_corpus("wikipedia-ja")
-    assert not is_local_corpus("owner/name:configuration")
+    assert all(is_local_corpus(name) for name in ("moby-dick", "python-stdlib", tmp_path))
+    assert not any(is_local_corpus(name) for name in ("wikipedia-ja", "owner/name:configuration"))
     with pytest.raises(FileNotFoundError, match=r"no text 'wikipedias'.*wikipedia-<language>"):
         is_local_corpus("wikipedias")
