@@ -3,6 +3,7 @@
 import dataclasses
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from tiny_models import captured_matrix
@@ -37,11 +38,8 @@ def make(encoding="nope", *, uniform=False, std=0.1, **options):
 
 
 def one(frame, metric, **where):
-    part = frame[frame.metric == metric]
-    for column, value in where.items():
-        part = part[part[column] == value]
-    assert len(part) == 1
-    return float(part.value.iloc[0])
+    asked = pd.Series({"metric": metric} | where)
+    return frame[(frame[asked.index] == asked).all(axis=1)].value.item()
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 40])

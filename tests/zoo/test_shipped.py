@@ -29,11 +29,6 @@ class FirstBatches:
         return self.batches[step]
 
 
-@pytest.fixture(scope="module")
-def runs():
-    return zoo_runs()
-
-
 def test_a_few_updates_repeat_the_recorded_losses():
     settings = PLANNED["rope-seed0"]
     recorded = zoo_measurements(run="rope-seed0", metric="train_loss").set_index("step").value
@@ -75,15 +70,16 @@ def test_every_shipped_model_loads(name):
     assert (d.n_layers, d.n_heads, d.head_dim, d.bos_token) == (4, 4, 32, "<bos>")
 
 
-def test_trained_means_trained(runs):
+def test_trained_means_trained():
+    runs = zoo_runs()
     assert list(runs.run[runs.validation_loss >= runs.bigram.min() - 0.4]) == []
     core = runs[(runs.preset == "nano") & (runs["mask"] == "causal")]
     strong = core[core.encoding.isin(["rope", "prope", "alibi", "t5"])]
     assert (strong.validation_loss < strong.trigram).all()
 
 
-def test_every_run_was_trained_and_measured_as_planned(runs):
-    losses = zoo_measurements(metric="validation_loss")
+def test_every_run_was_trained_and_measured_as_planned():
+    runs, losses = zoo_runs(), zoo_measurements(metric="validation_loss")
     assert set(losses.run) == set(runs.run)
     for row in runs.itertuples():
         planned = PLANNED[row.run]
@@ -94,8 +90,8 @@ def test_every_run_was_trained_and_measured_as_planned(runs):
         assert part.value.iloc[-1] == pytest.approx(row.validation_loss)
 
 
-def test_every_core_run_is_there_with_its_weights(runs):
+def test_every_core_run_is_there_with_its_weights():
     core = {f"{encoding}-seed{seed}" for encoding in ENCODINGS for seed in range(3)}
-    assert core <= set(runs.run)
+    assert core <= set(zoo_runs().run)
     assert {f"zoo:{encoding}" for encoding in ENCODINGS} <= set(SHIPPED)
     assert sum(path.stat().st_size for path in shipped_folder().rglob("*") if path.is_file()) <= LIMIT_BYTES

@@ -10,17 +10,8 @@ import torch
 
 from nbhelpers.inputs.text import load_text, read_documents
 from nbhelpers.zoo import text
-from nbhelpers.zoo.text import (
-    BOS_ID,
-    MASK_ID,
-    MASKED_SHARE,
-    SPLITS,
-    Corpus,
-    inputs_and_labels,
-    load_corpus,
-    prepare,
-    prepared,
-)
+from nbhelpers.zoo.settings import MASKED_SHARE
+from nbhelpers.zoo.text import BOS_ID, MASK_ID, SPLITS, Corpus, inputs_and_labels, load_corpus, prepare
 
 MOBY_DICK = "0e6dbc7abf87049a"  # fingerprint of the bundled book under its own BPE, of tokenizers 0.23.3
 
@@ -87,8 +78,7 @@ def test_the_book_becomes_tokens_and_back(moby_dick):
     documents = text._merged(read_documents("moby-dick"))
     assert len(documents) > 130
     assert min(map(len, documents)) >= text.SHORTEST_DOCUMENT
-    split = {0: "train", 5: "validation", 15: "measurement"}
-    for number, name in split.items():  # the first document of each split
+    for number, name in {0: "train", 5: "validation", 15: "measurement"}.items():  # the first of each split
         tokens = moby_dick.tokens[name][: moby_dick.ends[name][0]]
         assert tokenizer.decode(tokens) == documents[number]
     assert (moby_dick.fingerprint, moby_dick.sources) == (MOBY_DICK, ["moby-dick"])
@@ -114,14 +104,12 @@ def test_an_npm_package_is_a_source(tmp_path):
     assert read_documents(tmp_path / "pack.tgz") == ["whale"]
 
 
-@pytest.mark.parametrize(
-    ("n", "said"), [(3, "at least 20 are needed"), (20, r"vocabulary of 2\d\d tokens, not 2048")]
-)
-def test_too_little_text(tmp_path, n, said):
-    (tmp_path / "short.txt").write_text("\n\n\n".join(["whale " * 300] * n))
-    with pytest.raises(ValueError, match=said):
-        prepare([tmp_path / "short.txt"], tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+def test_too_little_text(tmp_path):
+    for n, said in ((3, "at least 20 are needed"), (20, r"vocabulary of 2\d\d tokens, not 2048")):
+        (tmp_path / "short.txt").write_text("\n\n\n".join(["whale " * 300] * n))
+        with pytest.raises(ValueError, match=said):
+            prepare([tmp_path / "short.txt"], tmp_path / "out")
+        assert not (tmp_path / "out").exists()
 
 
 def test_damaged_or_other_token_files(moby_dick, tmp_path):
@@ -138,7 +126,7 @@ def test_damaged_or_other_token_files(moby_dick, tmp_path):
         file.write(" ")
     assert load_corpus(folder).fingerprint != moby_dick.fingerprint
     with pytest.raises(ValueError, match="of moby-dick, not of mine"):
-        prepared([tmp_path / "mine.txt"], folder)
+        text.prepared([tmp_path / "mine.txt"], folder)
     (folder / "tokenizer.json").unlink()
     with pytest.raises(FileNotFoundError, match="training prepare"):
         load_corpus(folder)

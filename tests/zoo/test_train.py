@@ -1,5 +1,6 @@
 """Training: known losses, an update by hand, and the same data for all."""
 
+import dataclasses
 import math
 import warnings
 
@@ -27,9 +28,7 @@ def counting():
 
 @pytest.mark.parametrize(("encoding", "causal"), LOSSES)
 def test_first_losses_are_those_recorded(moby_dick, encoding, causal):
-    trainer = Trainer(
-        Settings(preset="test", precision="float32", encoding=encoding, causal=causal), moby_dick
-    )
+    trainer = Trainer(dataclasses.replace(SETTINGS, encoding=encoding, causal=causal), moby_dick)
     losses = [trainer.update() for _ in range(8)]
     assert losses == pytest.approx(LOSSES[encoding, causal], abs=2e-4)
 

@@ -1,7 +1,7 @@
 """Runs to their end: what they leave, and what becomes of those that are killed or meet a full disk."""
 
+import dataclasses
 import json
-import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -89,7 +89,7 @@ def test_killed_at_a_checkpoint_and_gone_on_with(whole, moby_dick, tmp_path, mon
 
 
 def test_killed_between_checkpoints_and_gone_on_with(moby_dick, tmp_path, monkeypatch):
-    settings = Settings(preset="test", n_tokens=N_STEPS * STEP, precision="float32", encoding="alibi")
+    settings = dataclasses.replace(SETTINGS, encoding="alibi")
     monkeypatch.setattr(Settings, "checkpoints", lambda self: [0, 4, N_STEPS])
     monkeypatch.setattr(campaign, "STATE_EVERY", 2)
     expected = train(settings, moby_dick, tmp_path / "whole", report=QUIET)
@@ -145,19 +145,12 @@ def test_killed_by_the_system_and_gone_on_with(whole, moby_dick, tmp_path):
     assert_same_run(got, whole)
 
 
-@pytest.fixture(scope="module")
-def killed(moby_dick, tmp_path_factory):
-    out = tmp_path_factory.mktemp("killed")
-    with pytest.MonkeyPatch.context() as patch:
-        shrink(patch)
-        train_and_kill(3, moby_dick, out, patch)
-    return out / SETTINGS.name
-
-
 @pytest.fixture
-def half(killed, tmp_path):
-    """A copy of a run that was killed in the middle."""
-    return shutil.copytree(killed, tmp_path / SETTINGS.name)
+def half(moby_dick, tmp_path):
+    """A run that was killed in the middle."""
+    with pytest.MonkeyPatch.context() as patch:
+        train_and_kill(3, moby_dick, tmp_path, patch)
+    return tmp_path / SETTINGS.name
 
 
 def content(folder):
@@ -184,7 +177,7 @@ def test_what_a_kill_left_half_written_is_passed_by(half, moby_dick, whole):
 
 def test_another_run_or_text_in_the_folder_is_refused(half, moby_dick):
     before = content(half)
-    longer = Settings(preset="test", n_tokens=2 * SETTINGS.n_tokens, precision="float32")
+    longer = dataclasses.replace(SETTINGS, n_tokens=5120)
     with pytest.raises(ValueError, match="holds another run: n_tokens 2560, asked for 5120"):
         train(longer, moby_dick, half.parent, report=QUIET)
     others = SimpleNamespace(fingerprint="feed", vocab_size=1000, sources=["mine.txt"])

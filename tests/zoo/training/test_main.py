@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -61,9 +62,6 @@ def test_mistakes_are_said_in_a_sentence(out, capsys):
 
 
 def test_ctrl_c_is_answered(out, capsys, monkeypatch):
-    def interrupted(options):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(command_line, "_corpus", interrupted)
+    monkeypatch.setattr(command_line, "_corpus", Mock(side_effect=KeyboardInterrupt))
     assert main(["train", "--out", str(out), *TEST]) == 130
     assert "the same command goes on from the last state" in capsys.readouterr().err

@@ -29,9 +29,8 @@ def slow_probability(tokens, ends, word, history):
     documents = np.split(tokens, ends[:-1])
     p = 1 / VOCABULARY
     for order in range(1, len(history) + 2):
-        grams = Counter(
-            tuple(d[i : i + order].tolist()) for d in documents for i in range(len(d) - order + 1)
-        )
+        starts = [(d, i) for d in documents for i in range(len(d) - order + 1)]
+        grams = Counter(tuple(d[i : i + order].tolist()) for d, i in starts)
         once, twice = (sum(c == k for c in grams.values()) for k in (1, 2))
         discount = once / (once + 2 * twice) if once else 0.5
         before = tuple(history[len(history) - order + 1 :])
