@@ -34,34 +34,28 @@ def test_select_by_number_name_path_or_all(two):
     assert select_notebooks(None, folder=two) == list_notebooks(two)
 
 
-@pytest.mark.parametrize(
-    ("names", "told"),
-    [
+def test_names_that_select_nothing_or_too_much(two, notebook):
+    notebook("06_bands")
+    for names, told in (
         (["bands"], "means 2 notebooks"),
         (["07"], "'07' means 0"),
         (["band"], "'band' means 0"),
         (["nowhere/05_bands.ipynb"], "nowhere"),
         (["05", "05_bands"], "2 times"),
-    ],
-)
-def test_names_that_select_nothing_or_too_much(two, notebook, names, told):
-    notebook("06_bands")
-    with pytest.raises(LookupError, match=told):
-        select_notebooks(names, folder=two)
+    ):
+        with pytest.raises(LookupError, match=told):
+            select_notebooks(names, folder=two)
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
+def test_title_and_question():
+    for text, expected in (
         ("# A\nFirst words\nhere. Then this? More?", ("A", "Then this?")),
         ("# A\n\nOnly this. And that.", ("A", "Only this.")),
         ("# A\n\nFirst. **Is it bold?** After. Or this?", ("A", "**Is it bold?**")),
         ("no heading", ("05", "no heading")),
         ("", ("05", "")),
-    ],
-)
-def test_title_and_question(text, expected):
-    assert read_title(text, default="05") == expected
+    ):
+        assert read_title(text, default="05") == expected
 
 
 def test_map_of_the_collection_is_read_from_the_title_cells(notebook, folder):
@@ -93,12 +87,10 @@ def test_parameters_are_read_with_defaults(notebook):
     assert notebook_parameters(notebook("01_a", parameters=source)) == expected
 
 
-@pytest.mark.parametrize(
-    ("source", "told"), [(None, "0 cells tagged 'parameters'"), ("a = 1\nb = a * 2", r"line 2: 'b = a \* 2'")]
-)
-def test_parameters_must_be_literals_of_one_cell(notebook, source, told):
-    with pytest.raises(ValueError, match=told):
-        notebook_parameters(notebook("01_a", parameters=source))
+def test_parameters_must_be_literals_of_one_cell(notebook):
+    for source, told in ((None, "0 cells tagged 'parameters'"), ("a = 1\nb = 2 * a", "line 2: 'b = 2")):
+        with pytest.raises(ValueError, match=told):
+            notebook_parameters(notebook("01_a", parameters=source))
 
 
 def test_sizes_model_and_own_parameters(two):
@@ -117,35 +109,23 @@ def test_own_parameter_wins_over_size_model_and_results(two):
     assert planned["05_bands"].parameters == own
 
 
-@pytest.mark.parametrize(
-    ("given", "told"),
-    [
-        (
-            {"names": ["05"], "parameters": {"ratio": 0.1}},
-            "'ratio'; they have: 05_bands: model, length, results",
-        ),
-        *(
-            ({"parameters": {"length": value}}, r"length of 0._\w+ is int")
-            for value in ("long", 1.5, True, [8])
-        ),
-        ({"size": "huge"}, "'huge'; there are: smoke, reader, full"),
-    ],
-)
-def test_plans_that_are_refused(two, given, told):
-    with pytest.raises(ValueError, match=told):
-        plans(two, **given)
+def test_plans_that_are_refused(two):
+    with pytest.raises(ValueError, match="'huge'; there are: smoke, reader, full"):
+        plans(two, size="huge")
+    with pytest.raises(ValueError, match="'ratio'; they have: 05_bands: model, length, results"):
+        plans(two, ["05"], parameters={"ratio": 0.1})
+    for value in ("long", 1.5, True, [8]):
+        with pytest.raises(ValueError, match=r"length of 0._\w+ is int"):
+            plans(two, parameters={"length": value})
 
 
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
+def test_sizes_file_is_checked(two):
+    for line, message in (
         ("[09_none.smoke]\nlength = 1", "names the notebook '09_none'"),
         ("[05_bands.smoke]\nlengths = 1", "no parameter 'lengths'"),
         ("[05_bands.tiny]\nlength = 1", "'tiny' is not a table"),
         ("[05_bands.smoke]\nlength = 'x'", "length of 05_bands is int"),
-    ],
-)
-def test_sizes_file_is_checked(two, line, message):
-    (two / "sizes.toml").write_text(line)
-    with pytest.raises(ValueError, match=message):
-        load_sizes(two)
+    ):
+        (two / "sizes.toml").write_text(line)
+        with pytest.raises(ValueError, match=message):
+            load_sizes(two)

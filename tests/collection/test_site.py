@@ -9,9 +9,7 @@ from nbhelpers.collection.results import Results
 from nbhelpers.collection.run import run_notebooks
 from nbhelpers.collection.site import build_site
 
-FIGURE = (
-    "import matplotlib.pyplot as plt\nfig, ax = plt.subplots(figsize=(2, 2))\nax.plot([1, 2])\nplt.show()"
-)
+FIGURE = "import matplotlib.pyplot as plt\nax = plt.figure(figsize=(2, 2)).gca()\nax.plot([1, 2])\nplt.show()"
 WIDGET = "import ipywidgets\nipywidgets.IntSlider(3, description='how many')"
 PRINTED = "from IPython.display import Markdown\nMarkdown(r'so $\\pi > 3$')"
 STRANGER = """\

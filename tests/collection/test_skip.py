@@ -36,9 +36,8 @@ def test_a_skipped_notebook_is_neither_passed_nor_failed_and_is_kept(notebook, f
 
 def test_plain_papermill_ends_without_an_error(notebook, tmp_path):
     target = tmp_path / "executed.ipynb"
-    papermill.execute_notebook(
-        notebook("01_skips", SKIPPING, "raise ValueError('ran on')"), target, progress_bar=False
-    )
+    source = notebook("01_skips", SKIPPING, "raise ValueError('ran on')")
+    papermill.execute_notebook(source, target, progress_bar=False)
     *_, skipping, last = nbformat.read(target, as_version=4).cells
     assert skipping.outputs[0].traceback == [f"Skipped: {REASON}"]
     assert last.execution_count is None

@@ -1,6 +1,7 @@
 """Each null keeps exactly what it says it keeps, and what it says it destroys is gone."""
 
 import dataclasses
+from functools import partial
 
 import pytest
 import torch
@@ -27,9 +28,8 @@ def attention(n, *, causal=True, seed=0, sharpness=2.0, shape=SHAPE):
 
 
 def make(n=40, *, causal=True, **options):
-    return Profiles.from_attention(
-        attention(n, causal=causal, **options), causal=causal, kv_groups=[0, 0, 1, 1]
-    )
+    attn = attention(n, causal=causal, **options)
+    return Profiles.from_attention(attn, causal=causal, kv_groups=[0, 0, 1, 1])
 
 
 def observe(n, *, causal=True, shape=SHAPE):
@@ -39,10 +39,8 @@ def observe(n, *, causal=True, shape=SHAPE):
 
 def only(profiles, *names):
     """Return profiles with some of the arrays."""
-    kept = {
-        field: {name: getattr(profiles, field)[name] for name in names}
-        for field in ("arrays", "axes", "coordinates")
-    }
+    fields = {field: getattr(profiles, field) for field in ("arrays", "axes", "coordinates")}
+    kept = {field: {name: held[name] for name in names} for field, held in fields.items()}
     return dataclasses.replace(profiles, **kept)
 
 
@@ -173,11 +171,8 @@ def test_exponential_keeps_the_mean_distance_and_exponential_attention_is_its_ow
 
 
 def test_permuted_heads_stay_in_their_layer_and_move_alike_everywhere():
-    given, made, shorter = (
-        make(),
-        nulls.permuted_heads(make(), seed=1),
-        nulls.permuted_heads(make(20), seed=1),
-    )
+    given = make()
+    made, shorter = (nulls.permuted_heads(each, seed=1) for each in (given, make(20)))
     orders = []
     for layer in range(SHAPE[1]):
         old, new = given.key_profile[0, layer], made.key_profile[0, layer]  # (head, key)
@@ -201,24 +196,19 @@ def test_without_sink():
     assert torch.equal(made.lag_profile, given.lag_profile)
     assert torch.equal(made.local_mass, given.local_mass)
     all_on_sink = Profiles.from_attention(torch.eye(6)[:1].expand(1, 1, 2, 6, 6), causal=True)
-    for refused, told in (
-        (all_on_sink, "everything on key 0"),
-        (only(given, "lag_profile"), "key_profile or"),
-    ):
-        with pytest.raises(ValueError, match=told):
-            nulls.without_sink(refused)
+    with pytest.raises(ValueError, match="everything on key 0"):
+        nulls.without_sink(all_on_sink)
+    with pytest.raises(ValueError, match="key_profile or"):
+        nulls.without_sink(only(given, "lag_profile"))
 
 
-PROFILE_NULLS = [null for null in OF_PROFILES if null.number != "N8"]
-
-
-@pytest.mark.parametrize("null", PROFILE_NULLS, ids=lambda null: null.name)
+@pytest.mark.parametrize(
+    "null", [null for null in OF_PROFILES if null.number != "N8"], ids=lambda null: null.name
+)
 def test_profiles_without_a_null_are_refused(null):
     given = make(8)
-    rows = {
-        "arrays": {"row_entropy": torch.zeros(SHAPE)},
-        "axes": {"row_entropy": ("sequence", "layer", "head")},
-    }
+    axes = ("sequence", "layer", "head")
+    rows = {"arrays": {"row_entropy": torch.zeros(SHAPE)}, "axes": {"row_entropy": axes}}
     nine = given.coordinates | {"last_query": list(range(9))}
     for refused, told in (
         (make(1), "1 token"),
@@ -240,11 +230,7 @@ def test_every_null_is_in_the_table_and_has_a_number():
     assert all(getattr(nulls, null.name.replace(" ", "_")) is null.function for null in OF_PROFILES)
 
 
-def random_tokens(ids, **options):
-    return nulls.random_tokens(ids, 24, **options)
-
-
-@pytest.mark.parametrize("function", [nulls.shuffled_tokens, random_tokens])
+@pytest.mark.parametrize("function", [nulls.shuffled_tokens, partial(nulls.random_tokens, vocab_size=24)])
 def test_tokens_are_exchanged_but_for_those_to_keep(function):
     ids = torch.arange(2, 22).repeat(3, 1)
     ids[:, 0], ids[:, -1], ids[1, 7] = 0, 1, 1

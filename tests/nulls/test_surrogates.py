@@ -55,11 +55,8 @@ def test_exponential_attention_its_mean_distance_and_its_profiles(s, causal):
     if causal:
         made = surrogates.exponential_profiles(torch.full((2, 3), s, dtype=torch.float64), n)
         lags = np.array([expected.trace(offset=-lag) / n for lag in range(n)])
-        for name, row in (
-            ("key_profile", expected.mean(0)),
-            ("last_query", expected[-1]),
-            ("lag_profile", lags),
-        ):
+        rows = {"key_profile": expected.mean(0), "last_query": expected[-1], "lag_profile": lags}
+        for name, row in rows.items():
             assert_close(made[name], torch.from_numpy(row).expand(2, 3, n))
 
 
