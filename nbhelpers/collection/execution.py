@@ -120,12 +120,10 @@ class KernelWatch:
         self._closed.set()
         self._thread.join()
 
-    def cell_begins(self, **cell: Any) -> None:
-        """Called by nbclient."""
+    def cell_begins(self, **cell: Any) -> None:  # nbclient calls both
         self._clock = CellClock(self.cell_timeout)
 
     def cell_ends(self, **cell: Any) -> None:
-        """Called by nbclient."""
         self._clock = None
 
     def _watch(self) -> None:
@@ -174,6 +172,8 @@ def execute_strictly(
     watch = watch or KernelWatch()
     try:
         with tempfile.TemporaryDirectory(prefix="nb-") as sockets, watch:
+            # Sockets in a folder of its own: TCP ports can be snatched.
+            transport = {"transport": "ipc", "ip": os.path.join(sockets, "k")}
             papermill.execute_notebook(
                 source,
                 target,
@@ -185,7 +185,7 @@ def execute_strictly(
                 iopub_timeout=60,  # seconds for the last output of a cell that ended; a machine may be busy
                 on_cell_execute=watch.cell_begins,
                 on_cell_executed=watch.cell_ends,
-                config=_kernel_transport(sockets),
+                config=Config({"KernelManager": {} if sys.platform == "win32" else transport}),
                 # a kernel stopped in mid-cell logs an error of its own; what matters is in the cells
                 extra_arguments=["--IPKernelApp.log_level=50"],
             )
@@ -204,19 +204,11 @@ def execute_strictly(
         _failed_midway(target, "interrupted", "stopped by Ctrl-C")
         raise
     except RuntimeError:  # what jupyter_client and nbclient raise when a kernel does not come up
-        return Failure(
-            "no kernel", "the kernel did not start or stopped answering", trace=traceback.format_exc()
-        )
+        told = "the kernel did not start or stopped answering"
+        return Failure("no kernel", told, trace=traceback.format_exc())
     if watch.stopped:
         return _failed_midway(target, "timeout", f"{watch.stopped}; it caught the interrupt and went on")
     return _skipped(target) or _silent_failure(target)
-
-
-def _kernel_transport(folder: str) -> Config:
-    """Return settings that give the kernel sockets in a folder of its own; TCP ports can be snatched."""
-    if sys.platform == "win32":
-        return Config()
-    return Config({"KernelManager": {"transport": "ipc", "ip": os.path.join(folder, "k")}})
 
 
 def _skipped(target: Path) -> Skipped | None:
@@ -314,12 +306,10 @@ def _cell_with_error(notebook: nbformat.NotebookNode) -> int | None:
 
 
 def _last_cell_begun(notebook: nbformat.NotebookNode) -> int | None:
-    begun = [
-        index
-        for index, cell in enumerate(notebook.cells)
-        if cell.cell_type == "code" and cell.metadata.get("papermill", {}).get("start_time")
-    ]
-    return begun[-1] if begun else None
+    for index, cell in reversed(list(enumerate(notebook.cells))):
+        if cell.cell_type == "code" and cell.metadata.get("papermill", {}).get("start_time"):
+            return index
+    return None
 
 
 def _plain(text: str) -> str:

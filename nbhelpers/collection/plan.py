@@ -85,11 +85,8 @@ def read_title(text: str, *, default: str = "") -> tuple[str, str]:
     heading = re.search(r"^# +(.+)$", text, flags=re.MULTILINE)
     title = heading.group(1).strip() if heading else default
     paragraphs = (text[heading.end() :] if heading else text).split("\n\n")
-    sentences = [
-        sentence
-        for paragraph in paragraphs
-        for sentence in re.split(r"(?<=[.?!])\s+|(?<=[.?!]\*\*)\s+", " ".join(paragraph.split()))
-    ]
+    splits = (re.split(r"(?<=[.?!])\s+|(?<=[.?!]\*\*)\s+", " ".join(p.split())) for p in paragraphs)
+    sentences = [sentence for split in splits for sentence in split]
     asked = [sentence for sentence in sentences if sentence.rstrip("*_").endswith("?")]
     return title, next(filter(None, asked + sentences), "")
 
@@ -211,11 +208,8 @@ def plan_runs(
                 notes.append(f"sizes.toml gives no {size} size for {name}: it runs with its own defaults")
         values |= {key: str(path) for key, path in (places or {}).items() if key in own}
         values |= {key: value for key, value in given.items() if key in own}
-        notes += [
-            f"{name} has no parameter {key!r}: {value!r} is not passed to it"
-            for key, value in given.items()
-            if key not in own
-        ]
+        lacking = {key: value for key, value in given.items() if key not in own}
+        notes += [f"{name} has no parameter {key!r}: {v!r} is not passed to it" for key, v in lacking.items()]
         for parameter, value in values.items():
             _check_parameter(name, own, parameter, value)
         planned.append(PlannedRun(name, source, values, tuple(notes)))

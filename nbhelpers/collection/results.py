@@ -160,16 +160,15 @@ def _load_documents(folder: str | Path) -> list[dict[str, Any]]:
     files = sorted(folder.glob("*.json"))
     if not files:
         raise FileNotFoundError(f"{folder} holds no results (*.json); run the notebooks that record them")
-    return [_load_document(file) for file in files]
-
-
-def _load_document(file: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(file.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
-        return {key: document[key] for key in ("notebook", "numbers", "tables", "provenance")}
-    except (ValueError, KeyError, TypeError) as error:
-        told = f"{file} is not a file of results ({error!r}); delete it and run its notebook again"
-        raise ValueError(told) from error
+    documents = []
+    for file in files:
+        try:
+            document = json.loads(file.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+            documents.append({key: document[key] for key in ("notebook", "numbers", "tables", "provenance")})
+        except (ValueError, KeyError, TypeError) as error:
+            told = f"{file} is not a file of results ({error!r}); delete it and run its notebook again"
+            raise ValueError(told) from error
+    return documents
 
 
 def _refuse_constant(token: str) -> None:

@@ -114,8 +114,6 @@ def load_runs(out: str | Path) -> list[NotebookRun]:
 
 @dataclass(frozen=True)
 class _Runner:
-    """Settings shared by the notebooks of one call."""
-
     out: Path
     code: str
     cell_timeout: float

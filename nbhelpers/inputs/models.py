@@ -313,7 +313,5 @@ def _tokenizer(files):
 
     if not files.has_tokenizer:
         return None
-    where = _where(files)
-    if files.tokenizer_path is not None:
-        where["pretrained_model_name_or_path"] = files.tokenizer_path
+    where = _where(files) | {"pretrained_model_name_or_path": files.tokenizer_path or files.path}
     return AutoTokenizer.from_pretrained(**where, trust_remote_code=False)

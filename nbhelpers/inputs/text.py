@@ -86,9 +86,8 @@ def load_text(name, tokenizer, *, n_sequences, length, bos="tokenizer", seed=0):
     prefix, suffix = _special_tokens(tokenizer, bos)
     content = length - len(prefix) - len(suffix)
     if content < 1:
-        raise ValueError(
-            f"length {length} leaves no room for text beside {len(prefix) + len(suffix)} special tokens"
-        )
+        n_special = length - content
+        raise ValueError(f"length {length} leaves no room for text beside {n_special} special tokens")
     # 16 characters for each token asked are plenty in any language (English has 4 to 5), and bound a stream.
     text = read_text(name, max_characters=100_000 + 16 * n_sequences * length)
     # Stretches are sized by `length`, so that every BOS policy draws the same stretches of text.

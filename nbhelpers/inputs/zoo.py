@@ -217,9 +217,7 @@ class ZooModel(ZooPreTrainedModel):
         config = self.config
         if config.position_encoding == "learned":
             if length > config.train_length:
-                raise ValueError(
-                    f"The sequence has {length} tokens; this model learned {config.train_length} positions."
-                )
+                raise ValueError(f"{length} tokens; this model learned {config.train_length} positions.")
             return self.position.weight[:length]
         if config.position_encoding == "sinusoidal":
             table = rope.sinusoidal_embedding(length, config.hidden_size)

@@ -83,10 +83,7 @@ class VarianceShare(NamedTuple):
 
 
 def interior_peak(curves):
-    """Return the largest value over training less the larger of its ends (claim C9), (...) from (..., step).
-
-    0 where the largest value is at an end. The first step is untrained, the last the end of training.
-    """
+    """Return the largest value over training less the larger of its ends (claim C9): (...) of (..., step)."""
     curves = _curves(curves)
     return curves.max(-1) - np.maximum(curves[..., 0], curves[..., -1])
 
@@ -141,8 +138,7 @@ def piecewise_linear(x, y, *, n_knots=None, most_knots=MOST_KNOTS):
     others, until none moves. The number with the least BIC = n log(RSS / n) + (2 + 2 · knots) log n is taken:
     a knot costs its place and a slope. With `n_knots`, there are so many, or as many as there is room for.
 
-    BIC supposes independent errors. What straight pieces miss of a smooth curve is not independent, so a
-    smooth bend may take two knots where one phase changes: count phases with :func:`rising_steps`.
+    A smooth bend may take two knots where one phase changes: count phases with :func:`rising_steps`.
     """
     x, y = (np.asarray(values, dtype=np.float64) for values in (x, y))
     if x.ndim != 1 or x.shape != y.shape or len(x) < 2 * LEAST_POINTS:
@@ -177,8 +173,7 @@ def rising_steps(x, fit):
     """Return where each rise of a curve begins that was fitted over x (point,), (rise,).
 
     A rise is a run of neighbouring pieces that are steeper than the range of the curve over the range of x,
-    and that together climb at least a tenth of the range. Pieces of one smooth rise are so counted once. A
-    straight line and a constant have none.
+    and that together climb at least a tenth of the range. A straight line and a constant have none.
     """
     x = np.asarray(x, dtype=np.float64)
     edges = np.array([x[0], *fit.knots, x[-1]])  # (piece + 1,)
@@ -193,10 +188,9 @@ def rising_steps(x, fit):
 def breakpoints_with_intervals(x, curves, *, n_boot=200, confidence=0.95, seed=0, most_knots=MOST_KNOTS):
     """Fit the mean of curves (seed, sequence, point); intervals for its knots and number of rising steps.
 
-    Seeds and sequences are drawn again, each with replacement: a draw is the mean over the drawn seeds and
-    the drawn sequences. With one seed the intervals are over sequences alone. Knot k of a draw is fitted with
-    as many knots as the mean curve has; the number of rising steps with as many as BIC takes for the draw.
-    Intervals are widened to hold the value where they do not.
+    Seeds and sequences are drawn again, each with replacement. Knot k of a draw is fitted with as many knots
+    as the mean curve has; the number of rising steps with as many as BIC takes for the draw. Intervals are
+    widened to hold the value where they do not.
     """
     curves = np.asarray(curves, dtype=np.float64)
     if curves.ndim != 3:
@@ -266,10 +260,8 @@ def advantage(values, of, *, confidence=0.95, n_draws=9999, seed=0):
     best = 1 + int(table[1:].mean(1).argmin())
     difference = seed_interval(table[0] - table[best], confidence=confidence)
     generator = np.random.default_rng(seed)
-    draws = np.empty(n_draws)
-    for draw in range(n_draws):
-        means = generator.permuted(table, axis=0).mean(1)  # (arm,)
-        draws[draw] = means[0] - means[1:].min()
+    means = (generator.permuted(table, axis=0).mean(1) for _ in range(n_draws))  # (arm,) each
+    draws = np.array([drawn[0] - drawn[1:].min() for drawn in means])
     p_value = (1 + int((draws <= difference.value + 1e-12).sum())) / (n_draws + 1)
     return difference._replace(null=float(draws.mean()), p_value=p_value), names[best]
 
@@ -277,11 +269,9 @@ def advantage(values, of, *, confidence=0.95, n_draws=9999, seed=0):
 def clustered_rank_correlation(x, y, clusters, *, n_boot=1000, confidence=0.95, seed=0):
     """Return the Spearman correlation of two numbers of each run (run,), runs of a cluster standing together.
 
-    Seeds of one arm are not independent evidence about a relation between arms. So whole clusters, of one
+    Seeds of one arm are not independent evidence about a relation between arms, so whole clusters, of one
     size and with their runs in the same order of seeds, are drawn for the interval and exchanged for the
-    p-value. Draws of a single cluster, whose ranks say nothing about arms, are left out. The p-value is
-    two-sided and counts every order of the clusters of y, up to 7; beyond that, 5,039 random ones and the
-    observed.
+    two-sided p-value: in every order of up to 7 clusters, beyond that in 5,039 random ones and the observed.
     """
     x, y, clusters = np.asarray(x, float), np.asarray(y, float), np.asarray(clusters)
     names, sizes = np.unique(clusters, return_counts=True)
@@ -322,9 +312,8 @@ def _spearman(x, y):
 def trend_per_decade(parameters, values, *, confidence=0.95):
     """Return the slope of values (size, seed) over log10 of the number of parameters (size,).
 
-    Of at least 4 sizes and 3 seeds. Student's interval is over the slopes of the seeds; it holds for these
-    sizes. Sizes are exchanged in every possible order for the two-sided p-value; the null, the mean slope
-    over all orders, is 0 up to rounding.
+    Student's interval is over the slopes of the seeds. Sizes are exchanged in every possible order for the
+    two-sided p-value; the null, the mean slope over all orders, is 0 up to rounding.
     """
     x, values = _sizes(parameters, values)
 

@@ -15,7 +15,6 @@ from nbhelpers.zoo.settings import LENGTH, Settings
 from nbhelpers.zoo.text import prepare
 from nbhelpers.zoo.train import Trainer
 
-TEXT = "moby-dick"  # bundled: needs no network
 PRESET = "test"  # 2 layers of 2 heads: the smallest, so that a minute holds many updates
 N_UPDATES = 2000  # of the learning-rate schedule, about what a busy core makes in a minute
 N_SEQUENCES = 4  # held-out windows whose attention is measured
@@ -44,7 +43,7 @@ def live_training(*, seconds, encoding="rope", seed=0, n_snapshots=20):
     first = Settings(preset=PRESET, encoding=encoding, seed=seed, precision="float32")
     settings = dataclasses.replace(first, n_tokens=N_UPDATES * first.tokens_per_step)
     with tempfile.TemporaryDirectory() as folder:
-        corpus = prepare([TEXT], folder)
+        corpus = prepare(["moby-dick"], folder)  # bundled: needs no network
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)  # so small a model trains fastest on one
     try:

@@ -78,9 +78,11 @@ def measure_checkpoint(model, yardstick, *, step, bos):
     if bos:
         ids[:, 0] = BOS_ID
     observation = observe(model, ids, PAPER, progress=False)
+    one_back = observation.profiles.coordinates["lag_profile"].index(1)
+    before = observation.profiles.lag_profile[..., one_back].double()  # (sequence, layer, head)
     scores = {
         "induction_score": induction_score(model, yardstick.repeated, bos=bos),
-        "previous_token_score": _previous_token_score(observation.profiles),
+        "previous_token_score": before * LENGTH / (LENGTH - 1),  # over the queries that have one
     }
     parts = [_both_means(measure(observation, p).frame(), signal) for signal, p in PROTOCOLS.items()]
     parts += [_both_means(_tidy(name, values), "attention") for name, values in scores.items()]
@@ -148,13 +150,6 @@ def induction_score(model, repeated, *, bos):
 
 def _with_bos(ids, bos):
     return torch.cat([torch.full_like(ids[:, :1], BOS_ID), ids], 1) if bos else ids
-
-
-def _previous_token_score(profiles):
-    """Return the mean attention to the token before, over the queries that have one."""
-    n = profiles.key_profile.shape[-1]
-    at = profiles.coordinates["lag_profile"].index(1)
-    return profiles.lag_profile[..., at].double() * n / (n - 1)  # (sequence, layer, head)
 
 
 def _scalars(values):

@@ -65,9 +65,7 @@ class Settings:
         if self.warmup_share is None:
             object.__setattr__(self, "warmup_share", LONG_WARMUP_SHARE if self.own_recipe else WARMUP_SHARE)
         if self.n_tokens < self.tokens_per_step:
-            raise ValueError(
-                f"{self.n_tokens} tokens are less than one step of {self.tokens_per_step}; ask for more."
-            )
+            raise ValueError(f"{self.n_tokens} tokens are less than one step of {self.tokens_per_step}.")
         object.__setattr__(self, "betas", tuple(self.betas))
 
     @property
@@ -77,17 +75,14 @@ class Settings:
 
     @property
     def size(self):
-        """The :class:`Preset`."""
         return PRESETS[self.preset]
 
     @property
     def tokens_per_step(self):
-        """Tokens of one batch."""
         return self.size.batch_size * LENGTH
 
     @property
     def n_steps(self):
-        """Updates of the whole run."""
         return self.n_tokens // self.tokens_per_step
 
     @property
@@ -108,7 +103,6 @@ class Settings:
         return f"{self.arm}-seed{self.seed}"
 
     def config(self):
-        """Return the configuration of the model."""
         size = self.size
         own = {"position_initializer_range": SMALL_POSITIONS} if self.own_recipe else {}
         return ZooConfig(
@@ -132,7 +126,7 @@ class Settings:
         return peak * (self.last_share + (1 - self.last_share) * (1 + math.cos(math.pi * done)) / 2)
 
     def checkpoints(self):
-        """Return the steps that are measured; see :func:`checkpoint_steps`."""
+        """Return the steps that are measured."""
         return checkpoint_steps(self.n_steps)
 
     def kept_steps(self):
@@ -143,7 +137,6 @@ class Settings:
         return [step for step in kept if step < self.n_steps]
 
     def to_dict(self):
-        """Return the settings as JSON holds them."""
         return dataclasses.asdict(self) | {"betas": list(self.betas)}
 
 

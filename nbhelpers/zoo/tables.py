@@ -159,15 +159,13 @@ class ZooTables:
     def common(self, values, *, n_seeds=LEAST_SEEDS):
         """Return, of :meth:`ends`, arrays of the seeds 0 to n − 1 of the arms that have them all."""
         wanted = list(range(n_seeds))
-        whole = {arm: row for arm, row in values.items() if set(wanted) <= set(row.index)}
-        return {arm: row.loc[wanted].to_numpy() for arm, row in whole.items()}
+        return {a: row.loc[wanted].to_numpy() for a, row in values.items() if set(wanted) <= set(row.index)}
 
     def seeds(self, arm):
-        """Return the seeds of an arm that are there, sorted."""
         return sorted(self.runs.seed[self.runs.arm == arm].tolist())
 
     def present(self, arms):
-        """Return those of the arms that have a run, in the order given."""
+        """Return those of the arms that have a run."""
         return [arm for arm in arms if self.seeds(arm)]
 
     def lacking(self, arms, *, n_seeds=LEAST_SEEDS):

@@ -40,7 +40,6 @@ class Corpus:
 
     @cached_property
     def vocab_size(self):
-        """Tokens of the tokenizer."""
         return len(self.tokenizer())
 
     def tokenizer(self, *, bos=False):

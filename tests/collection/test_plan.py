@@ -80,9 +80,7 @@ def test_folder_is_found_from_inside_and_beside(two, monkeypatch):
 
 
 def test_parameters_are_read_with_defaults(notebook):
-    source = (
-        "a = -1  # int\nb: float = 1e-3  # annotated\nc = [\n    'x',  # over lines\n]\nd = None  # unset"
-    )
+    source = "a = -1  # int\nb: float = 1e-3  # annotated\nc = [\n    'x',  # over lines\n]\nd = None"
     expected = {"a": -1, "b": 1e-3, "c": ["x"], "d": None}
     assert notebook_parameters(notebook("01_a", parameters=source)) == expected
 

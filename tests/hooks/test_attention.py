@@ -91,13 +91,10 @@ def test_soft_cap_scaling_bias_and_sinks(rows):
     bias = torch.randn(1, HEADS, LENGTH, LENGTH, generator=torch.Generator().manual_seed(3))
     sinks = torch.tensor([-1.0, 0.0, 1.0, 2.0])
     options = {"scaling": 0.7, "softcap": 3.0}
-    got = assembled(
-        score_blocks(Causal(), query, key, None, rows, **options, position_bias=bias, s_aux=sinks)
-    )
-    expected = oracle(
-        query, key, TRIANGLE, bias=bias.double().numpy(), sinks=sinks.double().numpy(), **options
-    )
-    assert abs(got - expected).max() < 1e-6
+    blocks = score_blocks(Causal(), query, key, None, rows, position_bias=bias, s_aux=sinks, **options)
+    given = {"bias": bias.double().numpy(), "sinks": sinks.double().numpy()}
+    expected = oracle(query, key, TRIANGLE, **given, **options)
+    assert abs(assembled(blocks) - expected).max() < 1e-6
     assert expected.sum(-1).max() < 1
 
 

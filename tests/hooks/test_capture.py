@@ -71,10 +71,9 @@ def test_a_batch_with_and_without_padding_may_follow_each_other(llama):
 
 @pytest.mark.parametrize("family", ["llama", "bert", "bloom"])
 def test_a_single_token(family):
-    got = capture_quietly(
-        make_model(family), make_tokens(1), ["key_profile", "last_query", "lag_profile", "row_entropy"]
-    )
-    for name in ("key_profile", "last_query", "lag_profile"):
+    names = ["key_profile", "last_query", "lag_profile"]
+    got = capture_quietly(make_model(family), make_tokens(1), [*names, "row_entropy"])
+    for name in names:
         assert torch.equal(got[name], torch.ones(2, 2, 4, 1))
     assert not got.row_entropy.any()
 

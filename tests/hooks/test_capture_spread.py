@@ -71,9 +71,8 @@ def assert_profiles_of_one_device(spread, folder, *, n_devices):
     whole, ids = load_model(folder, device="cuda:0"), make_tokens(LENGTH, n=3)
     for mask in (None, make_padding(LENGTH, "left", n=3), make_padding(LENGTH, "right", n=3)):
         options = {"reductions": [*NAMES, "row_metrics"], "attention_mask": mask}
-        assert_same_profiles(
-            capture_quietly(spread, ids, **options), capture_quietly(whole, ids, **options), 1e-5
-        )
+        found, expected = (capture_quietly(model, ids, **options) for model in (spread, whole))
+        assert_same_profiles(found, expected, 1e-5)
 
 
 @needs_gpus(2)

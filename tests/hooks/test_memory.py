@@ -41,9 +41,7 @@ def test_where_memory_runs_out_the_blocks_are_halved_until_they_fit():
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", EXHAUST], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "Not enough memory for 1 sequences in blocks of 4096 rows; going on with 1 in blocks of 2048." in (
-        done.stdout
-    )
+    assert "1 sequences in blocks of 4096 rows; going on with 1 in blocks of 2048." in done.stdout
     assert "equal: True restored: sdpa" in done.stdout
 
 

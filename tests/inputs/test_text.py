@@ -111,9 +111,7 @@ def test_bos_that_the_tokenizer_sets_itself_is_not_doubled(tiny_tokenizer):
     inner = type(tiny_tokenizer.backend_tokenizer).from_str(tiny_tokenizer.backend_tokenizer.to_str())
     inner.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>")
-    own, added = (
-        load_text("moby-dick", tokenizer, n_sequences=2, length=9, bos=bos) for bos in ("tokenizer", "add")
-    )
+    own, added, _ = with_each_bos(tokenizer)
     assert torch.equal(own, added)
     assert ((own == 0).sum(1) == 1).all()
 

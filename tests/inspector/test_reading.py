@@ -78,9 +78,8 @@ def test_percentile_against_a_count():
 
 
 def test_another_protocol_needs_no_model(reading):
-    changed = dataclasses.replace(reading, model=None).under(
-        PAPER.replace(signal="lag_profile", window="boxcar")
-    )
+    protocol = PAPER.replace(signal="lag_profile", window="boxcar")
+    changed = dataclasses.replace(reading, model=None).under(protocol)
     table = analyze(reading.model, reading.token_ids, changed.protocol, progress=False)
     assert changed.numbers(1, 1).value["low_band"] == table.values("low_band")[0, 1, 1]
     assert "self_mass" in changed.metrics

@@ -202,9 +202,7 @@ def test_without_sink():
         nulls.without_sink(only(given, "lag_profile"))
 
 
-@pytest.mark.parametrize(
-    "null", [null for null in OF_PROFILES if null.number != "N8"], ids=lambda null: null.name
-)
+@pytest.mark.parametrize("null", [n for n in OF_PROFILES if n.number != "N8"], ids=lambda null: null.name)
 def test_profiles_without_a_null_are_refused(null):
     given = make(8)
     axes = ("sequence", "layer", "head")

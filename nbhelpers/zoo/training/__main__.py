@@ -1,11 +1,13 @@
 """Command line of the zoo's makers: ``python -m nbhelpers.zoo.training COMMAND``."""
 
 import argparse
+import functools
 import sys
 from pathlib import Path
 
 import torch
 
+from nbhelpers.inputs.devices import one_device
 from nbhelpers.inputs.zoo import ENCODINGS
 from nbhelpers.zoo.measure import Yardstick
 from nbhelpers.zoo.settings import PRESETS, Settings, arms
@@ -15,6 +17,7 @@ from nbhelpers.zoo.training.ngrams import baselines
 from nbhelpers.zoo.training.runs import BusyError
 from nbhelpers.zoo.training.shipping import collect
 
+_say = functools.partial(print, flush=True)
 FAILURES = (LookupError, ValueError, OSError, RuntimeError)  # said in a sentence; anything else is a bug
 
 
@@ -34,8 +37,7 @@ def main(arguments=None):
 
 
 def _parser():
-    about = "Make the zoo anew."
-    parser = argparse.ArgumentParser(prog="python -m nbhelpers.zoo.training", description=about)
+    parser = argparse.ArgumentParser(prog="python -m nbhelpers.zoo.training", description="Make the zoo.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--out", default="build/zoo", help="folder of text and runs (default: %(default)s)")
@@ -66,7 +68,11 @@ def _parser():
         command.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
         command.add_argument("--compile", action="store_true", help="faster; needs a C++ compiler")
         command.add_argument("--threads", type=int, help="of the CPU (default: as many as cores)")
-    gather = add("collect", _collect, "gather the finished runs into the tables and weights that are shipped")
+    gather = add(
+        "collect",
+        lambda o: print(collect(o.out, o.to)),
+        "gather the finished runs into the tables and weights that are shipped",
+    )
     gather.add_argument("--to", default="nbhelpers/data/zoo", help="(default: %(default)s)")
     return parser
 
@@ -108,10 +114,6 @@ def _train_all(options):
     return 1 if failed else 0
 
 
-def _collect(options):
-    print(collect(options.out, options.to))
-
-
 def _corpus(options):
     return prepared(options.text, Path(options.out) / "text")
 
@@ -119,14 +121,8 @@ def _corpus(options):
 def _trained(settings, corpus, options):
     if options.threads:
         torch.set_num_threads(options.threads)
-    automatic = "cuda" if torch.cuda.is_available() else "cpu"
-    device = automatic if options.device == "auto" else options.device
-    out = Path(options.out) / "runs"
+    out, device = Path(options.out) / "runs", str(one_device(options.device))
     return train(settings, corpus, out, device=device, compiled=options.compile, report=_say)
-
-
-def _say(line):
-    print(line, flush=True)
 
 
 if __name__ == "__main__":

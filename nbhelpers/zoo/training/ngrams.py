@@ -2,8 +2,6 @@
 
 import numpy as np
 
-NAMES = ("unigram", "bigram", "trigram")
-
 
 class NGram:
     """Interpolated n-gram model with absolute discounting (Ney, Essen and Kneser 1994), up to trigrams.
@@ -76,5 +74,5 @@ def _look_up(keys, values, wanted):
 def baselines(corpus, windows):
     """Return the losses of unigram, bigram and trigram in nats per token, by name, on some windows."""
     model = NGram(corpus.tokens["train"], corpus.ends["train"], corpus.vocab_size)
-    chances = {name: model.probabilities(windows, n) for n, name in enumerate(NAMES, start=1)}
-    return {name: float(-np.log(chance).mean()) for name, chance in chances.items()}
+    orders = {"unigram": 1, "bigram": 2, "trigram": 3}
+    return {name: float(-np.log(model.probabilities(windows, n)).mean()) for name, n in orders.items()}

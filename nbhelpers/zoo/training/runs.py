@@ -66,7 +66,6 @@ class RunFolder:
             self._write_manifest(finished=False, seconds=0.0)
 
     def manifest(self):
-        """Return run.json as a dict."""
         with self._whole(RUN) as path:
             return json.loads(path.read_text(encoding="utf-8"))
 
@@ -76,7 +75,6 @@ class RunFolder:
         (self.folder / STATE).unlink(missing_ok=True)
 
     def save_state(self, step, tensors, *, seconds):
-        """Write the training state after `step` updates."""
         path, metadata = self.folder / STATE, {"nbhelpers": json.dumps({"step": step, "seconds": seconds})}
         with _explained(path), replacing(path) as partial:
             save_file(tensors, partial, metadata=metadata)
@@ -141,9 +139,7 @@ class RunFolder:
         differing = [key for key in here if here[key] != other.get(key)]
         if differing:
             listed = "; ".join(f"{key} {other.get(key)!r}, asked for {here[key]!r}" for key in differing)
-            raise ValueError(
-                f"{self.folder} holds another run: {listed}. Choose its settings, or another --out folder."
-            )
+            raise ValueError(f"{self.folder} holds another run: {listed}. Choose another --out folder.")
         if text["fingerprint"] != self.corpus.fingerprint:
             raise ValueError(
                 f"{self.folder} was trained on another text (fingerprint {text['fingerprint']}, "

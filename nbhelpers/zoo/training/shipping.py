@@ -33,15 +33,12 @@ ORDER = ["signal", "metric", "run", "step", "sequence", "layer", "head"]  # like
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """One finished run: its folder, what run.json says, its settings."""
-
     folder: Path
     manifest: dict
     settings: Settings
 
     @property
     def columns(self):
-        """The value of each of :data:`ARM_COLUMNS`."""
         return {"run": self.settings.name} | {name: getattr(self.settings, name) for name in ARM_COLUMNS[1:]}
 
 
