@@ -276,9 +276,8 @@ class _Log:
 
     def kept(self, number: int, run: NotebookRun) -> None:
         ended = f"passed in {duration(run.seconds)}" if run.error is None else "was skipped"
-        self.say(f"{self._place(number)} {run.name}: kept (nothing changed since it {ended})")
-        if run.error is not None:
-            self.say(f"    {run.error}")
+        reason = "" if run.error is None else f"\n    {run.error}"
+        self.say(f"{self._place(number)} {run.name}: kept (nothing changed since it {ended}){reason}")
 
     def interrupted(self, runs: list[NotebookRun], plan: PlannedRun) -> None:
         self.say(

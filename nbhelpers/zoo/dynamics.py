@@ -142,10 +142,8 @@ def piecewise_linear(x, y, *, n_knots=None, most_knots=MOST_KNOTS):
     """
     x, y = (np.asarray(values, dtype=np.float64) for values in (x, y))
     if x.ndim != 1 or x.shape != y.shape or len(x) < 2 * LEAST_POINTS:
-        raise ValueError(
-            f"x and y have shapes {x.shape} and {y.shape}; expected one shape (point,) of at least "
-            f"{2 * LEAST_POINTS} points"
-        )
+        expected = f"one shape (point,) of at least {2 * LEAST_POINTS} points"
+        raise ValueError(f"x and y have shapes {x.shape} and {y.shape}; expected {expected}")
     if not (np.diff(x) > 0).all():
         raise ValueError("x must rise from point to point; sort it and leave out what is there twice")
     if not np.isfinite(y).all():
@@ -276,10 +274,8 @@ def clustered_rank_correlation(x, y, clusters, *, n_boot=1000, confidence=0.95, 
     x, y, clusters = np.asarray(x, float), np.asarray(y, float), np.asarray(clusters)
     names, sizes = np.unique(clusters, return_counts=True)
     if x.shape != y.shape or x.shape != clusters.shape or len(set(sizes)) != 1 or len(names) < 4:
-        raise ValueError(
-            f"expected runs of at least 4 clusters of one size, got {dict(zip(names, sizes, strict=True))}, "
-            f"x {x.shape}, y {y.shape}"
-        )
+        found = f"{dict(zip(names, sizes, strict=True))}, x {x.shape}, y {y.shape}"
+        raise ValueError(f"expected runs of at least 4 clusters of one size, got {found}")
     if not np.isfinite([x, y]).all():
         raise ValueError("a run has no finite number; leave its cluster out, and say so")
     x, y = (np.stack([values[clusters == name] for name in names]) for values in (x, y))  # (cluster, run)
@@ -375,14 +371,12 @@ def _sizes(parameters, values):
     """Return log10 of the parameters, and the values as an array, both checked."""
     parameters, values = np.asarray(parameters, dtype=np.float64), np.asarray(values, dtype=np.float64)
     if values.ndim != 2 or parameters.shape != values.shape[:1] or len(values) < LEAST_SIZES:
+        expected = f"(size,) and (size, seed) of at least {LEAST_SIZES} sizes"
+        raise ValueError(f"parameters {parameters.shape} and values {values.shape}; expected {expected}")
+    n_seeds, n_bad = values.shape[1], (~np.isfinite(values)).sum()
+    if n_seeds < LEAST_SEEDS or n_bad:
         raise ValueError(
-            f"parameters {parameters.shape} and values {values.shape}; expected (size,) and (size, seed) of "
-            f"at least {LEAST_SIZES} sizes"
-        )
-    if values.shape[1] < LEAST_SEEDS or not np.isfinite(values).all():
-        raise ValueError(
-            f"at least {LEAST_SEEDS} seeds of finite numbers are needed, got {values.shape[1]} seeds and "
-            f"{(~np.isfinite(values)).sum()} numbers that are not finite"
+            f"at least {LEAST_SEEDS} seeds are needed; got {n_seeds}, {n_bad} numbers not finite"
         )
     if len(set(parameters)) < len(parameters) or not (parameters > 0).all():
         raise ValueError(f"sizes must be positive and different, got {parameters.tolist()}")

@@ -153,7 +153,6 @@ def _with_bos(ids, bos):
 
 
 def _scalars(values):
-    """Return numbers of the whole model as rows."""
     frame = pd.DataFrame({"metric": list(values), "value": list(values.values())})
     return frame.assign(signal="model", sequence=WHOLE, layer=WHOLE, head=WHOLE)
 

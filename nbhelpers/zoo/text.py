@@ -66,8 +66,7 @@ class Corpus:
         first, count = self.starts("train", length)
         total = int(count.sum())
         if total < n:
-            found = f"{total} places for a window of {length} tokens"
-            raise ValueError(f"The training text has {found}; more text is needed.")
+            raise ValueError(f"The training text has {total} places for a window of {length} tokens.")
         generator = torch.Generator().manual_seed(stable_seed("batch", seed, step))
         drawn = torch.randint(total, (n,), generator=generator)
         cumulative = count.cumsum(0)

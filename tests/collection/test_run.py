@@ -101,14 +101,9 @@ def test_ctrl_c_keeps_what_is_done_and_the_next_run_resumes(notebook, folder, tm
     slow = f"import pathlib, time; pathlib.Path({str(marker)!r}).touch()"
     notebook("02_slow", "print('part')", slow, "time.sleep(seconds)", parameters="seconds = 60.0  # of sleep")
     command = [sys.executable, "-m", "nbhelpers", "run", "--folder", folder, "--out", tmp_path / "out"]
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # A shell's background jobs, and what they start, ignore Ctrl-C; this run must not.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    # A shell's background jobs, and what they start, ignore Ctrl-C; this run must not.
+    options = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), "text": True}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
     waited = time.monotonic() + 60
     while not marker.exists() and time.monotonic() < waited:
         time.sleep(0.05)

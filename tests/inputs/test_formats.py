@@ -124,13 +124,9 @@ def test_a_revision_is_found_in_the_cache_without_a_network(pythia, revision, co
     assert_same_profiles(capture_quietly(loaded, IDS), capture_quietly(expected, IDS), 0.0)
 
 
-def test_a_revision_that_was_never_downloaded(pythia):
+def test_a_revision_that_was_never_downloaded_and_a_download_that_was_cut_off(pythia, tmp_path):
     with pytest.raises(ConnectionError, match=r"'EleutherAI/pythia-tiny' at revision 'step512'.*no earlier"):
         load_model("EleutherAI/pythia-tiny", revision="step512")
-
-
-def test_a_download_that_was_cut_off(pythia, tmp_path):
-    """The configuration came, the weights did not."""
     snapshot = tmp_path / "hub" / "models--EleutherAI--pythia-tiny" / "snapshots" / ("0" * 40)
     (snapshot / "model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"holds a config.json but no weights"):

@@ -29,12 +29,6 @@ def numbered(tmp_path):
     return path
 
 
-def words(tokenizer, token_ids):
-    """Return the sets of whole words of `numbered` in each sequence; a cut last word is left out."""
-    texts = [tokenizer.decode(row) for row in token_ids]
-    return [{word for word in text.split() if len(word) == 6} for text in texts]
-
-
 def test_bundled_book_is_the_one_described():
     text = read_text("moby-dick")
     assert len(text.encode()) == 1216552
@@ -55,8 +49,9 @@ def test_passages_are_stretches_of_the_text_and_do_not_overlap(numbered, tiny_to
     assert n_tokens // length - n_sequences in range(0, 90)  # from loose to tight
     token_ids = load_text(numbered, tiny_tokenizer, n_sequences=n_sequences, length=length)
     assert (token_ids.shape, token_ids.dtype) == ((n_sequences, length), torch.long)
-    assert all(tiny_tokenizer.decode(row) in text for row in token_ids)
-    seen = words(tiny_tokenizer, token_ids)
+    passages = [tiny_tokenizer.decode(row) for row in token_ids]
+    assert all(passage in text for passage in passages)
+    seen = [{word for word in passage.split() if len(word) == 6} for passage in passages]  # whole words
     assert sum(map(len, seen)) == len(set().union(*seen))
     assert all(len(each) > 10 for each in seen)
 

@@ -2,6 +2,7 @@
 
 import re
 import threading
+from unittest.mock import Mock
 
 import pandas as pd
 import pytest
@@ -215,9 +216,7 @@ def test_stop_keeps_what_was_shown_and_clicks_are_answered_meanwhile(inspector, 
 
 
 def test_an_unforeseen_error_is_told_with_its_name(inspector, monkeypatch):
-    def broken(*args, **options):
-        raise ZeroDivisionError("by nothing")
-
+    broken = Mock(side_effect=ZeroDivisionError("by nothing"))
     monkeypatch.setattr("nbhelpers.inspector.widget.read_text", broken)
     inspector.controls.measure.click()
     inspector.wait(30)

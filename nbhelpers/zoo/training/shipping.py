@@ -161,7 +161,6 @@ def _write_runs(runs, path, provenance):
 
 
 def _write_tokens(corpus, path):
-    """Write the sequences all was measured on, and the first batches of seed 0."""
     yardstick, n = measure.Yardstick.of(corpus), PRESETS["nano"].batch_size
     batches = [corpus.batch(n, LENGTH + 1, seed=0, step=step) for step in range(N_FIRST_BATCHES)]
     tensors = {**vars(yardstick), "first_batches": torch.stack(batches)}
