@@ -3,6 +3,7 @@
 from tqdm.auto import tqdm
 
 from nbhelpers.analysis import observe
+from nbhelpers.inputs.devices import return_freed_memory
 from nbhelpers.inputs.models import load_model
 from nbhelpers.inputs.text import load_text
 from nbhelpers.protocol import PAPER
@@ -59,6 +60,7 @@ def panel(
             )
             bar.update()
             del network  # or it would stay while the next one is loaded
+    return_freed_memory()  # of the last one
     return observations
 
 
