@@ -95,7 +95,7 @@ def test_hang_is_interrupted_where_it_hangs(execute, hang, told):
 def test_work_passes_beside_others_on_its_core(execute):
     bind = f"import os, time; os.sched_setaffinity(0, {{{min(os.sched_getaffinity(0))}}})"
     work = """clock, cpu = time.monotonic(), time.process_time()
-while time.process_time() < cpu + 1.2: pass
+while time.process_time() < cpu + 1.5: pass
 print(time.monotonic() - clock)"""
     others = [subprocess.Popen([sys.executable, "-c", f"{bind}\nwhile True: pass"]) for _ in range(3)]
     try:
