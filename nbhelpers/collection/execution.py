@@ -19,11 +19,13 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from queue import Empty
 from typing import Any
 
 import nbformat
 import papermill
 import psutil
+from jupyter_client.channels import AsyncZMQSocketChannel
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
@@ -156,6 +158,27 @@ def _usage(process: psutil.Process) -> tuple[float, float]:
         return 0.0, 0.0
 
 
+@contextlib.contextmanager
+def _answers_looked_for() -> Iterator[None]:
+    """Look for a kernel's answers every second, for nbclient can miss the wake-up of one while it writes to a
+    widget on the same socket, and the cell would seem to run for ever."""
+    get_msg = AsyncZMQSocketChannel.get_msg
+
+    async def looking(channel, timeout=None):
+        left = timeout if timeout is not None else math.inf
+        while left > 1:
+            with contextlib.suppress(Empty):
+                return await get_msg(channel, 1)
+            left -= 1
+        return await get_msg(channel, left)
+
+    AsyncZMQSocketChannel.get_msg = looking
+    try:
+        yield
+    finally:
+        AsyncZMQSocketChannel.get_msg = get_msg
+
+
 def execute_strictly(
     source: Path,
     target: Path,
@@ -171,7 +194,7 @@ def execute_strictly(
     """
     watch = watch or KernelWatch()
     try:
-        with tempfile.TemporaryDirectory(prefix="nb-") as sockets, watch:
+        with tempfile.TemporaryDirectory(prefix="nb-") as sockets, _answers_looked_for(), watch:
             # Sockets in a folder of its own: TCP ports can be snatched.
             transport = {"transport": "ipc", "ip": os.path.join(sockets, "k")}
             papermill.execute_notebook(
@@ -196,16 +219,16 @@ def execute_strictly(
         return _failure(notebook, _cell_with_error(notebook), "error", f"{error.ename}: {error.evalue}")
     except DeadKernelError:
         if watch.stopped:
-            told = f"{watch.stopped}; it ignored the interrupt and was killed"
-            return _failed_midway(target, "timeout", told)
+            return _failed_midway(
+                target, "timeout", f"{watch.stopped}; it ignored the interrupt and was killed"
+            )
         message = "the kernel died; killed for want of memory, a crash in compiled code, or os._exit"
         return _failed_midway(target, "dead kernel", message)
     except KeyboardInterrupt:
         _failed_midway(target, "interrupted", "stopped by Ctrl-C")
         raise
     except RuntimeError:  # what jupyter_client and nbclient raise when a kernel does not come up
-        told = "the kernel did not start or stopped answering"
-        return Failure("no kernel", told, trace=traceback.format_exc())
+        return Failure("no kernel", "the kernel did not come up or fell silent", trace=traceback.format_exc())
     if watch.stopped:
         return _failed_midway(target, "timeout", f"{watch.stopped}; it caught the interrupt and went on")
     return _skipped(target) or _silent_failure(target)
