@@ -113,10 +113,9 @@ def _scale_sensitivities(signals):
 
 def _reconstruction_error(signals):
     """Eq. 11, in float32."""
-    options = {"wavelet": signals.protocol.wavelet, "mode": signals.protocol.mode}
-    return wavelets.reconstruction_error(
-        signals.signal.float(), level=signals.level(signals.signal), **options
-    )
+    signal, protocol = signals.signal, signals.protocol
+    options = {"wavelet": protocol.wavelet, "mode": protocol.mode, "level": signals.level(signal)}
+    return wavelets.reconstruction_error(signal.float(), **options)
 
 
 BAND = "relative band power"

@@ -51,13 +51,11 @@ def panel(
     sizes = {"n_sequences": n_sequences, "length": length, "seed": seed}
     rows = _rows(model, text, bos, control_seeds, encoder, **sizes)
     n_rows = 3 + control_seeds + 2 * (encoder is not None)
-    observations = {}
+    observations, options = {}, {"corpus": text, "seed": seed, "cache": cache, "progress": False}
     with tqdm(total=n_rows, desc="panel", unit="row", disable=None if progress else True) as bar:
         for label, network, ids in rows:
             bar.set_postfix_str(label)
-            observations[label] = observe(
-                network, ids, protocol, corpus=text, seed=seed, cache=cache, progress=False
-            )
+            observations[label] = observe(network, ids, protocol, **options)
             bar.update()
             del network  # or it would stay while the next one is loaded
     return_freed_memory()  # of the last one
