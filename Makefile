@@ -76,6 +76,7 @@ site: setup ## build the pages of what was run into build/demo
 	$(BIN)/python -m nbhelpers site $(OUT)
 
 lock: setup ## write requirements.lock anew from what .venv holds
+	mkdir -p build
 	{ sed '/^#/!d' requirements.lock; $(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu//'; } > build/lock
 	mv build/lock requirements.lock
 
