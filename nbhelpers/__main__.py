@@ -120,7 +120,7 @@ def _models(options: argparse.Namespace) -> int:
 
 def _report(options: argparse.Namespace) -> int:
     from nbhelpers.collection.results import load_results
-    from nbhelpers.collection.scorecard import missing_notebooks, rules_version, scorecard
+    from nbhelpers.collection.scorecard import missing_notebooks, rules_version, scorecard, scorecard_markdown
 
     numbers = load_results(options.folder)
     for notebook, rows in numbers.groupby("notebook"):
@@ -132,8 +132,9 @@ def _report(options: argparse.Namespace) -> int:
     card = scorecard(options.folder)
     path = Path(options.folder) / "scorecard.csv"
     card.to_csv(path, index=False)
+    path.with_suffix(".md").write_text(scorecard_markdown(card), encoding="utf-8")
     print(card[["claim", "title", "verdict", "why"]].to_string(index=False))
-    print(f"{rules_version()}; scorecard: {path}")
+    print(f"{rules_version()}; scorecard: {path} and .md")
     if missing := missing_notebooks(card):
         print(f"to measure the rest: python -m nbhelpers run {' '.join(missing)} --out {options.folder}")
     return 0

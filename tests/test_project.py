@@ -14,10 +14,12 @@ import papermill
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from readme_verdicts import BLOCK, README, STORED, block
 from tiny_notebooks import make_notebook
 
 import nbhelpers
 from nbhelpers.collection.plan import list_notebooks, load_sizes, notebook_parameters
+from nbhelpers.collection.results import load_results
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -107,6 +109,13 @@ def test_binder_reads_the_same_environment_and_the_version_is_one():
         assert (ROOT / "binder" / name).resolve() == ROOT / name
     assert (ROOT / "binder" / "postBuild").stat().st_mode & 0o111
     assert PROJECT["project"]["version"] == nbhelpers.__version__
+
+
+def test_the_verdicts_of_the_readme_are_those_of_the_stored_numbers():
+    assert BLOCK.findall(README.read_text(encoding="utf-8")) == [block()]
+    judged = load_results(STORED)
+    judged = judged[judged.name.str.match(r"C\d+_")]
+    assert (judged.low < judged.high).all(), "every number has an interval"
 
 
 # Floors of imports: a room imports from lower floors only, and from no other room of its own.

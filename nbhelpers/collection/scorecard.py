@@ -40,6 +40,16 @@ def scorecard(folder):
     return pd.DataFrame([_row(c, numbers, planted.get(c.number)) for c in paper.CLAIMS], columns=COLUMNS)
 
 
+def scorecard_markdown(card):
+    """Return a scorecard as a table in Markdown: claim, ours, the null's, and the verdict with its reason."""
+    lines = ["| claim | ours [95 % interval] | its null | verdict |", "|---|---|---|---|"]
+    for row in card.itertuples():
+        verdict = f"**{row.verdict}**: {row.why.rstrip('.')}"
+        cells = f"{row.claim} {row.title}", row.ours or "not measured", row.null or "not measured", verdict
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 def criteria(folder):
     """Return every criterion that was measured, with its claimed range and where its interval lies.
 
@@ -146,7 +156,7 @@ def _row(claim, numbers, planted_accuracy):
     records = {row.name: _estimate(row) for row in known.itertuples(index=False)}
     verdict, why = judge(claim, records, planted_accuracy=planted_accuracy)
     found = [c for c in claim.criteria if c.name in records]
-    nulls = {name: "not measured" if e.null is None else f"{e.null:.3g}" for name, e in records.items()}
+    told = {name: "not measured" if e.null is None else f"{e.null:.3g}" for name, e in records.items()}
     if verdict == "not measured" and claim.notebook not in {path.stem for path in list_notebooks()}:
         why = f"{claim.notebook} is not part of the collection yet"
     return {
@@ -154,7 +164,7 @@ def _row(claim, numbers, planted_accuracy):
         "title": claim.title,
         "the paper": "; ".join(_claimed(c) for c in claim.criteria) or claim.statement,
         "ours": "; ".join(f"{_short(c)} {records[c.name]:.3g}" for c in found),
-        "null": "; ".join(f"{_short(c)} {nulls[c.name]}" for c in found if c.nulls),
+        "null": "; ".join(f"{_short(c)} {told[c.name] if c.nulls else 'has none'}" for c in found),
         "verdict": verdict,
         "why": why,
     }
@@ -163,13 +173,8 @@ def _row(claim, numbers, planted_accuracy):
 def _criterion_row(claim, criterion, estimate):
     printed = paper.printed_range(criterion) or (None, None)
     about = claim.number, _short(criterion), criterion.statistic, *criterion.claimed, *printed
-    measured = estimate.value, estimate.low, estimate.high, estimate.null
-    return (
-        *about,
-        *measured,
-        criterion.place(estimate),
-        criterion.distance(estimate) if criterion.nulls else "",
-    )
+    distance = criterion.distance(estimate) if criterion.nulls else ""
+    return *about, *estimate[:4], criterion.place(estimate), distance
 
 
 def _estimate(row):

@@ -10,6 +10,7 @@ from nbhelpers.collection.scorecard import (
     rule_table,
     rules_version,
     scorecard,
+    scorecard_markdown,
     verdict_line,
     verdict_table,
 )
@@ -41,6 +42,15 @@ def test_a_claim_is_judged_from_the_store_alone_and_what_is_missing_names_its_no
     assert "0.2 [0.18, 0.22]" in found.ours
     assert "0.03" in found.null
     assert "printed 0.03 to 0.082, Table 1" in found["the paper"]
+    lines = scorecard_markdown(scorecard(tmp_path)).splitlines()
+    assert len(lines) == 2 + len(CLAIMS)
+    assert lines[6] == (
+        "| C5 scale invariance | half 0.2 [0.18, 0.22]; ratio 0.9 [0.8, 1] | half 0.03; ratio 2.8 "
+        "| **contradicted**: outside the claimed range: C5_half, C5_ratio |"
+    )
+    assert lines[7].startswith(
+        "| C6 uncertainty principle learned | not measured | not measured | **not measured**"
+    )
 
 
 def test_the_planted_accuracy_is_heeded(store, tmp_path):
