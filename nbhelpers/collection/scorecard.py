@@ -113,13 +113,10 @@ def verdict_table(claim, records):
         printed = paper.printed_range(c)
         prints = "–" if printed is None else f"{printed[0]:.3g} to {printed[1]:.3g} (Table {c.printed[0]})"
         row = {"statistic": c.statistic, "the paper says": f"{told_range(*c.claimed)}; prints {prints}"}
-        estimate = records.get(c.name)
-        if estimate is None:
-            rows.append(row | {"we measure": "not measured", "null says": "–", "so it is": "–"})
-            continue
-        row["we measure"] = f"{estimate:.3f}"
-        row["null says"] = "–" if estimate.null is None else f"{estimate.null:.3f}"
-        row["so it is"] = so_it_is(c, estimate)
+        row |= {"we measure": "not measured", "null says": "–", "so it is": "–"}
+        if estimate := records.get(c.name):
+            row |= {"we measure": f"{estimate:.3f}", "so it is": so_it_is(c, estimate)}
+            row["null says"] = "–" if estimate.null is None else f"{estimate.null:.3f}"
         rows.append(row)
     return pd.DataFrame(rows)
 
