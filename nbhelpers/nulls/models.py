@@ -220,15 +220,16 @@ class Null(NamedTuple):
     made_of: str
     keeps: str
     destroys: str
+    drawn: bool = True  # whether another seed makes another null
 
 
 NULLS = (
-    Null("N0", "uniform", uniform, "profiles", "length and mask", "everything else"),
+    Null("N0", "uniform", uniform, "profiles", "length and mask", "everything else", False),
     Null("N1", "random weights", None, "models", "architecture, mask, position encoding, text", "training"),
     Null("N2", "permuted", permuted, "profiles", "values, so H_p and N_eff exactly", "where they stand"),
     Null("N3", "iid softmax", iid_softmax, "profiles", "N_eff", "values and where they stand"),
     Null("N4", "exponential", exponential, "profiles", "mean distance of attention",
-         "everything but a monotone kernel"),
+         "everything but a monotone kernel", False),
     Null("N5", "phase surrogate", phase_surrogate, "profiles", "values exactly, power spectrum closely",
          "phase: where events stand"),
     Null("N6", "power law", power_law, "profiles", "values exactly, exponent of the spectrum roughly",
@@ -237,7 +238,7 @@ NULLS = (
     Null("N7", "random tokens", random_tokens, "tokens", "model", "the text"),
     Null("N8", "permuted heads", permuted_heads, "profiles", "profiles of each layer", "which head is which"),
     Null("N9", "without sink", without_sink, "profiles", "proportions among the other keys",
-         "attention to key 0"),
+         "attention to key 0", False),
 )  # fmt: skip
 
 
