@@ -1,12 +1,17 @@
+import asyncio
 import os
+import select
 import subprocess
 import sys
 import time
 
 import nbformat
 import pytest
+import zmq.asyncio
+from jupyter_client.channels import AsyncZMQSocketChannel
+from jupyter_client.session import Session
 
-from nbhelpers.collection.execution import CellClock, KernelWatch, execute_strictly
+from nbhelpers.collection.execution import CellClock, KernelWatch, _answers_looked_for, execute_strictly
 
 
 @pytest.fixture
@@ -47,6 +52,37 @@ def test_error_names_cell_source_and_traceback_and_keeps_what_ran(execute):
     assert "line 2" in failure.trace
     assert "\x1b" not in str(failure)
     assert outputs(executed) == "before\n"
+
+
+async def answer_beside_a_write(seconds):
+    """Return the answer of a kernel that came when a widget was written to, or TimeoutError.
+
+    The write is zmq's own, beside asyncio, and takes from the socket the signal that asyncio waits for.
+    """
+    session = Session(key=b"")
+    with zmq.asyncio.Context() as context, zmq.Context() as other, other.socket(zmq.ROUTER) as kernel:
+        port = kernel.bind_to_random_port("tcp://127.0.0.1")
+        channel = AsyncZMQSocketChannel(context.socket(zmq.DEALER), session)
+        channel.socket.connect(f"tcp://127.0.0.1:{port}")
+        channel.send(session.msg("execute_request"))
+        name = kernel.recv_multipart()[0]
+        waiting = asyncio.ensure_future(channel.get_msg(timeout=None))
+        await asyncio.sleep(0.1)  # it has begun to wait
+        session.send(kernel, "execute_reply", {}, ident=name)
+        assert select.select([channel.socket.FD], [], [], 60)[0], "the answer is there"
+        time.sleep(0.1)  # zmq looks at what came once in a millisecond
+        channel.send(session.msg("comm_msg"))
+        try:
+            return (await asyncio.wait_for(waiting, seconds))["msg_type"]
+        finally:
+            channel.close()
+
+
+def test_an_answer_that_comes_while_a_widget_is_written_to_is_not_missed():
+    with pytest.raises(TimeoutError):
+        asyncio.run(answer_beside_a_write(2))
+    with _answers_looked_for():
+        assert asyncio.run(answer_beside_a_write(60)) == "execute_reply"
 
 
 # Limits. A series of (clock, CPU time) in seconds that a cell goes through, and where it runs over 10 s.
