@@ -12,7 +12,7 @@ from functools import cached_property
 import torch
 
 from nbhelpers.kernels import entropy, spectra, wavelets
-from nbhelpers.protocol import Protocol
+from nbhelpers.protocol import PAPER, Protocol
 
 
 @dataclass(frozen=True)
@@ -147,20 +147,25 @@ METRICS = [
 ]  # fmt: skip
 
 
-def find_metric(name):
-    """Return the metric of a name; a family's with the member in its label, an unknown one without a unit."""
+def find_metric(name, protocol=PAPER):
+    """Return the metric of a name; a family's with the member in its label, an unknown one without a unit.
+
+    The protocol's logarithm says in which unit an entropy is.
+    """
     for metric in METRICS:
         start = metric.name.removesuffix("*")
         if name == metric.name or (start != metric.name and name.startswith(start)):
             member = name.removeprefix(start).replace("_", "–")
-            return dataclasses.replace(metric, name=name, label=metric.label.replace("*", member))
+            unit = protocol.entropy_unit if metric.unit == PAPER.entropy_unit else metric.unit
+            return dataclasses.replace(metric, name=name, label=metric.label.replace("*", member), unit=unit)
     return Metric(name, "", name if "$" in name else name.replace("_", " "))
 
 
-def metric_label(name):
-    """Return a metric's name in words with its unit, as an axis shows it."""
-    metric = find_metric(name)
-    return f"{metric.label} ({metric.unit})" if metric.unit else metric.label
+def metric_label(name, *protocols):
+    """Return a metric's name in words with its unit, or units of several protocols, as an axis shows it."""
+    found = [find_metric(name, protocol) for protocol in protocols or [PAPER]]
+    units = " or ".join(dict.fromkeys(metric.unit for metric in found))
+    return f"{found[0].label} ({units})" if units else found[0].label
 
 
 def measure_signals(signals):

@@ -10,7 +10,7 @@ import pandas as pd
 import seaborn as sns
 
 from nbhelpers.metrics import find_metric, metric_label
-from nbhelpers.protocol import BANDS
+from nbhelpers.protocol import BANDS, PAPER
 
 SOURCES = {
     "ours": ("C0", "o"),
@@ -35,7 +35,7 @@ def head_map(data, metric=None, *, ax=None, kv_groups=None, label=None, center=N
     if values.ndim != 2:
         raise ValueError(f"head_map draws (layer, head) or (sequence, layer, head), got shape {values.shape}")
     ax = _axes(ax)
-    label = label or (metric_label(metric) if metric else "value")
+    label = label or (metric_label(metric, getattr(data, "protocol", PAPER)) if metric else "value")
     style = {"cmap": "viridis"} if center is None else _diverging(values, center)
     sns.heatmap(values, ax=ax, **({"cbar_kws": {"label": label}} | style | options))
     edges = _group_edges(kv_groups, values.shape[1])
@@ -100,8 +100,9 @@ def layer_trend(table, metrics, *, ax=None, n_boot=1000, confidence=0.95, seed=0
         errorbar=("ci", 100 * confidence), n_boot=n_boot, seed=seed,
         palette="colorblind", markers=True, dashes=False, ax=ax,
     )  # fmt: skip
-    unit = find_metric(metrics[0]).unit
-    ax.set(xlabel="layer", ylabel=ylabel or (unit if len(metrics) > 1 else metric_label(metrics[0])))
+    label = metric_label(metrics[0], table.protocol)
+    unit = find_metric(metrics[0], table.protocol).unit
+    ax.set(xlabel="layer", ylabel=ylabel or (unit if len(metrics) > 1 else label))
     ax.legend(frameon=False, title=None)
     return ax
 

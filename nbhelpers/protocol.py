@@ -8,6 +8,7 @@ literal reading.
 import dataclasses
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -145,6 +146,11 @@ class Protocol:
         }
         for field, value in settled.items():
             object.__setattr__(self, field, value)
+
+    @property
+    def entropy_unit(self):
+        """Unit of entropies, by the base of their logarithm."""
+        return {None: "nats", math.e: "nats", 2.0: "bits"}.get(self.log_base, f"base {self.log_base}")
 
     def replace(self, **changes):
         """Return a copy with some fields changed; unknown fields raise ``TypeError``."""

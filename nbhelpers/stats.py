@@ -133,7 +133,7 @@ def position_spectrum_correlation(table, *, over="heads", n_boot=1000, confidenc
     if np.isnan(_mean_correlation(*pair, over)):
         raise ValueError(
             f"the correlation over {over} is not defined: positional or spectral entropy is constant there "
-            f"(spread over the whole table {np.ptp(pair[0]):.2g} and {np.ptp(pair[1]):.2g} nats)"
+            f"(spread over the whole table {np.ptp(pair[0]):.2g} and {np.ptp(pair[1]):.2g})"
         )
     # A draw that repeats a single sequence has no correlation over sequences: NaN, left out.
     return _bootstrap(lambda x, y: _mean_correlation(x, y, over), pair, n_boot, confidence, seed)

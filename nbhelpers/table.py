@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from nbhelpers.files import read_parquet, write_parquet
+from nbhelpers.protocol import Protocol
 from nbhelpers.stats import jackknife_interval, known_mean, mean_interval
 
 COLUMNS = ["sequence", "layer", "head", "kv_group", "metric", "value"]
@@ -53,6 +54,11 @@ class HeadTable:
         n_layers, n_heads = next(iter(self.arrays.values())).shape[1:]
         size = f"{self.n_sequences} sequences, {n_layers * n_heads} heads"
         return f"HeadTable({name}: {size}; {', '.join(self.metrics)})"
+
+    @property
+    def protocol(self):
+        """The protocol it was measured with; `PAPER` if the provenance has none."""
+        return Protocol(**self.provenance.get("protocol", {}))
 
     @property
     def metrics(self):

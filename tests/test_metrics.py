@@ -78,6 +78,14 @@ def test_labels_name_the_unit(name, label):
     assert metric_label(name) == label
 
 
+def test_the_unit_of_an_entropy_is_that_of_the_protocols_logarithm():
+    bits, other = PAPER.replace(log_base=2), PAPER.replace(log_base=10)
+    for name in ("spectral_entropy", "positional_entropy", "wavelet_entropy_d1"):
+        assert [find_metric(name, p).unit for p in (PAPER, bits, other)] == ["nats", "bits", "base 10.0"]
+    assert metric_label("spectral_entropy", PAPER, bits, bits) == "spectral entropy (nats or bits)"
+    assert metric_label("validation_loss", bits) == "validation loss (nats/token)"
+
+
 def test_too_short_for_the_wavelet():
     signal = torch.full((1, 1, 1, 8), 1 / 8, dtype=torch.float64)
     with pytest.raises(ValueError, match=r"shortest variant has 2 tokens.*db2.*these have 8"):

@@ -7,6 +7,7 @@ import seaborn as sns
 from matplotlib.collections import LineCollection, PathCollection
 
 from nbhelpers.plots import band_bars, compare_rows, head_map, layer_trend
+from nbhelpers.protocol import PAPER
 from nbhelpers.table import HeadTable
 
 pytestmark = pytest.mark.usefixtures("close_figures")
@@ -36,6 +37,10 @@ def test_head_map_draws_the_mean_over_sequences_and_parts_the_kv_groups(table, a
     assert ax.get_ylabel() == "layer"
     assert ax.collections[0].colorbar.ax.get_ylabel() == "spectral entropy (nats)"
     assert [line.get_xdata()[0] for line in ax.lines] == [2]
+    bits = table.with_provenance(protocol=PAPER.replace(log_base=2).to_dict())
+    head_map(bits, "spectral_entropy", ax=ax)
+    assert ax.collections[-1].colorbar.ax.get_ylabel() == "spectral entropy (bits)"
+    assert layer_trend(bits, "spectral_entropy", ax=ax, n_boot=2).get_ylabel() == "spectral entropy (bits)"
 
 
 @pytest.mark.parametrize("kv_groups", [None, [0, 1, 2, 3]])

@@ -76,7 +76,7 @@ def _map_pixels(reading, metric, views, dpi):
     figure = Figure(figsize=(3.9, 4.7), dpi=dpi)
     ax = figure.add_axes((0.15, 0.11, 0.62, 0.77))
     head_map(reading.values(metric), ax=ax, kv_groups=reading.kv_groups, label=" ", cmap=COLOURS)
-    figure.text(0.02, 0.955, metric_label(metric), fontsize=10.5, weight="bold")
+    figure.text(0.02, 0.955, metric_label(metric, reading.protocol), fontsize=10.5, weight="bold")
     figure.text(0.02, 0.91, f"all heads; uniform attention: {reading.null_value(metric):.3g}", fontsize=9)
     for each in (ax, ax.collections[0].colorbar.ax):
         each.tick_params(labelsize=8, length=2)

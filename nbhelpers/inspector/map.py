@@ -43,7 +43,7 @@ class HeadMap(anywidget.AnyWidget):
             self.group_edges = edges.tolist() if len(edges) + 1 < len(groups) else []
             null = reading.null_value(metric)
             self.null_value = null if np.isfinite(null) else None
-            self.label = metric_label(metric)
+            self.label = metric_label(metric, reading.protocol)
             self.colours = colours
 
 

@@ -39,7 +39,7 @@ def summary(reading, seconds):
     return f"{line} {reading.note}".strip()
 
 
-def numbers_table(heads):
+def numbers_table(heads, protocol):
     """Return the numbers of the selected head, and of the pinned one if any, as a table.
 
     `heads` are pairs of a name and the frame of `Reading.numbers`.
@@ -53,7 +53,7 @@ def numbers_table(heads):
         own = [frame.loc[metric] for _, frame in heads]
         cells = [cell for row in own for cell in (number(row.value), rank(row.percentile))]
         cells = "".join(f"<td>{cell}</td>" for cell in [*cells, number(first.uniform)])
-        label = html.escape(metric_label(metric))
+        label = html.escape(metric_label(metric, protocol))
         rows.append(f'<tr data-metric="{metric}"><th scope=row>{label}</th>{cells}</tr>')
     return f'<div class="nbh-numbers"><table>{"".join(rows)}</table></div>'
 

@@ -235,7 +235,7 @@ class HeadInspector(widgets.VBox):
             self.selected = (min(self.selected[0], n_layers - 1), min(self.selected[1], n_heads - 1))
             if self.pinned and not (self.pinned[0] < n_layers and self.pinned[1] < n_heads):
                 self.pinned = None
-            c.metric.options = [(metric_label(name), name) for name in reading.metrics]
+            c.metric.options = [(metric_label(name, reading.protocol), name) for name in reading.metrics]
             c.metric.value = metric if metric in reading.metrics else reading.metrics[0]
             last = reading.n_tokens - 1
             if c.span.max != last:
@@ -266,7 +266,7 @@ class HeadInspector(widgets.VBox):
         described += " and ".join(view.name for view in views)
         c.curves.value = sentences.picture(self._curves.show(*views), described)
         numbers = [(view.name, self.reading.numbers(view.layer, view.head)) for view in views]
-        c.numbers.value = sentences.numbers_table(numbers)
+        c.numbers.value = sentences.numbers_table(numbers, self.reading.protocol)
         c.other.layout.display = "" if self.pinned else "none"
         c.unpin.disabled = self.pinned is None
 

@@ -6,7 +6,6 @@ import pandas as pd
 
 from nbhelpers.analysis import Observation, measure
 from nbhelpers.nulls.models import uniform_profiles
-from nbhelpers.protocol import Protocol
 from nbhelpers.stats import position_spectrum_correlation
 
 CORRELATION = "position_spectrum_correlation"
@@ -52,4 +51,4 @@ def null_of(table):
     """Return `uniform_null` for the length, the mask and the protocol that a table was measured with."""
     told = table.provenance
     causal = told["stream"] == "decoder" or (told["stream"] == "self" and told["model"]["causal"])
-    return uniform_null(told["length"], Protocol(**told["protocol"]), causal=causal)
+    return uniform_null(told["length"], table.protocol, causal=causal)

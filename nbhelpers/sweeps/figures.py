@@ -9,7 +9,7 @@ import seaborn as sns
 
 from nbhelpers.metrics import metric_label
 from nbhelpers.plots import SOURCES, compare_rows
-from nbhelpers.sweeps.rows import HERE, PRINTED, SWEEP, row_labels
+from nbhelpers.sweeps.rows import HERE, PRINTED, SWEEP, protocols_of, row_labels
 
 MOST_INCHES = 14.0  # the width of a page
 LABEL_CHARACTERS = 18  # of an axis, in a line
@@ -34,7 +34,8 @@ def compare_sources(rows, *, axes=None, metrics=None):
     axes = compare_rows(forest, axes=axes, metrics=metrics)
     marks = {}  # of all panels: the first need not have a null
     for ax, metric in zip(axes, metrics, strict=True):
-        ax.set_xlabel(textwrap.fill(metric_label(metric), LABEL_CHARACTERS))
+        label = metric_label(metric, *protocols_of(rows, metric))
+        ax.set_xlabel(textwrap.fill(label, LABEL_CHARACTERS))
         handles, labels = ax.get_legend_handles_labels()
         marks |= {NAMES.get(name, name): handle for name, handle in zip(labels, handles, strict=True)}
     at = {"loc": "outside lower center", "ncols": len(marks)} if ours else {"loc": "best"}
@@ -88,5 +89,5 @@ def rows_over(rows, over, metric, *, ax=None):
     nulls = drawn.dropna(subset=["null"]).drop_duplicates([over, "null"])
     style = {"color": "0.55", "mfc": "none", "ms": 4, "label": NAMES["null"]}
     ax.plot(nulls[over] + (over == "step"), nulls.null, "D", **style)
-    ax.set(xscale="log", xlabel=OVER[over], ylabel=metric_label(metric))
+    ax.set(xscale="log", xlabel=OVER[over], ylabel=metric_label(metric, *protocols_of(rows, metric)))
     return ax

@@ -12,6 +12,7 @@ import pandas as pd
 from nbhelpers.claims.paper import paper_table
 from nbhelpers.files import write_parquet
 from nbhelpers.inputs.files import ZOO_PREFIX
+from nbhelpers.protocol import PAPER, Protocol
 from nbhelpers.sweeps.grid import Grid, changes, read_failure, read_plan, read_run
 
 HERE, SWEEP, PRINTED = "this notebook", "sweep", "paper"
@@ -263,7 +264,14 @@ def shown_rows(rows: pd.DataFrame) -> pd.DataFrame:
     """Return rows as a table of texts: a line per row, a column per metric, "value [low, high] | null"."""
     from nbhelpers.metrics import metric_label  # late, as in `table_rows`
 
-    return _wide(rows).rename(columns=metric_label)
+    return _wide(rows).rename(columns=lambda name: metric_label(name, *protocols_of(rows, name)))
+
+
+def protocols_of(rows: pd.DataFrame, metric: str) -> list[Protocol]:
+    """Return protocols with the logarithms of the rows of a metric, which decide its units."""
+    words = rows.protocol[rows.metric == metric].unique()
+    found = [re.search(r"log_base=([\d.]+)", each) for each in words]
+    return [PAPER.replace(log_base=float(base[1])) if base else PAPER for base in found]
 
 
 def _wide(rows):

@@ -73,6 +73,10 @@ def test_metric_colours_the_map_and_zoom_redraws_the_attention(inspector):
     assert c.map.colours == map_colours(values)[0]
     assert c.map.values[1][3] == values[1, 3]
     assert c.map.null_value == reading.null_value("positional_entropy")
+    assert c.map.label == "positional entropy (nats)"
+    c.map.show(reading.under(reading.protocol.replace(log_base=2)), "positional_entropy")
+    assert c.map.label == "positional entropy (bits)"
+    c.map.show(reading, "positional_entropy")
     assert c.map.group_edges == [2]  # 4 query heads share 2 KV heads
     before = c.attention.value
     c.span.value = (5, 20)

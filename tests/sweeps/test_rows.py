@@ -112,6 +112,8 @@ def test_a_row_for_each_run_and_metric(tmp_path):
     assert fixed.to_numpy().tolist() == [["EleutherAI/pythia-12b", *sizes], ["owner/b", *sizes]]
     told = shown_rows(rows)["spectral entropy (nats)"]
     assert told.tolist() == ["2.000 [1.500, 2.500] | 0.500", "3.000 [2.500, 3.500] | no null"]
+    rows.loc[0, "protocol"] = "sink=drop, log_base=2.0"
+    assert "spectral entropy (bits or nats)" in shown_rows(rows)
     with pytest.raises(ValueError, match="has any of sink_mass"):
         sweep_rows(sweep_of(tmp_path), ["sink_mass"])
 
