@@ -148,10 +148,7 @@ METRICS = [
 
 
 def find_metric(name, protocol=PAPER):
-    """Return the metric of a name; a family's with the member in its label, an unknown one without a unit.
-
-    The protocol's logarithm says in which unit an entropy is.
-    """
+    """Return the metric of a name under a protocol, a family's with its member; one unknown has no unit."""
     for metric in METRICS:
         start = metric.name.removesuffix("*")
         if name == metric.name or (start != metric.name and name.startswith(start)):

@@ -36,7 +36,10 @@ def head_map(data, metric=None, *, ax=None, kv_groups=None, label=None, center=N
         raise ValueError(f"head_map draws (layer, head) or (sequence, layer, head), got shape {values.shape}")
     ax = _axes(ax)
     label = label or (metric_label(metric, getattr(data, "protocol", PAPER)) if metric else "value")
-    style = {"cmap": "viridis"} if center is None else _diverging(values, center)
+    style = {"cmap": "viridis"}
+    if center is not None:
+        half = np.nanmax(np.abs(values - center))
+        style = {"cmap": "vlag", "vmin": center - half, "vmax": center + half}
     sns.heatmap(values, ax=ax, **({"cbar_kws": {"label": label}} | style | options))
     edges = _group_edges(kv_groups, values.shape[1])
     for edge in edges:
@@ -212,12 +215,6 @@ def _per_head(data, metric, kv_groups):
         raise ValueError(f"say which metric of the table to draw: {', '.join(data.metrics)}")
     values = data.values(metric)
     return (values[:1] if data.averaged else values), data.kv_groups
-
-
-def _diverging(values, center):
-    """Return a palette and limits with `center` in the middle."""
-    half = np.nanmax(np.abs(values - center))
-    return {"cmap": "vlag", "vmin": center - half, "vmax": center + half}
 
 
 def _group_edges(kv_groups, n_heads):

@@ -25,11 +25,6 @@ class Results:
     """What one run of a notebook, such as "07_frequency_bands", measured; in a folder that all share.
 
     Creating it empties what an earlier run of the same notebook left in the folder.
-
-    Examples
-    --------
-    >>> results = Results("07_frequency_bands", folder)                               # doctest: +SKIP
-    >>> results.record("share_low", Estimate(0.65, 0.63, 0.68), null=0.99, unit="1")  # doctest: +SKIP
     """
 
     def __init__(self, notebook: str, folder: str | Path) -> None:

@@ -58,7 +58,11 @@ def criteria(folder):
     """
     numbers = load_results(folder).set_index("name")
     measured = [(claim, c) for claim in paper.CLAIMS for c in claim.criteria if c.name in numbers.index]
-    rows = [_criterion_row(claim, c, _estimate(numbers.loc[c.name])) for claim, c in measured]
+    rows = []
+    for claim, c in measured:
+        estimate, printed = _estimate(numbers.loc[c.name]), paper.printed_range(c) or (None, None)
+        found = *estimate[:4], c.place(estimate), c.distance(estimate) if c.nulls else ""
+        rows.append((claim.number, _short(c), c.statistic, *c.claimed, *printed, *found))
     return pd.DataFrame(rows, columns=CRITERION_COLUMNS)
 
 
@@ -165,13 +169,6 @@ def _row(claim, numbers, planted_accuracy):
         "verdict": verdict,
         "why": why,
     }
-
-
-def _criterion_row(claim, criterion, estimate):
-    printed = paper.printed_range(criterion) or (None, None)
-    about = claim.number, _short(criterion), criterion.statistic, *criterion.claimed, *printed
-    distance = criterion.distance(estimate) if criterion.nulls else ""
-    return *about, *estimate[:4], criterion.place(estimate), distance
 
 
 def _estimate(row):

@@ -63,8 +63,8 @@ def make_controls(*, model, text, length, protocol, folder):
     c.status = widgets.HTML()
     c.protocol = {
         name: widgets.Dropdown(
-            options=_with(options, getattr(protocol, name)), value=getattr(protocol, name), description=name,
-            layout=_width(250), style={"description_width": "100px"},
+            options=list(dict.fromkeys([*options, getattr(protocol, name)])), value=getattr(protocol, name),
+            description=name, layout=_width(250), style={"description_width": "100px"},
         )
         for name, options in PROTOCOL_CHOICES.items()
     }  # fmt: skip
@@ -119,10 +119,6 @@ def _button(text, tooltip, **options):
 
 def _width(pixels):
     return widgets.Layout(width=f"{pixels}px")
-
-
-def _with(options, value):
-    return list(options) if value in options else [*options, value]
 
 
 def _mark(c):

@@ -34,8 +34,7 @@ def compare_sources(rows, *, axes=None, metrics=None):
     axes = compare_rows(forest, axes=axes, metrics=metrics)
     marks = {}  # of all panels: the first need not have a null
     for ax, metric in zip(axes, metrics, strict=True):
-        label = metric_label(metric, *protocols_of(rows, metric))
-        ax.set_xlabel(textwrap.fill(label, LABEL_CHARACTERS))
+        ax.set_xlabel(textwrap.fill(metric_label(metric, *protocols_of(rows, metric)), LABEL_CHARACTERS))
         handles, labels = ax.get_legend_handles_labels()
         marks |= {NAMES.get(name, name): handle for name, handle in zip(labels, handles, strict=True)}
     at = {"loc": "outside lower center", "ncols": len(marks)} if ours else {"loc": "best"}

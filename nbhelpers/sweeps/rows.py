@@ -77,7 +77,7 @@ def load_sweep(folder: str | Path, *, allow_empty: bool = False) -> Sweep:
     if not done and not allow_empty:
         none = f"none of the {len(grid.runs)} runs of the sweep in {folder} is finished"
         raise ValueError(f"{none}; go on with: python -m nbhelpers sweep {grid.name} --out {folder}")
-    rows = [_of_run(run, facts) | line for run, facts in done for line in _lines(facts["summary"])]
+    rows = [_of_run(run, facts) | line for run, facts in done for line in facts["summary"]]
     names = {}
     for run, facts in done:
         names.setdefault(facts["sweep"]["weights"], {})[run.checkpoint] = None
@@ -99,10 +99,6 @@ def _of_run(run, facts):
         "n_parameters": facts["model"]["n_parameters"],
         "step": training_step(run.model, run.revision or ""),
     }
-
-
-def _lines(summary):
-    return [line | {"value": line["mean"]} for line in summary]
 
 
 def _words(protocol):
@@ -179,7 +175,7 @@ def table_rows(table: Any, metrics: Sequence[str], *, corpus: str, seed: int = 0
     fixed |= {"corpus": corpus, "seed": facts.get("seed"), "length": facts["length"]}
     fixed |= {"protocol": _words(facts["protocol"])}
     summary = summarise(table, null=null_of(table), seed=seed).to_dict("records")
-    return _chosen(tidy([fixed | line for line in _lines(summary)]), metrics)
+    return _chosen(tidy([fixed | line for line in summary]), metrics)
 
 
 def paper_rows(
@@ -228,8 +224,8 @@ def rows_beside(
 
 
 def tidy(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """Return rows as a frame with the columns :data:`COLUMNS`; what a row lacks is "" or NaN."""
-    frame = pd.DataFrame(rows, columns=list(COLUMNS))
+    """Return rows, with value or mean, as a frame of :data:`COLUMNS`; what a row lacks is "" or NaN."""
+    frame = pd.DataFrame(rows).rename(columns={"mean": "value"}).reindex(columns=list(COLUMNS))
     texts = {name: [value if isinstance(value, str) else "" for value in frame[name]] for name in TEXTS}
     return frame.assign(**texts).astype(dict.fromkeys(NUMBERS, float) | dict.fromkeys(TEXTS, "str"))
 
@@ -269,9 +265,8 @@ def shown_rows(rows: pd.DataFrame) -> pd.DataFrame:
 
 def protocols_of(rows: pd.DataFrame, metric: str) -> list[Protocol]:
     """Return protocols with the logarithms of the rows of a metric, which decide its units."""
-    words = rows.protocol[rows.metric == metric].unique()
-    found = [re.search(r"log_base=([\d.]+)", each) for each in words]
-    return [PAPER.replace(log_base=float(base[1])) if base else PAPER for base in found]
+    found = rows.protocol[rows.metric == metric].str.extract(r"log_base=([\d.]+)")[0]
+    return [PAPER if pd.isna(base) else PAPER.replace(log_base=float(base)) for base in found.unique()]
 
 
 def _wide(rows):

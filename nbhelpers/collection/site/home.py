@@ -55,7 +55,8 @@ def _verdicts(pages: list[Page], folder: Path) -> str:
     if SCORECARD not in {page.name for page in pages} or not (folder / "results").is_dir():
         return ""
     rows = "\n".join(
-        f"| {row.claim} | {_cell(row.title)} | {_badge(row.verdict)} | {_cell(row.why)} |"
+        f'| {row.claim} | {_cell(row.title)} | <span class="verdict {row.verdict.replace(" ", "-")}">'
+        f"{row.verdict}</span> | {_cell(row.why)} |"
         for row in scorecard(folder).itertuples()
     )
     return (
@@ -63,10 +64,6 @@ def _verdicts(pages: list[Page], folder: Path) -> str:
         f"[how they came about]({SCORECARD}.ipynb).\n\n"
         f"| | claim | verdict | why |\n|---|---|---|---|\n{rows}\n"
     )
-
-
-def _badge(verdict: str) -> str:
-    return f'<span class="verdict {verdict.replace(" ", "-")}">{verdict}</span>'
 
 
 def _gallery(pages: list[Page]) -> str:

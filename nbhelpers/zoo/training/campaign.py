@@ -54,7 +54,7 @@ def _loop(trainer, run, yardstick, clock, report):
         if step == settings.n_steps:
             return
         loss = trainer.update()
-        if clock.is_due(trainer.step):
+        if trainer.step == settings.n_steps or time.perf_counter() - clock.reported >= REPORT_SECONDS:
             report(clock.line(trainer.step, loss))
 
 
@@ -80,9 +80,6 @@ class _Clock:
 
     def seconds(self):
         return self.before + time.perf_counter() - self.started
-
-    def is_due(self, step):
-        return time.perf_counter() - self.reported >= REPORT_SECONDS or step == self.settings.n_steps
 
     def line(self, step, loss):
         settings, self.reported = self.settings, time.perf_counter()
