@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nbformat
-
 SIZES = ("smoke", "reader", "full")
 
 
@@ -97,7 +95,7 @@ def collection_map(folder: str | Path | None = None):
 
     rows = []
     for path in list_notebooks(folder):
-        text = nbformat.read(path, as_version=4).cells[0].source
+        text = _cells(path)[0].source
         title, question = read_title(text, default=path.stem)
         item = re.search(r"^- \*\*Paper\*\*: (.+(?:\n  .+)*)", text, flags=re.MULTILINE)
         paper = " ".join(item.group(1).split()) if item else ""
@@ -110,12 +108,17 @@ def notebook_parameters(path: str | Path) -> dict[str, Any]:
 
     Raises ValueError unless exactly one cell is tagged ``parameters`` and holds only ``name = literal``.
     """
-    notebook = nbformat.read(path, as_version=4)
-    tagged = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+    tagged = [cell for cell in _cells(path) if "parameters" in cell.metadata.get("tags", [])]
     if len(tagged) != 1:
         count = f"{len(tagged)} cells tagged 'parameters', expected exactly 1"
         raise ValueError(f"{Path(path).name} has {count}; add the tag to the cell with its settings")
     return dict(_literal_assignment(node, Path(path).name) for node in ast.parse(tagged[0].source).body)
+
+
+def _cells(path: str | Path) -> list:
+    import nbformat  # takes a second, which the kernels that import the scorecard need not wait for
+
+    return nbformat.read(path, as_version=4).cells
 
 
 def _literal_assignment(node: ast.stmt, where: str) -> tuple[str, Any]:

@@ -1,6 +1,6 @@
 """The zoo's tables as they were collected: runs, measurements, arrays by seed, and which runs are missing."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -102,6 +102,7 @@ class ZooTables:
     folder: Path
     runs: pd.DataFrame  # a row per finished run, as :func:`zoo_runs`
     provenance: dict  # text, protocols and versions
+    _kept: dict = field(default_factory=dict, init=False, repr=False, compare=False)  # what `rows` has read
 
     @classmethod
     def read(cls, folder=None):
@@ -118,13 +119,16 @@ class ZooTables:
         each), "heads" (the mean over sequences of each) or "model" (measured of it as a whole). All `arms` if
         None; only the end of training if `last`.
         """
-        filters = [("metric", "in", _listed(metrics)), ("signal", "=", signal)]
-        filters += [("arm", "in", list(arms))] if arms is not None else []
-        filters += [("sequence", ">=", 0) if per == SEQUENCES else ("sequence", "=", WHOLE)]
-        filters += [("layer", ">=", 0) if per == HEADS else ("layer", "=", WHOLE)]
         words = ["run", "arm", "signal", "metric"]
-        path = self.folder / MEASUREMENTS
-        frame, _ = read_parquet(path, filters=filters, columns=ROW_COLUMNS, read_dictionary=words)
+        if (key := (*_listed(metrics), signal, per)) not in self._kept:
+            filters = [("metric", "in", _listed(metrics)), ("signal", "=", signal)]
+            filters += [("sequence", ">=", 0) if per == SEQUENCES else ("sequence", "=", WHOLE)]
+            filters += [("layer", ">=", 0) if per == HEADS else ("layer", "=", WHOLE)]
+            options = {"filters": filters, "columns": ROW_COLUMNS, "read_dictionary": words}
+            self._kept[key], _ = read_parquet(self.folder / MEASUREMENTS, **options)
+        frame = self._kept[key]
+        if arms is not None:
+            frame = frame[frame.arm.isin(list(arms))]
         frame = frame.astype({"value": float} | dict.fromkeys(words, str))
         if last:
             frame = frame[frame.step == frame.groupby("run").step.transform("max")]
