@@ -39,6 +39,13 @@ def test_interval_covers_the_mean_as_often_as_it_says():
     assert 0.90 < covered < 0.98
 
 
+def test_interval_of_the_mean_is_that_of_every_resample():
+    values = np.array([1.0, 2.0, 4.0, 4.5, 7.0])
+    every = [np.mean(draw) for draw in itertools.product(values, repeat=5)]  # the exact distribution
+    expected = values.mean(), *np.quantile(every, [0.025, 0.975])
+    assert stats.bootstrap_interval(values, n_boot=20_000)[:3] == pytest.approx(expected, abs=0.1)
+
+
 def test_interval_is_that_of_scipy():
     values = np.random.default_rng(6).gamma(2.0, size=(9, 4))  # (sequence, layer)
     expected = scipy_stats.bootstrap((values,), np.mean, n_resamples=500, method="percentile", rng=11)
@@ -113,6 +120,16 @@ def test_correlation_is_its_definition_with_the_bootstrap_of_the_sequences(entro
         assert interval[1:3] == pytest.approx((expected.low, expected.high), abs=0.01)
 
 
+def test_the_three_readings_differ_where_they_should():
+    # Within a head the entropies rise together over sequences; from head to head they part.
+    shift = np.arange(5.0)[:, None, None] * 0.01
+    level = np.random.default_rng(0).normal(size=(1, 2, 6))
+    table = make_table(5 + level + shift, 5 - level + shift)
+    for over, expected in (("sequences", 1), ("heads", -1), ("heads of a layer", -1)):
+        found = stats.position_spectrum_correlation(table, over=over, n_boot=20).value
+        assert found == pytest.approx(expected, rel=CLOSE)
+
+
 def test_heads_that_are_constant_or_without_power_are_left_out(entropies):
     position, spectrum = (values.copy() for values in entropies)
     position[:, 0, 0] = 2.0  # the same in every sequence
@@ -140,6 +157,13 @@ def test_partial_correlation_is_that_of_the_residuals(samples):
         design = np.stack([np.ones(30), *given[:, row]], 1)
         left = [v[row] - design @ np.linalg.lstsq(design, v[row], rcond=None)[0] for v in (x, y)]
         assert found[row] == pytest.approx(np.corrcoef(*left)[0, 1], abs=CLOSE)
+
+
+def test_partial_correlation_given_one_is_the_closed_form(samples):
+    x, y, (z, _) = samples
+    xy, xz, yz = (stats.pearson(a, b, axis=1) for a, b in ((x, y), (x, z), (y, z)))
+    expected = (xy - xz * yz) / np.sqrt((1 - xz**2) * (1 - yz**2))
+    np.testing.assert_allclose(stats.partial_correlation(x, y, [z]), expected, atol=CLOSE)
 
 
 def test_constants_repeats_scale_and_sign_of_the_given_change_nothing(samples):

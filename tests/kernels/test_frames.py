@@ -32,6 +32,12 @@ class TestFrameBounds:
         assert_close(torch.stack([lower, upper, bounds.ratio]), np.array([bound, bound, 1.0]), dtype=dtype)
         assert found == rank
 
+    def test_two_vectors_closed_form(self):
+        for angle in (0.3, 1.2):
+            pair = torch.tensor([[1.0, 0.0], [math.cos(angle), math.sin(angle)]], dtype=torch.float64)
+            lower, upper, _ = frames.frame_bounds(5 * pair, normalize=True)
+            assert_close(torch.stack([lower, upper]), np.array([1 - math.cos(angle), 1 + math.cos(angle)]))
+
     @pytest.mark.parametrize("shape", [(9, 40), (40, 9), (12, 12)])
     def test_are_the_eigenvalues_of_the_frame_operator(self, shape):
         vectors = normal(3, *shape)
@@ -81,6 +87,13 @@ def test_random_frame_bounds_have_the_supports_asked_for_and_the_seed_decides():
 
 
 class TestSoftmaxOfSupport:
+    def test_two_keys_closed_form(self):
+        # p² + (1 − p)² = 1/N  has the larger root  p = (1 + √(2/N − 1)) / 2
+        support = torch.tensor([1.0, 1.25, 1.7, 2.0], dtype=torch.float64)
+        attn = frames.softmax_of_support(torch.tensor([0.3, -0.4]).expand(4, 2), support)
+        larger = (1 + (2 / support - 1).sqrt()) / 2
+        assert attn.numpy() == pytest.approx(torch.stack([larger, 1 - larger], -1).numpy(), abs=1e-8)
+
     @pytest.mark.parametrize("n", [2, 17, 64])
     def test_support_is_met_and_order_kept(self, n):
         scores = normal(4, 30, n)
@@ -134,6 +147,23 @@ class TestConstantQSlope:
         assert abs(float(result.slope)) < 1e-6
         assert_close(result.centroid, centres)
         assert_close(result.bandwidth, torch.full((9,), 0.01, dtype=torch.float64))
+
+    def test_kernels_in_time_and_not_in_frequency(self):
+        time = torch.arange(4096, dtype=torch.float64) - 2048
+        scales = 4.0 * 2.0 ** torch.arange(5, dtype=torch.float64)[:, None]
+        wavelets = torch.cos(2 * math.pi * time / scales) * torch.exp(-0.5 * (time / scales) ** 2)
+        spacing = torch.linspace(0.1, 0.4, 5, dtype=torch.float64)[:, None]
+        gabor = torch.cos(2 * math.pi * time * spacing) * torch.exp(-0.5 * (time / 40) ** 2)
+        psd = spectra.psd(torch.stack([wavelets, gabor]), window="boxcar")
+        slope = frames.constant_q_slope(psd, spectra.frequencies(4096)).slope
+        assert slope.tolist() == pytest.approx([1.0, 0.0], abs=0.02)
+
+    def test_dilated_low_passes_have_slope_one_but_no_quality(self):
+        frequency = spectra.frequencies(8192)
+        cut = 0.002 * 2.0 ** torch.arange(4, dtype=torch.float64)[:, None]
+        result = frames.constant_q_slope(torch.exp(-frequency / cut), frequency)
+        assert float(result.slope) == pytest.approx(1, abs=0.02)
+        assert (result.quality < 1.1).all()
 
     def test_is_scipys_regression_of_slow_moments(self):
         psd, frequency = uniform(2, 7, 33) ** 8, spectra.frequencies(64)

@@ -56,6 +56,17 @@ class TestRotate:
         assert_close(rotated.transpose(1, 2), expected)
 
     @pytest.mark.parametrize("interleaved", [False, True])
+    def test_each_pair_is_turned_as_a_complex_number(self, interleaved):
+        def pairs(x):
+            parts = x.unflatten(-1, (4, 2)) if interleaved else x.unflatten(-1, (2, 4)).mT
+            return torch.view_as_complex(parts.contiguous())
+
+        x, frequency = normal(5, 8), rope.inverse_frequencies(8)
+        turned = pairs(x) * torch.exp(1j * torch.arange(5)[:, None] * frequency)
+        rotated = rope.rotate(x, torch.arange(5), frequency, interleaved=interleaved)
+        assert_close(torch.view_as_real(pairs(rotated)), torch.view_as_real(turned))
+
+    @pytest.mark.parametrize("interleaved", [False, True])
     def test_scores_depend_on_the_lag_alone(self, interleaved):
         frequency = rope.inverse_frequencies(8)  # 4 of 12 dimensions pass through
         pair = normal(2, 1, 12).expand(2, 40, 12)  # a query and a key, the same at all positions

@@ -48,6 +48,10 @@ class TestPsd:
         assert_close(one, expected[: n // 2 + 1])
         assert len(one) == len(spectra.frequencies(length, pad=pad))
 
+    def test_cosine_puts_its_power_at_its_frequency(self):
+        signal = torch.cos(2 * math.pi * 10 / 64 * torch.arange(64, dtype=torch.float64))
+        assert_close(spectra.psd(signal, window="boxcar"), 32**2 * (np.arange(33) == 10))
+
     def test_parseval(self):
         signal = uniform(3, 50)
         power = spectra.psd(signal, window="boxcar", sided="two").sum(-1)

@@ -6,6 +6,7 @@ import pywt
 import torch
 from device_traffic import gpu_marks
 from draws import DTYPES, uniform
+from oracles import uniform_profile
 from tolerances import assert_close
 
 from nbhelpers.kernels import wavelets
@@ -31,6 +32,12 @@ class TestDwt:
                     for ours, theirs in zip(found, expected, strict=True):
                         assert (ours.dtype, ours.device) == (dtype, given.device)
                         assert_close(ours, theirs)
+
+    def test_haar_closed_form_and_that_db2_ignores_straight_lines_inside(self):
+        haar = wavelets.wavedec(torch.tensor([1.0, 3.0, 2.0, 8.0]), wavelet="db1", level=1)
+        assert_close(torch.stack(haar), np.array([[4, 10], [-2, -6]]) / math.sqrt(2))
+        detail = wavelets.wavedec(torch.arange(32, dtype=torch.float64), level=1)[-1]
+        assert detail[1:-1].abs().max() < 1e-12 < 0.1 < detail[0].abs()
 
     def test_periodization_keeps_energy(self):
         signal = uniform(3, 64)
@@ -169,6 +176,22 @@ class TestAlign:
 
 
 class TestScaleSensitivity:
+    @pytest.mark.parametrize(
+        ("mode", "n", "expected"),
+        [
+            ("symmetric", 32, [0.035, 0.087]),
+            ("symmetric", 256, [0.023, 0.065]),
+            ("periodization", 256, [0.066, 0.222]),
+            ("zero", 256, [0.225, 0.399]),
+        ],
+    )
+    def test_uniform_causal_attention(self, mode, n, expected):
+        level = wavelets.dwt_max_level(n // 4)
+        full, *scaled = (
+            wavelets.wavedec(uniform_profile(m), mode=mode, level=level) for m in (n, n // 2, n // 4)
+        )
+        assert [round(float(wavelets.scale_sensitivity(full, part)), 3) for part in scaled] == expected
+
     @pytest.mark.parametrize("alignment", wavelets.ALIGNMENTS)
     def test_is_one_minus_cosine(self, alignment):
         full, scaled = (wavelets.wavedec(uniform(4, n), level=3) for n in (90, 45))
