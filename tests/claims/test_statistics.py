@@ -8,15 +8,8 @@ from scipy import stats as scipy_stats
 
 from nbhelpers import nulls
 from nbhelpers.analysis import Observation, measure
-from nbhelpers.claims import paper
+from nbhelpers.claims import paper, statistics
 from nbhelpers.claims.planted import planted_profiles
-from nbhelpers.claims.statistics import (
-    STATISTICS,
-    Measured,
-    criterion_value,
-    measure_criteria,
-    null_values,
-)
 from nbhelpers.claims.verdicts import Claim, Criterion
 from nbhelpers.protocol import PAPER
 from nbhelpers.stats import bootstrap_interval, position_spectrum_correlation
@@ -28,7 +21,7 @@ MEASURED = {"N0": nulls.uniform, "N2": nulls.permuted, "N3": nulls.iid_softmax, 
 
 def observe_planted(bank, **options):
     observation = Observation(*planted_profiles(bank, **SIZES, **options))
-    return observation, Measured(measure(observation), observation.profiles)
+    return observation, statistics.Measured(measure(observation), observation.profiles)
 
 
 @pytest.fixture(scope="module")
@@ -40,20 +33,20 @@ def planted():
 def null_models(planted):
     observation, _ = planted
     made = {label: observation.map(null) for label, null in MEASURED.items()}
-    found = {label: Measured(measure(o), o.profiles) for label, o in made.items()}
+    found = {label: statistics.Measured(measure(o), o.profiles) for label, o in made.items()}
     return found | {"N1": [found["N0"], found["N3"]], "white noise": found["N3"]}
 
 
 @pytest.fixture(scope="module")
 def records(planted, null_models):
     _, (table, profiles) = planted
-    by_claim = (measure_criteria(table, profiles, c, nulls=null_models, n_boot=50) for c in CLAIMS)
+    by_claim = (statistics.measure_criteria(table, profiles, c, nulls=null_models, n_boot=50) for c in CLAIMS)
     return {name: record for found in by_claim for name, record in found.items()}
 
 
 def test_every_criterion_of_the_claims_has_its_statistic(records):
     expected = [criterion.name for claim in CLAIMS for criterion in paper.claim(claim).criteria]
-    assert list(records) == expected == list(STATISTICS)
+    assert list(records) == expected == list(statistics.STATISTICS)
     assert all(record.low <= record.value <= record.high for record in records.values())
 
 
@@ -85,10 +78,10 @@ def test_means_are_those_of_the_table_with_the_bootstrap_of_the_sequences(plante
 
 def test_selectivity_is_less_the_largest_of_its_nulls(planted, null_models, records):
     named = {label: null_models[label] for label in ("N0", "N1")}
-    largest = max(null_values("C4_selectivity_over_null", named).values())
+    largest = max(statistics.null_values("C4_selectivity_over_null", named).values())
     own = planted[1].table.values("frequency_selectivity").mean()
     assert records["C4_selectivity_over_null"].value == pytest.approx(own - largest)
-    assert criterion_value("C4_selectivity_over_null", *planted[1]) == pytest.approx(own)
+    assert statistics.criterion_value("C4_selectivity_over_null", *planted[1]) == pytest.approx(own)
     assert records["C4_selectivity_over_null"].null is None
 
 
@@ -104,7 +97,7 @@ def test_peaks_are_tracked_by_rank(planted, signal):
         peak = power[:, 8:].max(1) / power.sum(1)  # 0.125 cycles/token is bin 8 of 64
         selectivity = table.values("frequency_selectivity")[sequence].ravel()
         expected.append(scipy_stats.spearmanr(selectivity, peak).statistic)
-    found = criterion_value("C4_tracks_peak", table, profiles, protocol=protocol)
+    found = statistics.criterion_value("C4_tracks_peak", table, profiles, protocol=protocol)
     assert found == pytest.approx(np.mean(expected), rel=1e-9)
 
 
@@ -153,38 +146,40 @@ def test_constant_q_is_one_for_dilated_copies():
     lag = torch.arange(4096.0, dtype=torch.float64)
     bank = torch.stack([torch.exp(-0.5 * ((lag - 8 * w) / w) ** 2) for w in (4, 8, 16, 32, 64)])
     profiles = SimpleNamespace(key_profile=None, lag_profile=bank[None, None])
-    assert criterion_value("C14_constant_q", None, profiles) == pytest.approx(1, abs=0.05)
+    assert statistics.criterion_value("C14_constant_q", None, profiles) == pytest.approx(1, abs=0.05)
 
 
 def test_the_null_on_record_is_the_most_conservative(planted, null_models, records):
-    found = {name: null_values(name, null_models) for name in records}
+    found = {name: statistics.null_values(name, null_models) for name in records}
     of = {name: [found[name][label] for label in ("N0", "N1", "N2")] for name in ("C1_rarer_share", "C2_low")}
     assert records["C1_rarer_share"].null == max(of["C1_rarer_share"])
     assert records["C2_low"].null == min(of["C2_low"], key=lambda null: abs(null - records["C2_low"].value))
     assert records["C6_slack"].null == min(found["C6_slack"][label] for label in ("N1", "N2", "N4"))
-    each = [criterion_value("C2_low", *one) for one in null_models["N1"]]
+    each = [statistics.criterion_value("C2_low", *one) for one in null_models["N1"]]
     assert found["C2_low"]["N1"] == pytest.approx(np.mean(each)), "the mean over seeds"
 
 
 def test_a_null_that_does_not_define_a_statistic_is_left_out(null_models):
-    assert np.isnan(criterion_value("C6_rho", *null_models["N0"])), "all heads are alike"
+    assert np.isnan(statistics.criterion_value("C6_rho", *null_models["N0"])), "all heads are alike"
     _, iid = observe_planted("iid", noise=0.2)
     given = null_models | {"N1": null_models["N0"]}
-    found = measure_criteria(*iid, "C6", nulls=given, n_boot=10)["C6_rho"].null
-    assert found == min(null_values("C6_rho", {label: given[label] for label in ("N3", "N4")}).values())
+    found = statistics.measure_criteria(*iid, "C6", nulls=given, n_boot=10)["C6_rho"].null
+    assert found == min(
+        statistics.null_values("C6_rho", {label: given[label] for label in ("N3", "N4")}).values()
+    )
     with pytest.raises(ValueError, match="not defined for any of the 3 sequences"):
-        measure_criteria(*null_models["N0"], "C6", nulls=null_models)
+        statistics.measure_criteria(*null_models["N0"], "C6", nulls=null_models)
 
 
 def test_a_null_whose_number_begins_like_another_is_another(planted, null_models, records):
     """A null named "N10 reversed" is not N1."""
     reversed_ = null_models | {"N10 reversed": null_models["N4"]}
-    found = measure_criteria(*planted[1], "C2", nulls=reversed_, n_boot=50)
+    found = statistics.measure_criteria(*planted[1], "C2", nulls=reversed_, n_boot=50)
     assert found == {name: records[name] for name in found}
     asked = Criterion(name="C2_low", statistic="x", claimed=(0, 1), nulls=("N10 reversed",))
     rule = Claim(number="C0", title="", statement="", criteria=(asked,))
-    null = measure_criteria(*planted[1], rule, nulls=reversed_, n_boot=50)["C2_low"].null
-    assert null == null_values("C2_low", null_models)["N4"] != records["C2_low"].null
+    null = statistics.measure_criteria(*planted[1], rule, nulls=reversed_, n_boot=50)["C2_low"].null
+    assert null == statistics.null_values("C2_low", null_models)["N4"] != records["C2_low"].null
 
 
 @pytest.mark.parametrize(
@@ -198,4 +193,4 @@ def test_a_null_whose_number_begins_like_another_is_another(planted, null_models
 def test_what_is_missing_is_named(planted, null_models, claim, without, message):
     given = {label: null for label, null in null_models.items() if label != without}
     with pytest.raises(LookupError, match=message):
-        measure_criteria(*planted[1], claim, nulls=given)
+        statistics.measure_criteria(*planted[1], claim, nulls=given)

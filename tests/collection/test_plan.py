@@ -1,19 +1,11 @@
 import pytest
 
-from nbhelpers.collection.plan import (
-    collection_map,
-    find_notebook_folder,
-    list_notebooks,
-    load_sizes,
-    notebook_parameters,
-    plan_runs,
-    read_title,
-    select_notebooks,
-)
+from nbhelpers.collection import plan
 
 
 def plans(folder, names=None, **options):
-    return {plan.name: plan for plan in plan_runs(select_notebooks(names, folder=folder), **options)}
+    listed = plan.plan_runs(plan.select_notebooks(names, folder=folder), **options)
+    return {one.name: one for one in listed}
 
 
 @pytest.fixture
@@ -28,10 +20,10 @@ def two(notebook, folder):
 
 
 def test_select_by_number_name_path_or_all(two):
-    assert [path.stem for path in list_notebooks(two)] == ["01_theory", "05_bands"]
+    assert [path.stem for path in plan.list_notebooks(two)] == ["01_theory", "05_bands"]
     for name in ("05", "bands", "05_bands", two / "05_bands.ipynb"):
-        assert select_notebooks([name], folder=two) == [(two / "05_bands.ipynb").resolve()]
-    assert select_notebooks(None, folder=two) == list_notebooks(two)
+        assert plan.select_notebooks([name], folder=two) == [(two / "05_bands.ipynb").resolve()]
+    assert plan.select_notebooks(None, folder=two) == plan.list_notebooks(two)
 
 
 def test_names_that_select_nothing_or_too_much(two, notebook):
@@ -44,7 +36,7 @@ def test_names_that_select_nothing_or_too_much(two, notebook):
         (["05", "05_bands"], "2 times"),
     ):
         with pytest.raises(LookupError, match=told):
-            select_notebooks(names, folder=two)
+            plan.select_notebooks(names, folder=two)
 
 
 def test_title_and_question():
@@ -55,40 +47,40 @@ def test_title_and_question():
         ("no heading", ("05", "no heading")),
         ("", ("05", "")),
     ):
-        assert read_title(text, default="05") == expected
+        assert plan.read_title(text, default="05") == expected
 
 
 def test_map_of_the_collection_is_read_from_the_title_cells(notebook, folder):
     items = "- **Needs**: nothing.\n- **Paper**: eqs. 1–3;\n  claim C18.\n- next: [02](02_bare.ipynb)"
     notebook("01_full", title=f"# 01 · Full: 2 · 3\n\n**Does it\nrun?**\n\nIt does. Or not?\n\n{items}")
     notebook("02_bare", title="# 02 · Bare\n\nNo more is said.")
-    assert collection_map(folder).to_dict("split")["data"] == [
+    assert plan.collection_map(folder).to_dict("split")["data"] == [
         ["01_full", "Full: 2 · 3", "Does it run?", "eqs. 1–3; claim C18."],
         ["02_bare", "Bare", "No more is said.", ""],
     ]
-    assert list(collection_map(folder)) == ["notebook", "title", "question", "paper"]
-    assert (collection_map() != "").all(axis=None), "every notebook of ours says all of it"
+    assert list(plan.collection_map(folder)) == ["notebook", "title", "question", "paper"]
+    assert (plan.collection_map() != "").all(axis=None), "every notebook of ours says all of it"
 
 
 def test_folder_is_found_from_inside_and_beside(two, monkeypatch):
     (two.parent / "other").mkdir()
     for place in (two.parent, two.parent / "other"):
         monkeypatch.chdir(place)
-        assert find_notebook_folder() == two
+        assert plan.find_notebook_folder() == two
     with pytest.raises(FileNotFoundError, match="nowhere"):
-        find_notebook_folder(two / "nowhere")
+        plan.find_notebook_folder(two / "nowhere")
 
 
 def test_parameters_are_read_with_defaults(notebook):
     source = "a = -1  # int\nb: float = 1e-3  # annotated\nc = [\n    'x',  # over lines\n]\nd = None"
     expected = {"a": -1, "b": 1e-3, "c": ["x"], "d": None}
-    assert notebook_parameters(notebook("01_a", parameters=source)) == expected
+    assert plan.notebook_parameters(notebook("01_a", parameters=source)) == expected
 
 
 def test_parameters_must_be_literals_of_one_cell(notebook):
     for source, told in ((None, "0 cells tagged 'parameters'"), ("a = 1\nb = 2 * a", "line 2: 'b = 2")):
         with pytest.raises(ValueError, match=told):
-            notebook_parameters(notebook("01_a", parameters=source))
+            plan.notebook_parameters(notebook("01_a", parameters=source))
 
 
 def test_sizes_model_and_own_parameters(two):
@@ -126,4 +118,4 @@ def test_sizes_file_is_checked(two):
     ):
         (two / "sizes.toml").write_text(line)
         with pytest.raises(ValueError, match=message):
-            load_sizes(two)
+            plan.load_sizes(two)

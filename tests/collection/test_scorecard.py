@@ -2,18 +2,8 @@ import matplotlib.pyplot as plt
 import pytest
 
 from nbhelpers.claims.paper import CLAIMS, claim
+from nbhelpers.collection import scorecard
 from nbhelpers.collection.results import Results
-from nbhelpers.collection.scorecard import (
-    criteria,
-    missing_notebooks,
-    planted_accuracies,
-    rule_table,
-    rules_version,
-    scorecard,
-    scorecard_markdown,
-    verdict_line,
-    verdict_table,
-)
 from nbhelpers.plots import criterion_panels
 from nbhelpers.stats import Estimate
 
@@ -29,20 +19,20 @@ def row(card, number):
 
 def test_a_claim_is_judged_from_the_store_alone_and_what_is_missing_names_its_notebook(store, tmp_path):
     store.record("C5_half", Estimate(0.2, 0.18, 0.22), null=0.03)
-    card = scorecard(tmp_path)
+    card = scorecard.scorecard(tmp_path)
     assert list(card.claim) == [known.number for known in CLAIMS]
     assert row(card, "C5").verdict == row(card, "C14").verdict == "not measured"
     assert "C5_ratio" in row(card, "C5").why
-    assert {"08_multiresolution", "10_scale_invariance"} <= set(missing_notebooks(card))
+    assert {"08_multiresolution", "10_scale_invariance"} <= set(scorecard.missing_notebooks(card))
     assert row(card, "C15").verdict == "not testable here"
 
     store.record("C5_ratio", Estimate(0.9, 0.8, 1.0), null=2.8)
-    found = row(scorecard(tmp_path), "C5")
+    found = row(scorecard.scorecard(tmp_path), "C5")
     assert found.verdict == "contradicted"
     assert "0.2 [0.18, 0.22]" in found.ours
     assert "0.03" in found.null
     assert "printed 0.03 to 0.082, Table 1" in found["the paper"]
-    lines = scorecard_markdown(scorecard(tmp_path)).splitlines()
+    lines = scorecard.scorecard_markdown(scorecard(tmp_path)).splitlines()
     assert len(lines) == 2 + len(CLAIMS)
     assert lines[6] == (
         "| C5 scale invariance | half 0.2 [0.18, 0.22]; ratio 0.9 [0.8, 1] | half 0.03; ratio 2.8 "
@@ -56,29 +46,29 @@ def test_a_claim_is_judged_from_the_store_alone_and_what_is_missing_names_its_no
 def test_the_planted_accuracy_is_heeded(store, tmp_path):
     for criterion in claim("C5").criteria:
         store.record(criterion.name, 9.0)
-    assert row(scorecard(tmp_path), "C5").verdict == "contradicted"
-    assert planted_accuracies(tmp_path) == {}
+    assert row(scorecard.scorecard(tmp_path), "C5").verdict == "contradicted"
+    assert scorecard.planted_accuracies(tmp_path) == {}
     store.record("planted_accuracy_C5", 0.5)
-    assert planted_accuracies(tmp_path) == {"C5": 0.5}
-    assert row(scorecard(tmp_path), "C5").verdict == "undecided"
+    assert scorecard.planted_accuracies(tmp_path) == {"C5": 0.5}
+    assert row(scorecard.scorecard(tmp_path), "C5").verdict == "undecided"
 
 
 def test_the_version_of_the_rules_changes_with_them(monkeypatch):
-    before = rules_version()
+    before = scorecard.rules_version()
     monkeypatch.setattr("nbhelpers.claims.paper.CLAIMS", CLAIMS[1:])
-    assert before.split(",")[0] != rules_version().split(",")[0]
+    assert before.split(",")[0] != scorecard.rules_version().split(",")[0]
 
 
 def test_an_empty_folder_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no results"):
-        scorecard(tmp_path)
-    assert planted_accuracies(tmp_path) == {}, "a notebook may be the first to record"
+        scorecard.scorecard(tmp_path)
+    assert scorecard.planted_accuracies(tmp_path) == {}, "a notebook may be the first to record"
 
 
 def test_every_measured_criterion_has_its_row(store, tmp_path):
     store.record("C5_half", Estimate(0.2, 0.18, 0.22), null=0.03)
     store.record("C12_level", 0.8)
-    frame = criteria(tmp_path).set_index("criterion")
+    frame = scorecard.criteria(tmp_path).set_index("criterion")
     assert list(frame.index) == ["half", "level"]
     assert frame.loc["half", ["least", "most", "low", "high", "null"]].tolist() == [0, 0.1, 0.18, 0.22, 0.03]
     assert frame.range.tolist() == ["outside", "inside"]
@@ -89,13 +79,13 @@ def test_every_measured_criterion_has_its_row(store, tmp_path):
 def test_the_legend_of_the_panels_names_the_null_though_the_first_has_none(store, tmp_path):
     store.record("C1_mixed_share", Estimate(0.4, 0.39, 0.41))
     store.record("C5_half", Estimate(0.2, 0.18, 0.22), null=0.03)
-    (legend,) = criterion_panels(criteria(tmp_path))[0].figure.legends
+    (legend,) = criterion_panels(scorecard.criteria(tmp_path))[0].figure.legends
     assert "most conservative null" in [text.get_text() for text in legend.get_texts()]
     plt.close("all")
 
 
 def test_the_rule_holds_every_criterion():
-    rule = rule_table([claim("C9"), claim("C10")])
+    rule = scorecard.rule_table([claim("C9"), claim("C10")])
     assert rule.claim.tolist() == ["C9", "C10", "C10"]
     assert rule["and"].tolist()[0] == "above any arm without RoPE by 0.1"
     assert rule["and"].tolist()[2] == "–"
@@ -103,12 +93,12 @@ def test_the_rule_holds_every_criterion():
 
 def test_verdicts_of_one_notebook(tmp_path):
     measured = {"C10_rise": Estimate(0.2, 0.18, 0.22, 0.19)}
-    table = verdict_table(claim("C10"), measured)
+    table = scorecard.verdict_table(claim("C10"), measured)
     assert table["we measure"].tolist() == ["0.200 [0.180, 0.220]", "not measured"]
     assert table["so it is"].tolist() == ["inside the claimed range, not beyond its null", "–"]
-    assert "not measured" in verdict_line(claim("C10"), {}, tmp_path)
+    assert "not measured" in scorecard.verdict_line(claim("C10"), {}, tmp_path)
     measured = {"C8_rope_advantage": Estimate(-0.1, -0.12, -0.08, 0.05)}
-    (row,) = verdict_table(claim("C8"), measured).to_dict("records")
+    (row,) = scorecard.verdict_table(claim("C8"), measured).to_dict("records")
     assert row["the paper says"] == "at most -0.05; prints 0.038 to 0.627 (Table 4)"
     assert row["null says"] == "0.050"
-    assert "supported" in verdict_line(claim("C8"), measured, tmp_path)
+    assert "supported" in scorecard.verdict_line(claim("C8"), measured, tmp_path)

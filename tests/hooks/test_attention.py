@@ -2,16 +2,8 @@
 
 import numpy as np
 import pytest
+import tiny_models as tiny
 import torch
-from tiny_models import (
-    Whole,
-    assert_same_profiles,
-    capture_quietly,
-    captured_matrix,
-    eager_attention,
-    make_model,
-    make_tokens,
-)
 from torch import nn
 
 from nbhelpers.hooks.attention import RECORDER, Recorder, interface_route, score_blocks
@@ -124,7 +116,7 @@ def recorder_for(model, reductions="key_profile", **options):
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 def test_output_is_bitwise_that_of_the_implementation(implementation):
-    model, ids = make_model(), make_tokens(24)
+    model, ids = tiny.make_model(), tiny.make_tokens(24)
     model.set_attn_implementation(implementation)
     with torch.inference_mode():
         before = model.model(ids).last_hidden_state
@@ -135,15 +127,15 @@ def test_output_is_bitwise_that_of_the_implementation(implementation):
 
 
 def test_an_implementation_that_hides_its_mask_is_refused():
-    model = make_model()
+    model = tiny.make_model()
     model.config._attn_implementation = "flash_attention_2"
     with pytest.raises(ValueError, match=r"'flash_attention_2'.*set_attn_implementation\('sdpa'\)"):
-        capture_quietly(model, make_tokens(8))
+        tiny.capture_quietly(model, tiny.make_tokens(8))
     assert RECORDER.get(None) is None
 
 
 def test_rows_that_do_not_sum_to_one_and_unequal_heads_are_refused():
-    recorder = recorder_for(make_model())
+    recorder = recorder_for(tiny.make_model())
     recorder.observe_probabilities(torch.full((1, 4, 8, 8), 1 / 8))
     recorder.observe_probabilities(torch.full((1, 4, 8, 8), 1.25 / 8))
     with pytest.raises(ValueError, match=r"layers \[1\].*miss 1 by up to 0\.25.*allowed 0\.001"):
@@ -157,27 +149,27 @@ def test_padded_rows_need_not_sum_to_one():
     mask[0, 5:] = 0
     attn = torch.full((1, 4, 8, 8), 1 / 8)
     attn[:, :, 5:] = 3.0
-    recorder = recorder_for(make_model(), attention_mask=mask)
+    recorder = recorder_for(tiny.make_model(), attention_mask=mask)
     recorder.observe_probabilities(attn)
     assert torch.allclose(recorder.profiles().key_profile, torch.tensor(1 / 8))
 
 
 def test_autocast_on_the_module_route():
-    model, ids = make_model("bloom"), make_tokens(40)
+    model, ids = tiny.make_model("bloom"), tiny.make_tokens(40)
     with torch.autocast("cpu", torch.bfloat16):
-        got = captured_matrix(model, ids)
-    assert abs(got - eager_attention(model, ids)).max() < 0.05
+        got = tiny.captured_matrix(model, ids)
+    assert abs(got - tiny.eager_attention(model, ids)).max() < 0.05
 
 
 @pytest.mark.parametrize("seen", ["vectors", "probabilities"])
 def test_autocast_does_not_degrade_what_is_recorded(seen):
     query, key = vectors()
     attn = torch.from_numpy(oracle(query, key, TRIANGLE)).float()
-    recorder, plain = (Recorder(make_model(), [Whole(), *resolve("row_entropy")]) for _ in range(2))
+    recorder, plain = (Recorder(tiny.make_model(), [tiny.Whole(), *resolve("row_entropy")]) for _ in range(2))
     for each, on in ((plain, False), (recorder, True)):
         with torch.autocast("cpu", torch.bfloat16, enabled=on):
             if seen == "vectors":
                 each.observe(Causal(), query, key, None)
             else:
                 each.observe_probabilities(attn)
-    assert_same_profiles(recorder.profiles(), plain.profiles())
+    tiny.assert_same_profiles(recorder.profiles(), plain.profiles())

@@ -5,15 +5,8 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import tiny_models as tiny
 import torch
-from tiny_models import (
-    assert_same_profiles,
-    capture_quietly,
-    eager_attention,
-    make_model,
-    make_padding,
-    make_tokens,
-)
 
 from nbhelpers.hooks.capture import weight_fingerprint
 from nbhelpers.inputs.text import load_text
@@ -23,8 +16,8 @@ ALL = ["key_profile", "last_query", "lag_profile", "local_mass", "row_entropy", 
 
 
 def test_axes_coordinates_groups_and_provenance(llama):
-    ids = make_tokens(20, n=3)
-    got = capture_quietly(llama, ids, ALL)
+    ids = tiny.make_tokens(20, n=3)
+    got = tiny.capture_quietly(llama, ids, ALL)
     own = {"row_entropy": (), "local_mass": ("distance",), "row_metrics": ("metric",)}
     own |= {"key_profile": ("key",), "last_query": ("key",), "lag_profile": ("lag",)}
     for name in ALL:
@@ -46,9 +39,9 @@ def test_axes_coordinates_groups_and_provenance(llama):
 
 
 def test_inputs_and_weights_are_as_they_were(llama):
-    ids, mask = make_tokens(20), make_padding(20, "left").bool()
+    ids, mask = tiny.make_tokens(20), tiny.make_padding(20, "left").bool()
     ids_before, mask_before, weights = ids.clone(), mask.clone(), weight_fingerprint(llama)
-    capture_quietly(llama, ids, ALL, attention_mask=mask)
+    tiny.capture_quietly(llama, ids, ALL, attention_mask=mask)
     assert torch.equal(ids, ids_before)
     assert torch.equal(mask, mask_before)
     assert weight_fingerprint(llama) == weights
@@ -56,53 +49,53 @@ def test_inputs_and_weights_are_as_they_were(llama):
 
 @pytest.mark.parametrize(("batch_size", "chunk"), [(1, None), (2, 3), (7, 1)])
 def test_batches_and_chunks_do_not_matter(llama, batch_size, chunk):
-    ids, options = make_tokens(20, n=5), {"attention_mask": make_padding(20, "right", n=5)}
-    parts = capture_quietly(llama, ids, ALL, batch_size=batch_size, chunk=chunk, **options)
-    assert_same_profiles(parts, capture_quietly(llama, ids, ALL, **options), 2e-5)
+    ids, options = tiny.make_tokens(20, n=5), {"attention_mask": tiny.make_padding(20, "right", n=5)}
+    parts = tiny.capture_quietly(llama, ids, ALL, batch_size=batch_size, chunk=chunk, **options)
+    tiny.assert_same_profiles(parts, tiny.capture_quietly(llama, ids, ALL, **options), 2e-5)
 
 
 def test_a_batch_with_and_without_padding_may_follow_each_other(llama):
     # Only the second batch holds a padded sequence.
-    ids, mask = make_tokens(20, n=4), make_padding(20, "left", n=4)
-    parts = capture_quietly(llama, ids, attention_mask=mask, batch_size=2)
+    ids, mask = tiny.make_tokens(20, n=4), tiny.make_padding(20, "left", n=4)
+    parts = tiny.capture_quietly(llama, ids, attention_mask=mask, batch_size=2)
     assert parts.n_real.tolist() == [20, 20, 20, 13]
-    assert_same_profiles(parts, capture_quietly(llama, ids, attention_mask=mask, batch_size=4))
+    tiny.assert_same_profiles(parts, tiny.capture_quietly(llama, ids, attention_mask=mask, batch_size=4))
 
 
 @pytest.mark.parametrize("family", ["llama", "bert", "bloom"])
 def test_a_single_token(family):
     names = ["key_profile", "last_query", "lag_profile"]
-    got = capture_quietly(make_model(family), make_tokens(1), [*names, "row_entropy"])
+    got = tiny.capture_quietly(tiny.make_model(family), tiny.make_tokens(1), [*names, "row_entropy"])
     for name in names:
         assert torch.equal(got[name], torch.ones(2, 2, 4, 1))
     assert not got.row_entropy.any()
 
 
 def test_two_threads_capture_two_models_at_once(llama):
-    other, ids = make_model("llama", seed=5), make_tokens(40, n=6)
-    expected = [capture_quietly(model, ids, ALL, batch_size=1) for model in (llama, other)]
+    other, ids = tiny.make_model("llama", seed=5), tiny.make_tokens(40, n=6)
+    expected = [tiny.capture_quietly(model, ids, ALL, batch_size=1) for model in (llama, other)]
     barrier = threading.Barrier(2)
 
     def work(model):
         barrier.wait(timeout=30)
-        return capture_quietly(model, ids, ALL, batch_size=1)
+        return tiny.capture_quietly(model, ids, ALL, batch_size=1)
 
     with ThreadPoolExecutor(2) as pool:
         got = list(pool.map(work, (llama, other)))
     for one, alone in zip(got, expected, strict=True):
-        assert_same_profiles(one, alone)
+        tiny.assert_same_profiles(one, alone)
     assert not torch.equal(got[0].key_profile, got[1].key_profile)
 
 
 def test_smollm2_equals_eager_to_the_rounding_of_the_model(smollm2):
     # SDPA rounds the hidden states of 30 layers elsewhere: one row drifts by 2e-6, a mean by less.
     ids = load_text("moby-dick", smollm2.tokenizer, n_sequences=2, length=64)
-    attn = torch.from_numpy(eager_attention(smollm2.model, ids))
+    attn = torch.from_numpy(tiny.eager_attention(smollm2.model, ids))
     lags = torch.stack([attn.diagonal(-lag, -2, -1).sum(-1) for lag in range(64)], -1) / 64
     wanted = {"key_profile": attn.mean(-2), "lag_profile": lags, "last_query": attn[..., -1, :]}
     for implementation, last in (("eager", 1e-6), ("sdpa", 5e-6)):
         smollm2.model.set_attn_implementation(implementation)
-        got = capture_quietly(smollm2, ids, list(wanted))
+        got = tiny.capture_quietly(smollm2, ids, list(wanted))
         for name, expected in wanted.items():
             allowed = last if name == "last_query" else 1e-6
             assert (got[name] - expected).abs().max() <= allowed * attn.max(), (implementation, name)

@@ -3,16 +3,8 @@
 import functools
 
 import pytest
+import tiny_models as tiny
 import torch
-from tiny_models import (
-    capture_quietly,
-    captured_matrix,
-    eager_attention,
-    make_model,
-    make_padding,
-    make_tokens,
-    n_hooks,
-)
 
 from nbhelpers.hooks.attention import Recorder, interface_route, module_route
 from nbhelpers.hooks.reductions import resolve
@@ -25,7 +17,7 @@ STREAMS = ["encoder", "decoder", "cross"]
 @functools.cache
 def model_of(family):
     sharp = family in ("t5", "stablelm")  # T5 scales no scores, StableLM is as wide as two others
-    return make_model(family, std=0.15 if sharp else 0.2)
+    return tiny.make_model(family, std=0.15 if sharp else 0.2)
 
 
 def assert_same(got, expected, mask=None):
@@ -39,9 +31,9 @@ def assert_same(got, expected, mask=None):
 @pytest.mark.parametrize("length", [1, 2, 9, 64, 130])
 @pytest.mark.parametrize("family", ONE_STACK)
 def test_equal_to_eager(family, length):
-    model, ids = model_of(family), make_tokens(length)
-    got = captured_matrix(model, ids, chunk=5)
-    assert_same(got, eager_attention(model, ids))
+    model, ids = model_of(family), tiny.make_tokens(length)
+    got = tiny.captured_matrix(model, ids, chunk=5)
+    assert_same(got, tiny.eager_attention(model, ids))
     if kind_of(model.config) == "decoder":
         assert not torch.as_tensor(got).triu(1).any()
     if length == 64:
@@ -51,17 +43,17 @@ def test_equal_to_eager(family, length):
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("family", ONE_STACK)
 def test_equal_to_eager_with_padding(family, side):
-    model, mask = model_of(family), make_padding(20, side)
-    ids = make_tokens(20) * mask
-    got = captured_matrix(model, ids, attention_mask=mask, chunk=8)
-    assert_same(got, eager_attention(model, ids, mask), mask)
+    model, mask = model_of(family), tiny.make_padding(20, side)
+    ids = tiny.make_tokens(20) * mask
+    got = tiny.captured_matrix(model, ids, attention_mask=mask, chunk=8)
+    assert_same(got, tiny.eager_attention(model, ids, mask), mask)
 
 
 @pytest.mark.parametrize("family", ONE_STACK)
 def test_logits_and_model_are_unchanged(family):
-    model, ids = model_of(family), make_tokens(24)
+    model, ids = model_of(family), tiny.make_tokens(24)
     route = module_route if family_of(model.config).route == "module" else interface_route
-    implementation, hooks = model.config._attn_implementation, n_hooks(model)
+    implementation, hooks = model.config._attn_implementation, tiny.n_hooks(model)
     with torch.inference_mode():
         before = model(input_ids=ids).logits
         recorder = Recorder(model, resolve("key_profile"))
@@ -79,34 +71,34 @@ def test_logits_and_model_are_unchanged(family):
     else:
         assert torch.equal(during, before)
     assert model.config._attn_implementation == implementation
-    assert n_hooks(model) == hooks
+    assert tiny.n_hooks(model) == hooks
 
 
 @pytest.mark.parametrize("stream", STREAMS)
 @pytest.mark.parametrize("family", ["t5", "bart"])
 def test_three_streams(family, stream):
-    model, ids, mask = model_of(family), make_tokens(20), make_padding(20, "right")
-    inputs = {"decoder_input_ids": make_tokens(9, seed=2)}
-    expected = eager_attention(model, ids, mask, stream=stream, **inputs)
+    model, ids, mask = model_of(family), tiny.make_tokens(20), tiny.make_padding(20, "right")
+    inputs = {"decoder_input_ids": tiny.make_tokens(9, seed=2)}
+    expected = tiny.eager_attention(model, ids, mask, stream=stream, **inputs)
     ask = {"attention_mask": mask, "stream": stream, "chunk": 4}
     if stream != "encoder":
         ask["decoder_ids"] = inputs["decoder_input_ids"]
-    assert_same(captured_matrix(model, ids, **ask), expected, mask if stream == "encoder" else None)
+    assert_same(tiny.captured_matrix(model, ids, **ask), expected, mask if stream == "encoder" else None)
 
 
 @pytest.mark.parametrize(("start", "pad", "first"), [(5, 7, 5), (0, 7, 0), (None, 7, 7), (None, None, 0)])
 @pytest.mark.parametrize("stream", ["decoder", "cross"])
 def test_a_decoder_reads_the_sequences_behind_its_start_token(monkeypatch, stream, start, pad, first):
-    model, ids = model_of("bart"), make_tokens(9)
+    model, ids = model_of("bart"), tiny.make_tokens(9)
     monkeypatch.setattr(model.config, "decoder_start_token_id", start)
     monkeypatch.setattr(model.config, "pad_token_id", pad)
     shifted = ids.roll(1, 1)
     shifted[:, 0] = first
-    expected = eager_attention(model, ids, stream=stream, decoder_input_ids=shifted)
-    assert_same(captured_matrix(model, ids, stream=stream), expected)
+    expected = tiny.eager_attention(model, ids, stream=stream, decoder_input_ids=shifted)
+    assert_same(tiny.captured_matrix(model, ids, stream=stream), expected)
 
 
 def test_only_the_encoder_runs_where_only_it_is_read(monkeypatch):
     model = model_of("t5")
     monkeypatch.setattr(model.decoder, "forward", None)
-    assert capture_quietly(model, make_tokens(9)).provenance["stream"] == "encoder"
+    assert tiny.capture_quietly(model, tiny.make_tokens(9)).provenance["stream"] == "encoder"

@@ -3,16 +3,9 @@
 import contextlib
 
 import pytest
+import tiny_models as tiny
 import torch
 from device_traffic import needs_gpus
-from tiny_models import (
-    assert_same_profiles,
-    capture_quietly,
-    make_model,
-    make_padding,
-    make_tokens,
-    save_llama,
-)
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from nbhelpers import load_model
@@ -45,7 +38,7 @@ def two_devices(monkeypatch):
 
 @pytest.mark.parametrize("by", ["scores", "probabilities"])
 def test_each_layer_is_reduced_where_it_lies(two_devices, by):
-    recorder = Recorder(make_model(), resolve(NAMES), chunk=8)
+    recorder = Recorder(tiny.make_model(), resolve(NAMES), chunk=8)
     for device in (two_devices[index] for index in LAYERS_ON):
         if by == "scores":
             query, key = (torch.ones(2, n, LENGTH, 8, device=device) for n in (4, 2))
@@ -61,18 +54,18 @@ def test_each_layer_is_reduced_where_it_lies(two_devices, by):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A saved Llama of 6 layers, about 1.7 MB in float32."""
-    return save_llama(tmp_path_factory.mktemp("model"))
+    return tiny.save_llama(tmp_path_factory.mktemp("model"))
 
 
 def assert_profiles_of_one_device(spread, folder, *, n_devices):
     """Assert that the layers lie on so many GPUs and that capture, padded or not, does not show it."""
     hooked = [getattr(layer, "_hf_hook", None) for layer in spread.model.model.layers]
     assert len({hook.execution_device for hook in hooked}) == n_devices
-    whole, ids = load_model(folder, device="cuda:0"), make_tokens(LENGTH, n=3)
-    for mask in (None, make_padding(LENGTH, "left", n=3), make_padding(LENGTH, "right", n=3)):
+    whole, ids = load_model(folder, device="cuda:0"), tiny.make_tokens(LENGTH, n=3)
+    for mask in (None, tiny.make_padding(LENGTH, "left", n=3), tiny.make_padding(LENGTH, "right", n=3)):
         options = {"reductions": [*NAMES, "row_metrics"], "attention_mask": mask}
-        found, expected = (capture_quietly(model, ids, **options) for model in (spread, whole))
-        assert_same_profiles(found, expected, 1e-5)
+        found, expected = (tiny.capture_quietly(model, ids, **options) for model in (spread, whole))
+        tiny.assert_same_profiles(found, expected, 1e-5)
 
 
 @needs_gpus(2)

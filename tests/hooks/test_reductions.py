@@ -6,17 +6,7 @@ import itertools
 import numpy as np
 import pytest
 import pywt
-from tiny_models import (
-    Whole,
-    capture_quietly,
-    captured_matrix,
-    eager_attention,
-    make_model,
-    make_padding,
-    make_tokens,
-    make_uniform,
-    over_heads,
-)
+import tiny_models as tiny
 
 from nbhelpers.hooks import reductions
 from nbhelpers.hooks.reductions import LocalMass, Reduction, RowMetrics, resolve
@@ -40,9 +30,9 @@ PROTOCOLS = {
 @functools.cache
 def make_case(family, side=None):
     """Return model, ids, mask and eager attention (float64)."""
-    model, ids = make_model(family), make_tokens(LENGTH)
-    mask = None if side is None else make_padding(LENGTH, side)
-    return model, ids, mask, eager_attention(model, ids, mask)
+    model, ids = tiny.make_model(family), tiny.make_tokens(LENGTH)
+    mask = None if side is None else tiny.make_padding(LENGTH, side)
+    return model, ids, mask, tiny.eager_attention(model, ids, mask)
 
 
 CASES = [("llama", side) for side in (None, "left", "right")]
@@ -53,7 +43,7 @@ def slow(attn, mask, function):
     """Apply `function(matrix, list of real queries)` to each head of each sequence."""
     mask = np.ones((len(attn), attn.shape[-1])) if mask is None else mask
     real = [np.flatnonzero(row).tolist() for row in mask]
-    parts = [over_heads(attn[[s]], lambda a, s=s: function(a, real[s])) for s in range(len(attn))]
+    parts = [tiny.over_heads(attn[[s]], lambda a, s=s: function(a, real[s])) for s in range(len(attn))]
     return np.concatenate(parts)
 
 
@@ -92,7 +82,7 @@ def assert_metric(got, expected):
 
 def reduce(case, reduction, **options):
     model, ids, mask, _ = case
-    return capture_quietly(model, ids, reduction, attention_mask=mask, **options)
+    return tiny.capture_quietly(model, ids, reduction, attention_mask=mask, **options)
 
 
 def slow_lags(a, real, causal):
@@ -176,7 +166,7 @@ def test_row_metrics(case, protocol):
 
 def test_row_metrics_of_uniform_attention():
     # Row i is 1/(i + 1) on i + 1 keys: entropy log(i + 1), whatever the model.
-    got = capture_quietly(make_uniform(), make_tokens(LENGTH), RowMetrics())
+    got = tiny.capture_quietly(tiny.make_uniform(), tiny.make_tokens(LENGTH), RowMetrics())
     at = got.coordinates["row_metrics"].index("positional_entropy")
     expected = np.mean([np.log(i + 1) for i in range(LENGTH)])
     assert abs(got.row_metrics[..., at] - expected).max() < METRIC
@@ -186,10 +176,10 @@ def test_row_metrics_of_uniform_attention():
 @pytest.mark.parametrize(("family", "side"), [("llama", "right"), ("bloom", "right"), ("bloom", "left")])
 def test_padding_changes_nothing_for_the_real_tokens(family, side):
     # Right padding comes after everything a causal query sees, and ALiBi knows only distances.
-    model, ids, mask = make_model(family), make_tokens(20), make_padding(20, side)
-    padded = capture_quietly(model, ids, ["lag_profile", "row_entropy"], attention_mask=mask)
+    model, ids, mask = tiny.make_model(family), tiny.make_tokens(20), tiny.make_padding(20, side)
+    padded = tiny.capture_quietly(model, ids, ["lag_profile", "row_entropy"], attention_mask=mask)
     real = ids[1:, mask[1] == 1]
-    short = capture_quietly(model, real, ["lag_profile", "row_entropy"])
+    short = tiny.capture_quietly(model, real, ["lag_profile", "row_entropy"])
     assert_profile(padded.lag_profile[1:, ..., :13], short.lag_profile.double().numpy())
     assert not padded.lag_profile[1:, ..., 13:].any()
     assert_metric(padded.row_entropy[1:], short.row_entropy.double().numpy())
@@ -197,20 +187,20 @@ def test_padding_changes_nothing_for_the_real_tokens(family, side):
 
 
 def test_a_sharp_head_has_its_entropy_without_negative_rounding():
-    model = make_model("llama", std=3.0)
-    ids = make_tokens(30)
-    got = capture_quietly(model, ids, ["row_entropy"]).row_entropy
-    attn = captured_matrix(model, ids)
+    model = tiny.make_model("llama", std=3.0)
+    ids = tiny.make_tokens(30)
+    got = tiny.capture_quietly(model, ids, ["row_entropy"]).row_entropy
+    attn = tiny.captured_matrix(model, ids)
     assert attn[..., -1, :].max() > 0.99
-    expected = over_heads(attn, lambda a: np.mean([entropy(row) for row in a]))
+    expected = tiny.over_heads(attn, lambda a: np.mean([entropy(row) for row in a]))
     assert_metric(got, expected)
 
 
 @pytest.mark.parametrize("family", ["llama", "bert"])
 def test_float64_models_are_reduced_in_float64(family):
-    model, ids = make_model(family).double(), make_tokens(LENGTH)
-    got = capture_quietly(model, ids, "key_profile").key_profile
-    assert_profile(got, eager_attention(model, ids).mean(-2))
+    model, ids = tiny.make_model(family).double(), tiny.make_tokens(LENGTH)
+    got = tiny.capture_quietly(model, ids, "key_profile").key_profile
+    assert_profile(got, tiny.eager_attention(model, ids).mean(-2))
 
 
 def test_reductions_are_found_by_name_or_given():
@@ -224,9 +214,9 @@ def test_reductions_are_found_by_name_or_given():
 
 @pytest.mark.parametrize("name", ["lag_profile", "local_mass"])
 def test_lags_are_refused_in_cross_attention(name):
-    ids, decoder_ids = make_tokens(20), make_tokens(9, seed=2)
+    ids, decoder_ids = tiny.make_tokens(20), tiny.make_tokens(9, seed=2)
     with pytest.raises(ValueError, match=f"{name} needs .*9 queries.*20 keys"):
-        capture_quietly(make_model("t5"), ids, name, stream="cross", decoder_ids=decoder_ids)
+        tiny.capture_quietly(tiny.make_model("t5"), ids, name, stream="cross", decoder_ids=decoder_ids)
 
 
 def test_dropping_the_sink_one_row_at_a_time():  # the first row has no key left
@@ -235,11 +225,11 @@ def test_dropping_the_sink_one_row_at_a_time():  # the first row has no key left
 
 
 def test_row_entropy_where_attention_sinks_take_a_share():
-    model, ids, mask = make_model("gpt_oss"), make_tokens(20), make_padding(20, "left")
-    got = capture_quietly(model, ids, ["row_entropy", Whole()])
+    model, ids, mask = tiny.make_model("gpt_oss"), tiny.make_tokens(20), tiny.make_padding(20, "left")
+    got = tiny.capture_quietly(model, ids, ["row_entropy", tiny.Whole()])
     attn = got.whole.unflatten(-1, (20, 20)).double().numpy()
-    assert_metric(got.row_entropy, over_heads(attn, lambda a: np.mean([entropy(row) for row in a])))
-    assert capture_quietly(model, ids, "row_entropy", attention_mask=mask).row_entropy.isfinite().all()
+    assert_metric(got.row_entropy, tiny.over_heads(attn, lambda a: np.mean([entropy(row) for row in a])))
+    assert tiny.capture_quietly(model, ids, "row_entropy", attention_mask=mask).row_entropy.isfinite().all()
 
 
 def test_a_registered_reduction_is_found_by_its_name(monkeypatch):
@@ -255,6 +245,6 @@ def test_a_registered_reduction_is_found_by_its_name(monkeypatch):
         def update(self, state, block, layout):
             state += block.row_sum(block.attn.sum(-1))
 
-    mass = capture_quietly(make_model(), make_tokens(20, n=3), ["mass"]).mass
+    mass = tiny.capture_quietly(tiny.make_model(), tiny.make_tokens(20, n=3), ["mass"]).mass
     assert mass.shape == (3, 2, 4)
     assert abs(mass - 1).max() < 1e-6

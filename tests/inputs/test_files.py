@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from importlib import metadata
 from unittest.mock import Mock
 
@@ -188,8 +189,10 @@ def test_fingerprint_sees_length_names_and_sampled_content(tmp_path):
     assert file_fingerprint(folder) != before
 
 
-def test_names_that_lead_nowhere(monkeypatch):
-    monkeypatch.setattr(model_files, "ask_hub", lambda name, **o: HubAnswer(False, reason="ConnectError"))
+def test_names_that_lead_nowhere_are_told_within_seconds(monkeypatch):
+    # A closed local port stands for the Hub, where transformers would retry for 23 s.
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    started = time.perf_counter()
     for name, error, says in (
         ("minilm", LookupError, "did you mean 'minilm-l6'"),
         ("random:smollm", LookupError, "offline there are smollm2-135m, minilm-l6"),
@@ -200,6 +203,7 @@ def test_names_that_lead_nowhere(monkeypatch):
     ):
         with pytest.raises(error, match=says):
             load_model(name)
+    assert time.perf_counter() - started < 15
 
 
 def test_refusals_of_the_hub(monkeypatch):

@@ -6,17 +6,9 @@ import matplotlib
 import numpy as np
 import pytest
 
+from nbhelpers.inspector import panels
 from nbhelpers.inspector.export import static_picture
 from nbhelpers.inspector.map import UNKNOWN, gradient, map_colours
-from nbhelpers.inspector.panels import (
-    LONGEST_LABEL,
-    LOWEST,
-    MISSING,
-    AttentionPanel,
-    CurvesPanel,
-    readable,
-    to_png,
-)
 from nbhelpers.inspector.reading import read_text
 from nbhelpers.protocol import PAPER
 
@@ -31,8 +23,8 @@ def reading(tiny_llama):
 
 def test_tokens_become_labels():
     tokens = [" the", "\n", "", "鯨", "a" * 40]
-    labels = ["·the", "↵", "∅", MISSING, "a" * (LONGEST_LABEL - 1) + "…"]
-    assert [readable(token) for token in tokens] == labels
+    labels = ["·the", "↵", "∅", panels.MISSING, "a" * (panels.LONGEST_LABEL - 1) + "…"]
+    assert [panels.readable(token) for token in tokens] == labels
 
 
 def test_map_colours_follow_the_order_of_the_values():
@@ -46,13 +38,13 @@ def test_map_colours_follow_the_order_of_the_values():
 
 def test_attention_panel_draws_each_entry_in_the_colour_of_its_value(reading):
     view, span = reading.head(1, 2), (3, 18)
-    pixels = AttentionPanel(reading.tokens, span).show(view)
+    pixels = panels.AttentionPanel(reading.tokens, span).show(view)
     n = span[1] - span[0] + 1
     size = pixels.shape[0]
     side, left, top = 0.67 * size / n, 0.2 * size, (1 - 0.19 - 0.67) * size
     for row, column in ((0, 0), (5, 2), (9, 9), (15, 1), (2, 14)):
-        value = np.clip(view.attn[span[0] + row, span[0] + column], LOWEST, 1)
-        share = np.log(value / LOWEST) / np.log(1 / LOWEST)  # of the logarithmic scale
+        value = np.clip(view.attn[span[0] + row, span[0] + column], panels.LOWEST, 1)
+        share = np.log(value / panels.LOWEST) / np.log(1 / panels.LOWEST)  # of the logarithmic scale
         wanted = np.array(matplotlib.colormaps["viridis"](share, bytes=True)[:3], dtype=int)
         got = pixels[int(top + (row + 0.5) * side), int(left + (column + 0.5) * side)].astype(int)
         assert np.abs(got - wanted).max() <= 3
@@ -60,12 +52,15 @@ def test_attention_panel_draws_each_entry_in_the_colour_of_its_value(reading):
 
 def test_a_second_head_on_a_kept_frame_equals_a_new_figure_and_a_pinned_one_adds_lines(reading):
     first, second = reading.head(0, 0), reading.head(1, 3)
-    for make in (lambda: AttentionPanel(reading.tokens, (0, 63)), lambda: CurvesPanel(reading, [first])):
+    for make in (
+        lambda: panels.AttentionPanel(reading.tokens, (0, 63)),
+        lambda: panels.CurvesPanel(reading, [first]),
+    ):
         kept = make()
         before, after = kept.show(first), kept.show(second)
         assert (before != after).any()
         assert (after == make().show(second)).all()
-    both = CurvesPanel(reading, [first, second])
+    both = panels.CurvesPanel(reading, [first, second])
     assert (both.show(first, second) != both.show(first, first)).any()
 
 
@@ -77,14 +72,14 @@ def test_every_protocol_can_be_drawn(reading):
     ):
         changed = reading.under(PAPER.replace(**changes))
         view = changed.head(0, 1)
-        assert to_png(CurvesPanel(changed, [view]).show(view)).startswith(b"\x89PNG")
+        assert panels.to_png(panels.CurvesPanel(changed, [view]).show(view)).startswith(b"\x89PNG")
 
 
 def test_labels_that_fonts_or_mathematics_would_choke_on(reading):
     tokens = ["$x$", "鯨", "\n", "_^{"] * 16
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        AttentionPanel(tokens, (0, 63)).show(reading.head(0, 0))
+        panels.AttentionPanel(tokens, (0, 63)).show(reading.head(0, 0))
 
 
 def test_the_static_picture_grows_with_the_heads(reading):
