@@ -34,19 +34,11 @@ def tiny_llama_folder(tmp_path_factory, tiny_tokenizer):
 
     folder = tmp_path_factory.mktemp("tiny-llama")
     config = LlamaConfig(
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=300,
-        max_position_embeddings=256,
-        bos_token_id=0,
-        eos_token_id=1,
-        pad_token_id=None,
-        rope_parameters={"rope_type": "default", "rope_theta": 5000.0},
+        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, vocab_size=300, max_position_embeddings=256, bos_token_id=0, eos_token_id=1,
+        pad_token_id=None, rope_parameters={"rope_type": "default", "rope_theta": 5000.0},
         initializer_range=0.3,  # far from uniform attention
-    )
+    )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         LlamaForCausalLM(config).save_pretrained(folder)

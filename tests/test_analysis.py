@@ -7,6 +7,7 @@ import torch
 from oracles import uniform_profile
 from slow_metrics import slow_metrics
 from tiny_models import eager_attention, make_model, make_tokens, make_uniform
+from tolerances import assert_metric
 
 from nbhelpers.analysis import Observation, analyze, measure, observe
 from nbhelpers.hooks.capture import capture
@@ -26,12 +27,6 @@ def llama():
 
 def run(model, ids, protocol=PAPER, **options):
     return analyze(model, ids, protocol, progress=False, **options)
-
-
-def assert_metric(got, expected, name=""):
-    assert got.shape == expected.shape
-    worst = (abs(got - expected) / np.maximum(1, abs(expected))).max()
-    assert worst <= 5e-5, f"{name}: off by {worst:.3g}"
 
 
 def assert_table(table, signals, variants, **options):

@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 import torch
+from draws import attention
 from safetensors.torch import save
 from tiny_models import eager_attention
 from tolerances import assert_close
@@ -128,15 +129,10 @@ def test_concatenate_refuses_what_does_not_belong_together(changes, differing):
         Profiles.concatenate([make(), make(**changes)])
 
 
-def random_attention(n, *, causal):
-    z = 2 * torch.randn(2, 3, 4, n, n, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    return (z.masked_fill(torch.ones(n, n).triu(1) > 0, -torch.inf) if causal else z).softmax(-1)
-
-
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("n", [1, 2, 9, 40])
 def test_from_attention_is_the_slow_loop(n, causal):
-    attn = random_attention(n, causal=causal)
+    attn = attention(2, 3, 4, n, n, causal=causal, scale=2)
     before = attn.clone()
     made = Profiles.from_attention(attn, causal=causal, kv_groups=[0, 0, 1, 1], provenance={"model": "m"})
     lags = list(range(0 if causal else 1 - n, n))
@@ -175,7 +171,7 @@ def test_from_attention_is_what_capture_keeps(tiny_llama):
         assert_close(made[name], captured[name])
 
 
-ATTN = random_attention(6, causal=False)
+ATTN = attention(2, 3, 4, 6, 6, scale=2)
 
 
 @pytest.mark.parametrize(

@@ -61,11 +61,11 @@ def tiny_config(family, *, layers=2, positions=256, **changes):
 def make_model(family="llama", *, seed=0, std=0.2, **changes):
     """Return a model in eval mode whose weights are large, so that attention is far from uniform."""
     config = tiny_config(family, **changes)
-    causal = type(config) in hf.AutoModelForCausalLM._model_mapping and kind_of(config) == "decoder"
-    classes = {True: hf.AutoModelForCausalLM, False: hf.AutoModelForMaskedLM}
+    masked = type(config) in hf.AutoModelForMaskedLM._model_mapping and kind_of(config) == "encoder"
+    auto = hf.AutoModelForMaskedLM if masked else hf.AutoModelForCausalLM
+    auto = hf.AutoModelForSeq2SeqLM if config.is_encoder_decoder else auto
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        auto = hf.AutoModelForSeq2SeqLM if config.is_encoder_decoder else classes[causal]
         model = auto.from_config(config).eval()
         with torch.no_grad():
             for parameter in model.parameters():

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import pywt
 import tiny_models as tiny
+from slow_metrics import entropy
+from tolerances import assert_metric
 
 from nbhelpers.hooks import reductions
 from nbhelpers.hooks.reductions import LocalMass, Reduction, RowMetrics, resolve
@@ -14,7 +16,6 @@ from nbhelpers.protocol import PAPER
 
 LENGTH = 32
 PROFILE = 1e-6  # of the largest entry
-METRIC = 5e-5  # relative where the value is above 1
 DROPPED = PAPER.replace(sink="drop_renormalise")
 PROTOCOLS = {
     "paper": PAPER,
@@ -47,10 +48,6 @@ def slow(attn, mask, function):
     return np.concatenate(parts)
 
 
-def entropy(row):
-    return -sum(a * np.log(a) for a in row if a > 0)
-
-
 def signal_of(row, protocol):
     if protocol.sink == "keep":
         return row
@@ -72,12 +69,6 @@ def assert_profile(got, expected, *, largest=None):
     got = got.double().numpy()
     assert got.shape == expected.shape
     assert abs(got - expected).max() <= PROFILE * (largest or abs(expected).max())
-
-
-def assert_metric(got, expected):
-    got = got.double().numpy()
-    assert got.shape == expected.shape
-    assert (abs(got - expected) / np.maximum(1, abs(expected))).max() <= METRIC
 
 
 def reduce(case, reduction, **options):
@@ -169,7 +160,7 @@ def test_row_metrics_of_uniform_attention():
     got = tiny.capture_quietly(tiny.make_uniform(), tiny.make_tokens(LENGTH), RowMetrics())
     at = got.coordinates["row_metrics"].index("positional_entropy")
     expected = np.mean([np.log(i + 1) for i in range(LENGTH)])
-    assert abs(got.row_metrics[..., at] - expected).max() < METRIC
+    assert_metric(got.row_metrics[..., at], np.full((2, 2, 4), expected))
     assert (got.row_metrics[..., -1] < -0.5).all()  # the correlation that attention without any learning has
 
 
@@ -182,7 +173,7 @@ def test_padding_changes_nothing_for_the_real_tokens(family, side):
     short = tiny.capture_quietly(model, real, ["lag_profile", "row_entropy"])
     assert_profile(padded.lag_profile[1:, ..., :13], short.lag_profile.double().numpy())
     assert not padded.lag_profile[1:, ..., 13:].any()
-    assert_metric(padded.row_entropy[1:], short.row_entropy.double().numpy())
+    assert_metric(padded.row_entropy[1:], short.row_entropy)
     assert padded.n_real.tolist() == [20, 13]
 
 
@@ -221,7 +212,7 @@ def test_lags_are_refused_in_cross_attention(name):
 
 def test_dropping_the_sink_one_row_at_a_time():  # the first row has no key left
     parts, whole = (reduce(make_case("llama"), RowMetrics(PROTOCOLS["sink"]), chunk=c) for c in (1, 1000))
-    assert_metric(parts.row_metrics, whole.row_metrics.double().numpy())
+    assert_metric(parts.row_metrics, whole.row_metrics)
 
 
 def test_row_entropy_where_attention_sinks_take_a_share():

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from tiny_models import captured_matrix, make_padding
+from tiny_models import captured_matrix, make_model, make_padding, make_tokens
 from tolerances import assert_close
 
 from nbhelpers.inputs.models import describe, load_model
@@ -17,20 +17,8 @@ LENGTH = 24
 
 
 def make(encoding="rope", *, causal=True, std=0.3, **options):
-    """Return a model of 2 layers and 4 heads of 8, its weights large, so that attention is not uniform."""
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 64}
-    config = ZooConfig(position_encoding=encoding, is_causal=causal, train_length=64, **sizes | options)
-    model = build(config).eval()
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.normal_(std=std, generator=generator)
-    return model
-
-
-def ids_of(length=LENGTH, n=2, seed=1):
-    return torch.randint(2, 64, (n, length), generator=torch.Generator().manual_seed(seed))
+    options |= {"position_encoding": encoding, "is_causal": causal, "train_length": 64}
+    return make_model("nbhelpers_zoo", std=std, **options)
 
 
 def logits_of(model, ids, **options):
@@ -63,7 +51,7 @@ def test_t5_adds_what_the_kernel_adds(causal):
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_only_nope_is_blind_to_order_without_a_mask(encoding):
-    model, ids = make(encoding, causal=False), ids_of()
+    model, ids = make(encoding, causal=False), make_tokens(LENGTH)
     order = torch.randperm(LENGTH, generator=torch.Generator().manual_seed(0))
     difference = (logits_of(model, ids[:, order]) - logits_of(model, ids)[:, order]).abs().max()
     assert (difference < 1e-4) == (encoding == "nope")
@@ -71,7 +59,7 @@ def test_only_nope_is_blind_to_order_without_a_mask(encoding):
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_later_tokens_change_nothing_before_them_if_causal(encoding):
-    ids = ids_of()
+    ids = make_tokens(LENGTH)
     for causal in MASKS:
         model = make(encoding, causal=causal)
         whole, prefix = logits_of(model, ids)[:, :10], logits_of(model, ids[:, :10])
@@ -83,7 +71,7 @@ def test_later_tokens_change_nothing_before_them_if_causal(encoding):
 @pytest.mark.parametrize("causal", MASKS)
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_padding_is_not_seen(encoding, causal, side):
-    model, ids = make(encoding, causal=causal), ids_of()
+    model, ids = make(encoding, causal=causal), make_tokens(LENGTH)
     mask = make_padding(LENGTH, side)
     other = torch.where(mask == 1, ids, 3)
     first, second = (logits_of(model, x, attention_mask=mask) for x in (ids, other))
@@ -96,7 +84,7 @@ def test_padding_is_not_seen(encoding, causal, side):
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_training_and_measuring_use_the_same_attention(encoding, causal):
     # Training writes attention out ("eager"); measuring uses SDPA.
-    model, ids = make(encoding, causal=causal), ids_of()
+    model, ids = make(encoding, causal=causal), make_tokens(LENGTH)
     expected = logits_of(model, ids)
     model.set_attn_implementation("eager")
     assert_close(logits_of(model, ids), expected)
@@ -143,7 +131,7 @@ def slow_first_layer(model, ids, encoding, *, causal):
 @pytest.mark.parametrize("causal", MASKS)
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_captured_attention_of_the_first_layer_is_that_of_the_formulas(encoding, causal):
-    model, ids = make(encoding, causal=causal), ids_of(12)
+    model, ids = make(encoding, causal=causal), make_tokens(12)
     expected = slow_first_layer(model, ids, encoding, causal=causal)
     got = captured_matrix(model, ids, chunk=5)[:, 0]
     assert abs(got - expected).max() < 1e-5
@@ -193,8 +181,8 @@ def test_weights_start_with_the_stated_deviation():
 
 
 def test_loss_is_the_mean_over_the_positions_that_predict():
-    model, ids = make(), ids_of()
-    labels = ids_of(seed=2)
+    model, ids = make(), make_tokens(LENGTH)
+    labels = make_tokens(LENGTH, seed=2)
     labels[0, 5:] = -100
     with torch.inference_mode():
         loss = model(ids, labels=labels).loss
@@ -207,7 +195,7 @@ def test_loss_is_the_mean_over_the_positions_that_predict():
 @pytest.mark.parametrize("causal", MASKS)
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_saved_loaded_and_described(encoding, causal, tmp_path):
-    model, ids = make(encoding, causal=causal), ids_of()
+    model, ids = make(encoding, causal=causal), make_tokens(LENGTH)
     model.save_pretrained(tmp_path)
     loaded = load_model(tmp_path, device="cpu")
     d = loaded.description
@@ -230,13 +218,13 @@ def test_saved_loaded_and_described(encoding, causal, tmp_path):
 
 def test_refusals():
     model = make("learned")
-    logits_of(model, ids_of(64))
+    logits_of(model, make_tokens(64))
     for refused, said in (
-        (lambda: captured_matrix(model, ids_of(65)), "65.*64"),
-        (lambda: logits_of(model, ids_of(65)), "65 tokens; this model learned 64"),
+        (lambda: captured_matrix(model, make_tokens(65)), "65.*64"),
+        (lambda: logits_of(model, make_tokens(65)), "65 tokens; this model learned 64"),
         (lambda: ZooConfig(position_encoding="rotary"), "'rotary'; the zoo has rope, prope"),
         (lambda: ZooConfig(hidden_size=36, num_attention_heads=4), "hidden_size is 36; .* multiple of 8"),
     ):
         with pytest.raises(ValueError, match=said):
             refused()
-    logits_of(make("rope"), ids_of(65))
+    logits_of(make("rope"), make_tokens(65))

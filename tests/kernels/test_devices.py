@@ -11,7 +11,7 @@ import math
 import pytest
 import torch
 from device_traffic import needs_gpus, traffic
-from draws import DTYPES, uniform
+from draws import DTYPES, attention, uniform
 from tolerances import assert_close
 
 from nbhelpers.kernels import checks, entropy, frames, rope, rows, spectra, wavelets
@@ -23,8 +23,7 @@ TWO_SIDED = spectra.frequencies(LENGTH, sided="two")
 RUNS = rows.band_runs(TWO_SIDED, (0.25, 0.75))
 
 SIGNAL = uniform(2, HEADS, LENGTH)
-LATER = torch.ones(LENGTH, LENGTH).triu(1) > 0
-ATTN = (uniform(2, LENGTH, LENGTH) * 6).masked_fill(LATER, -math.inf).softmax(-1)
+ATTN = attention(2, LENGTH, LENGTH, causal=True, scale=2)
 LEVELS = wavelets.wavedec(SIGNAL, level=3)
 SHORT = wavelets.wavedec(SIGNAL[..., :65], level=3)
 TABLE = uniform(32, 3)

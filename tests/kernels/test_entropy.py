@@ -5,22 +5,15 @@ import pytest
 import scipy.linalg
 import scipy.stats
 import torch
-from draws import DTYPES, normal
+from draws import DTYPES, attention, normal
 from tolerances import TOL, assert_close
 
 from nbhelpers.kernels import entropy
 
 
-def random_attn(*shape, dtype=torch.float64, seed=0, causal=False):
-    scores = normal(*shape, dtype=dtype, seed=seed)
-    if causal:
-        scores = scores.masked_fill(torch.ones(shape[-2:], dtype=torch.bool).triu(1), -math.inf)
-    return scores.softmax(-1)
-
-
 class TestRequireDistribution:
     def test_softmax_passes_in_every_dtype_and_half_precision_is_allowed_more(self):
-        attn = random_attn(3, 500, dtype=torch.float32)
+        attn = attention(3, 500, dtype=torch.float32)
         for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
             entropy.require_distribution(attn.to(dtype))
         entropy.require_distribution(attn[:0])
@@ -37,7 +30,7 @@ class TestRequireDistribution:
         ],
     )
     def test_what_is_no_distribution_is_refused(self, at, value, message):
-        attn = random_attn(2, 3, 8)
+        attn = attention(2, 3, 8)
         attn[at] = value
         with pytest.raises(ValueError, match=message):
             entropy.positional_entropy(attn)
@@ -47,7 +40,7 @@ class TestPositionalEntropy:
     @pytest.mark.parametrize("dtype", DTYPES)
     @pytest.mark.parametrize("base", [None, 2])
     def test_is_scipys_with_masked_keys(self, dtype, base):
-        attn = random_attn(2, 9, 9, dtype=dtype, causal=True)
+        attn = attention(2, 9, 9, dtype=dtype, causal=True)
         expected = scipy.stats.entropy(attn.double().numpy(), axis=-1, base=base)
         assert_close(entropy.positional_entropy(attn, base=base), expected, dtype=dtype)
 
@@ -58,7 +51,7 @@ class TestPositionalEntropy:
         assert_close(entropy.effective_support(attn), np.arange(1.0, 8.0))
         assert entropy.positional_entropy(torch.eye(4)).tolist() == [0.0] * 4
         assert_close(entropy.effective_support(torch.eye(4)), torch.ones(4))
-        attn = random_attn(40, 32)
+        attn = attention(40, 32)
         assert (entropy.effective_support(attn) < entropy.positional_entropy(attn).exp()).all()
 
     def test_gradient_through_a_causal_softmax(self):
@@ -69,7 +62,7 @@ class TestPositionalEntropy:
         assert torch.autograd.gradcheck(of_scores, normal(5, 5).requires_grad_())
 
     def test_input_is_unmodified_and_half_is_upcast(self):
-        attn = random_attn(3, 16, dtype=torch.float32).bfloat16()
+        attn = attention(3, 16, dtype=torch.float32).bfloat16()
         before = attn.clone()
         measured = entropy.positional_entropy(attn)
         assert measured.dtype == torch.float32
@@ -86,7 +79,7 @@ class TestWindowEntropy:
     @pytest.mark.parametrize("dtype", DTYPES)
     @pytest.mark.parametrize("window", [2, 5, 16, 37])
     def test_is_the_slow_loop(self, dtype, window):
-        attn = random_attn(37, 37, dtype=dtype, causal=True)
+        attn = attention(37, 37, dtype=dtype, causal=True)
         expected = np.array([self.slow(row, window) for row in attn.double().numpy()])
         assert_close(entropy.window_entropy(attn, window), expected, dtype=dtype)
 
@@ -99,7 +92,7 @@ class TestWindowEntropy:
     @pytest.mark.parametrize("window", [1, 33, 0])
     def test_impossible_windows(self, window):
         with pytest.raises(ValueError, match=f"from 2 to the number of keys, 32; got {window}"):
-            entropy.window_entropy(random_attn(32), window)
+            entropy.window_entropy(attention(32), window)
 
     def test_gradient_past_empty_windows(self):
         scores = normal(16).requires_grad_()

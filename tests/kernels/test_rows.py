@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 import pywt
 import torch
-from tolerances import assert_close
+from tolerances import assert_close, assert_metric
 
 from nbhelpers.kernels import rows, spectra, wavelets
 
-ORACLE = 5e-5  # what a float32 metric may miss a float64 one by, relative where it is above 1
 SPECTRA = [
     dict(zip(("window", "pad", "detrend", "sided"), options, strict=True))
     for options in itertools.product(spectra.WINDOWS, spectra.PADS, spectra.DETRENDS, spectra.SIDES)
@@ -47,13 +46,6 @@ def oracle_wavelet_entropies(signal, *, wavelet, mode, level):
     coefficients = [signal] if level == 0 else pywt.wavedec(signal, wavelet, mode=mode, level=level, axis=-1)
     energies = [c**2 for c in coefficients]
     return np.stack([-(e * np.log(np.where(e > 0, e, 1.0))).sum(-1) for e in energies], -1)
-
-
-def assert_metric(actual, expected):
-    expected = torch.as_tensor(expected)
-    assert actual.shape == expected.shape
-    off = (actual.double() - expected).abs() / expected.abs().clamp_min(1.0)
-    assert off.max() <= ORACLE
 
 
 @pytest.mark.parametrize("options", SPECTRA, ids=lambda o: "-".join(map(str, o.values())))

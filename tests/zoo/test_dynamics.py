@@ -105,6 +105,13 @@ def test_rising_steps_are_those_planted(curve, begins):
     assert rising_steps(X, piecewise_linear(X, curve)) == pytest.approx(np.array(begins), abs=0.2)
 
 
+def test_an_exact_ramp_is_found_exactly():
+    start, end = X[15], X[30]
+    fit = piecewise_linear(X, ramps(X, (start, end)))
+    assert fit.knots == pytest.approx([start, end])
+    assert fit.slopes == pytest.approx([0, 1 / (end - start), 0], abs=1e-9)
+
+
 def test_intervals_hold_the_planted_knots_and_counts_and_can_be_repeated():
     planted = X[[6, 12, 21, 28]]
     curves = ramps(X, planted[:2], planted[2:]) + noise(0.04, 3, (3, 12, len(X)))

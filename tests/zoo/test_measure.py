@@ -97,6 +97,13 @@ def test_validation_loss(yardstick, causal, bos):
     assert got == pytest.approx(slow_loss(model, ids, labels), rel=1e-5)
 
 
+def test_losses_of_a_model_that_knows_nothing(yardstick):
+    model = make(std=0.0)
+    assert measure.validation_loss(model, yardstick.validation, bos=False) == pytest.approx(np.log(2048))
+    repeat = measure.repeat_losses(model, yardstick.repeated, bos=False)
+    assert [repeat["repeat_loss"], repeat["repeat_gain"]] == pytest.approx([np.log(2048), 0], abs=1e-5)
+
+
 @pytest.mark.parametrize("bos", [False, True])
 def test_repeat_losses_are_of_the_second_and_the_first_saying(yardstick, bos, monkeypatch):
     n = 2 * PERIOD - 1 + bos  # predictions: of tokens 1 … if there is no BOS, else of 0 …
