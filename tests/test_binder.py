@@ -28,11 +28,8 @@ def test_repo2docker_takes_environment_and_post_build(dockerfile):
     assert "Building conda environment for python=3.11" in dockerfile
 
 
-def test_post_build_is_a_script():
+def test_post_build_is_a_script_and_lab_settings_are_json_objects():
     subprocess.run(["bash", "-n", ROOT / "binder" / "postBuild"], check=True)
-
-
-def test_lab_settings_are_json_objects():
     settings = json.loads((ROOT / "binder" / "overrides.json").read_text())
     assert all(isinstance(plugin, dict) for plugin in settings.values())
 

@@ -10,9 +10,8 @@ from compare_results import differences, main
 def run(folder, name, numbers, **columns):
     (folder / name).mkdir(parents=True)
     pd.DataFrame(columns).to_parquet(folder / name / "heads.parquet")
-    entries = {
-        key: {"value": v, "low": None, "high": None, "null": 0.5, "unit": ""} for key, v in numbers.items()
-    }
+    plain = {"low": None, "high": None, "null": 0.5, "unit": ""}
+    entries = {key: plain | {"value": value} for key, value in numbers.items()}
     (folder / f"{name}.json").write_text(json.dumps({"numbers": entries}))
     return folder
 
@@ -35,8 +34,7 @@ def test_the_last_digit_a_missing_number_and_a_table_are_seen(old, tmp_path):
         "bands: twin_low only in the old run",
         "bands: table heads: low differs by up to 0.5",
     ]
-    new = run(
-        tmp_path / "newer", "05_bands", {"low": 0.1 + 2e-16, "twin_low": 2.0, "seconds": 3.0}, low=[1.0, 2.0]
-    )
+    numbers = {"low": 0.1 + 2e-16, "twin_low": 2.0, "seconds": 3.0}
+    new = run(tmp_path / "newer", "05_bands", numbers, low=[1.0, 2.0])
     assert len(list(differences(old, new))) == 1
     assert list(differences(old, new, rtol=1e-12)) == []

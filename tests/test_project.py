@@ -10,7 +10,6 @@ import tomllib
 from pathlib import Path
 
 import nbformat
-import papermill
 import pytest
 import yaml
 from packaging.requirements import Requirement
@@ -240,13 +239,6 @@ def nbstripout(*arguments):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_is_in_form(path):
     assert notebook_faults(path) == []
-
-
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_papermill_lists_every_parameter_with_its_comment(path):
-    listed = papermill.inspect_notebook(path)  # what `papermill --help-notebook` prints
-    assert list(listed) == list(notebook_parameters(path))
-    assert all(entry["help"].strip() for entry in listed.values())
 
 
 def test_notebooks_link_to_their_neighbours():

@@ -7,7 +7,7 @@ from scipy import stats as scipy_stats
 from tolerances import TOL
 
 from nbhelpers import stats
-from nbhelpers.stats import Estimate
+from nbhelpers.stats import Estimate, permutation_test, position_spectrum_correlation
 from nbhelpers.table import HeadTable
 
 CLOSE = TOL[torch.float64]
@@ -108,7 +108,7 @@ def head_correlations(position, spectrum, over):
 
 @pytest.mark.parametrize("over", ["heads", "heads of a layer", "sequences"])
 def test_correlation_is_its_definition_with_the_bootstrap_of_the_sequences(entropies, over):
-    interval = stats.position_spectrum_correlation(make_table(*entropies), over=over, n_boot=4000, seed=8)
+    interval = position_spectrum_correlation(make_table(*entropies), over=over, n_boot=4000, seed=8)
     own = head_correlations(*entropies, over)
     assert interval.value == pytest.approx(own.mean(), rel=CLOSE)
     assert interval.n == 7
@@ -126,7 +126,7 @@ def test_the_three_readings_differ_where_they_should():
     level = np.random.default_rng(0).normal(size=(1, 2, 6))
     table = make_table(5 + level + shift, 5 - level + shift)
     for over, expected in (("sequences", 1), ("heads", -1), ("heads of a layer", -1)):
-        found = stats.position_spectrum_correlation(table, over=over, n_boot=20).value
+        found = position_spectrum_correlation(table, over=over, n_boot=20).value
         assert found == pytest.approx(expected, rel=CLOSE)
 
 
@@ -134,11 +134,11 @@ def test_heads_that_are_constant_or_without_power_are_left_out(entropies):
     position, spectrum = (values.copy() for values in entropies)
     position[:, 0, 0] = 2.0  # the same in every sequence
     expected = np.delete(head_correlations(*entropies, "sequences"), 0).mean()
-    found = stats.position_spectrum_correlation(make_table(position, spectrum), over="sequences", n_boot=20)
+    found = position_spectrum_correlation(make_table(position, spectrum), over="sequences", n_boot=20)
     assert found.value == pytest.approx(expected, rel=CLOSE)
     spectrum[:, 1, 2] = np.nan
     kept = [np.delete(values.reshape(7, 12), 6, axis=1) for values in (position, spectrum)]
-    found = stats.position_spectrum_correlation(make_table(position, spectrum), n_boot=20)
+    found = position_spectrum_correlation(make_table(position, spectrum), n_boot=20)
     assert found.value == pytest.approx(stats.pearson(*kept, axis=1).mean(), rel=CLOSE)
 
 
@@ -214,7 +214,7 @@ def test_p_values_of_clustered_heads_are_uniform_without_an_association():
     for experiment in range(400):
         generator = np.random.default_rng([9, experiment])
         values, other = clustered(generator), clustered(generator)
-        found = stats.permutation_test(values, other, clusters=GROUPS, n_draws=99, seed=experiment)
+        found = permutation_test(values, other, clusters=GROUPS, n_draws=99, seed=experiment)
         p_values.append(found.estimate.p_value)
         x, y = (v - v.mean(1, keepdims=True) for v in (values, other))
         naive.append(scipy_stats.pearsonr(x.ravel(), y.ravel()).pvalue)
@@ -239,7 +239,7 @@ def test_p_value_is_the_share_of_all_arrangements():
     }
     options = {"clusters": [0, 0, 1, 1, 2, 2], "statistic": within_layers, "n_draws": 4000}
     for alternative, extreme in more_extreme.items():
-        found = stats.permutation_test(values, other, alternative=alternative, **options)
+        found = permutation_test(values, other, alternative=alternative, **options)
         assert found.estimate.p_value == pytest.approx(extreme.mean(), abs=0.03)
         assert np.isclose(found.draws[:, None], every).any(1).all(), "a draw is no such arrangement"
     assert found.estimate.value == pytest.approx(observed, rel=CLOSE)
@@ -250,7 +250,7 @@ def test_groups_need_not_be_neighbours_and_stay_whole():
     values = np.array([[1.0, 2.0, 3.0, 4.0]])
     other = np.array([[1000.0, 100.0, 10.0, 1.0]])
     options = {"statistic": lambda x, y: float((x * y).sum()), "n_draws": 50}
-    found = stats.permutation_test(values, other, clusters=[5, 7, 5, 7], **options)
+    found = permutation_test(values, other, clusters=[5, 7, 5, 7], **options)
     assert set(found.draws) == {1234.0, 2143.0}
 
 
@@ -259,11 +259,9 @@ def test_arrangements_as_extreme_as_the_observed_count_and_the_seed_decides():
     kept = values.copy(), other.copy()
     options = {"clusters": GROUPS, "n_draws": 50}
     for alternative in ("two-sided", "greater", "less"):
-        found = stats.permutation_test(
-            values, other, statistic=lambda *_: 0.0, alternative=alternative, **options
-        )
+        found = permutation_test(values, other, statistic=lambda *_: 0.0, alternative=alternative, **options)
         assert found.estimate.p_value == 1, "a statistic that never changes rejects nothing"
-    first, again, third = (stats.permutation_test(values, other, seed=s, **options) for s in (1, 1, 2))
+    first, again, third = (permutation_test(values, other, seed=s, **options) for s in (1, 1, 2))
     assert np.array_equal(first.draws, again.draws)
     assert not np.array_equal(first.draws, third.draws)
     assert first.estimate.null == pytest.approx(first.draws.mean())
@@ -311,22 +309,13 @@ AVERAGED = make_table(*RANDOM, averaged=True)
         (lambda: stats.seed_interval([1.0, np.nan, 2.0]), "1 of 3 not finite"),
         (lambda: stats.seed_interval([[1.0, 2.0, 3.0]]), r"\(1, 3\)"),
         (lambda: stats.distribution_over_heads(AVERAGED, "spectral_entropy"), "averaged over sequences"),
-        (
-            lambda: stats.position_spectrum_correlation(make_table(*RANDOM), over="rows"),
-            "unknown over='rows'",
-        ),
-        (
-            lambda: stats.position_spectrum_correlation(make_table(ROUNDING, RANDOM[1])),
-            "not defined: .* constant",
-        ),
+        (lambda: position_spectrum_correlation(make_table(*RANDOM), over="rows"), "unknown over='rows'"),
+        (lambda: position_spectrum_correlation(make_table(ROUNDING, RANDOM[1])), "not defined: .* constant"),
         (lambda: stats.partial_correlation(LAYERS, LAYERS[:, :8], []), "same shape"),
-        (lambda: stats.permutation_test(LAYERS, LAYERS, clusters=[0] * 9), "at least 2 of one size"),
-        (lambda: stats.permutation_test(LAYERS, LAYERS, clusters=[0, 1]), r"clusters \(2,\)"),
-        (lambda: stats.permutation_test(LAYERS, np.ones((3, 9)), clusters=GROUPS), "observed nan"),
-        (
-            lambda: stats.permutation_test(LAYERS, LAYERS, clusters=GROUPS, alternative="bigger"),
-            "alternative",
-        ),
+        (lambda: permutation_test(LAYERS, LAYERS, clusters=[0] * 9), "at least 2 of one size"),
+        (lambda: permutation_test(LAYERS, LAYERS, clusters=[0, 1]), r"clusters \(2,\)"),
+        (lambda: permutation_test(LAYERS, np.ones((3, 9)), clusters=GROUPS), "observed nan"),
+        (lambda: permutation_test(LAYERS, LAYERS, clusters=GROUPS, alternative="bigger"), "alternative"),
         (lambda: stats.false_discovery([0.1, np.nan, 1.5]), r"between 0\.? and 1"),
         (lambda: stats.equivalence_test([1.0, 2.0, 3.0], 0.0), "margin must be positive"),
         (lambda: stats.equivalence_test([1.0, 2.0, 3.0], 1.0, against=[1.0, 2.0]), r"\(3,\) \(2,\)"),

@@ -32,7 +32,7 @@ def test_a_claim_is_judged_from_the_store_alone_and_what_is_missing_names_its_no
     assert "0.2 [0.18, 0.22]" in found.ours
     assert "0.03" in found.null
     assert "printed 0.03 to 0.082, Table 1" in found["the paper"]
-    lines = scorecard.scorecard_markdown(scorecard(tmp_path)).splitlines()
+    lines = scorecard.scorecard_markdown(scorecard.scorecard(tmp_path)).splitlines()
     assert len(lines) == 2 + len(CLAIMS)
     assert lines[6] == (
         "| C5 scale invariance | half 0.2 [0.18, 0.22]; ratio 0.9 [0.8, 1] | half 0.03; ratio 2.8 "

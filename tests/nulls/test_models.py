@@ -101,11 +101,8 @@ def test_uniform_is_the_uniform_matrix(n, causal):
 
 
 KNOWN = [
-    (32, True, "symmetric", [0.035, 0.087]),
     (256, True, "symmetric", [0.023, 0.065]),
     (32, True, "periodization", [0.089, 0.276]),
-    (256, True, "periodization", [0.066, 0.222]),
-    (256, True, "zero", [0.225, 0.399]),
     (128, False, "symmetric", [0.255, 0.423]),
 ]
 

@@ -6,11 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tiny_models import captured_matrix
+from tiny_models import captured_matrix, make_model
 
 import nbhelpers
 from nbhelpers.hooks.reductions import Block, Layout
-from nbhelpers.inputs.zoo import ZooConfig, build
 from nbhelpers.protocol import PAPER
 from nbhelpers.zoo import measure
 from nbhelpers.zoo.measure import WHOLE, AttentionAtLag, Yardstick, measure_checkpoint, measure_lengths
@@ -25,13 +24,9 @@ def yardstick(moby_dick, small_yardstick):
 
 
 def make(encoding="nope", *, uniform=False, std=0.1, **options):
-    config = ZooConfig(position_encoding=encoding, num_hidden_layers=2, hidden_size=32, **options)
-    model = build(config).eval()
-    generator = torch.Generator().manual_seed(3)
+    options |= {"position_encoding": encoding, "vocab_size": 2048}
+    model = make_model("nbhelpers_zoo", std=std, **options)
     with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.normal_(std=std, generator=generator)
         for layer in model.model.layers if uniform else ():
             layer.attention.query_key_value.weight[:32] = 0  # the queries
     return model
