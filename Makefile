@@ -39,7 +39,7 @@ $(VENV)/.installed: pyproject.toml requirements.lock
 test: setup ## ruff, all tests and every notebook at smoke size
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 demo: setup ## run the collection and leave pages, tables and a summary in build/demo
 	@status=0; \

@@ -8,6 +8,11 @@ import pytest
 import torch
 
 matplotlib.use("agg")
+FIRST = ("notebooks", "zoo", "sweeps", "browser")  # what takes longest: no worker is left with it at the end
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: next((n for n, name in enumerate(FIRST) if name in item.path.parts), 9))
 
 
 @pytest.fixture(scope="session")
