@@ -16,6 +16,7 @@ import torch
 from tqdm.auto import tqdm
 
 from nbhelpers import __version__
+from nbhelpers.inputs.devices import return_freed_memory
 from nbhelpers.inputs.models import describe, input_device, unwrap
 from nbhelpers.profiles import Profiles
 
@@ -89,6 +90,7 @@ def capture(
     ids = _checked_ids(network, describe(model), token_ids)
     mask = None if attention_mask is None else _checked_mask(attention_mask, ids)
     decoder_ids = None if decoder_ids is None else _checked_decoder_ids(network, decoder_ids, len(ids))
+    return_freed_memory()  # of arrays made before, whatever made them
     todo = plan(network, *ids.shape, batch_size=batch_size, chunk=chunk)
     facts = _provenance(model, network, made, stream, todo)
     store = _BatchStore(cache, network, facts, ids, mask, decoder_ids)
@@ -256,8 +258,11 @@ def weight_fingerprint(network):
     for name, tensor in _tensors(network):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         table = tensor.reshape(1, -1) if tensor.ndim < 2 else tensor.flatten(1)  # (row, column)
-        for dim in (0, 1):  # both, so that permuted heads are told apart
-            digest.update(table.sum(dim, dtype=torch.float64).cpu().numpy().tobytes())
+        columns = 0
+        for rows in table.split(max(1, 2**20 // max(1, table.shape[1]))):  # summed in float64: 8 MB at once
+            digest.update(rows.sum(1, dtype=torch.float64).cpu().numpy().tobytes())
+            columns = columns + rows.sum(0, dtype=torch.float64)
+        digest.update(columns.cpu().numpy().tobytes())  # rows and columns, so that permuted heads differ
     return digest.digest()
 
 
