@@ -6,10 +6,13 @@ import json
 import math
 import os
 import platform
+import re
 import sysconfig
 import tarfile
+import warnings
 from dataclasses import dataclass
 from importlib import resources
+from numbers import Real
 from pathlib import Path
 
 from .hub import ask_hub
@@ -20,6 +23,7 @@ WIKIPEDIA, DUMP = "wikimedia/wikipedia", "20231101"
 BOS_POLICIES = ("tokenizer", "add", "none")
 _TEXT_SUFFIXES = (".txt", ".md", ".rst", ".jsonl", ".parquet")
 _BETWEEN_DOCUMENTS = "\n\n\n"
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", "lib2to3"}
 
 
@@ -56,7 +60,8 @@ def load_text(name, tokenizer, *, n_sequences, length, bos="tokenizer", seed=0):
         files (read in sorted order) or saved by `datasets`, or a Hub data set, whose train split is streamed
         from its beginning, as far as needed: "wikipedia" (English, dump of 2023-11-01), "wikipedia-de" and so
         on for other languages, "python-code" (files of public repositories), "owner/name" or
-        "owner/name:configuration" with a `text` column.
+        "owner/name:configuration" with a `text` column. Rows without a text are skipped, with a warning that
+        counts them.
     tokenizer : transformers tokenizer or LoadedModel
     n_sequences, length : int
         How many passages, and tokens of each including special tokens.
@@ -74,26 +79,40 @@ def load_text(name, tokenizer, *, n_sequences, length, bos="tokenizer", seed=0):
     Raises
     ------
     ValueError
-        The text is too short, an unknown `bos`, no BOS to add, or a length with no room for text.
+        The text is too short, a row of it is no text, an unknown `bos`, no BOS to add, or a length with no
+        room for text.
+    TypeError
+        A count, length or seed that is no whole number.
     FileNotFoundError, LookupError, ConnectionError
         No such file or data set, or the Hub cannot be reached.
+
+    Warns
+    -----
+    UserWarning
+        The text spells out special tokens ("</s>"), which the model reads as such, or BOS stands twice.
     """
+    import torch  # late, so that the command line of a sweep checks and hashes its texts without it
+
+    from nbhelpers.kernels.checks import require_whole
+
     tokenizer = _bare_tokenizer(tokenizer)
+    for option, value in {"n_sequences": n_sequences, "length": length}.items():
+        require_whole(option, value)
+    require_whole("seed", seed, least=0)
     if bos not in BOS_POLICIES:
         raise ValueError(f"bos is {bos!r}, expected one of {', '.join(BOS_POLICIES)}")
     if n_sequences < 1 or length < 1:
         raise ValueError(f"n_sequences and length must be at least 1, got {n_sequences} and {length}")
-    prefix, suffix = _special_tokens(tokenizer, bos)
-    content = length - len(prefix) - len(suffix)
-    if content < 1:
-        n_special = length - content
-        raise ValueError(f"length {length} leaves no room for text beside {n_special} special tokens")
     # 16 characters for each token asked are plenty in any language (English has 4 to 5), and bound a stream.
     text = read_text(name, max_characters=100_000 + 16 * n_sequences * length)
     # Stretches are sized by `length`, so that every BOS policy draws the same stretches of text.
     passages = _draw_passages(text, tokenizer, n_sequences, length, seed=seed, name=name)
-    import torch  # late, so that the command line of a sweep checks and hashes its texts without it
-
+    prefix, suffix = _special_tokens(tokenizer, bos, text)
+    content = length - len(prefix) - len(suffix)
+    if content < 1:
+        n_special = length - content
+        raise ValueError(f"length {length} leaves no room for text beside {n_special} special tokens")
+    _warn_of_special_tokens(tokenizer, prefix, [passage[:content] for passage in passages], name)
     return torch.tensor([prefix + passage[:content] + suffix for passage in passages])  # (sequence, position)
 
 
@@ -123,8 +142,11 @@ def scaled_variant(token_ids, alpha, *, how="prefix", seed=0):
     """
     import torch
 
-    if not 0 < alpha <= 1:
-        raise ValueError(f"alpha is {alpha}, expected a number above 0 and at most 1")
+    from nbhelpers.kernels.checks import require_whole
+
+    require_whole("seed", seed, least=0)
+    if not isinstance(alpha, Real) or not 0 < alpha <= 1:
+        raise ValueError(f"alpha is {alpha!r}, expected a number above 0 and at most 1")
     n = token_ids.shape[-1]
     kept = math.floor(alpha * n + 1e-9)  # 0.29 * 100 is 28.999999999999996 in floating point
     if kept < 1:
@@ -203,14 +225,17 @@ def _encode(tokenizer, text):
     return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
 
-def _special_tokens(tokenizer, bos):
-    """Return the token ids before and after the text under a BOS policy."""
+def _special_tokens(tokenizer, bos, text):
+    """Return the token ids before and after the text under a BOS policy, told from the text itself.
+
+    A letter would not do: not every vocabulary (of bases, of residues) has it.
+    """
     if bos == "none":
         return [], []
-    bare = _encode(tokenizer, "a")
-    dressed = tokenizer("a")["input_ids"]
+    sample = next(part for size in (200, 20_000, len(text)) if _encode(tokenizer, part := text[:size]))
+    bare, dressed = _encode(tokenizer, sample), tokenizer(sample, verbose=False)["input_ids"]
     starts = [i for i in range(len(dressed) - len(bare) + 1) if dressed[i : i + len(bare)] == bare]
-    if not starts:
+    if len(starts) != 1:
         raise ValueError("cannot tell the tokenizer's special tokens from the text; use bos='none'")
     prefix, suffix = dressed[: starts[0]], dressed[starts[0] + len(bare) :]
     if bos == "tokenizer":
@@ -218,7 +243,32 @@ def _special_tokens(tokenizer, bos):
     first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.cls_token_id
     if first is None:
         raise ValueError("bos='add' was asked for, but the tokenizer has neither a BOS nor a CLS token")
-    return (prefix if prefix[:1] == [first] else [first, *prefix]), suffix
+    return [first, *(token for token in prefix if token != first)], suffix
+
+
+def _warn_of_special_tokens(tokenizer, prefix, passages, name):
+    """Say which special tokens the text spells out, and where BOS stands twice."""
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    special = {*tokenizer.all_special_ids, *(token for token, entry in added.items() if entry.special)}
+    roles = [getattr(tokenizer, f"{role}_token_id") for role in ("bos", "eos", "cls", "sep", "pad", "mask")]
+    if tokenizer.unk_token_id not in roles:  # an unknown word is not spelled out
+        special.discard(tokenizer.unk_token_id)
+    found = [token for passage in passages for token in passage if token in special]
+    if found:
+        spelled = ", ".join(repr(token) for token in tokenizer.convert_ids_to_tokens(sorted(set(found))))
+        warnings.warn(
+            f"{len(found)} of {sum(map(len, passages))} tokens from {str(name)!r} are special tokens that the "
+            f"text spells out ({spelled}); the model reads them as such, not as words",
+            stacklevel=3,
+        )
+    first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.cls_token_id
+    doubled = sum([*prefix, *passage][:2] == [first, first] for passage in passages)
+    if doubled:
+        warnings.warn(
+            f"BOS stands twice at the start of {doubled} of {len(passages)} sequences from {str(name)!r}: "
+            "take it out of the text, or pass bos='none'",
+            stacklevel=3,
+        )
 
 
 def _draw_passages(text, tokenizer, n_sequences, length, *, seed, name):
@@ -253,27 +303,60 @@ def _draw_passages(text, tokenizer, n_sequences, length, *, seed, name):
 
 
 def _documents_of_file(path):
-    if path.suffix == ".tgz":
-        with tarfile.open(path) as archive:
-            names = sorted(n for n in archive.getnames() if n.endswith(".txt") and "/data/" in n)
-            return [archive.extractfile(name).read().decode("utf-8") for name in names]
-    if path.suffix == ".parquet":
-        import pyarrow.parquet
-
-        _require_column(pyarrow.parquet.read_schema(path).names, path)
-        return pyarrow.parquet.read_table(path, columns=["text"])["text"].to_pylist()
     try:
-        text = path.read_text(encoding="utf-8")
-        if path.suffix != ".jsonl":
-            return text.split(_BETWEEN_DOCUMENTS)
-        rows = [json.loads(line) for line in text.split("\n") if line.strip()]
+        if path.suffix == ".tgz":
+            with tarfile.open(path) as archive:
+                names = sorted(n for n in archive.getnames() if n.endswith(".txt") and "/data/" in n)
+                return [archive.extractfile(name).read().decode("utf-8-sig") for name in names]
+        if path.suffix == ".parquet":
+            import pyarrow.parquet
+
+            _require_column(pyarrow.parquet.read_schema(path).names, path)
+            return _texts(
+                enumerate(pyarrow.parquet.read_table(path, columns=["text"])["text"].to_pylist(), 1), path
+            )
+        text = path.read_text(encoding="utf-8-sig")  # without the mark that Windows puts first
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text ({error}); convert it first") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} holds a line that is no JSON ({error})") from error
-    for row in rows:
-        _require_column(row, path)
-    return [row["text"] for row in rows]
+    if path.suffix != ".jsonl":
+        return text.split(_BETWEEN_DOCUMENTS)
+    return _texts(_rows_of_jsonl(text, path), path)
+
+
+def _rows_of_jsonl(text, path):
+    """Yield (number of the line from 1, its text)."""
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line.removeprefix("\ufeff"))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"row {number} of {path} is a line that is no JSON ({error})") from error
+        if not isinstance(row, dict):
+            raise ValueError(f'row {number} of {path} is {row!r:.40}; expected {{"text": "..."}}')
+        _require_column(row, f"row {number} of {path}")
+        yield number, row["text"]
+
+
+def _texts(rows, where):
+    """Return the texts of (number, text) pairs; None and NaN are skipped and counted in a warning."""
+    documents, empty = [], []
+    for number, text in rows:
+        if text is None or text != text:
+            empty.append(number)
+        elif not isinstance(text, str) or _LONE_SURROGATE.search(text):
+            kind = (
+                "half a surrogate pair" if isinstance(text, str) else f"{text!r:.40} ({type(text).__name__})"
+            )
+            raise ValueError(f"row {number} of {where} holds {kind}, which is no text")
+        else:
+            documents.append(text)
+    if empty:
+        skipped = (
+            f"{len(empty)} of {len(empty) + len(documents)} rows of {where} hold no text and were skipped"
+        )
+        warnings.warn(f"{skipped}, the first is row {empty[0]}", stacklevel=3)
+    return documents
 
 
 def _documents_of_folder(path):
@@ -282,9 +365,11 @@ def _documents_of_folder(path):
 
         saved = datasets.load_from_disk(str(path))
         if isinstance(saved, dict):
+            if "train" not in saved and len(saved) > 1:
+                raise ValueError(f"{path} has no split 'train'; name the folder of one: {', '.join(saved)}")
             saved = saved["train"] if "train" in saved else next(iter(saved.values()))
         _require_column(saved.column_names, path)
-        return list(saved["text"])
+        return _texts(enumerate(saved["text"], 1), path)
     files = sorted(file for file in path.rglob("*") if file.is_file() and file.suffix in _TEXT_SUFFIXES)
     if not files:
         raise FileNotFoundError(f"the folder {path} holds no text files ({', '.join(_TEXT_SUFFIXES)})")
@@ -333,14 +418,18 @@ def _streamed_documents(name, data_set, max_characters):
     stream = datasets.load_dataset(
         data_set.repository, data_set.configuration, split="train", streaming=True, revision=answer.commit
     )
-    documents, n_characters = [], 0
-    for row in stream:
-        _require_column(row, name, data_set.column)
-        documents.append(row[data_set.column])
-        n_characters += len(row[data_set.column])
-        if max_characters is not None and n_characters >= max_characters:
-            break
-    return documents
+
+    def rows():
+        n_characters = 0
+        for number, row in enumerate(stream, 1):
+            _require_column(row, name, data_set.column)
+            text = row[data_set.column]
+            yield number, text
+            n_characters += len(text) if isinstance(text, str) else 0
+            if max_characters is not None and n_characters >= max_characters:
+                return
+
+    return _texts(rows(), name)
 
 
 def _require_column(columns, where, column="text"):

@@ -1,10 +1,19 @@
 """What every kernel does with its input: upcast, check, and the two pieces of an entropy."""
 
 import math
+import operator
 
 import torch
 
-__all__ = ["as_real", "as_signal", "log_base", "negative_p_log_p", "require_finite", "require_option"]
+__all__ = [
+    "as_real",
+    "as_signal",
+    "log_base",
+    "negative_p_log_p",
+    "require_finite",
+    "require_option",
+    "require_whole",
+]
 
 
 def as_real(x, name="x"):
@@ -47,6 +56,15 @@ def require_option(name, value, allowed):
     """Raise a ValueError that lists the choices if `value` is not one of `allowed`."""
     if value not in allowed:
         raise ValueError(f"unknown {name} {value!r}; choose one of {', '.join(map(repr, allowed))}")
+
+
+def require_whole(name, value, least=None):
+    """Return `value` as an int; TypeError if it is no whole number, ValueError if it is below `least`."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be a whole number, got {value!r} ({type(value).__name__})")
+    if least is not None and not least <= value < 2**63:
+        raise ValueError(f"{name} must be at least {least} and below 2**63, got {value}")
+    return operator.index(value)
 
 
 def negative_p_log_p(p):

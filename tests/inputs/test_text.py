@@ -100,15 +100,68 @@ def test_bos_of_an_encoder(minilm):
 
 
 def test_bos_that_the_tokenizer_sets_itself_is_not_doubled(tiny_tokenizer):
+    own, added, _ = with_each_bos(template(tiny_tokenizer, "<s> $A", bos_token="<s>"))
+    assert torch.equal(own, added)
+    assert ((own == 0).sum(1) == 1).all()
+
+
+def template(tokenizer, single, **special):
+    """Return the tokenizer with a template of its own around each text."""
     from tokenizers.processors import TemplateProcessing
     from transformers import PreTrainedTokenizerFast
 
-    inner = type(tiny_tokenizer.backend_tokenizer).from_str(tiny_tokenizer.backend_tokenizer.to_str())
-    inner.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>")
-    own, added, _ = with_each_bos(tokenizer)
-    assert torch.equal(own, added)
-    assert ((own == 0).sum(1) == 1).all()
+    inner = type(tokenizer.backend_tokenizer).from_str(tokenizer.backend_tokenizer.to_str())
+    ids = [(token, inner.token_to_id(token)) for token in ("<s>", "</s>")]
+    inner.post_processor = TemplateProcessing(single=single, special_tokens=ids)
+    return PreTrainedTokenizerFast(tokenizer_object=inner, **special)
+
+
+def test_bos_comes_first_and_once_under_every_template(tiny_tokenizer):
+    for single, special in (("</s> <s> $A", {"bos_token": "<s>"}), ("$A </s>", {"cls_token": "<s>"})):
+        ids = load_text(
+            "moby-dick", template(tiny_tokenizer, single, **special), n_sequences=3, length=16, bos="add"
+        )
+        assert (ids[:, 0] == 0).all()
+        assert (ids[:, 1:] != 0).all()
+        assert (ids == 1).sum() == 3  # what the template adds beside BOS stays
+
+
+def test_an_alphabet_without_letters_of_english_keeps_its_special_tokens(tmp_path):
+    """A vocabulary of bases drops every "a": its [CLS] is still told from the text."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+
+    inner = Tokenizer(
+        models.WordLevel({"<s>": 0, "</s>": 1, "A": 2, "C": 3, "G": 4, "T": 5}, unk_token="<s>")
+    )
+    inner.pre_tokenizer = pre_tokenizers.Split(Regex("[acgtN]|."), "isolated")
+    (tmp_path / "genome.txt").write_text("NNACGT" * 2000)
+
+    class Wrapped:
+        backend_tokenizer = inner
+
+    tokenizer = template(Wrapped(), "<s> $A </s>", cls_token="<s>", unk_token="<s>")
+    with pytest.warns(UserWarning, match="special tokens that the text spells out"):
+        ids = load_text(tmp_path / "genome.txt", tokenizer, n_sequences=2, length=20)
+    assert (ids[:, 0] == 0).all()
+    assert (ids[:, -1] == 1).all()
+    assert tokenizer.decode(ids[0, 1:-1]).replace("<s>", "N").replace(" ", "") in "NNACGT" * 10
+
+
+def test_special_tokens_inside_a_text_and_a_doubled_bos_are_said(tmp_path, tiny_tokenizer, minilm):
+    (tmp_path / "a.txt").write_text("<s>the whale</s>" * 400)
+    with pytest.warns(UserWarning, match="special|twice") as said:  # 1,600 tokens, cut at every 500th
+        load_text(tmp_path / "a.txt", tiny_tokenizer, n_sequences=3, length=500, bos="add")
+    special, doubled = (str(each.message) for each in said)
+    assert re.match(r"749 of 1497 tokens from '.*a.txt' .*\('<s>', '</s>'\)", special)
+    assert doubled.startswith("BOS stands twice at the start of 3 of 3 sequences")
+    with pytest.warns(UserWarning, match="BOS stands twice at the start of 3 of 3"):
+        load_text(
+            "moby-dick", template(tiny_tokenizer, "<s> <s> $A", bos_token="<s>"), n_sequences=3, length=9
+        )
+    (tmp_path / "a.txt").write_text(
+        "the \U0001f433 " * 400
+    )  # an unknown word is no special token spelled out
+    assert (load_text(tmp_path / "a.txt", minilm, n_sequences=1, length=50) == 100).any()
 
 
 def test_too_short_a_text_says_what_would_fit(numbered, tiny_tokenizer):
@@ -129,6 +182,14 @@ def test_bad_options(minilm):
     ):
         with pytest.raises(ValueError, match=says):
             load_text("moby-dick", minilm, **{"n_sequences": 1, "length": 8} | options)
+    for option in ("n_sequences", "length", "seed"):
+        for value in ("3", 2.5, None, True, [1]):
+            with pytest.raises(
+                TypeError, match=rf"{option} must be a whole number, got {re.escape(repr(value))}"
+            ):
+                load_text("moby-dick", minilm, **{"n_sequences": 1, "length": 8} | {option: value})
+    with pytest.raises(ValueError, match="seed must be at least 0"):
+        load_text("moby-dick", minilm, n_sequences=1, length=8, seed=-1)
 
 
 def test_tokenizers_that_do_not_serve(tiny_llama):
@@ -178,6 +239,40 @@ def test_folder_saved_by_datasets(tmp_path):
     datasets.DatasetDict({"test": saved, "train": saved.select([1])}).save_to_disk(str(tmp_path / "split"))
     assert read_text(tmp_path / "plain") == "one\n\n\ntwo"
     assert read_text(tmp_path / "split") == "two"
+
+
+def test_rows_without_a_text_are_skipped_and_counted(tmp_path, monkeypatch):
+    import datasets
+
+    rows = [{"text": "one"}, {"text": None}, {"text": "three"}, {"text": None}]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    pd.DataFrame(rows).to_parquet(tmp_path / "a.parquet")
+    datasets.Dataset.from_list(rows).save_to_disk(str(tmp_path / "saved"))
+    monkeypatch.setattr(corpora, "ask_hub", lambda name, **options: HubAnswer(True, "c0ffee"))
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **options: iter(rows))
+    for name in (tmp_path / "a.jsonl", tmp_path / "a.parquet", tmp_path / "saved", "owner/name"):
+        with pytest.warns(UserWarning, match=f"2 of 4 rows of {name} hold no text and .* first is row 2"):
+            assert corpora.read_documents(name) == ["one", "three"]
+
+
+def test_the_byte_order_mark_of_windows_is_no_text(tmp_path):
+    line = json.dumps({"text": "whale"})
+    for name, content in (("a.txt", "whale"), ("a.jsonl", f"{line}\n\ufeff{line}")):
+        (tmp_path / name).write_text(content, encoding="utf-8-sig")
+        assert set(corpora.read_documents(tmp_path / name)) == {"whale"}
+
+
+def test_rows_that_are_no_text_are_named(tmp_path):
+    for line, said in (
+        ("{'text': 3}", r"row 2 of .*a.jsonl is a line that is no JSON"),
+        ('["whale"]', r"row 2 of .*a.jsonl is \['whale'\]; expected"),
+        ('{"text": 12}', r"row 2 of .*a.jsonl holds 12 \(int\)"),
+        ('{"body": "x"}', r"row 2 of .*a.jsonl has no column 'text', only body"),
+        ('{"text": "\\ud83d"}', r"row 2 of .*a.jsonl holds half a surrogate pair"),
+    ):
+        (tmp_path / "a.jsonl").write_text(f'{{"text": "whale"}}\n{line}\n')
+        with pytest.raises(ValueError, match=said):
+            read_text(tmp_path / "a.jsonl")
 
 
 def test_texts_that_cannot_be_read(tmp_path, monkeypatch):
@@ -235,7 +330,7 @@ def test_scaled_variants_are_what_their_names_say():
 
 
 def test_scaled_variants_that_are_refused():
-    for alpha in (0, -0.5, 1.01, float("nan")):
+    for alpha in (0, -0.5, 1.01, float("nan"), "0.5", None):
         with pytest.raises(ValueError, match="expected a number above 0 and at most 1"):
             scaled_variant(torch.arange(8)[None], alpha)
     with pytest.raises(ValueError, match="how is 'suffix'"):
