@@ -189,13 +189,19 @@ def n_kv_heads_of(config):
     return config.num_attention_heads
 
 
-def max_positions_of(config):
-    """Return how many positions the model has, or None where its encoding sets no limit (T5, BLOOM)."""
+def max_positions_of(config, model=None):
+    """Return how many positions a model has, or None where its encoding sets no limit (T5, BLOOM).
+
+    Tables of positions with a row for padding (RoBERTa, ESM, LUKE) reserve it and those before it, which only
+    the model tells.
+    """
     limit = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
     if limit is None or config.model_type == "t5":
         return None
-    if config.model_type in ("roberta", "xlm-roberta", "camembert"):
-        return limit - (config.pad_token_id + 1)
+    for name, module in model.named_modules() if model is not None else ():
+        padding = getattr(module, "padding_idx", None)
+        if name.endswith("position_embeddings") and padding is not None and len(module.weight) == limit:
+            return limit - padding - 1
     return limit
 
 

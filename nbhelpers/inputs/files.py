@@ -5,6 +5,7 @@ import difflib
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import warnings
@@ -12,15 +13,23 @@ from dataclasses import dataclass
 from importlib import metadata, resources
 from pathlib import Path
 
+from . import gguf_files
 from .hub import ask_hub
+from .weights import listed, read_exactly
 
 ZOO_PREFIX = "zoo:"
 ZOO_INDEX = "models.json"
 _MANIFEST = "nbhelpers-conversion.json"
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
-_TOKENIZER_FILES = {
+TOKENIZER_FILES = {
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "spiece.model", "vocab.txt", "vocab.json",
 }  # fmt: skip
+_WEIGHTS = frozenset({"model.safetensors", "model.safetensors.index.json"})
+_NO_PICKLES = (
+    "reading pickled weights can run any code, so only safetensors and GGUF are read; save_pretrained writes "
+    "safetensors of a model that you trust"
+)
+_SPLIT = re.compile(r"(.+)-\d{5}-of-(\d{5})\.gguf")
 _SAMPLE_BYTES = 4096
 _SAMPLE_STRIDE = 1 << 20
 
@@ -32,8 +41,13 @@ class ModelFiles:
     path: str  # folder or Hub id
     local: bool
     revision: str | None
-    has_tokenizer: bool
+    names: frozenset  # of its files, the tokenizer's among them
     tokenizer_path: str | None = None  # where the tokenizer lies apart from the model
+
+    @property
+    def has_tokenizer(self):
+        """Whether any file of a tokenizer is there."""
+        return not TOKENIZER_FILES.isdisjoint(self.names)
 
 
 @dataclass(frozen=True)
@@ -167,7 +181,7 @@ def _packaged_files(name):
     folder = path.parent
     if path.suffix == ".gguf":
         folder = _converted(path, key=f"{name}-{entry.package}-{distribution.version}")
-    return ModelFiles(str(folder), True, f"{entry.package}=={distribution.version}", True)
+    return ModelFiles(str(folder), True, f"{entry.package}=={distribution.version}", _names(folder))
 
 
 def _zoo_files(name):
@@ -183,7 +197,8 @@ def _zoo_files(name):
         raise LookupError(f"the zoo has no model {name!r}{guess} It has {', '.join(models)}.")
     entry = models[name]
     revision = f"zoo sampled-sha256:{file_fingerprint(entry.folder)[:16]}"
-    return ModelFiles(str(entry.folder), True, revision, True, str(entry.tokenizer))
+    names = _names(entry.folder) | _names(entry.tokenizer)
+    return ModelFiles(str(entry.folder), True, revision, names, str(entry.tokenizer))
 
 
 def _gguf_files(path):
@@ -193,9 +208,25 @@ def _gguf_files(path):
         start = stream.read(4)
     if start != b"GGUF":
         raise ValueError(f"{path} is not a GGUF file: it starts with {start!r} instead of b'GGUF'")
-    content = file_fingerprint(path)[:16]
-    folder = _converted(path, key=f"{path.stem}-{content}")
-    return ModelFiles(str(folder), True, f"gguf sampled-sha256:{content}", True)
+    parts = _parts(path)
+    content = [file_fingerprint(part) for part in parts]
+    content = hashlib.sha256("".join(content).encode()).hexdigest()[:16] if parts[1:] else content[0][:16]
+    folder = _converted(*parts, key=f"{parts[0].stem}-{content}")
+    return ModelFiles(str(folder), True, f"gguf sampled-sha256:{content}", _names(folder))
+
+
+def _parts(path):
+    """Return all files of a GGUF model that is split, by the names llama.cpp gives them, or the one file."""
+    named = _SPLIT.fullmatch(path.name)
+    if named is None:
+        return [path]
+    n_parts = int(named[2])
+    parts = [path.with_name(f"{named[1]}-{i:05d}-of-{n_parts:05d}.gguf") for i in range(1, n_parts + 1)]
+    missing = [part.name for part in parts if not part.exists()]
+    if missing:
+        lacking = f"of the {n_parts} files of the split model {path} {len(missing)} are missing"
+        raise FileNotFoundError(f"{lacking}: {listed(missing)}; put them beside it")
+    return parts
 
 
 def _folder_files(path, *, weights):
@@ -209,19 +240,15 @@ def _folder_files(path, *, weights):
 
 
 def _whole_folder(folder, revision, where, *, weights):
-    """Return the files of a folder with a config.json, unless something of the model is missing."""
-    names = [file.name for file in folder.iterdir()]
+    """Return the files of a folder with a config.json, unless it holds no weights that are read."""
+    names = _names(folder)
     if weights:
-        _refuse_pickled(names, where)
-    for index in folder.glob("*.index.json"):  # it names files that a download which was cut off lacks
-        named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        missing = sorted(name for name in named if not (folder / name).exists())
-        if missing:
-            raise FileNotFoundError(
-                f"the model in {folder} lacks {', '.join(missing[:3])}, {len(missing)} of the {len(named)} "
-                f"files that its index {index.name} names; download it again"
-            )
-    return ModelFiles(str(folder), True, revision, not _TOKENIZER_FILES.isdisjoint(names))
+        _refuse_other_weights(names, where)
+    return ModelFiles(str(folder), True, revision, names)
+
+
+def _names(folder):
+    return frozenset(file.name for file in Path(folder).iterdir())
 
 
 def _hub_files(name, revision, *, weights):
@@ -234,8 +261,8 @@ def _hub_files(name, revision, *, weights):
     if "config.json" not in answer.files:
         raise FileNotFoundError(f"the Hub repository {name!r} holds no config.json: no transformers model")
     if weights:
-        _refuse_pickled(answer.files, name)
-    return ModelFiles(name, False, answer.commit, not _TOKENIZER_FILES.isdisjoint(answer.files))
+        _refuse_other_weights(answer.files, name)
+    return ModelFiles(name, False, answer.commit, frozenset(answer.files))
 
 
 def _hub_cache_files(name, revision, reason, *, weights):
@@ -254,21 +281,54 @@ def _hub_cache_files(name, revision, reason, *, weights):
     return _whole_folder(folder, folder.name, name, weights=weights)
 
 
-def _refuse_pickled(names, where):
-    """Raise if weights are there as pickles only, or not at all."""
-    if any(name.endswith(".safetensors") for name in names):
+def _refuse_other_weights(names, where):
+    """Raise unless there is a file of weights that from_pretrained takes without being told to."""
+    if "adapter_config.json" in names:
+        raise ValueError(
+            f"{where} holds an adapter (adapter_config.json), which transformers applies only where PEFT is "
+            "installed: save the merged model (merge_and_unload), or take the adapter's files away"
+        )
+    if not _WEIGHTS.isdisjoint(names):
         return
     pickled = sorted(name for name in names if name.endswith(_PICKLED))
-    if not pickled:
-        raise FileNotFoundError(f"{where} holds a config.json but no weights (no .safetensors file)")
-    raise ValueError(
-        f"{where} holds only {', '.join(pickled[:3])}: reading pickled weights can run any code, so only "
-        "safetensors and GGUF are read; save_pretrained writes safetensors of a model that you trust"
+    if pickled:
+        raise ValueError(f"{where} holds only {listed(pickled)}: {_NO_PICKLES}")
+    others = listed(sorted(name for name in names if name.endswith(".safetensors")))
+    raise FileNotFoundError(
+        f"{where} holds a config.json but no weights ({' or '.join(sorted(_WEIGHTS))})"
+        + (f"; {others} would not be read under this name" if others else "")
     )
 
 
-def _converted(gguf, *, key):
-    """Return the folder with the safetensors form of a GGUF file, made on the first call."""
+def require_safetensors(files, stated, name):
+    """Raise unless what `from_pretrained` will read, whatever lies beside it, is whole and all safetensors.
+
+    `stated` is the file of weights that config.json names, None for the usual ones.
+    """
+    from transformers.utils import cached_file
+
+    chosen = stated or min(_WEIGHTS & files.names, key=len)  # as transformers does: the one file first
+    named = {chosen}
+    if chosen.endswith(".index.json"):
+        revision = {} if files.local else {"revision": files.revision}
+        index = cached_file(files.path, chosen, local_files_only=files.local, **revision)
+        try:
+            named = set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"the index {chosen} of {name!r} is damaged; download it again") from error
+    pickled = sorted(str(file) for file in named if not str(file).endswith(".safetensors"))
+    if pickled:
+        raise ValueError(f"{chosen} of {name!r} names {listed(pickled)}: {_NO_PICKLES}")
+    missing = sorted(named - files.names)
+    if missing:
+        raise FileNotFoundError(
+            f"the model in {files.path} lacks {listed(missing)}, {len(missing)} of the {len(named)} "
+            f"files that its index {chosen} names; download it again"
+        )
+
+
+def _converted(*parts, key):
+    """Return the folder with the safetensors form of a GGUF model, made on the first call."""
     from filelock import FileLock
 
     root = cache_folder()
@@ -282,14 +342,17 @@ def _converted(gguf, *, key):
     with FileLock(root / f"{key}.lock"):  # a second process waits here and then finds the work done
         if _is_whole(folder):
             return folder
-        if folder.exists():
+        manifest = _manifest(folder)
+        if folder.exists() and (
+            not manifest or "checked" in manifest
+        ):  # else it is of a version that did not
             warnings.warn(f"the cached model {folder} is damaged and is rebuilt", stacklevel=2)
         for leftover in root.glob(f"{key}.part-*"):  # of a killed process: only the holder of the lock writes
             shutil.rmtree(leftover)
         part = Path(tempfile.mkdtemp(prefix=f"{key}.part-", dir=root))
         try:
-            print(f"converting {gguf.name} to safetensors, once, about 20 s ...", flush=True)
-            _convert(gguf, part)
+            print(f"converting {parts[0].name} to safetensors, once, about 20 s ...", flush=True)
+            _convert(parts, part)
             if folder.exists():
                 shutil.rmtree(folder)
             os.replace(part, folder)
@@ -298,26 +361,42 @@ def _converted(gguf, *, key):
     return folder
 
 
-def _is_whole(folder):
-    """Return whether a converted folder holds exactly what the conversion wrote."""
+def _manifest(folder):
+    """Return what the conversion noted, {} if it is damaged or not there."""
     try:
         manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, ValueError):
-        return False
-    return isinstance(manifest, dict) and manifest.get("fingerprint") == file_fingerprint(folder)
+        return {}
+    return manifest if isinstance(manifest, dict) else {}
 
 
-def _convert(gguf, folder):
+def _is_whole(folder):
+    """Return whether a converted folder holds exactly what the conversion wrote, and checked."""
+    manifest = _manifest(folder)
+    return "checked" in manifest and manifest.get("fingerprint") == file_fingerprint(folder)
+
+
+def _convert(parts, folder):
     import transformers
 
-    with quiet_progress():
-        where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+    # Alone in a folder: transformers would take a tokenizer or an adapter that lies beside the file.
+    with tempfile.TemporaryDirectory(prefix="gguf-", dir=folder.parent) as alone, quiet_progress():
+        source = Path(alone) / parts[0].name
+        readers = gguf_files.open_parts(parts)
+        if len(parts) > 1:
+            gguf_files.merge(readers, source)
+        else:
+            source.symlink_to(parts[0].resolve())
+        where = {"pretrained_model_name_or_path": alone, "gguf_file": source.name}
         # Without `dequantize` the model keeps its quantizer, which cannot be saved.
         config = transformers.GgufConfig(dequantize=True)
-        model = transformers.AutoModelForCausalLM.from_pretrained(**where, quantization_config=config)
+        auto = transformers.AutoModelForCausalLM
+        model = read_exactly([auto], parts[0].name, **where, quantization_config=config)
+        gguf_files.require_all_read(readers, model, parts[0])
         model.save_pretrained(folder)
-        transformers.AutoTokenizer.from_pretrained(**where).save_pretrained(folder)
-    versions = {"source": gguf.name, "transformers": transformers.__version__}
+        if "tokenizer.ggml.model" in readers[0].fields:
+            transformers.AutoTokenizer.from_pretrained(**where).save_pretrained(folder)
+    versions = {"source": parts[0].name, "transformers": transformers.__version__, "checked": True}
     manifest = versions | {"fingerprint": file_fingerprint(folder)}
     (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
 

@@ -8,9 +8,20 @@ from typing import Any
 
 import torch
 
+from nbhelpers.kernels.checks import require_whole
+
 from . import families
 from .devices import place, require_room, return_freed_memory
-from .files import PACKAGED, cache_folder, locate, quiet_progress, zoo_models
+from .files import (
+    PACKAGED,
+    TOKENIZER_FILES,
+    cache_folder,
+    locate,
+    quiet_progress,
+    require_safetensors,
+    zoo_models,
+)
+from .weights import read_exactly
 
 _RANDOM = "random:"
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -118,7 +129,8 @@ def load_model(name, *, device="auto", dtype=None, revision=None, seed=0, max_me
     ModuleNotFoundError
         The package of an alias is not installed; the message holds the pip command.
     ValueError
-        Only pickled weights, a damaged file, limits without "spread", an architecture unknown to
+        Only pickled weights, a damaged file, something that the files lack and transformers would make up
+        (tensors, the number of heads, a vocabulary), limits without "spread", an architecture unknown to
         transformers, an unknown dtype or device word, or a revision for something local.
     RuntimeError
         CUDA asked for without a GPU.
@@ -131,9 +143,12 @@ def load_model(name, *, device="auto", dtype=None, revision=None, seed=0, max_me
     base = name.removeprefix(_RANDOM)
     fresh = base != name
     files = locate(base, revision=revision, weights=not fresh)
+    require_whole("seed", seed, least=0)
     if fresh and spread:
         raise ValueError(f"{name!r}: random weights are drawn whole, so they need one device, not 'spread'")
     config = _config(files, base)
+    if not fresh:
+        require_safetensors(files, getattr(config, "transformers_weights", None), base)
     return_freed_memory()  # of the model before this one
     if not spread:
         require_room(_skeleton(config, dtype), device, name)
@@ -144,7 +159,7 @@ def load_model(name, *, device="auto", dtype=None, revision=None, seed=0, max_me
             model = _fresh_model(config, dtype)
         else:
             model = _pretrained_model(files, config, dtype, base, spread)
-        tokenizer = _tokenizer(files)
+        tokenizer = _tokenizer(files, base)
     if not spread:
         model = model.to(device)
     model.eval()
@@ -192,7 +207,7 @@ def describe(model, *, name=None, tokenizer=None, revision=None):
         rotary_fraction=fraction,
         causal=families.kind_of(config) == "decoder",
         bos_token=(tokenizer.bos_token or tokenizer.cls_token) if tokenizer is not None else None,
-        max_positions=families.max_positions_of(config),
+        max_positions=families.max_positions_of(config, model),
         revision=revision or getattr(config, "_commit_hash", None),
         n_parameters=sum(parameter.numel() for parameter in model.parameters()),
         dtype=str(model.dtype).removeprefix("torch."),
@@ -250,7 +265,24 @@ def _config(files, name):
             f"the model type {model_type!r} of {name!r} is not known to transformers "
             f"{transformers.__version__}{own_code}"
         )
-    return transformers.AutoConfig.from_pretrained(**_where(files), trust_remote_code=False)
+    config = transformers.AutoConfig.from_pretrained(**_where(files), trust_remote_code=False)
+    _refuse_made_up_fields(raw, config, name)
+    return config
+
+
+def _refuse_made_up_fields(raw, config, name):
+    """Raise if config.json leaves out the number of heads, which no tensor tells; warn of RoPE's base."""
+    text = config.get_text_config()
+    own = [raw[key] for key in getattr(config, "sub_configs", {}) if getattr(config, key, None) is text]
+    stated = tuple(key for key, value in (own[0] if own else raw).items() if value is not None)
+    heads, fields = "num_attention_heads", type(text).__dataclass_fields__
+    key, theta = type(text).attribute_map.get(heads, heads), families.rope_of(text)[0]
+    says = f"config.json of {name!r} does not say {{}}; transformers would take {{}}: write it in"
+    if key in fields and key not in stated and heads not in stated:
+        raise ValueError(says.format(key, getattr(text, key)))
+    bases = ("rope_theta", "rope_parameters", "rotary_emb_base")
+    if theta and "rope_parameters" in fields and not any(key.endswith(bases) for key in stated):
+        warnings.warn(says.format("rope_theta, the base of its rotations", theta), stacklevel=4)
 
 
 def _auto_class(config):
@@ -275,28 +307,16 @@ def _skeleton(config, dtype):
 
 
 def _pretrained_model(files, config, dtype, name, spread):
-    from safetensors import SafetensorError
+    import transformers
 
-    try:
-        model, report = _auto_class(config).from_pretrained(
-            **_where(files),
-            config=config,
-            dtype=dtype,
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-            **({"offload_folder": str(cache_folder() / "offload")} | spread if spread else {}),
-        )
-    except SafetensorError as error:
-        raise ValueError(f"a weight file of {name!r} is damaged ({error}); download it again") from error
-    missing = sorted(key for key in report["missing_keys"] if "pooler" not in key)  # poolers do not attend
-    if missing:
-        warnings.warn(
-            f"{len(missing)} weights of {name!r} are not in its checkpoint and were drawn at random: "
-            f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}",
-            stacklevel=3,
-        )
-    return model
+    classes = [_auto_class(config)]
+    named = getattr(transformers, (config.architectures or [""])[0], None)
+    if getattr(named, "config_class", None) is type(
+        config
+    ):  # a model saved without the head that is expected
+        classes.append(named)
+    spread = {"offload_folder": str(cache_folder() / "offload")} | spread if spread else {}
+    return read_exactly(classes, name, **_where(files), config=config, dtype=dtype, **spread)
 
 
 def _fresh_model(config, dtype):
@@ -308,10 +328,20 @@ def _fresh_model(config, dtype):
     return model
 
 
-def _tokenizer(files):
+def _tokenizer(files, name):
     from transformers import AutoTokenizer
 
     if not files.has_tokenizer:
         return None
     where = _where(files) | {"pretrained_model_name_or_path": files.tokenizer_path or files.path}
-    return AutoTokenizer.from_pretrained(**where, trust_remote_code=False)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(**where, trust_remote_code=False)
+        known = {"tokenizer.json", "tekken.json", *type(tokenizer).vocab_files_names.values()}
+        why = f"no vocabulary, and transformers would make up {len(tokenizer)} tokens"
+    except ValueError as error:
+        known, why = set(), str(error).splitlines()[0]
+    if known.isdisjoint(files.names):
+        held = ", ".join(sorted(files.names & TOKENIZER_FILES))
+        way_out = "add what is missing, or take these away to load the model without a tokenizer"
+        raise ValueError(f"the tokenizer of {name!r} is not whole, there is {held}: {why}; {way_out}")
+    return tokenizer

@@ -257,8 +257,8 @@ def _warn_of_special_tokens(tokenizer, prefix, passages, name):
     if found:
         spelled = ", ".join(repr(token) for token in tokenizer.convert_ids_to_tokens(sorted(set(found))))
         warnings.warn(
-            f"{len(found)} of {sum(map(len, passages))} tokens from {str(name)!r} are special tokens that the "
-            f"text spells out ({spelled}); the model reads them as such, not as words",
+            f"{len(found)} of {sum(map(len, passages))} tokens from {str(name)!r} are special tokens that "
+            f"the text spells out ({spelled}); the model reads them as such, not as words",
             stacklevel=3,
         )
     first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.cls_token_id

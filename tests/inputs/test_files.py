@@ -21,8 +21,13 @@ from nbhelpers.inputs.hub import HubAnswer
 from nbhelpers.inputs.models import load_model
 
 
-def write_tiny_gguf(path, *, seed=0, hidden=32, heads=4, kv_heads=2, ffn=48):
-    """Write one layer with random float32 weights; return the weights by GGUF name."""
+def write_tiny_gguf(
+    path, *, seed=0, hidden=32, heads=4, kv_heads=2, ffn=48, drop=(), more=(), split=(), say=()
+):
+    """Write one layer with random float32 weights; return the weights by GGUF name.
+
+    Without the tensors of `drop`, with vectors named in `more`; of a `split` (number, files), those of one part.
+    """
     letters = [chr(code) for code in range(33, 127)] + ["Ġ", "Ċ"]
     tokens = ["<unk>", "<s>", "</s>", *letters, "he", "Ġt"]
     writer = gguf.GGUFWriter(str(path), "llama")
@@ -34,6 +39,11 @@ def write_tiny_gguf(path, *, seed=0, hidden=32, heads=4, kv_heads=2, ffn=48):
         "token_merges": ["h e", "Ġ t"], "bos_token_id": 1, "eos_token_id": 2, "unk_token_id": 0,
     }.items():  # fmt: skip
         getattr(writer, f"add_{field}")(value)
+    for key, value in dict(say).items():
+        writer.add_float32(f"llama.{key}", value)
+    if split:
+        writer.add_uint16("split.no", split[0])
+        writer.add_uint16("split.count", split[1])
     key_width = hidden // heads * kv_heads
     shapes = {
         "token_embd.weight": (len(tokens), hidden), "output_norm.weight": (hidden,),
@@ -45,8 +55,10 @@ def write_tiny_gguf(path, *, seed=0, hidden=32, heads=4, kv_heads=2, ffn=48):
     }  # fmt: skip
     rng = np.random.default_rng(seed)
     weights = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
-    for name, weight in weights.items():
-        writer.add_tensor(name, weight)
+    weights |= {name: np.ones(4, np.float32) for name in more}
+    for i, (name, weight) in enumerate(weights.items()):
+        if name not in drop and (not split or i % split[1] == split[0]):
+            writer.add_tensor(name, weight)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -100,6 +112,58 @@ def test_second_load_reads_the_cache(tiny_gguf, cache, monkeypatch, capsys):
     for ours, theirs in zip(first.model.parameters(), second.model.parameters(), strict=True):
         assert torch.equal(ours, theirs)
     assert first.description == second.description
+
+
+def test_a_split_gguf_is_the_whole_model_or_refused(tmp_path, cache):
+    write_tiny_gguf(tmp_path / "whole.gguf")
+    parts = [tmp_path / f"tiny-{i:05d}-of-00003.gguf" for i in (1, 2, 3)]
+    for i, part in enumerate(parts):
+        write_tiny_gguf(part, split=(i, 3))
+    whole = load_model(tmp_path / "whole.gguf", device="cpu")
+    split = load_model(parts[1], device="cpu")  # whichever is named
+    for name, weight in whole.model.state_dict().items():
+        assert torch.equal(weight, split.model.state_dict()[name])
+    assert split.tokenizer.get_vocab() == whole.tokenizer.get_vocab()
+    assert split.description.revision == load_model(parts[0], device="cpu").description.revision
+    parts[0].rename(tmp_path / "alone.gguf")
+    for name, error, said in (
+        (parts[1], FileNotFoundError, "of the 3 files .* 1 are missing: tiny-00001-of-00003.gguf"),
+        (
+            tmp_path / "alone.gguf",
+            ValueError,
+            r"of a model of 3 files .*and 1 with 4 were found.*-00001-of-00003",
+        ),
+    ):
+        with pytest.raises(error, match=said):
+            load_model(name, device="cpu")
+
+
+def test_what_transformers_would_make_up_or_leave_out_of_a_gguf_is_refused(tmp_path, cache):
+    for i, (options, said) in enumerate((
+        ({"drop": ("blk.0.attn_q.weight",)}, r"1 are not in the file .*\(model.layers.0.self_attn.q_proj.weight\)"),
+        ({"more": ("rope_freqs.weight",)}, "of .* weights in .* transformers reads .*, not rope_freqs.weight"),
+        ({"more": ("blk.1.attn_norm.weight",)}, "not blk.1.attn_norm.weight"),
+        ({"say": {"rope.scaling.factor": 8.0}}, r"says rope.scaling.factor 8.0, and transformers takes 1.0"),
+    )):  # fmt: skip
+        write_tiny_gguf(tmp_path / f"{i}.gguf", **options)
+        with pytest.raises(ValueError, match=said):
+            load_model(tmp_path / f"{i}.gguf", device="cpu")
+    assert [path for path in cache.iterdir() if path.is_dir()] == []
+    content = (tmp_path / "0.gguf").read_bytes()
+    (tmp_path / "0.gguf").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match="is damaged"):
+        load_model(tmp_path / "0.gguf", device="cpu")
+
+
+def test_a_conversion_that_was_not_checked_is_made_again(tiny_gguf, cache, capsys):
+    load_model(tiny_gguf, device="cpu")
+    manifest = converted_folder(cache) / "nbhelpers-conversion.json"
+    held = json.loads(manifest.read_text())
+    del held["checked"]  # as it was before the tensors were compared
+    manifest.write_text(json.dumps(held))
+    load_model(tiny_gguf, device="cpu")
+    assert capsys.readouterr().out.count("converting tiny.gguf") == 2
+    assert json.loads(manifest.read_text())["checked"]
 
 
 WEIGHTS = "model.safetensors"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_models import assert_same_profiles, capture_quietly, make_model, make_tokens
 from transformers import LlamaForCausalLM
 
@@ -76,17 +77,117 @@ def test_a_random_control_in_half_precision_keeps_the_frequencies_of_rope(tiny_l
     assert {p.dtype for p in control.model.parameters()} == {getattr(torch, dtype)}
 
 
-def test_pickled_weights_are_refused_and_never_opened(tmp_path, tiny_llama):
+def test_no_pickle_is_opened_whatever_names_it(tmp_path, tiny_llama_folder, tiny_llama, monkeypatch):
+    """Each file would write `ran` if it were unpickled."""
+
     class Trap:
         def __reduce__(self):
             return (Path.touch, (tmp_path / "ran",))
 
-    (tmp_path / "model").mkdir()
-    tiny_llama.model.config.save_pretrained(tmp_path / "model")
-    torch.save({"model.norm.weight": Trap()}, tmp_path / "model" / "pytorch_model-00001-of-00002.bin")
-    with pytest.raises(ValueError, match=r"holds only pytorch_model.*can run any code"):
-        load_model(tmp_path / "model", device="cpu")
+    def model(name, weight_map=None, config=(), index="model.safetensors.index.json"):
+        folder = tmp_path / name
+        tiny_llama.model.config.save_pretrained(folder)
+        held = json.loads((folder / "config.json").read_text()) | dict(config)
+        (folder / "config.json").write_text(json.dumps(held))
+        for file in ("pytorch_model.bin", "adapter_model.bin", "model-00001-of-00002.bin"):
+            torch.save({"model.norm.weight": Trap()}, folder / file)
+        if weight_map:
+            (folder / index).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+        return folder
+
+    whole = model("whole", config={"transformers_weights": "adapter_model.bin"})
+    shutil.copy(tiny_llama_folder / "model.safetensors", whole)
+    named = {"a": "model-00001-of-00002.bin"}
+    cut = model("cut", named)
+    (cut / "model.safetensors.index.json").write_text("{")
+    adapter = model("adapter")
+    (adapter / "adapter_model.safetensors").write_bytes(b"")
+    for folder, said in (
+        (model("bare"), "holds only adapter_model.bin, .*can run any code"),
+        (model("index", named), "index.json of .* names model-00001-of-00002.bin: .*can run any code"),
+        (model("old", named, index="pytorch_model.bin.index.json"), "holds only .*can run any code"),
+        (adapter, "holds only adapter_model.bin, .*can run any code"),
+        (whole, "adapter_model.bin of .* names adapter_model.bin: .*can run any code"),
+        (cut, "the index .* is damaged"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            load_model(folder, device="cpu")
+    # a repository of the Hub, whose index is read before anything else is downloaded
+    answer = HubAnswer(True, "c0ffee", ("config.json", "model.safetensors.index.json", *named.values()))
+    monkeypatch.setattr(model_files, "ask_hub", lambda name, **options: answer)
+    monkeypatch.setattr("transformers.utils.cached_file", lambda path, file, **o: tmp_path / "index" / file)
+    files = model_files.locate("a/b")
+    with pytest.raises(ValueError, match="names model-00001-of-00002.bin"):
+        model_files.require_safetensors(files, None, "a/b")
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("left_over", ["pytorch_model.bin.index.json", "model.safetensors.index.json"])
+def test_an_index_that_is_not_used_is_not_judged(tmp_path, tiny_llama_folder, tiny_llama, left_over):
+    folder = shutil.copytree(tiny_llama_folder, tmp_path / "whole")
+    (folder / left_over).write_text(json.dumps({"weight_map": {"a": "model-00001-of-00002.bin"}}))
+    loaded = load_model(folder, device="cpu")
+    assert_same_profiles(capture_quietly(loaded, IDS), capture_quietly(tiny_llama, IDS), 0.0)
+
+
+def resaved(folder, target, change, **config):
+    """Copy a folder with other tensors, and other fields in config.json (None takes one out)."""
+    shutil.copytree(folder, target)
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
+    held = json.loads((target / "config.json").read_text()) | config
+    held = {key: value for key, value in held.items() if value is not None}
+    (target / "config.json").write_text(json.dumps(held))
+    return target
+
+
+def test_tensors_that_transformers_would_make_up_or_drop_are_refused_by_name(
+    tmp_path, tiny_llama_folder, capfd
+):
+    q, k = (f"model.layers.1.self_attn.{each}_proj.weight" for each in "qk")
+    zeros = torch.zeros(32)
+    for i, (change, config, said) in enumerate((
+        (lambda w: w.pop(q), {}, rf"of its 21 tensors 1 are not in the file and would be .* \({q}\)"),
+        (lambda w: w.update({k: w[k][:8]}), {}, rf"1 tensors have another shape .*{k} \(8, 32\) for \(16, 32\)"),
+        (lambda w: w.update({"model.layers.0.self_attn.q_norm.weight": zeros}), {}, r"1 tensors .* no place .*q_norm"),
+        (lambda w: w.update(more=zeros), {}, r"no place in it \(more\)"),
+        (lambda w: None, {"num_hidden_layers": 1}, r"9 tensors of the file have no place in it \(model.layers.1"),
+        (lambda w: None, {"num_hidden_layers": 3}, r"of its 30 tensors 9 are not .*model.layers.2"),
+        (lambda w: w.pop("lm_head.weight"), {}, r"1 are not in the file .*\(lm_head.weight\)"),
+        (lambda w: None, {"num_attention_heads": None}, "does not say num_attention_heads; .* take 32"),
+    )):  # fmt: skip
+        with pytest.raises(ValueError, match=said):
+            load_model(resaved(tiny_llama_folder, tmp_path / str(i), change, **config), device="cpu")
+    assert "REPORT" not in capfd.readouterr().err
+    with pytest.warns(UserWarning, match="does not say rope_theta, .* would take 10000"):
+        load_model(resaved(tiny_llama_folder, tmp_path / "theta", lambda w: None, rope_parameters=None))
+
+
+def test_heads_on_top_and_poolers_are_no_matter(tmp_path, tiny_llama):
+    from transformers import LlamaForSequenceClassification, LlamaModel
+
+    config = tiny_llama.model.config
+    for kind in (LlamaForSequenceClassification, LlamaModel):  # neither has the head of a language model
+        kind(config).save_pretrained(tmp_path / kind.__name__)
+        loaded = load_model(tmp_path / kind.__name__, device="cpu")
+        assert type(loaded.model) is kind
+    masked = make_model("bert")  # without a pooler, with a head
+    masked.save_pretrained(tmp_path / "bert")
+    loaded = load_model(tmp_path / "bert", device="cpu")
+    assert loaded.model.pooler is None
+    assert_same_profiles(capture_quietly(loaded, IDS), capture_quietly(masked, IDS), 0.0)
+
+
+def test_a_tokenizer_without_a_vocabulary_is_refused(tmp_path, tiny_llama_folder):
+    folder = resaved(tiny_llama_folder, tmp_path / "model", lambda w: None)
+    (folder / "tokenizer.json").unlink()
+    for kind in ("LlamaTokenizer", "GPT2Tokenizer", "BertTokenizer", "T5Tokenizer", "TokenizersBackend"):
+        (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": kind}))
+        with pytest.raises(ValueError, match=r"not whole, there is tokenizer_config.json: .*take these away"):
+            load_model(folder, device="cpu")
+    (folder / "tokenizer_config.json").unlink()
+    assert load_model(folder, device="cpu").tokenizer is None
 
 
 def test_safetensors_are_preferred_to_pickles(tmp_path, tiny_llama_folder, tiny_llama):

@@ -152,7 +152,7 @@ def test_special_tokens_inside_a_text_and_a_doubled_bos_are_said(tmp_path, tiny_
     with pytest.warns(UserWarning, match="special|twice") as said:  # 1,600 tokens, cut at every 500th
         load_text(tmp_path / "a.txt", tiny_tokenizer, n_sequences=3, length=500, bos="add")
     special, doubled = (str(each.message) for each in said)
-    assert re.match(r"749 of 1497 tokens from '.*a.txt' .*\('<s>', '</s>'\)", special)
+    assert re.match(r"747 of 1497 tokens from '.*a.txt' .*\('<s>', '</s>'\)", special)
     assert doubled.startswith("BOS stands twice at the start of 3 of 3 sequences")
     with pytest.warns(UserWarning, match="BOS stands twice at the start of 3 of 3"):
         load_text(
