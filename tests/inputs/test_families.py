@@ -167,3 +167,21 @@ def test_register_family(monkeypatch):
     for wrong, said in (({"kind": "both"}, "kind is 'both'"), ({"route": "magic"}, "route is 'magic'")):
         with pytest.raises(ValueError, match=said):
             Family("granite", "rope", **wrong)
+
+
+@pytest.mark.parametrize(
+    "family", ["roberta", "xlm-roberta-xl", "data2vec-text", "esm", "longformer", "luke", "bert"]
+)
+def test_the_positions_given_are_the_longest_text_that_runs(family):
+    extra = {
+        "esm": {"mask_token_id": 4, "position_embedding_type": "absolute"},
+        "longformer": {"attention_window": [8]},
+    }
+    own = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
+    own |= {"vocab_size": 99, "max_position_embeddings": 40, "pad_token_id": 1} | extra.get(family, {})
+    model = AutoModel.from_config(CONFIG_MAPPING[family](**own)).eval()
+    limit = describe(model).max_positions
+    assert limit == (40 if family == "bert" else 38)
+    model(torch.full((1, limit), 7))
+    with pytest.raises((IndexError, RuntimeError)):
+        model(torch.full((1, limit + 1), 7))

@@ -104,7 +104,7 @@ def test_no_pickle_is_opened_whatever_names_it(tmp_path, tiny_llama_folder, tiny
     (adapter / "adapter_model.safetensors").write_bytes(b"")
     for folder, said in (
         (model("bare"), "holds only adapter_model.bin, .*can run any code"),
-        (model("index", named), "index.json of .* names model-00001-of-00002.bin: .*can run any code"),
+        (model("index", named), r"index.json of .* names model-00001-of-00002.bin: .*can run any code"),
         (model("old", named, index="pytorch_model.bin.index.json"), "holds only .*can run any code"),
         (adapter, "holds only adapter_model.bin, .*can run any code"),
         (whole, "adapter_model.bin of .* names adapter_model.bin: .*can run any code"),
@@ -117,7 +117,7 @@ def test_no_pickle_is_opened_whatever_names_it(tmp_path, tiny_llama_folder, tiny
     monkeypatch.setattr(model_files, "ask_hub", lambda name, **options: answer)
     monkeypatch.setattr("transformers.utils.cached_file", lambda path, file, **o: tmp_path / "index" / file)
     files = model_files.locate("a/b")
-    with pytest.raises(ValueError, match="names model-00001-of-00002.bin"):
+    with pytest.raises(ValueError, match=r"names model-00001-of-00002.bin"):
         model_files.require_safetensors(files, None, "a/b")
     assert not (tmp_path / "ran").exists()
 
@@ -149,10 +149,10 @@ def test_tensors_that_transformers_would_make_up_or_drop_are_refused_by_name(
     zeros = torch.zeros(32)
     for i, (change, config, said) in enumerate((
         (lambda w: w.pop(q), {}, rf"of its 21 tensors 1 are not in the file and would be .* \({q}\)"),
-        (lambda w: w.update({k: w[k][:8]}), {}, rf"1 tensors have another shape .*{k} \(8, 32\) for \(16, 32\)"),
-        (lambda w: w.update({"model.layers.0.self_attn.q_norm.weight": zeros}), {}, r"1 tensors .* no place .*q_norm"),
+        (lambda w: w.update({k: w[k][:8]}), {}, rf"another shape .*{k} \(8, 32\) for \(16, 32\)"),
+        (lambda w: w.update({f"{q[:-7]}.scale": zeros}), {}, r"1 tensors .* no place in it .*q_proj.scale"),
         (lambda w: w.update(more=zeros), {}, r"no place in it \(more\)"),
-        (lambda w: None, {"num_hidden_layers": 1}, r"9 tensors of the file have no place in it \(model.layers.1"),
+        (lambda w: None, {"num_hidden_layers": 1}, r"9 tensors .* no place in it \(model.layers.1"),
         (lambda w: None, {"num_hidden_layers": 3}, r"of its 30 tensors 9 are not .*model.layers.2"),
         (lambda w: w.pop("lm_head.weight"), {}, r"1 are not in the file .*\(lm_head.weight\)"),
         (lambda w: None, {"num_attention_heads": None}, "does not say num_attention_heads; .* take 32"),
