@@ -1,8 +1,11 @@
 """Write files whole or not at all; tables as Parquet with their provenance inside."""
 
 import contextlib
+import errno
 import json
 import os
+import tempfile
+import threading
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,20 +14,61 @@ import pyarrow.parquet as pq
 METADATA = b"nbhelpers"  # the key of our JSON in the schema of a Parquet file
 
 
+# In the words of the system, which safetensors, Arrow and the errors of other processes repeat.
+DISK_REFUSES = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EROFS))
+PROBE_BYTES = 2**16  # a disk that does not take these is full
+
+
+class UnwritableError(OSError):
+    """A place that cannot be written: a full or read-only disk, a file instead of a folder, no right to."""
+
+
 @contextlib.contextmanager
 def replacing(path):
     """Yield a temporary path beside `path` that takes its name when the block ends without an error.
 
-    A reader, or a crash, then sees the old file or the new one, never half. Missing folders are made.
+    A reader, or a crash, then sees the old file or the new one, never half. Missing folders are made. Where
+    the disk refuses, an `UnwritableError` says so in a sentence.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
     try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield partial
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except Exception as error:
+        if isinstance(error, UnwritableError) or not (isinstance(error, OSError) or refused(error)):
+            raise
+        raise _unwritable(path, error) from error
+
+
+def writable_folder(path):
+    """Make a folder where it is missing and return its absolute path; `UnwritableError` if it takes no file."""
+    path = Path(path).absolute()
+    for place in (path, *path.parents):
+        if place.exists() and not place.is_dir():
+            raise UnwritableError(f"{place} is a file where a folder is to be written; give another folder")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path) as probe:
+            probe.write(bytes(PROBE_BYTES))
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    return path
+
+
+def refused(told):
+    """Return whether an error, or its text, says that a disk is full or read-only."""
+    return any(words in str(told) for words in DISK_REFUSES)
+
+
+def _unwritable(path, error):
+    reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+    hint = "make room, or give another folder" if refused(error) else "give another folder"
+    return UnwritableError(f"{path} cannot be written ({reason}); {hint}")
 
 
 def write_parquet(frame, path, metadata=None, **options):

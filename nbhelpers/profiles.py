@@ -1,6 +1,7 @@
 """What is captured: small per-head arrays with named axes, kept in safetensors."""
 
 import dataclasses
+import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ from safetensors.torch import save_file
 from nbhelpers.files import replacing
 from nbhelpers.kernels.entropy import require_distribution
 
-FORMAT = "nbhelpers-profiles-1"
+FORMAT = "nbhelpers-profiles-2"
 HEADER = ("axes", "coordinates", "kv_groups", "provenance")  # the fields that are no tensors
 
 
@@ -134,17 +135,22 @@ class Profiles:
             provenance=dict(provenance or {}),
         )
 
-    def save(self, path):
-        """Write to one safetensors file, whole or not at all (a temporary file is renamed)."""
-        header = {name: getattr(self, name) for name in HEADER} | {"format": FORMAT}
+    def save(self, path, *, label=""):
+        """Write to one safetensors file, whole or not at all, with a checksum of all that it holds.
+
+        `label` says what the file stands for, where :meth:`load` is to make sure of it.
+        """
         tensors = {name: array.contiguous() for name, array in self.arrays.items()} | {"n_real": self.n_real}
+        header = {name: getattr(self, name) for name in HEADER} | {"format": FORMAT, "label": label}
+        header = json.loads(json.dumps(header))  # as a file gives it back
+        header["checksum"] = _checksum(header, tensors)
         with replacing(path) as partial:
             save_file(tensors, partial, metadata={"nbhelpers": json.dumps(header)})
         return Path(path)
 
     @classmethod
-    def load(cls, path):
-        """Read what :meth:`save` wrote; a file that is damaged or of another kind is a ValueError."""
+    def load(cls, path, *, label=None):
+        """Read what :meth:`save` wrote; a file that is damaged, of another kind or label is a ValueError."""
         path = Path(path)
         if not path.exists():
             raise FileNotFoundError(f"There are no profiles at {path}.")
@@ -152,10 +158,14 @@ class Profiles:
             with safe_open(path, framework="pt") as file:
                 header = json.loads((file.metadata() or {}).get("nbhelpers", "{}"))
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        except (SafetensorError, json.JSONDecodeError, OSError) as error:
+        except (SafetensorError, ValueError, OSError) as error:
             raise ValueError(f"{path} is damaged ({error}); delete it and capture again.") from error
         if header.get("format") != FORMAT:
             raise ValueError(f"{path} is not a {FORMAT} file (its format is {header.get('format')!r}).")
+        if header.pop("checksum", None) != _checksum(header, tensors):
+            raise ValueError(f"{path} is damaged (its checksum differs); delete it and capture again.")
+        if label not in (None, header["label"]):
+            raise ValueError(f"{path} holds {header['label'] or 'unnamed profiles'}, not {label}.")
         header["axes"] = {name: tuple(axes) for name, axes in header["axes"].items()}
         fields = {name: header[name] for name in HEADER}
         return cls(n_real=tensors.pop("n_real"), arrays=tensors, **fields)
@@ -180,6 +190,15 @@ class Profiles:
             n_real=torch.cat([part.n_real for part in parts]),
             provenance=first.provenance | ({"n_sequences": total} if first.provenance else {}),
         )
+
+
+def _checksum(header, tensors):
+    """Return a SHA-256 (hex) of a header of JSON types and of the bytes of tensors, with their names."""
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _kind(profiles):

@@ -3,6 +3,9 @@
 import nbhelpers  # noqa: F401, before torch: it sets what OpenMP reads then
 
 # isort: split
+import contextlib
+import subprocess
+
 import matplotlib
 import pytest
 import torch
@@ -65,6 +68,24 @@ def smollm2():
     from nbhelpers.inputs.models import load_model
 
     return load_model("smollm2-135m", device="cpu")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Mounts a disk of 100 kB, read-only if asked, and returns its folder; skips where one cannot be mounted."""
+
+    def mount(*, read_only=False):
+        folder = tmp_path / "small"
+        folder.mkdir()
+        options = f"size=100k,{'ro' if read_only else 'rw'}"
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+        if subprocess.run(command, check=False, capture_output=True).returncode:
+            pytest.skip("a small disk cannot be mounted here")
+        mounted.callback(subprocess.run, ["umount", str(folder)], check=True)
+        return folder
+
+    with contextlib.ExitStack() as mounted:
+        yield mount
 
 
 @pytest.fixture

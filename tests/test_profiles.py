@@ -91,8 +91,8 @@ def test_a_file_that_cannot_be_read(tmp_path, damage):
     message, broken = {
         "truncated": ("is damaged", path.read_bytes()[:-9]),
         "empty": ("is damaged", b""),
-        "foreign": ("not a nbhelpers-profiles-1 file", save({"weight": torch.rand(3)})),
-        "later format": ("not a nbhelpers-profiles-1", save({"weight": torch.rand(3)}, later)),
+        "foreign": ("not a nbhelpers-profiles-2 file", save({"weight": torch.rand(3)})),
+        "later format": ("not a nbhelpers-profiles-2", save({"weight": torch.rand(3)}, later)),
     }[damage]
     path.write_bytes(broken)
     with pytest.raises(ValueError, match=message):

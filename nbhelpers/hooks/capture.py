@@ -5,12 +5,9 @@ query rows, reduced, and dropped. The model's own output is not changed.
 """
 
 import contextlib
-import hashlib
 import importlib.metadata
 import json
-import warnings
 from dataclasses import asdict
-from pathlib import Path
 
 import torch
 from tqdm.auto import tqdm
@@ -23,6 +20,7 @@ from nbhelpers.profiles import Profiles
 from .attention import Recorder, forward, streams_of
 from .memory import explained, plan, step_down
 from .reductions import resolve
+from .store import BatchStore
 
 # glibc hands freed memory back to the system, and every block is then paid for again page by page, until a
 # block of this size has come and gone (its limit for this adaptation is 32 MB).
@@ -93,7 +91,7 @@ def capture(
     return_freed_memory()  # of arrays made before, whatever made them
     todo = plan(network, *ids.shape, batch_size=batch_size, chunk=chunk)
     facts = _provenance(model, network, made, stream, todo)
-    store = _BatchStore(cache, network, facts, ids, mask, decoder_ids)
+    store = BatchStore(cache, network, facts, ids, mask, decoder_ids)
     parts = []
     shown = f"capture, about {todo.working_bytes / 2**20:.0f} MB"
     with tqdm(total=len(ids), desc=shown, unit="seq", disable=None if progress else True) as bar:
@@ -206,75 +204,3 @@ def _identity(reduction):
     stated = {key: value for key, value in sorted(vars(reduction).items()) if not key.startswith("_")}
     choices = {key: value.hash if hasattr(value, "hash") else value for key, value in stated.items()}
     return {"name": reduction.name, **choices}
-
-
-class _BatchStore:
-    """Finished batches of one capture in a folder named by all that could change them."""
-
-    def __init__(self, folder, network, facts, ids, mask, decoder_ids):
-        self.folder = None
-        if folder is None:
-            return
-        if _has_foreign_hooks(network):
-            raise ValueError(
-                "The model carries forward hooks, which a cache cannot tell apart; capture without cache=."
-            )
-        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
-        digest.update(network.config.to_json_string(use_diff=False).encode())
-        digest.update(weight_fingerprint(network))
-        for tensor in (ids, mask, decoder_ids):
-            digest.update(b"-" if tensor is None else tensor.contiguous().numpy().tobytes())
-        self.folder = Path(folder) / f"profiles-{digest.hexdigest()[:16]}"
-
-    def path(self, rows):
-        # Both ends, because the next run may take other batches.
-        return self.folder / f"sequences-{rows.start:06d}-{rows.stop:06d}.safetensors"
-
-    def load(self, rows):
-        if self.folder is None or not self.path(rows).exists():
-            return None
-        try:
-            return Profiles.load(self.path(rows))
-        except ValueError as error:
-            warnings.warn(f"{error} It is captured again.", stacklevel=3)
-            return None
-
-    def save(self, rows, part):
-        if self.folder is not None:
-            part.save(self.path(rows))
-
-
-def _has_foreign_hooks(network):
-    """Whether anybody but transformers (which records outputs with hooks) hooked the model."""
-    tables = [table for m in network.modules() for table in (m._forward_hooks, m._forward_pre_hooks)]
-    owners = [getattr(hook, "__module__", "") or "" for table in tables for hook in table.values()]
-    return any(not owner.startswith("transformers.") for owner in owners)
-
-
-@torch.inference_mode()
-def weight_fingerprint(network):
-    """Return bytes that change with the weights: row and column sums of every parameter and buffer."""
-    digest = hashlib.sha256()
-    for name, tensor in _tensors(network):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        table = tensor.reshape(1, -1) if tensor.ndim < 2 else tensor.flatten(1)  # (row, column)
-        columns = 0
-        for rows in table.split(max(1, 2**20 // max(1, table.shape[1]))):  # summed in float64: 8 MB at once
-            digest.update(rows.sum(1, dtype=torch.float64).cpu().numpy().tobytes())
-            columns = columns + rows.sum(0, dtype=torch.float64)
-        digest.update(columns.cpu().numpy().tobytes())  # rows and columns, so that permuted heads differ
-    return digest.digest()
-
-
-def _tensors(network):
-    """Yield name and value of every parameter and buffer; those that wait on a disk are read in turn."""
-    from accelerate.utils import align_module_device
-
-    names = {name for name, _ in [*network.named_parameters(), *network.named_buffers()]}  # tied ones once
-    for path, module in network.named_modules():
-        with align_module_device(module):
-            own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
-            for name, tensor in own:
-                full = f"{path}.{name}" if path else name
-                if full in names:
-                    yield full, tensor

@@ -26,7 +26,7 @@ from collections import Counter
 from pathlib import Path
 
 from nbhelpers.analysis import analyze
-from nbhelpers.hooks.capture import weight_fingerprint
+from nbhelpers.hooks.store import weight_fingerprint
 from nbhelpers.inputs.models import load_model
 from nbhelpers.inputs.text import corpus_description, load_text
 from nbhelpers.nulls.summary import null_of, summarise

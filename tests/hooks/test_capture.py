@@ -8,7 +8,7 @@ import pytest
 import tiny_models as tiny
 import torch
 
-from nbhelpers.hooks.capture import weight_fingerprint
+from nbhelpers.hooks.store import weight_fingerprint
 from nbhelpers.inputs.text import load_text
 from nbhelpers.protocol import PAPER
 

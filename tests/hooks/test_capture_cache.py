@@ -1,11 +1,14 @@
 """capture: what it leaves behind when interrupted, and how it resumes from its cache."""
 
+import types
+
 import pytest
 import torch
 from tiny_models import assert_same_profiles, capture_quietly, make_model, make_padding, make_tokens, n_hooks
 
 from nbhelpers.hooks.attention import RECORDER
 from nbhelpers.hooks.reductions import KeyProfile, LocalMass, RowMetrics
+from nbhelpers.profiles import Profiles
 from nbhelpers.protocol import PAPER
 
 
@@ -80,6 +83,44 @@ def test_a_corrupt_cache_file_is_rebuilt_with_a_warning(tmp_path, llama, forward
     assert len(forwards) == 1
 
 
+def test_a_flipped_bit_and_another_file_are_captured_again(tmp_path, llama, forwards):
+    ids = make_tokens(20, n=3)
+    expected = capture_quietly(llama, ids, batch_size=1, cache=tmp_path)
+    first, second, third = sorted(tmp_path.rglob("*.safetensors"))
+    content = bytearray(first.read_bytes())
+    content[-100] ^= 1  # among the tensors
+    first.write_bytes(content)
+    second.write_bytes(third.read_bytes())  # another batch of the same capture
+    capture_quietly(llama, ids + 1, batch_size=1, cache=tmp_path / "other")
+    third.write_bytes(sorted((tmp_path / "other").rglob("*.safetensors"))[2].read_bytes())  # of another text
+    del forwards[:]
+    with pytest.warns(UserWarning, match="captured again") as warned:
+        rebuilt = capture_quietly(llama, ids, batch_size=1, cache=tmp_path)
+    told = [str(warning.message) for warning in warned]
+    said = (f"{first} is damaged", f"{second} holds sequences 2 to 3", f"{third} holds sequences 2 to 3")
+    assert [text.startswith(start) for text, start in zip(told, said, strict=True)] == [True] * 3
+    assert torch.equal(rebuilt.key_profile, expected.key_profile)
+    assert len(forwards) == 3
+
+
+@pytest.mark.parametrize("place", ["a file", "below a file", "full", "read-only"])
+def test_capture_goes_on_without_a_cache_that_cannot_be_written(tmp_path, llama, small_disk, place):
+    ids, cache = make_tokens(20, n=3), tmp_path / "cache"
+    if place in ("full", "read-only"):
+        cache = small_disk(read_only=place == "read-only") / "cache"
+        if place == "full":
+            (cache.parent / "rest").write_bytes(bytes(98_304))  # a page is left
+    else:
+        cache.write_text("mine")
+        cache = cache if place == "a file" else cache / "deeper"
+    with pytest.warns(UserWarning, match=r"cannot be written \(.+without its cache\.$") as warned:
+        got = capture_quietly(llama, ids, batch_size=1, cache=cache)
+    assert len([warning for warning in warned if "cannot be written" in str(warning.message)]) == 1
+    assert torch.equal(got.key_profile, capture_quietly(llama, ids, batch_size=1).key_profile)
+    for file in cache.rglob("*"):
+        assert file.is_dir() or Profiles.load(file), "nothing half-written"
+
+
 def test_other_batches_find_other_files(tmp_path, llama):
     # The file of a single sequence must not stand in for a whole batch that starts with it.
     ids = make_tokens(20, n=5)
@@ -98,7 +139,24 @@ CHANGES = {
     "order of heads": lambda model: rolled(model.model.layers[0].self_attn.q_proj.weight),
     "frequency": lambda model: model.model.rotary_emb.inv_freq[1].mul_(0.5),
     "configuration": lambda model: setattr(model.config, "rms_norm_eps", 1e-2),
+    # equal sums of every row and column
+    "checkerboard": lambda model: model.model.layers[0].self_attn.q_proj.weight[:2, :2].add_(CHECKERBOARD),
+    "last bit": lambda model: model.lm_head.weight.view(torch.int32)[0, 0].bitwise_xor_(1),
+    "scaling": lambda model: setattr(model.model.layers[1].self_attn, "scaling", 0.5),
+    "scaling of the rotation": lambda model: setattr(model.model.rotary_emb, "attention_scaling", 1.5),
+    "epsilon": lambda model: setattr(model.model.layers[0].input_layernorm, "variance_epsilon", 0.1),
+    "activation": lambda model: setattr(model.model.layers[0].mlp, "act_fn", torch.nn.ReLU()),
+    "function": lambda model: setattr(model.model.layers[0].mlp, "forward", lambda x: x * SLOPE[0]),
+    "method": lambda model: rebound(model.model.layers[0].mlp),
+    "hidden object": lambda model: setattr(model.model.norm, "options", types.SimpleNamespace(gain=[1, 2])),
 }
+CHECKERBOARD = 0.3 * torch.tensor([[1.0, -1.0], [-1.0, 1.0]])
+SLOPE = (0.3,)
+
+
+def rebound(mlp):
+    plain = type(mlp).forward
+    mlp.forward = types.MethodType(lambda self, x: 2 * plain(self, x), mlp)
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -110,6 +168,26 @@ def test_the_cache_knows_another_model(tmp_path, change):
     got = capture_quietly(model, ids, cache=tmp_path)
     assert len(list(tmp_path.iterdir())) == 2
     assert torch.equal(got.key_profile, capture_quietly(model, ids).key_profile)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "t5", "bert", "gemma3_text", "bloom", "mixtral", "gpt_neo"])
+def test_the_cache_finds_an_equal_model(tmp_path, family):
+    for model in (first := make_model(family), first, make_model(family)):
+        capture_quietly(model, make_tokens(20), cache=tmp_path)
+        capture_quietly(model, make_tokens(9))  # leaves nothing that would make it another
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_the_cache_knows_patched_code(tmp_path, llama, monkeypatch):
+    home = type(llama.model.layers[0].self_attn)
+    ids, rotate = make_tokens(20), home.forward.__globals__["apply_rotary_pos_emb"]
+    capture_quietly(llama, ids, cache=tmp_path)
+    monkeypatch.setitem(home.forward.__globals__, "apply_rotary_pos_emb", lambda q, k, *_, **__: (q, k))
+    unrotated = capture_quietly(llama, ids, cache=tmp_path).key_profile
+    assert len(list(tmp_path.iterdir())) == 2
+    monkeypatch.setitem(home.forward.__globals__, "apply_rotary_pos_emb", rotate)
+    assert not torch.allclose(capture_quietly(llama, ids, cache=tmp_path).key_profile, unrotated)
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_the_cache_knows_other_questions(tmp_path, llama):

@@ -116,21 +116,14 @@ def test_kill_of_a_run_and_of_the_command(real, tmp_path):
     assert_resumes(file, out, expected)
 
 
-def test_a_full_disk(real, tmp_path):
+def test_a_full_disk(real, small_disk):
     file, expected = real
-    small = tmp_path / "small"
-    small.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", str(small)]
-    if subprocess.run(mount, check=False, capture_output=True).returncode:
-        pytest.skip("a small disk cannot be mounted here")
-    try:
-        told = end(start(file, small / "out"), 2)
-        assert "no space is left" in told.splitlines()[-1].lower()
-        assert "Traceback" not in told
-        subprocess.run(["mount", "-o", "remount,size=50m", str(small)], check=True)
-        assert_resumes(file, small / "out", expected)
-    finally:
-        subprocess.run(["umount", str(small)], check=True)
+    out = small_disk() / "out"
+    told = end(start(file, out), 2)
+    assert "no space is left" in told.splitlines()[-1].lower()
+    assert "Traceback" not in told
+    subprocess.run(["mount", "-o", "remount,size=50m", str(out.parent)], check=True)
+    assert_resumes(file, out, expected)
 
 
 def test_a_run_that_is_stopped_for_ever(played, out):

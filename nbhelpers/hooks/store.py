@@ -1,0 +1,153 @@
+"""Keep finished batches of a capture in a folder named by all that could change them."""
+
+import functools
+import hashlib
+import json
+import types
+import warnings
+from pathlib import Path
+
+import torch
+
+from nbhelpers.profiles import Profiles
+
+# Attributes of modules that decide nothing of what they compute, or are told elsewhere.
+BOOKKEEPING = {*vars(torch.nn.Module()), "_hf_hook", "_is_hf_initialized", "generation_config"} - {"training"}
+BOOKKEEPING |= {"hf_device_map", "name_or_path", "warnings_issued"}
+DEPTH = 6  # of objects within an attribute that are looked into
+
+
+class BatchStore:
+    """Finished batches of one capture; keeps nothing where `folder` is None.
+
+    `facts` are JSON types, `inputs` the tensors (or None) that the model reads. A file that is damaged or
+    stands for something else is passed over with a warning; a folder that cannot be written is given up so.
+    """
+
+    def __init__(self, folder, network, facts, *inputs):
+        self.folder = None
+        if folder is None:
+            return
+        if _has_foreign_hooks(network):
+            raise ValueError(
+                "The model carries forward hooks, which a cache cannot tell apart; capture without cache=."
+            )
+        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+        digest.update(network.config.to_json_string(use_diff=False).encode())
+        digest.update(weight_fingerprint(network) + computation_fingerprint(network))
+        for tensor in inputs:
+            digest.update(repr(_told(tensor, {})).encode())
+        self.key = digest.hexdigest()
+        self.folder = Path(folder) / f"profiles-{self.key[:16]}"
+
+    def _place(self, rows):
+        """Return the file of some sequences and its label: both ends, for the next run may batch otherwise."""
+        label = f"sequences {rows.start} to {rows.stop} of the capture {self.key}"
+        return self.folder / f"sequences-{rows.start:06d}-{rows.stop:06d}.safetensors", label
+
+    def load(self, rows):
+        """Return the Profiles of a slice of sequences, None if they are to be captured."""
+        if self.folder is None:
+            return None
+        path, label = self._place(rows)
+        try:
+            return Profiles.load(path, label=label)
+        except FileNotFoundError:
+            return None
+        except (ValueError, OSError) as error:
+            warnings.warn(f"{error} It is captured again.", stacklevel=3)
+            return None
+
+    def save(self, rows, part):
+        """Keep the Profiles of a slice of sequences."""
+        if self.folder is None:
+            return
+        path, label = self._place(rows)
+        try:
+            part.save(path, label=label)
+        except OSError as error:
+            warnings.warn(f"{error}. The capture goes on without its cache.", stacklevel=3)
+            self.folder = None
+
+
+def _has_foreign_hooks(network):
+    """Whether anybody but transformers (which records outputs with hooks) hooked the model."""
+    tables = [table for m in network.modules() for table in (m._forward_hooks, m._forward_pre_hooks)]
+    owners = [getattr(hook, "__module__", "") or "" for table in tables for hook in table.values()]
+    return any(not owner.startswith("transformers.") for owner in owners)
+
+
+def weight_fingerprint(network):
+    """Return bytes that change with any bit of any parameter or buffer."""
+    digest = hashlib.sha256()
+    for name, tensor in _tensors(network):
+        digest.update(f"{name} {_told(tensor, {})}".encode())
+    return digest.digest()
+
+
+def _tensors(network):
+    """Yield name and value of every parameter and buffer; those that wait on a disk are read in turn."""
+    from accelerate.utils import align_module_device
+
+    names = {name for name, _ in [*network.named_parameters(), *network.named_buffers()]}  # tied ones once
+    for path, module in network.named_modules():
+        with align_module_device(module):
+            own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+            for name, tensor in own:
+                full = f"{path}.{name}" if path else name
+                if full in names:
+                    yield full, tensor
+
+
+def computation_fingerprint(network):
+    """Return bytes that change with what modules compute beside their tensors: classes, code, attributes."""
+    digest, known = hashlib.sha256(), {}
+    for path, module in network.named_modules():
+        own = {name: value for name, value in vars(module).items() if name not in BOOKKEEPING}
+        told = _told([type(module), type(module).forward, own], known)
+        digest.update(f"{path} {told}".encode())
+    return digest.digest()
+
+
+def _told(value, known, depth=DEPTH):
+    """Return lists and texts that tell a value from others, and are the same in every process.
+
+    `known` keeps what was said of functions and configurations, which many modules share.
+    """
+    if isinstance(value, torch.Tensor):
+        data = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        return [str(value.dtype), tuple(value.shape), hashlib.sha256(data).hexdigest()]
+    if isinstance(value, (type, types.BuiltinFunctionType)) or depth == 0:
+        named = value if hasattr(value, "__qualname__") else type(value)
+        return f"{named.__module__}.{named.__qualname__}"
+    tell = functools.partial(_told, known=known, depth=depth - 1)
+    if isinstance(value, torch.nn.Module):
+        return tell(type(value))  # looked into by its own name
+    if isinstance(value, dict):
+        return sorted(([tell(key), tell(item)] for key, item in value.items()), key=repr)
+    if isinstance(value, (set, frozenset)):
+        return sorted(map(tell, value), key=repr)
+    if isinstance(value, (list, tuple)):
+        return [*map(tell, value)]
+    if isinstance(value, (types.FunctionType, types.CodeType)) or hasattr(value, "to_json_string"):
+        if id(value) not in known:
+            known[id(value)] = type(value).__name__  # while it is looked into, for those that call themselves
+            known[id(value)] = tell(_parts(value))
+        return known[id(value)]
+    if isinstance(value, types.MethodType):
+        return tell([value.__func__, value.__self__])
+    if isinstance(value, functools.partial):
+        return tell([value.func, value.args, value.keywords])
+    return [tell(type(value)), tell(vars(value))] if hasattr(value, "__dict__") else repr(value)
+
+
+def _parts(value):
+    """Return what decides what a function computes, or what a configuration says."""
+    if isinstance(value, types.CodeType):
+        return [value.co_code, value.co_names, value.co_consts]
+    if not isinstance(value, types.FunctionType):
+        return value.to_json_string()
+    used = {name: value.__globals__.get(name) for name in value.__code__.co_names}
+    called = {name: other for name, other in used.items() if isinstance(other, types.FunctionType)}
+    cells = [cell.cell_contents for cell in value.__closure__ or ()]
+    return [value.__code__, value.__defaults__, value.__kwdefaults__, cells, called]
