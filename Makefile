@@ -80,5 +80,5 @@ lock: setup ## write requirements.lock anew from what .venv holds
 	{ sed '/^#/!d' requirements.lock; $(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu//'; } > build/lock
 	mv build/lock requirements.lock
 
-clean: ## delete build/ and .venv
-	rm -rf build $(VENV) nbhelpers.egg-info
+clean: ## delete build/, also that of the notebooks, and .venv
+	rm -rf build notebooks/build $(VENV) nbhelpers.egg-info

@@ -1,9 +1,11 @@
-"""Command line: ``python -m nbhelpers {run, sweep, models, report, site}``."""
+"""Command line: ``python -m nbhelpers {run, notebooks, sweep, models, report, site}``."""
 
 import argparse
 import contextlib
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,11 @@ USER_ERRORS = (LookupError, ValueError, OSError, ModuleNotFoundError)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return 0 if all is done, 1 if a notebook or a run failed, 2 for wrong input, 130 for
-    Ctrl-C."""
+    Ctrl-C or SIGTERM."""
     options = _parser().parse_args(arguments)
     try:
-        return options.command(options)
+        with _one_interrupt(for_good=arguments is None):
+            return options.command(options)
     except KeyboardInterrupt:
         if options.traceback:
             raise
@@ -27,6 +30,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
         text = error.args[0] if isinstance(error, KeyError) and error.args else error
         print(f"nbhelpers: {' '.join(str(text).split())} (--traceback shows where)", file=sys.stderr)
         return 2
+
+
+@contextlib.contextmanager
+def _one_interrupt(*, for_good: bool) -> Iterator[None]:
+    """Make Ctrl-C and SIGTERM raise KeyboardInterrupt once; any other is ignored, `for_good` for ever.
+
+    A Python that is ending can hang on a signal, so the process of a command heeds none from then on.
+    """
+    before = {}
+
+    def interrupt(*_):
+        ignore()
+        raise KeyboardInterrupt
+
+    def ignore():
+        for number in before:
+            signal.signal(number, signal.SIG_IGN)
+
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):  # ignored, as in a shell's background
+                before[number] = signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        ignore()
+        for number, handler in before.items() if not for_good else ():
+            signal.signal(number, handler)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -40,13 +71,18 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--size", default="reader", help="smoke, reader (default) or full")
     run.add_argument("--model", help="passed to the notebooks that take a model")
     run.add_argument("--out", default="build/run", help="output folder (default: %(default)s)")
-    values = "a parameter, repeatable; a path is seen from the notebook's folder, that of a sweep from here"
+    values = "a parameter, repeatable; a path is seen from here"
     run.add_argument("-p", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"), help=values)
     run.add_argument("--fresh", action="store_true", help="run again what already passed")
     limit = "seconds per cell, longer if the machine is busy (default: %(default)s)"
     run.add_argument("--cell-timeout", type=float, default=600, help=limit)
     run.add_argument("--total-timeout", type=float, help="seconds for all (default: no limit)")
     run.add_argument("--folder", help="folder of the notebooks, if not found by itself")
+
+    notebooks = commands.add_parser("notebooks", help="say where the notebooks are, or copy them to a folder")
+    notebooks.set_defaults(command=_notebooks)
+    notebooks.add_argument("action", nargs="?", choices=["copy"], help="list them if left out")
+    notebooks.add_argument("folder", nargs="?", default="notebooks", help="to copy to (default: %(default)s)")
 
     sweep = commands.add_parser("sweep", help="do a grid of runs; resumes what an earlier sweep finished")
     sweep.set_defaults(command=_sweep)
@@ -73,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     for command in (report, site):
         told = "a run's output (default: %(default)s)"
         command.add_argument("folder", nargs="?", default="build/run", help=told)
-    for command in (run, sweep, models, report, site):
+    for command in (run, notebooks, sweep, models, report, site):
         command.add_argument("--traceback", action="store_true", help="show where an error was raised")
     return parser
 
@@ -87,6 +123,19 @@ def _run(options: argparse.Namespace) -> int:
     settings |= {"parameters": parameters, "resume": not options.fresh}
     runs = run_notebooks(options.notebooks or None, **settings)
     return 1 if any(run.status == "failed" for run in runs) else 0
+
+
+def _notebooks(options: argparse.Namespace) -> int:
+    from nbhelpers.collection.plan import copy_notebooks, list_notebooks
+
+    if options.action == "copy":
+        folder = copy_notebooks(options.folder)
+        print(f"{len(list_notebooks(folder))} notebooks in {folder}; explore them with: jupyter lab {folder}")
+        return 0
+    for path in list_notebooks():
+        print(path)
+    print("A folder of your own: python -m nbhelpers notebooks copy FOLDER")
+    return 0
 
 
 def _sweep(options: argparse.Namespace) -> int:
@@ -121,6 +170,7 @@ def _models(options: argparse.Namespace) -> int:
 def _report(options: argparse.Namespace) -> int:
     from nbhelpers.collection.results import load_results
     from nbhelpers.collection.scorecard import missing_notebooks, rules_version, scorecard, scorecard_markdown
+    from nbhelpers.files import replacing
 
     numbers = load_results(options.folder)
     for notebook, rows in numbers.groupby("notebook"):
@@ -131,8 +181,10 @@ def _report(options: argparse.Namespace) -> int:
     print(f"{len(numbers)} numbers of {numbers['notebook'].nunique()} notebooks in {options.folder}\n")
     card = scorecard(options.folder)
     path = Path(options.folder) / "scorecard.csv"
-    card.to_csv(path, index=False)
-    path.with_suffix(".md").write_text(scorecard_markdown(card), encoding="utf-8")
+    with replacing(path) as partial:
+        card.to_csv(partial, index=False)
+    with replacing(path.with_suffix(".md")) as partial:
+        partial.write_text(scorecard_markdown(card), encoding="utf-8")
     print(card[["claim", "title", "verdict", "why"]].to_string(index=False))
     print(f"{rules_version()}; scorecard: {path} and .md")
     if missing := missing_notebooks(card):

@@ -46,7 +46,7 @@ def replacing(path):
 
 
 def writable_folder(path):
-    """Make a folder where it is missing and return its absolute path; `UnwritableError` if it takes no file."""
+    """Make a folder where there is none; return its absolute path. `UnwritableError` if it takes no file."""
     path = Path(path).absolute()
     for place in (path, *path.parents):
         if place.exists() and not place.is_dir():

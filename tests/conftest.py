@@ -72,7 +72,7 @@ def smollm2():
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """Mounts a disk of 100 kB, read-only if asked, and returns its folder; skips where one cannot be mounted."""
+    """Mounts a disk of 100 kB, read-only if asked, and returns its folder; skips where it cannot."""
 
     def mount(*, read_only=False):
         folder = tmp_path / "small"

@@ -31,6 +31,7 @@ from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
 from nbhelpers.collection.skip import SKIPPED
+from nbhelpers.files import replacing
 
 WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
@@ -187,7 +188,7 @@ def execute_strictly(
     watch: KernelWatch | None = None,
     progress_bar: bool = False,
 ) -> Failure | Skipped | None:
-    """Execute a notebook in a fresh kernel, in the notebook's own folder; return None if all of it ran well.
+    """Execute a notebook in a fresh kernel, in the working folder; return None if all of it ran well.
 
     `target` is saved after every cell. `parameters` are for the ``parameters`` cell; their names are not
     checked here, see `plan_runs`. `watch` holds the limits and keeps the peak memory.
@@ -203,7 +204,7 @@ def execute_strictly(
                 parameters=dict(parameters),
                 kernel_name="python3",
                 language="python",
-                cwd=source.parent,
+                cwd=Path.cwd(),
                 progress_bar=progress_bar,
                 iopub_timeout=60,  # seconds for the last output of a cell that ended; a machine may be busy
                 on_cell_execute=watch.cell_begins,
@@ -225,7 +226,10 @@ def execute_strictly(
         message = "the kernel died; killed for want of memory, a crash in compiled code, or os._exit"
         return _failed_midway(target, "dead kernel", message)
     except KeyboardInterrupt:
-        _failed_midway(target, "interrupted", "stopped by Ctrl-C")
+        try:
+            _failed_midway(target, "interrupted", "stopped by Ctrl-C")
+        except (OSError, ValueError):  # stopped before it was there, or while it was written
+            target.unlink(missing_ok=True)
         raise
     except RuntimeError:  # what jupyter_client and nbclient raise when a kernel does not come up
         return Failure("no kernel", "the kernel did not come up or fell silent", trace=traceback.format_exc())
@@ -244,7 +248,7 @@ def _skipped(target: Path) -> Skipped | None:
                 cell.outputs[place] = nbformat.v4.new_output("stream", text=shown + "\n")
                 cell.metadata.papermill.update(exception=False, status="completed")
                 notebook.metadata.papermill.exception = None
-                nbformat.write(notebook, target)
+                _write(notebook, target)
                 return Skipped(shown.removeprefix(SKIPPED))
     return None
 
@@ -301,8 +305,13 @@ def _failed_midway(target: Path, kind: str, message: str) -> Failure:
         notebook.cells[index].outputs.append(shown)
         for later in notebook.cells[index + 1 :]:  # papermill marks them completed
             later.metadata.setdefault("papermill", {})["status"] = "pending"
-        nbformat.write(notebook, target)
+        _write(notebook, target)
     return failure
+
+
+def _write(notebook: nbformat.NotebookNode, target: Path) -> None:
+    with replacing(target) as partial:
+        partial.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8")
 
 
 def _failure(

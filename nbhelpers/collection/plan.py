@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nbhelpers.files import replacing, writable_folder
+
 SIZES = ("smoke", "reader", "full")
+SHIPPED = Path(__file__).parents[1] / "notebooks"  # in a checkout a link to the folder beside the package
 
 
 @dataclass(frozen=True)
@@ -22,11 +25,11 @@ class PlannedRun:
 
 
 def find_notebook_folder(folder: str | Path | None = None) -> Path:
-    """Return the folder given, or the first there is of ``./notebooks``, ``../notebooks`` and the checkout's.
+    """Return the folder given, or the first there is of ``./notebooks``, ``../notebooks`` and the package's.
 
     Raises FileNotFoundError, with the places looked at, if there is none.
     """
-    usual = [Path("notebooks"), Path("../notebooks"), Path(__file__).parents[2] / "notebooks"]
+    usual = [Path("notebooks"), Path("../notebooks"), SHIPPED]
     places = usual if folder is None else [Path(folder)]
     for place in places:
         if place.is_dir():
@@ -38,6 +41,23 @@ def find_notebook_folder(folder: str | Path | None = None) -> Path:
 def list_notebooks(folder: str | Path | None = None) -> list[Path]:
     """Return the notebooks of the collection, sorted by name; `folder` as in `find_notebook_folder`."""
     return sorted(find_notebook_folder(folder).glob("*.ipynb"))
+
+
+def copy_notebooks(folder: str | Path) -> Path:
+    """Copy the package's notebooks and their sizes to a folder and return it.
+
+    Raises FileExistsError, before anything is copied, if one of another content is there.
+    """
+    files = [*sorted(SHIPPED.glob("*.ipynb")), SHIPPED / "sizes.toml"]
+    folder = writable_folder(folder)
+    for file in files:
+        there = folder / file.name
+        if there.exists() and there.read_bytes() != file.read_bytes():
+            raise FileExistsError(f"{there} is another file than {file}; give another folder")
+    for file in files:
+        with replacing(folder / file.name) as partial:
+            partial.write_bytes(file.read_bytes())
+    return folder
 
 
 def select_notebooks(

@@ -24,13 +24,15 @@ import nbformat
 from nbhelpers.collection.execution import KernelWatch, Skipped, execute_strictly
 from nbhelpers.collection.plan import PlannedRun, list_notebooks, plan_runs, select_notebooks
 from nbhelpers.collection.scorecard import PLANTED
-from nbhelpers.files import replacing
+from nbhelpers.files import refused, replacing, writable_folder
+from nbhelpers.inputs.files import file_fingerprint
 from nbhelpers.words import duration
 
 __all__ = ["NotebookRun", "list_notebooks", "load_runs", "run_notebooks"]
 
 _READERS = ("load_results(", "scorecard(")  # in the source of a notebook that reads what the others measured
 _JUDGES = "planted_accuracies("  # in the source of one that reads what was found of the rules alone
+_WRITTEN = ("results", "cache")  # parameters that name a folder to write to
 _VERSIONED = ("torch", "transformers", "numpy", "pywavelets", "pandas")  # a change makes earlier runs stale
 
 
@@ -67,28 +69,29 @@ def run_notebooks(
 
     `names` and `folder` are as in `select_notebooks`. The parameters of each notebook come from the `size`
     (smoke, reader or full: ``sizes.toml`` beside the notebooks), then from `model`, then from `parameters`;
-    a model's or a sweep's folder is made absolute. A parameter `results` is given ``<out>/results``, and
-    `cache`, the profiles that notebooks share, ``<out>/profiles``.
+    paths are seen from the working folder. A parameter `results` is given ``<out>/results``, and `cache`, the
+    profiles that notebooks share, ``<out>/profiles``.
 
     `cell_timeout` is in seconds for one cell, longer where the machine is busy (see `execution.CellClock`);
     `total_timeout` for the whole call. With `resume`, what ended well earlier in `out` with the same source,
-    package, versions and parameters is kept.
+    package, versions, parameters and files that these name is kept.
 
     Raises LookupError, ValueError or FileNotFoundError, before anything runs, for an unknown notebook, size
-    or parameter, and KeyboardInterrupt on Ctrl-C, after the finished part of the current notebook is saved.
+    or parameter; UnwritableError where `out` is a file or its disk full or read-only, also halfway; and
+    KeyboardInterrupt on Ctrl-C, after the finished part of the current notebook is saved.
     """
     for label, seconds in (("cell_timeout", cell_timeout), ("total_timeout", total_timeout)):
         if seconds is not None and not 0 < seconds < math.inf:
             raise ValueError(f"{label} must be a finite number of seconds above 0, got {seconds}")
     out = Path(out).resolve()
-    if model is not None and Path(model).exists():
-        model = str(Path(model).resolve())  # kernels run in the notebook's folder
-    parameters = _with_absolute_sweep(parameters)
+    sweep = (parameters or {}).get("sweep")
+    if sweep is not None and not Path(sweep).is_dir():
+        raise FileNotFoundError(f"there is no folder of a sweep at {Path(sweep).resolve()} (sweep={sweep!r})")
     paths = select_notebooks(names, folder=folder)
     places = {"results": out / "results", "cache": out / "profiles"}
     planned = plan_runs(paths, size=size, model=model, parameters=parameters, places=places)
     for sub in ("executed", "runs", "results"):
-        (out / sub).mkdir(parents=True, exist_ok=True)
+        writable_folder(out / sub)
     deadline = None if total_timeout is None else time.monotonic() + total_timeout
     log = _Log(planned, out, enabled=progress)
     runner = _Runner(out, _code_fingerprint(), cell_timeout, deadline, resume, log)
@@ -156,6 +159,9 @@ class _Runner:
             failure = execute_strictly(plan.source, target, plan.parameters, **options)
         except Exception:  # an error of the runner itself: recorded whole, and the next notebook runs
             failure = f"the runner failed:\n{traceback.format_exc()}"
+        if refused(failure):
+            target.unlink(missing_ok=True)  # papermill may have written half of it
+            writable_folder(self.out)  # raises, unless it was another disk that refused
         spent = time.monotonic() - started, watch.peak_mb
         if failure is None:
             return _ending("passed", None, *spent)
@@ -180,9 +186,12 @@ class _Runner:
             digest.update(f"{cell.cell_type}\0{cell.source}\0".encode())
         for file in self._results_read("\n".join(cell.source for cell in cells)):
             digest.update(b"" if file.stem == plan.name else file.read_bytes())
-        sweep = plan.parameters.get("sweep")  # one that went on is another one
-        for file in sorted(Path(sweep).rglob("*.parquet")) if sweep else ():
-            digest.update(f"{file.name}\0".encode() + file.read_bytes())
+        for name, value in plan.parameters.items():
+            if name in _WRITTEN or not (isinstance(value, str) and value and os.path.exists(value)):
+                continue
+            place = Path(value).resolve()  # what changed, or is seen from elsewhere, is something else
+            for file in sorted(place.rglob("*")) if place.is_dir() else [place]:
+                digest.update(f"{file}\0{file_fingerprint(file) if file.is_file() else ''}".encode())
         return digest.hexdigest()
 
     def _results_read(self, source: str) -> list[Path]:
@@ -191,16 +200,6 @@ class _Runner:
         if any(reader in source for reader in _READERS):
             return files
         return [file for file in files if _JUDGES in source and PLANTED in file.read_text(encoding="utf-8")]
-
-
-def _with_absolute_sweep(parameters: Mapping[str, Any] | None) -> dict[str, Any]:
-    given = dict(parameters or {})
-    if given.get("sweep") is None:
-        return given
-    folder = Path(given["sweep"]).resolve()
-    if not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder of a sweep at {folder} (sweep={given['sweep']!r})")
-    return given | {"sweep": str(folder)}
 
 
 def _code_fingerprint() -> str:

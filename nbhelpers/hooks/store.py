@@ -41,7 +41,7 @@ class BatchStore:
         self.folder = Path(folder) / f"profiles-{self.key[:16]}"
 
     def _place(self, rows):
-        """Return the file of some sequences and its label: both ends, for the next run may batch otherwise."""
+        """Return the file and the label of some sequences: both ends, as the next run may batch otherwise."""
         label = f"sequences {rows.start} to {rows.stop} of the capture {self.key}"
         return self.folder / f"sequences-{rows.start:06d}-{rows.stop:06d}.safetensors", label
 

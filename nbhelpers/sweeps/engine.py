@@ -28,6 +28,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from nbhelpers.files import UnwritableError, writable_folder
 from nbhelpers.sweeps.grid import (
     Grid,
     is_settled,
@@ -68,7 +69,7 @@ def run_sweep(
 
     Wrong options and a folder that another sweep is running into raise before anything runs;
     `ConnectionError` says that the scheduler or the executor went away, `OSError` that the disk is full,
-    `KeyboardInterrupt` comes after Ctrl-C. What is done is kept, and the same call resumes.
+    `KeyboardInterrupt` comes after Ctrl-C or SIGTERM. What is done is kept, and the same call resumes.
     """
     if executor is not None and scheduler is not None:
         raise ValueError(f"give an executor or a scheduler, not both (scheduler={scheduler!r})")
@@ -110,27 +111,27 @@ def _prepare(grid, out, fresh):
 
 @contextlib.contextmanager
 def _ctrl_c_sets():
-    """Yield an event that Ctrl-C sets, instead of raising an exception wherever the sweep happens to be.
+    """Yield an event that Ctrl-C or SIGTERM sets, instead of raising wherever the sweep happens to be.
 
     Raised while a lock of an executor is held, it would leave the lock held and the sweep waiting for ever.
     For the same reason every further Ctrl-C does nothing: what is left to do takes a second or two.
     """
-    event = threading.Event()
-    ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN  # as in a shell's background
-    if ignored or threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-    before = signal.signal(signal.SIGINT, lambda *_: event.set())
+    event, before = threading.Event(), {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):  # ignored, as in a shell's background
+                before[number] = signal.signal(number, lambda *_: event.set())
     try:
         yield event
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
 def _lease(out):
     """Yield a file that exists as long as the sweep goes on, in a folder that no other sweep runs into."""
-    out.mkdir(parents=True, exist_ok=True)
+    out = writable_folder(out)
     lock = FileLock(out / ".lock")
     try:
         lock.acquire(timeout=0)
@@ -239,7 +240,7 @@ def do_runs(out, ids, *, lease, timeout, threads):
     while (left := _unsettled(out, ids)) and Path(lease).exists():
         code, why = _run_process(out, left, lease, timeout, threads)
         if code == NO_SPACE:
-            raise OSError(f"no space is left for {out}; make room, and the same command resumes")
+            raise UnwritableError(f"no space is left for {out}; make room, and the same command resumes")
         if (left := _unsettled(out, left)) and Path(lease).exists():
             write_failure(out, left[0], why or f"its process {_how_it_ended(code)}")
 

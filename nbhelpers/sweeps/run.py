@@ -26,6 +26,7 @@ from collections import Counter
 from pathlib import Path
 
 from nbhelpers.analysis import analyze
+from nbhelpers.files import refused
 from nbhelpers.hooks.store import weight_fingerprint
 from nbhelpers.inputs.models import load_model
 from nbhelpers.inputs.text import corpus_description, load_text
@@ -34,7 +35,6 @@ from nbhelpers.protocol import Protocol
 from nbhelpers.sweeps.engine import NO_SPACE
 from nbhelpers.sweeps.grid import read_plan, run_file, write_failure
 
-DISK_IS_FULL = ("No space left on device", "Disk quota exceeded")  # in the words of safetensors and Arrow too
 MAXRSS_PER_MB = 2**20 if sys.platform == "darwin" else 2**10
 
 
@@ -68,7 +68,7 @@ def main(out, *ids):
                 model = load_model(run.model, revision=run.revision, **options)
             perform(run, model, out, cache=cache)
         except Exception as error:  # whatever a run raises is its own failure, but for a disk that is full
-            if any(words in str(error) for words in DISK_IS_FULL):
+            if refused(error):
                 return NO_SPACE
             why = f"{type(error).__name__}: {' '.join(str(error).split())}"
             write_failure(out, run.id, f"{traceback.format_exc()}\n{why}")

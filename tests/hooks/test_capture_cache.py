@@ -170,7 +170,7 @@ def test_the_cache_knows_another_model(tmp_path, change):
     assert torch.equal(got.key_profile, capture_quietly(model, ids).key_profile)
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "t5", "bert", "gemma3_text", "bloom", "mixtral", "gpt_neo"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "t5", "bert", "gemma3_text", "bloom"])
 def test_the_cache_finds_an_equal_model(tmp_path, family):
     for model in (first := make_model(family), first, make_model(family)):
         capture_quietly(model, make_tokens(20), cache=tmp_path)
