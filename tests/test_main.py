@@ -2,14 +2,19 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 from papermill.cli import _resolve_type
 from tiny_notebooks import make_notebook
 
 from nbhelpers.__main__ import main, parse_value
+from nbhelpers.collection import plan
 from nbhelpers.collection.results import Results
 from nbhelpers.stats import Estimate
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -69,6 +74,56 @@ def test_wrong_input_is_one_line_and_status_2(folder, monkeypatch, capsys, argum
     assert error.count("\n") == 1
     with pytest.raises((LookupError, ValueError, FileNotFoundError)):
         main([*arguments, *own, "--traceback"])
+
+
+@pytest.mark.parametrize("command", ["run", "sweep", "site", "notebooks"])
+@pytest.mark.parametrize("place", ["a file", "below a file", "read-only", "full"])
+def test_an_output_that_cannot_be_written_is_one_line_and_status_2(
+    folder, small_disk, capsys, command, place
+):
+    (folder / "mine").write_text("mine")
+    (folder / "executed").mkdir()
+    make_notebook(folder / "executed" / "01_tiny.ipynb")
+    out = folder / "mine" if place == "a file" else folder / "mine" / "deeper"
+    if place in ("read-only", "full"):
+        out = small_disk(read_only=place == "read-only") / "out"
+    if place == "full":
+        (out.parent / "rest").write_bytes(bytes(98_304))
+    arguments = {
+        "run": ["run", "--folder", str(folder), "--out", str(out)],
+        "sweep": ["sweep", "zoo", "--out", str(out)],
+        "site": ["site", str(folder), "--out", str(out)],
+        "notebooks": ["notebooks", "copy", str(out)],
+    }
+    assert main(arguments[command]) == 2
+    told = capsys.readouterr()
+    reason = {"read-only": "Read-only file system", "full": "No space left"}.get(
+        place, "is a file where a folder"
+    )
+    assert reason in told.err
+    assert "give another folder" in told.err
+    assert told.err.count("\n") == 1
+    assert (folder / "mine").read_text() == "mine"
+    assert [file for file in out.rglob("*") if file.is_file()] == [], "nothing half-written"
+
+
+def test_the_notebooks_can_be_copied_and_run_where_one_stands(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):  # again: nothing differs
+        assert main(["notebooks", "copy", "mine"]) == 0
+    assert "15 notebooks in" in capsys.readouterr().out
+    assert main(["notebooks"]) == 0
+    assert "00_start_here.ipynb" in capsys.readouterr().out
+    (tmp_path / "mine" / "sizes.toml").write_text("# my own")
+    assert main(["notebooks", "copy", "mine"]) == 2
+    assert "sizes.toml is another file" in capsys.readouterr().err
+    assert (tmp_path / "mine" / "sizes.toml").read_text() == "# my own"
+    # The package finds them as installed, and its wheel holds all there are.
+    assert {path.name for path in plan.SHIPPED.iterdir()} >= {
+        path.name for path in (tmp_path / "mine").iterdir()
+    }
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["*"]
+    assert {"*.ipynb", "*.toml"} <= set(patterns)
 
 
 def test_report_prints_the_numbers(folder, capsys):

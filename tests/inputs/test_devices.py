@@ -54,6 +54,33 @@ def test_a_spread_model_has_a_cache_of_its_weights(folder, tmp_path):
     assert file.stat().st_mtime_ns == time, "found, not captured again"
 
 
+@pytest.mark.parametrize(
+    ("membership", "group", "files"),
+    [
+        ("0::/", ".", {"max": 5000, "current": 3000}),  # version 2, seen from inside a container
+        ("0::/a/b", "a", {"max": 5000, "current": 3000}),  # the limit of a group above
+        ("4:cpu,memory:/docker/x", "memory", {"limit_in_bytes": 5000, "usage_in_bytes": 3000}),  # version 1
+        ("4:memory:/job\n0::/", "memory/job", {"limit_in_bytes": 5000, "usage_in_bytes": 3000}),
+    ],
+)
+def test_a_limit_of_a_container_counts_as_memory_does(tmp_path, monkeypatch, membership, group, files):
+    monkeypatch.setattr(devices, "CGROUPS", tmp_path)
+    monkeypatch.setattr(devices, "MEMBERSHIP", tmp_path / "membership")
+    unlimited = devices.free_memory(torch.device("cpu"))
+    (tmp_path / "membership").write_text(f"9:name=systemd:/\n{membership}\n")
+    (tmp_path / group).mkdir(parents=True, exist_ok=True)
+    for name, value in files.items():
+        (tmp_path / group / f"memory.{name}").write_text(f"{value}\n")
+    stat = "anon 2000\ninactive_file 700\ntotal_inactive_file 700\n"
+    (tmp_path / group / "memory.stat").write_text(stat)
+    assert devices.free_memory(torch.device("cpu")) == 5000 - (3000 - 700)
+    _, options = devices.place("spread")
+    assert options["max_memory"]["cpu"] == 5000 - (3000 - 700)
+    limit = next(name for name in files if name in ("max", "limit_in_bytes"))
+    (tmp_path / group / f"memory.{limit}").write_text("max\n" if limit == "max" else f"{2**63 - 4096}\n")
+    assert devices.free_memory(torch.device("cpu")) > unlimited / 2
+
+
 def test_refusals(folder, monkeypatch):
     for name, options, said in (
         (folder, {"device": "cpu", "max_memory": {"cpu": 10**9}}, "belong to device='spread'"),

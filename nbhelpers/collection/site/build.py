@@ -12,6 +12,7 @@ from nbhelpers.collection.run import load_runs
 from nbhelpers.collection.site.home import home_page
 from nbhelpers.collection.site.pages import prepare_page
 from nbhelpers.collection.site.reference import write_reference
+from nbhelpers.files import writable_folder
 
 _MATHJAX = "sphinx-mathjax-offline/static/mathjax/tex-svg-full.js"  # one file, draws with no font to load
 _STATIC = ("site.css", "widgets-embed.js", "1551f4f60c37af51121f.woff2")  # the last: icons of the widgets
@@ -35,6 +36,7 @@ def build_site(
         state = "holds no executed notebook" if executed.is_dir() else "does not exist"
         command = f"python -m nbhelpers run --out {out}"
         raise FileNotFoundError(f"{executed} {state}; run the notebooks first: {command}")
+    writable_folder(out)
     recorded = load_runs(executed.parent) if (executed.parent / "runs").is_dir() else []
     runs = {run.name: run for run in recorded}
     with tempfile.TemporaryDirectory(prefix="site-") as scratch:  # Sphinx wants its source outside its output
