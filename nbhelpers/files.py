@@ -42,7 +42,7 @@ def replacing(path):
     except Exception as error:
         if isinstance(error, UnwritableError) or not (isinstance(error, OSError) or refused(error)):
             raise
-        raise _unwritable(path, error) from error
+        raise unwritable(path, error) from error
 
 
 def writable_folder(path):
@@ -56,7 +56,7 @@ def writable_folder(path):
         with tempfile.TemporaryFile(dir=path) as probe:
             probe.write(bytes(PROBE_BYTES))
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise unwritable(path, error) from error
     return path
 
 
@@ -65,7 +65,8 @@ def refused(told):
     return any(words in str(told) for words in DISK_REFUSES)
 
 
-def _unwritable(path, error):
+def unwritable(path, error):
+    """Return the `UnwritableError` that says of a path in a sentence what an error says of it."""
     reason = getattr(error, "strerror", None) or " ".join(str(error).split())
     hint = "make room, or give another folder" if refused(error) else "give another folder"
     return UnwritableError(f"{path} cannot be written ({reason}); {hint}")

@@ -1,5 +1,6 @@
 import json
 import os
+import signal
 import subprocess
 import sys
 import tomllib
@@ -124,6 +125,28 @@ def test_the_notebooks_can_be_copied_and_run_where_one_stands(tmp_path, monkeypa
     }
     patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["*"]
     assert {"*.ipynb", "*.toml"} <= set(patterns)
+
+
+STOPPED = """
+import os, signal, sys
+from nbhelpers import __main__ as command
+def interrupted(options):
+    for number in signals:
+        os.kill(os.getpid(), number)
+signals = [getattr(signal, name) for name in sys.argv[2:]]
+command._models, sys.argv = interrupted, sys.argv[:2]
+status = command.main()
+for number in (signal.SIGINT, signal.SIGTERM):  # while Python ends, which a signal can hang for ever
+    os.kill(os.getpid(), number)
+print("status", status)
+"""
+
+
+@pytest.mark.parametrize("signals", [["SIGINT"], ["SIGTERM"], ["SIGINT", "SIGINT", "SIGTERM"], []])
+def test_one_signal_ends_a_command_and_the_next_ones_do_nothing(signals):
+    settings = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), "text": True}
+    told = subprocess.check_output([sys.executable, "-c", STOPPED, "models", *signals], **settings)
+    assert told == f"status {130 if signals else None}\n"
 
 
 def test_report_prints_the_numbers(folder, capsys):

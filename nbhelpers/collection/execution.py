@@ -7,6 +7,7 @@ is no failure but `Skipped`.
 """
 
 import contextlib
+import logging
 import math
 import os
 import re
@@ -226,6 +227,9 @@ def execute_strictly(
         message = "the kernel died; killed for want of memory, a crash in compiled code, or os._exit"
         return _failed_midway(target, "dead kernel", message)
     except KeyboardInterrupt:
+        logging.getLogger("asyncio").setLevel(
+            logging.CRITICAL
+        )  # the cell's task would tell its end once more
         try:
             _failed_midway(target, "interrupted", "stopped by Ctrl-C")
         except (OSError, ValueError):  # stopped before it was there, or while it was written

@@ -24,7 +24,7 @@ import nbformat
 from nbhelpers.collection.execution import KernelWatch, Skipped, execute_strictly
 from nbhelpers.collection.plan import PlannedRun, list_notebooks, plan_runs, select_notebooks
 from nbhelpers.collection.scorecard import PLANTED
-from nbhelpers.files import refused, replacing, writable_folder
+from nbhelpers.files import refused, replacing, unwritable, writable_folder
 from nbhelpers.inputs.files import file_fingerprint
 from nbhelpers.words import duration
 
@@ -157,11 +157,13 @@ class _Runner:
         options = {"watch": watch, "progress_bar": self.log.bars}
         try:
             failure = execute_strictly(plan.source, target, plan.parameters, **options)
-        except Exception:  # an error of the runner itself: recorded whole, and the next notebook runs
+        except Exception as error:  # of the runner itself: recorded whole, and the next notebook runs
             failure = f"the runner failed:\n{traceback.format_exc()}"
+            if refused(error):
+                target.unlink(missing_ok=True)  # papermill may have written half of it
+                raise unwritable(target, error) from error
         if refused(failure):
-            target.unlink(missing_ok=True)  # papermill may have written half of it
-            writable_folder(self.out)  # raises, unless it was another disk that refused
+            writable_folder(self.out)  # raises, unless it was another disk that refused a cell
         spent = time.monotonic() - started, watch.peak_mb
         if failure is None:
             return _ending("passed", None, *spent)

@@ -8,6 +8,7 @@ import time
 import nbformat
 import pytest
 
+from nbhelpers.__main__ import main
 from nbhelpers.collection.results import load_results
 from nbhelpers.collection.run import load_runs, run_notebooks
 
@@ -95,7 +96,8 @@ def test_total_timeout_fails_what_is_left(notebook, folder, tmp_path):
     assert not late.output.exists()
 
 
-def test_ctrl_c_keeps_what_is_done_and_the_next_run_resumes(notebook, folder, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_keeps_what_is_done_and_the_next_run_resumes(notebook, folder, tmp_path, number):
     marker = tmp_path / "running"
     notebook("01_quick", "print('quick')")
     slow = f"import pathlib, time; pathlib.Path({str(marker)!r}).touch()"
@@ -107,7 +109,9 @@ def test_ctrl_c_keeps_what_is_done_and_the_next_run_resumes(notebook, folder, tm
     waited = time.monotonic() + 60
     while not marker.exists() and time.monotonic() < waited:
         time.sleep(0.05)
-    os.kill(process.pid, signal.SIGINT)
+    for _ in range(2):  # the second, while the command ends, does nothing
+        os.kill(process.pid, number)
+        time.sleep(0.1)
     told, errors = process.communicate(timeout=30)
     assert process.returncode == 130
     assert "interrupted in 02_slow; 1 of 2 notebooks are done" in told
@@ -116,6 +120,47 @@ def test_ctrl_c_keeps_what_is_done_and_the_next_run_resumes(notebook, folder, tm
     assert json.loads((tmp_path / "out" / "runs" / "02_slow.json").read_text())["status"] == "interrupted"
     runs = run_notebooks(folder=folder, out=tmp_path / "out", parameters={"seconds": 0.1}, progress=False)
     assert statuses(runs) == {"01_quick": "kept", "02_slow": "passed"}
+
+
+@pytest.mark.parametrize("filled_by", ["the store", "the notebook itself"])
+def test_a_disk_that_is_full_halfway_ends_the_run(notebook, folder, small_disk, capsys, filled_by):
+    out = small_disk() / "out"
+    fill = "import os\nwith open('rest', 'wb', buffering=0) as file:\n    while file.write(bytes(4096)): pass"
+    fill = fill.replace("'rest'", repr(str(out.parent / "rest")))
+    filling = {
+        "the store": [f"import contextlib\nwith contextlib.suppress(OSError):\n    exec({fill!r})", RECORDING]
+    }
+    cells = filling.get(filled_by, ["print('x' * 200_000)"])
+    notebook("01_quick", "print('quick')")
+    notebook("02_good", *cells, parameters=GOOD_PARAMETERS)
+    notebook("03_late", "1")
+    assert main(["run", "--folder", str(folder), "--out", str(out)]) == 2
+    told = capsys.readouterr()
+    assert told.err.splitlines()[-1].startswith(f"nbhelpers: {out}")
+    assert "No space left on device" in told.err
+    assert "03_late" not in told.out
+    for file in out.rglob("*.*"):
+        assert json.loads(file.read_text()), f"{file} is half-written"
+    (out.parent / "rest").unlink(missing_ok=True)
+    subprocess.run(["mount", "-o", "remount,size=9m", str(out.parent)], check=True)
+    if filled_by == "the notebook itself":
+        assert main(["run", "--folder", str(folder), "--out", str(out)]) == 0
+        assert "01_quick: kept" in capsys.readouterr().out
+
+
+def test_paths_are_seen_from_where_one_stands(notebook, folder, tmp_path, monkeypatch):
+    source = "from pathlib import Path\nprint(Path(text).read_text())\nPath('left').touch()"
+    notebook("01_reads", source, parameters="text = 'moby-dick'  # file")
+    run = {"folder": folder, "out": tmp_path / "out", "parameters": {"text": "mine.txt"}, "progress": False}
+    for place, words in (("here", "the whale"), ("there", "the sea"), ("there", "the ship")):
+        (tmp_path / place).mkdir(exist_ok=True)
+        (tmp_path / place / "mine.txt").write_text(words)
+        monkeypatch.chdir(tmp_path / place)
+        (ran,) = run_notebooks(**run)
+        assert ran.status == "passed", "another file, or one that changed, is another text"
+        assert words in ran.output.read_text()
+        assert (tmp_path / place / "left").exists()
+    assert statuses(run_notebooks(**run)) == {"01_reads": "kept"}
 
 
 def test_papermill_alone(collection, tmp_path):

@@ -91,13 +91,14 @@ def interruptible():
     signal.signal(signal.SIGINT, before)
 
 
-def test_ctrl_c_is_never_raised_inside_an_executor(out, interruptible):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_never_raised_inside_an_executor(out, interruptible, number):
     class Locked(Executor):
         lock, futures = threading.Lock(), []
 
         def submit(self, *_, **__):
             with self.lock:
-                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), number)
                 self.futures.append(Future())
                 return self.futures[-1]
 
@@ -107,6 +108,7 @@ def test_ctrl_c_is_never_raised_inside_an_executor(out, interruptible):
     assert not executor.lock.locked()
     assert [future.cancelled() for future in executor.futures] == [True, True]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_an_executor_of_ones_own(out):
