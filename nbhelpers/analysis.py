@@ -156,7 +156,7 @@ def _local_mass(profiles, protocol):
 def _table(measured, profiles, protocol):
     provenance = profiles.provenance | {"protocol": protocol.to_dict(), "protocol_hash": protocol.hash}
     averaged = protocol.order == "mean then metric"
-    return HeadTable(measured, profiles.kv_groups, provenance, averaged)
+    return HeadTable(measured, profiles.kv_groups, provenance, averaged, profiles.layers)
 
 
 def _averages(per_sequence):

@@ -26,8 +26,9 @@ def head_map(data, metric=None, *, ax=None, kv_groups=None, label=None, center=N
     """Draw a metric of every head as a layer × head heat map, lines between the KV groups.
 
     `data` is a HeadTable, of which `metric` is drawn, or an array (layer, head) or (sequence, layer, head),
-    whose KV groups are `kv_groups`; means over sequences are drawn. `center` is the value in the middle of a
-    diverging palette; `options` are those of `seaborn.heatmap`, such as `vmin`.
+    whose KV groups are `kv_groups`; means over sequences are drawn, layers without attention stay blank.
+    `center` is the value in the middle of a diverging palette; `options` are those of `seaborn.heatmap`, such
+    as `vmin`.
     """
     values, kv_groups = _per_head(data, metric, kv_groups)
     if values.ndim == 3:
@@ -93,7 +94,7 @@ def layer_trend(table, metrics, *, ax=None, n_boot=1000, confidence=0.95, seed=0
     parts = []
     for metric in metrics:
         values = table.values(metric).mean(-1)  # (sequence, layer)
-        layer = np.indices(values.shape)[1].ravel()
+        layer = np.tile(table.layers, len(values))
         parts.append(
             pd.DataFrame({"metric": find_metric(metric).label, "layer": layer, "value": values.ravel()})
         )
@@ -213,7 +214,7 @@ def _per_head(data, metric, kv_groups):
         return np.asarray(data, dtype=float), kv_groups
     if metric is None:
         raise ValueError(f"say which metric of the table to draw: {', '.join(data.metrics)}")
-    values = data.values(metric)
+    values = data.by_layer(metric)
     return (values[:1] if data.averaged else values), data.kv_groups
 
 

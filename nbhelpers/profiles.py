@@ -14,7 +14,7 @@ from nbhelpers.files import replacing
 from nbhelpers.kernels.entropy import require_distribution
 
 FORMAT = "nbhelpers-profiles-2"
-HEADER = ("axes", "coordinates", "kv_groups", "provenance")  # the fields that are no tensors
+HEADER = ("axes", "coordinates", "kv_groups", "provenance", "layers")  # the fields that are no tensors
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,12 @@ class Profiles:
     kv_groups : list of int
         The key-value group of each head: heads of one group share keys and are not independent.
     provenance : dict
-        Model, revision, lengths, dtype, device, versions and what was asked for.
+        Model, revision, lengths, dtype, device, versions and what was asked for. `proof` is the largest
+        difference between what captured attention makes of the model's values and what the model made of
+        them, relative to the largest entry of a head's output, or says why there was nothing to compare.
+    layers : list of int
+        The number that each entry of the layer axis has in the model, where not every layer has attention;
+        0, 1, … if not given.
     """
 
     arrays: dict
@@ -46,11 +51,16 @@ class Profiles:
     n_real: torch.Tensor
     kv_groups: list
     provenance: dict = field(default_factory=dict)
+    layers: list = None
 
     def __post_init__(self):
         for name, array in self.arrays.items():
             if array.ndim != len(self.axes[name]):
                 raise ValueError(f"{name} has shape {tuple(array.shape)} but axes {self.axes[name]}.")
+            if self.layers is None:
+                object.__setattr__(self, "layers", list(range(array.shape[1])))
+            if len(self.layers) != array.shape[1]:
+                raise ValueError(f"{name} has {array.shape[1]} layers, numbered {self.layers}.")
 
     def __getitem__(self, name):
         if name not in self.arrays:
@@ -184,11 +194,14 @@ class Profiles:
             if differing:
                 raise ValueError(f"These profiles differ in {', '.join(differing)}: {first!r} and {part!r}.")
         total = sum(part.n_sequences for part in parts)
+        facts = {"n_sequences": total}
+        if "proof" in first.provenance:
+            facts["proof"] = _weakest([part.provenance["proof"] for part in parts])
         return dataclasses.replace(
             first,
             arrays={name: torch.cat([part[name] for part in parts]) for name in first.arrays},
             n_real=torch.cat([part.n_real for part in parts]),
-            provenance=first.provenance | ({"n_sequences": total} if first.provenance else {}),
+            provenance=first.provenance | (facts if first.provenance else {}),
         )
 
 
@@ -207,10 +220,18 @@ def _kind(profiles):
     return {
         "axes": profiles.axes,
         "coordinates": profiles.coordinates,
-        "layers or heads": {name: tuple(array.shape[1:]) for name, array in profiles.arrays.items()},
+        "layers or heads": [
+            profiles.layers,
+            {name: tuple(array.shape[1:]) for name, array in profiles.arrays.items()},
+        ],
         "KV groups": profiles.kv_groups,
         **{name: profiles.provenance.get(name) for name in compared},
     }
+
+
+def _weakest(proofs):
+    """Return what several proofs together say: the largest difference, or the first that is none."""
+    return next((proof for proof in proofs if isinstance(proof, str)), None) or max(proofs)
 
 
 def local_mass_of(lag_profile, lags, distances):

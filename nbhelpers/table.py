@@ -30,12 +30,15 @@ class HeadTable:
         Model, revision, corpus, lengths, protocol and its hash, versions, seed, device.
     averaged : bool
         Whether the metrics were taken of averaged signals.
+    layers : list of int
+        The number that each entry of the layer axis has in the model; 0, 1, … if not given.
     """
 
     arrays: dict
     kv_groups: list
     provenance: dict = field(default_factory=dict)
     averaged: bool = False
+    layers: list = None
 
     def __post_init__(self):
         arrays = {name: np.asarray(values) for name, values in self.arrays.items()}  # tensors too
@@ -47,6 +50,9 @@ class HeadTable:
                 "A HeadTable needs arrays of one shape (sequence, layer, head) and a KV group for each head; "
                 f"got the shapes {sorted(shapes)} and {len(self.kv_groups)} groups."
             )
+
+        if self.layers is None:
+            object.__setattr__(self, "layers", list(range(next(iter(shapes))[1])))
 
     def __repr__(self):
         model = self.provenance.get("model", "?")
@@ -77,6 +83,20 @@ class HeadTable:
             raise KeyError(f"The table has no metric {metric!r}; it has {', '.join(self.metrics)}.")
         return self.arrays[metric].copy()
 
+    @property
+    def n_layers(self):
+        """Layers of the model as far as known, those without softmax attention included."""
+        model = self.provenance.get("model")
+        known = isinstance(model, dict) and self.provenance.get("stream") == "self"
+        return max(self.layers[-1] + 1, model.get("n_layers", 0) if known else 0)
+
+    def by_layer(self, metric):
+        """Return the array of a metric as :meth:`values` does, with NaN for layers without attention."""
+        values = self.values(metric)
+        every = np.full((len(values), self.n_layers, values.shape[2]), np.nan)
+        every[:, self.layers] = values
+        return every
+
     def with_provenance(self, **facts):
         """Return the same table with facts added to its provenance."""
         return dataclasses.replace(self, provenance=self.provenance | facts)
@@ -105,7 +125,12 @@ class HeadTable:
     def _keys(self):
         sequence, layer, head = map(np.ravel, np.indices(next(iter(self.arrays.values())).shape))
         groups = np.asarray(self.kv_groups)[head]
-        return {"sequence": sequence - self.averaged, "layer": layer, "head": head, "kv_group": groups}
+        return {
+            "sequence": sequence - self.averaged,
+            "layer": np.asarray(self.layers)[layer],
+            "head": head,
+            "kv_group": groups,
+        }
 
     def summary(self, *, null=None, n_boot=1000, confidence=0.95, seed=0):
         """Return mean, sd and IQR over heads of each metric, with an interval of the mean over sequences.
@@ -158,4 +183,5 @@ class HeadTable:
         groups = frame.kv_group[: shape[2]].tolist()
         parts = frame.groupby("metric", sort=False)["value"]
         arrays = {name: part.to_numpy().reshape(shape) for name, part in parts}
-        return cls(arrays, groups, provenance, averaged=bool(frame.sequence[0] == AVERAGED))
+        layers = frame.layer.unique().tolist()
+        return cls(arrays, groups, provenance, bool(frame.sequence[0] == AVERAGED), layers)

@@ -12,6 +12,13 @@ def duration(seconds):
     return f"{seconds / 3600:.1f} h"
 
 
+def listed(numbers):
+    """Return ascending whole numbers in words: "0 to 5" where none is left out, else "1, 3, 5"."""
+    if len(numbers) > 1 and numbers[-1] - numbers[0] == len(numbers) - 1:
+        return f"{numbers[0]} to {numbers[-1]}"
+    return ", ".join(map(str, numbers))
+
+
 def memory(megabytes):
     """Return a memory size in words: "512 MB", "12 GB"; "?" for NaN."""
     if megabytes != megabytes:

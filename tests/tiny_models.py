@@ -6,6 +6,7 @@ import transformers as hf
 
 import nbhelpers.inputs.zoo  # noqa: F401 (registers the zoo with transformers)
 from nbhelpers.hooks.capture import capture
+from nbhelpers.hooks.exchange import attention_entries, exchanged
 from nbhelpers.hooks.reductions import Reduction
 from nbhelpers.inputs.families import kind_of
 
@@ -113,6 +114,25 @@ def eager_attention(model, ids, mask=None, *, stream="self", **inputs):
         _implement(model, implementation)
     kept = {"self": "attentions", "cross": "cross_attentions"}.get(stream, f"{stream}_attentions")
     return torch.stack(output[kept], 1).double().numpy()
+
+
+def effective_attention(model, run):
+    """Return [(module name, (batch, head, query, key))] of one pass: what the model's own functions make of
+    values that are one-hot vectors is the attention that they use."""
+    names, found = {module: name for name, module in model.named_modules()}, {}
+
+    def wrap(original):
+        def attention(module, query, key, value, attention_mask=None, **options):
+            identity = torch.eye(key.shape[2]).expand(*key.shape[:2], -1, -1).contiguous()
+            calls = found.setdefault(names[module], [])
+            calls.append(original(module, query, key, identity, attention_mask, **options)[0].transpose(1, 2))
+            return original(module, query, key, value, attention_mask, **options)
+
+        return attention
+
+    with exchanged(attention_entries(names), wrap):
+        run()
+    return [(name, attn) for name, calls in found.items() for attn in calls]
 
 
 def _implement(model, implementation):

@@ -6,7 +6,9 @@ import torch
 
 from nbhelpers.inputs.families import head_dim_of, kind_of
 from nbhelpers.inputs.models import input_device, unwrap
+from nbhelpers.words import listed
 
+from .layers import layer_numbers, names_of
 from .recompute import attention_modules
 
 # What the output projection is called inside the attention modules of transformers' families.
@@ -17,13 +19,15 @@ def output_projection(model, layer):
     """Return the module that mixes the heads of a layer, whose input is the heads side by side."""
     network = unwrap(model)
     modules = attention_modules(network)
-    if not 0 <= layer < len(modules):
-        raise IndexError(f"layer {layer} was asked for; the model has the layers 0 to {len(modules) - 1}")
-    children = dict(modules[layer].named_children())
+    layers = layer_numbers(modules, names_of(network), network.config.get_text_config())
+    if layer not in layers:
+        raise IndexError(f"layer {layer} was asked for; there is attention in the layers {listed(layers)}")
+    module = modules[layers.index(layer)]
+    children = dict(module.named_children())
     found = next((children[name] for name in OUTPUT_NAMES if name in children), None)
     if found is None:
         raise NotImplementedError(
-            f"{network.config.model_type}: its attention module {type(modules[layer]).__name__} has no "
+            f"{network.config.model_type}: its attention module {type(module).__name__} has no "
             f"output projection called {', '.join(OUTPUT_NAMES)}, so heads cannot be removed here"
         )
     return found

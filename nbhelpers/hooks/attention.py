@@ -1,29 +1,38 @@
 """Where attention is met inside a transformers model: one recorder, two routes, one forward pass.
 
-*interface*: the attention function registered with transformers returns what the model's own function
-returns, so nothing changes for the model, and gives query, key and mask to the recorder, which forms the
-probabilities itself. *module*: families that compute attention without the interface are asked for their
-probabilities, which a forward hook takes out of each attention module's output.
+*interface*: the functions that the model finds under the name of its implementation are exchanged for ones
+that return what they return, so nothing changes for the model, and give query, key, value and mask to the
+recorder, which forms the probabilities itself. *module*: families that compute attention without the
+interface are asked for their probabilities, which a forward hook takes out of each attention module's output.
+Whose call it is, the context says: other threads, other models and captures inside a capture do not meet.
 """
 
 import contextlib
-import sys
+import inspect
 from contextvars import ContextVar
 
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers import AttentionMaskInterface
 
 from nbhelpers.inputs.families import family_of, kind_of, n_kv_heads_of
 from nbhelpers.inputs.models import input_device
 from nbhelpers.kernels.entropy import SUM_TOLERANCE, SUM_TOLERANCE_HALF
 from nbhelpers.profiles import Profiles
 
-from . import flash
+from . import flash, proof
+from .exchange import attention_entries, exchanged
+from .layers import layer_numbers, names_of
 from .reductions import Block, Layout
 
 OUTER_AXES = ("sequence", "layer", "head")
-RECORDER = ContextVar("nbhelpers_recorder")
+RECORDER = ContextVar("nbhelpers_recorder", default=None)
+SYNONYMS = {"sinks": "s_aux"}  # of options of an attention call
+UNDERSTOOD = {"scaling", "is_causal", "softcap", "position_bias", "s_aux"}
+# What has no influence on the weights, or acts through the mask.
+WITHOUT_INFLUENCE = {
+    "position_ids", "cache_position", "use_cache", "sliding_window", "output_attentions", "logits_to_keep",
+    "output_hidden_states", "output_router_logits", "return_dict",
+}  # fmt: skip
 MASKED = -1e30  # finite, so that 0 times a masked score is 0 and not NaN; exp of it is exactly 0
 CPU_BLOCK_BYTES = 2 * 2**20  # stays in the caches of the cores between softmax and reductions
 CUDA_BLOCK_BYTES = 256 * 2**20  # enough work for each kernel launch
@@ -44,7 +53,8 @@ def streams_of(model):
 def stream_of(name, is_encoder_decoder):
     """Return the stream of an attention module from its qualified name: self, encoder, decoder or cross."""
     lowered = name.lower()
-    if any(word in lowered for word in ("encdecattention", "encoder_attn", "crossattention", "cross_attn")):
+    words = ("encdecattention", "encoder_attn", "crossattention", "cross_attn", "cross_attention")
+    if any(word in lowered for word in words):
         return "cross"
     if not is_encoder_decoder:
         return "self"
@@ -70,27 +80,35 @@ class Recorder:
         self.arrays = {reduction.name: [] for reduction in reductions}
         self.layouts = {}  # one for each device that layers lie on; they differ in nothing else
         self.n_calls = 0
+        self.called = []  # the attention modules of the stream, in order
+        self.cross = set()  # modules that were given what the encoder made
         self.n_kv_heads = n_kv_heads_of(config)
         self.errors = []  # per layer, by how much rows miss a sum of 1; NaN where something is not finite
         self.tolerance = SUM_TOLERANCE
-        self._family = family_of(config)
-        self._names = {module: name for name, module in model.named_modules()}
+        self.differences = []  # per layer, by how much the model's own output is missed (see proof)
+        self.allowed = proof.TOLERANCE
+        self.route = family_of(config).route
+        self.names = names_of(model)
+        self._config = config
         self._is_encoder_decoder = model.config.is_encoder_decoder
-        self._implementation = model.config._attn_implementation
-
-    def original(self, module):
-        """Return the attention function the model would have called."""
-        if self._implementation == "eager":
-            return sys.modules[type(module).__module__].eager_attention_forward
-        return ALL_ATTENTION_FUNCTIONS[self._implementation]
 
     def wants(self, module):
-        """Count the call and say whether this module belongs to the stream."""
+        """Count the call and say whether this module belongs to the model and to the stream."""
+        if module not in self.names:
+            return False
         self.n_calls += 1
-        return stream_of(self._names.get(module, ""), self._is_encoder_decoder) == self.stream
+        stream = (
+            "cross" if module in self.cross else stream_of(self.names[module][0], self._is_encoder_decoder)
+        )
+        if stream == self.stream:
+            self.called.append(module)
+        return stream == self.stream
 
-    def observe(self, module, query, key, mask, **options):
-        """Form the probabilities of a layer from query and key, block by block, and reduce them."""
+    def observe(self, module, query, key, value, mask, output, **options):
+        """Form the probabilities of a layer from query and key, block by block, and reduce them.
+
+        `output`, (batch, query, head, width), is what the model's own function made of the same.
+        """
         batch, n_heads, n_queries, _ = query.shape
         layout = self._layout(batch, n_heads, n_queries, key.shape[2], query.device)
         self.n_kv_heads = key.shape[1]
@@ -102,9 +120,30 @@ class Recorder:
                 sums = flash.key_sums(query, key, scaling=scaling, causal=causal)
                 for reduction in self.reductions:
                     self.arrays[reduction.name].append(reduction.finish(sums, layout))
+                self.prove(module, query, key, value, mask, output, **options)
             else:
                 blocks = score_blocks(module, query, key, mask, self._rows(layout), **options)
-                self._reduce(layout, blocks)
+                self._reduce(layout, self._proved(layout, blocks, value, mask, output))
+
+    def prove(self, module, query, key, value, mask, output, **options):
+        """Hold the last rows, where they are not formed anyway, against the model's output."""
+        first = max(0, query.shape[2] - proof.ROWS)
+        for start, _, attn in score_blocks(module, query, key, mask, proof.ROWS, first=first, **options):
+            self._hold(attn, start, value, mask, output)
+
+    def _proved(self, layout, blocks, value, mask, output):
+        """Pass blocks on, and hold the last rows that are not padding in every sequence."""
+        end = max(layout.last_query) + 1
+        for start, scores, attn in blocks:
+            if start < end <= start + attn.shape[2]:
+                first = max(start, end - proof.ROWS)
+                self._hold(attn[:, :, first - start : end - start], first, value, mask, output)
+            yield start, scores, attn
+
+    def _hold(self, attn, start, value, mask, output):
+        self.differences.append(proof.difference(attn, start, value, mask, output))
+        if torch.finfo(output.dtype).bits < 32:
+            self.allowed = proof.TOLERANCE_HALF
 
     def observe_probabilities(self, attn):
         """Reduce the probabilities (batch, head, query, key) that a module gave."""
@@ -126,22 +165,46 @@ class Recorder:
         """Raise RuntimeError, saying what to do, unless attention was found."""
         if not found:
             raise RuntimeError(
-                f"{self._family.model_type}: no attention was seen in the {self.stream!r} stream through the "
-                f"{self._family.route!r} route ({self.n_calls} calls). If it computes attention by itself, "
+                f"{self._config.model_type}: no attention was seen in the {self.stream!r} stream through the "
+                f"{self.route!r} route ({self.n_calls} calls). If it computes attention by itself, "
                 "call register_family(Family(..., route='module'), replace=True)."
             )
+
+    def layers(self):
+        """Return the numbers of the layers that were seen."""
+        self.require_layers(self.called)
+        return layer_numbers(self.called, self.names, self._config)
+
+    def proof(self):
+        """Return the largest difference from the model's own output, or that there is none to compare."""
+        if not self.differences:
+            return f"not proved: the {self.route!r} route shows no values"
+        differences = gathered(self.differences, 0)
+        bad = [at for at, difference in enumerate(differences.tolist()) if not difference <= self.allowed]
+        if bad:
+            numbers = [self.layers()[at] for at in bad]
+            raise RuntimeError(
+                f"{self._config.model_type}: the attention formed for layers {numbers} is not the one that "
+                "the model uses: with its values it misses the model's own output by "
+                f"{differences[bad].max().item():.3g} of the largest entry (allowed {self.allowed:g}). "
+                "Nothing is kept. Capture does not know all that this family does to its scores; "
+                "register_family(Family(..., route='module'), replace=True) reads the probabilities that the "
+                "model gives itself, unproved."
+            )
+        return differences.max().item()
 
     def profiles(self):
         """Return the Profiles of the forward pass, or say why there are none."""
         self.require_layers(self.layouts)
+        layers = self.layers()
         errors = gathered(self.errors, 0)
-        bad = [layer for layer, error in enumerate(errors.tolist()) if not error <= self.tolerance]
+        bad = [at for at, error in enumerate(errors.tolist()) if not error <= self.tolerance]
         if bad:
             raise ValueError(
-                f"The attention of layers {bad} is not a distribution: its row sums miss 1 by up to "
-                f"{errors[bad].max().item():.3g} (allowed {self.tolerance:g}). NaN or infinity in the "
-                "weights, or overflow in half precision, are the usual causes; try dtype='float32' or "
-                "'bfloat16'."
+                f"The attention of layers {[layers[at] for at in bad]} is not a distribution: its row sums "
+                f"miss 1 by up to {errors[bad].max().item():.3g} (allowed {self.tolerance:g}). NaN or "
+                "infinity in the weights, or overflow in half precision, are the usual causes; try "
+                "dtype='float32' or 'bfloat16'."
             )
         layout = next(iter(self.layouts.values()))
         axes, coordinates = {}, {}
@@ -150,7 +213,8 @@ class Recorder:
             coordinates[reduction.name] = reduction.coordinates(layout)
         groups = [head * self.n_kv_heads // layout.n_heads for head in range(layout.n_heads)]
         arrays = {name: gathered(layers, 1).float() for name, layers in self.arrays.items()}
-        return Profiles(arrays, axes, coordinates, layout.n_real.long().cpu(), groups)
+        proved = {"proof": self.proof()}
+        return Profiles(arrays, axes, coordinates, layout.n_real.long().cpu(), groups, proved, layers)
 
     def _rows(self, layout):
         return self.chunk or default_chunk(layout.batch, layout.n_heads, layout.n_keys, layout.device)
@@ -189,8 +253,10 @@ def gathered(layers, dim):
     return torch.stack([layer.to(layers[0].device) for layer in layers], dim).cpu()
 
 
-def score_blocks(module, query, key, mask, rows, *, is_causal=None, scaling=None, softcap=None, **options):
-    """Yield (first row, scores, probabilities) in float32 for blocks of so many query rows.
+def score_blocks(
+    module, query, key, mask, rows, *, first=0, is_causal=None, scaling=None, softcap=None, **options
+):
+    """Yield (first row, scores, probabilities) in float32 for blocks of so many query rows, from `first` on.
 
     Query (batch, head, query, head_dim) and key (batch, kv_head, key, head_dim) are as the model gives them.
     The mask is boolean (True is visible) or additive; None means what `is_causal` says.
@@ -200,7 +266,7 @@ def score_blocks(module, query, key, mask, rows, *, is_causal=None, scaling=None
     triangular, scaling = scores_of(module, query, mask, is_causal=is_causal, scaling=scaling)
     wide = torch.promote_types(query.dtype, torch.float32)  # half precision loses most in the scores
     keys = key.to(wide).reshape(batch * n_kv, n_keys, head_dim).transpose(1, 2)  # (batch·kv, head_dim, key)
-    for start in range(0, n_queries, rows):
+    for start in range(first, n_queries, rows):
         stop = min(start + rows, n_queries)
         visible = stop if triangular else n_keys
         # The heads of a KV group are extra rows of one product, so keys are never repeated.
@@ -210,7 +276,7 @@ def score_blocks(module, query, key, mask, rows, *, is_causal=None, scaling=None
         scores = _adjust(scores, mask, start, stop, triangular, softcap, options)
         sinks = options.get("s_aux")
         # Beside a sink rows sum to less than 1, and what reductions read off the scores would not hold.
-        yield start, (scores if sinks is None else None), _softmax(scores, sinks)
+        yield start, (scores if sinks is None else None), _softmax(scores, sinks, start)
 
 
 def scores_of(module, query, mask, *, is_causal=None, scaling=None, **options):
@@ -241,44 +307,76 @@ def _adjust(scores, mask, start, stop, triangular, softcap, options):
     return scores
 
 
-def _softmax(scores, sinks):
+def _softmax(scores, sinks, start):
     if sinks is None:
         return torch.softmax(scores, -1)
-    # Attention sinks (GPT-OSS): one learned score per head joins the softmax and takes its share away.
-    batch, _, rows, _ = scores.shape
-    column = sinks.float().reshape(1, -1, 1, 1).expand(batch, -1, rows, 1)
+    # Attention sinks: a score per head, (head,) in GPT-OSS, or per query, (batch, head, query, 1) in Inkling
+    # 2, joins the softmax and takes its share away.
+    batch, n_heads, rows, _ = scores.shape
+    sinks = sinks.reshape(1, -1, 1, 1) if sinks.ndim == 1 else sinks[:, :, start : start + rows]
+    column = sinks.float().expand(batch, n_heads, rows, 1)
     return torch.softmax(torch.cat([scores, column], -1), -1)[..., :-1]
 
 
-def attention_and_record(module, query, key, value, attention_mask, **options):
-    """The function registered with transformers: the model's own output, recorded on the way."""
-    recorder = RECORDER.get()
-    output, _ = recorder.original(module)(module, query, key, value, attention_mask, **options)
-    if recorder.wants(module):
-        recorder.observe(module, query, key, attention_mask, **options)
-    return output, None
+def recorded(original):
+    """Return an attention function that returns what `original` does, and shows the call to the recorder."""
+    behind = list(inspect.signature(original).parameters)[5:]  # what may follow the mask without a name
+
+    def attention(module, query, key, value, attention_mask=None, *args, **options):
+        recorder = RECORDER.get()
+        if recorder is None:
+            return original(module, query, key, value, attention_mask, *args, **options)
+        token = RECORDER.set(None)  # one function may call another that is exchanged too
+        try:
+            result = original(module, query, key, value, attention_mask, *args, **options)
+        finally:
+            RECORDER.reset(token)
+        if recorder.wants(module):
+            options = known_options(module, options | dict(zip(behind, args, strict=False)))
+            recorder.observe(module, query, key, value, attention_mask, result[0], **options)
+        return result
+
+    return attention
+
+
+def known_options(module, options):
+    """Return the options of an attention call that say what the weights are, under the names used here.
+
+    NotImplementedError for one that is not known, unless it says nothing (None, False, 0).
+    """
+    options = {SYNONYMS.get(name, name): value for name, value in options.items()}
+    for name, value in options.items():
+        if name in UNDERSTOOD | WITHOUT_INFLUENCE or (not torch.is_tensor(value) and not value):
+            continue
+        shown = f"a tensor {tuple(value.shape)}" if torch.is_tensor(value) else repr(value)
+        raise NotImplementedError(
+            f"{type(module).__name__} calls its attention function with {name} = {shown}, which capture does "
+            "not know and therefore cannot honour; nothing is kept."
+        )
+    return {name: value for name, value in options.items() if name in UNDERSTOOD}
+
+
+@contextlib.contextmanager
+def watching(recorder):
+    """Run a block whose attention calls, in this thread, belong to a recorder."""
+    token = RECORDER.set(recorder)
+    try:
+        yield
+    finally:
+        RECORDER.reset(token)
 
 
 @contextlib.contextmanager
 def interface_route(model, recorder):
-    """Route the model's attention through :func:`attention_and_record`, and undo it in any case."""
+    """Show the model's attention calls to the recorder, and undo it in any case."""
     implementation = model.config._attn_implementation
     if implementation not in ("sdpa", "eager"):
         raise ValueError(
             f"The model runs {implementation!r} attention, which hides its mask; load it with load_model or "
             "call model.set_attn_implementation('sdpa') first."
         )
-    name = f"nbhelpers_{implementation}"
-    AttentionInterface.register(name, attention_and_record)
-    # Without a mask function of the same name transformers drops padding and sliding windows silently.
-    AttentionMaskInterface.register(name, AttentionMaskInterface()[implementation])
-    token = RECORDER.set(recorder)
-    try:
-        model.set_attn_implementation(name)
+    with exchanged(attention_entries(recorder.names), recorded), watching(recorder):
         yield {}
-    finally:
-        model.set_attn_implementation(implementation)
-        RECORDER.reset(token)
 
 
 @contextlib.contextmanager
@@ -286,6 +384,8 @@ def module_route(model, recorder):
     """Take probabilities out of the output of each attention module with hooks, and remove these after."""
 
     def hook(module, args, output):
+        if RECORDER.get() is not recorder:
+            return output
         found = [k for k, part in enumerate(output) if torch.is_tensor(part) and part.ndim == 4]
         if not isinstance(output, tuple) or not found:
             return output
@@ -293,15 +393,48 @@ def module_route(model, recorder):
             recorder.observe_probabilities(output[found[-1]])
         return tuple(None if k in found[-1:] else part for k, part in enumerate(output))
 
-    handles = [module.register_forward_hook(hook) for module in innermost_attention(model)]
-    implementation = model.config._attn_implementation
-    model.config._attn_implementation = "eager"  # Falcon on SDPA gives probabilities without the causal mask
-    try:
+    # Falcon on SDPA gives probabilities without the causal mask, unless that is one to be added.
+    masks = [(AttentionMaskInterface._global_mapping, "sdpa")]
+    with contextlib.ExitStack() as undo:
+        for module in innermost_attention(model):
+            undo.callback(module.register_forward_hook(hook).remove)
+        undo.enter_context(exchanged(masks, additive_for_modules))
+        undo.enter_context(watching(recorder))
         yield {"output_attentions": True}
-    finally:
-        model.config._attn_implementation = implementation
-        for handle in handles:
-            handle.remove()
+
+
+def additive_for_modules(original):
+    """Return a mask function: eager attention's for a recorder of the module route, else `original`."""
+
+    def mask(*args, **options):
+        recorder = RECORDER.get()
+        here = recorder is not None and recorder.route == "module"
+        return (AttentionMaskInterface._global_mapping["eager"] if here else original)(*args, **options)
+
+    return mask
+
+
+@contextlib.contextmanager
+def cross_attention_seen(model, recorder):
+    """Tell the recorder which modules of a decoder read what the encoder made."""
+    made = []
+
+    def keep(module, args, output):
+        if RECORDER.get() is recorder:
+            made[:] = [output[0]]
+
+    def compare(module, args, options=None):  # without, where another thread meets it as it is removed
+        given = (*args, *(options or {}).values())
+        if RECORDER.get() is recorder and any(part is one for part in given for one in made):
+            recorder.cross.add(module)
+
+    with contextlib.ExitStack() as undo:
+        if recorder.stream in ("decoder", "cross"):
+            undo.callback(model.get_encoder().register_forward_hook(keep).remove)
+            for module in innermost_attention(model):
+                handle = module.register_forward_pre_hook(compare, with_kwargs=True)
+                undo.callback(handle.remove)
+        yield
 
 
 def innermost_attention(model):
@@ -326,8 +459,8 @@ def forward(model, recorder, ids, *, attention_mask=None, decoder_ids=None):
             inputs["decoder_input_ids"] = decoder_ids.to(device)
         if kind_of(config) != "encoder":
             inputs["use_cache"] = False
-    route = module_route if family_of(config).route == "module" else interface_route
-    with route(model, recorder) as extra:
+    route = module_route if recorder.route == "module" else interface_route
+    with cross_attention_seen(model, recorder), route(model, recorder) as extra:
         backbone(**inputs, **extra)
 
 

@@ -8,18 +8,20 @@ import torch
 
 from nbhelpers.inputs.families import family_of
 from nbhelpers.inputs.models import unwrap
+from nbhelpers.words import listed
 
 from .attention import Recorder, forward, innermost_attention, score_blocks, stream_of, streams_of
+from .layers import names_of
 
 
 class AttentionCache:
     """The attention of one sequence, a layer at a time; made by :func:`cache_attention`."""
 
-    def __init__(self, network, token_ids, calls, n_layers):
+    def __init__(self, network, token_ids, calls, layers):
         self._network = network
         self._ids = token_ids
         self._calls = calls
-        self.n_layers = n_layers
+        self.layers = layers  # the numbers of those that have attention
         self._last = (None, None)
 
     @property
@@ -33,8 +35,8 @@ class AttentionCache:
 
     def layer(self, layer):
         """Return the attention of a layer, (head, query, key), float32 on the CPU; the last one is kept."""
-        if not 0 <= layer < self.n_layers:
-            raise IndexError(f"layer {layer} was asked for; there are the layers 0 to {self.n_layers - 1}")
+        if layer not in self.layers:
+            raise IndexError(f"layer {layer} was asked for; there are the layers {listed(self.layers)}")
         if self._last[0] != layer:
             attn = self._from_scores(layer) if self._calls else self._from_the_model(layer)
             self._last = (layer, attn.float().cpu())
@@ -42,7 +44,7 @@ class AttentionCache:
 
     @torch.inference_mode()
     def _from_scores(self, layer):
-        module, query, key, mask, options = self._calls[layer]
+        module, query, key, mask, options = self._calls[self.layers.index(layer)]
         n_keys = key.shape[2]
         with torch.autocast(query.device.type, enabled=False):
             blocks = score_blocks(module, query, key, mask, query.shape[2], **options)
@@ -50,7 +52,7 @@ class AttentionCache:
         return torch.cat(parts, -2)[0]  # (head, query, key)
 
     def _from_the_model(self, layer):
-        recorder = _OneLayer(self._network, layer)
+        recorder = _OneLayer(self._network, self.layers.index(layer))
         forward(self._network, recorder, self._ids)
         recorder.require_layers(recorder.found)
         return recorder.found[0][0]  # (head, query, key)
@@ -63,8 +65,9 @@ class _QueryKey(Recorder):
         super().__init__(network)
         self.calls = []
 
-    def observe(self, module, query, key, mask, **options):
+    def observe(self, module, query, key, value, mask, output, **options):
         self.calls.append((module, query, key, mask, options))
+        self.prove(module, query, key, value, mask, output, **options)
 
 
 class _OneLayer(Recorder):
@@ -93,16 +96,17 @@ def cache_attention(model, token_ids):
         raise ValueError(f"cache_attention takes one sequence (1, position), got {tuple(ids.shape)}")
     config = network.config.get_text_config()
     if family_of(config).route == "module":
-        return AttentionCache(network, ids, [], config.num_hidden_layers)
+        return AttentionCache(network, ids, [], list(range(config.num_hidden_layers)))
     recorder = _QueryKey(network)
     forward(network, recorder, ids)
-    recorder.require_layers(recorder.calls)
-    return AttentionCache(network, ids, recorder.calls, len(recorder.calls))
+    layers = recorder.layers()
+    recorder.proof()
+    return AttentionCache(network, ids, recorder.calls, layers)
 
 
 def attention_modules(model):
-    """Return the attention modules that :func:`cache_attention` reads, one per layer, in order."""
+    """Return the attention modules that :func:`cache_attention` reads, in order."""
     network = unwrap(model)
-    names = {module: name for name, module in network.named_modules()}
-    stream, double = streams_of(network)[0], network.config.is_encoder_decoder
-    return [m for m in innermost_attention(network) if stream_of(names[m], double) == stream]
+    names, double = names_of(network), network.config.is_encoder_decoder
+    stream = streams_of(network)[0]
+    return [m for m in innermost_attention(network) if stream_of(names[m][0], double) == stream]

@@ -6,7 +6,7 @@ import tiny_models as tiny
 import torch
 from torch import nn
 
-from nbhelpers.hooks.attention import RECORDER, Recorder, interface_route, score_blocks
+from nbhelpers.hooks.attention import RECORDER, Recorder, innermost_attention, interface_route, score_blocks
 from nbhelpers.hooks.reductions import resolve
 
 BATCH, HEADS, GROUPS, LENGTH, WIDTH = 2, 4, 2, 11, 6
@@ -135,9 +135,11 @@ def test_an_implementation_that_hides_its_mask_is_refused():
 
 
 def test_rows_that_do_not_sum_to_one_and_unequal_heads_are_refused():
-    recorder = recorder_for(tiny.make_model())
-    recorder.observe_probabilities(torch.full((1, 4, 8, 8), 1 / 8))
-    recorder.observe_probabilities(torch.full((1, 4, 8, 8), 1.25 / 8))
+    model = tiny.make_model()
+    recorder = recorder_for(model)
+    for module, value in zip(innermost_attention(model), (1, 1.25), strict=True):
+        assert recorder.wants(module)
+        recorder.observe_probabilities(torch.full((1, 4, 8, 8), value / 8))
     with pytest.raises(ValueError, match=r"layers \[1\].*miss 1 by up to 0\.25.*allowed 0\.001"):
         recorder.profiles()
     with pytest.raises(NotImplementedError, match="4 and 6 heads"):
@@ -149,7 +151,9 @@ def test_padded_rows_need_not_sum_to_one():
     mask[0, 5:] = 0
     attn = torch.full((1, 4, 8, 8), 1 / 8)
     attn[:, :, 5:] = 3.0
-    recorder = recorder_for(tiny.make_model(), attention_mask=mask)
+    model = tiny.make_model(layers=1)
+    recorder = recorder_for(model, attention_mask=mask)
+    assert recorder.wants(*innermost_attention(model))
     recorder.observe_probabilities(attn)
     assert torch.allclose(recorder.profiles().key_profile, torch.tensor(1 / 8))
 
@@ -165,11 +169,15 @@ def test_autocast_on_the_module_route():
 def test_autocast_does_not_degrade_what_is_recorded(seen):
     query, key = vectors()
     attn = torch.from_numpy(oracle(query, key, TRIANGLE)).float()
-    recorder, plain = (Recorder(tiny.make_model(), [tiny.Whole(), *resolve("row_entropy")]) for _ in range(2))
+    model = tiny.make_model(layers=1)
+    (module,) = innermost_attention(model)
+    module.is_causal, output = True, (attn @ key.repeat_interleave(2, 1)).transpose(1, 2)
+    recorder, plain = (Recorder(model, [tiny.Whole(), *resolve("row_entropy")]) for _ in range(2))
     for each, on in ((plain, False), (recorder, True)):
         with torch.autocast("cpu", torch.bfloat16, enabled=on):
+            assert each.wants(module)
             if seen == "vectors":
-                each.observe(Causal(), query, key, None)
+                each.observe(module, query, key, key, None, output)
             else:
                 each.observe_probabilities(attn)
     tiny.assert_same_profiles(recorder.profiles(), plain.profiles())

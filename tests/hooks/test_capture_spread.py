@@ -42,10 +42,12 @@ def test_each_layer_is_reduced_where_it_lies(two_devices, by):
     for device in (two_devices[index] for index in LAYERS_ON):
         if by == "scores":
             query, key = (torch.ones(2, n, LENGTH, 8, device=device) for n in (4, 2))
-            recorder.observe(torch.nn.Identity(), query, key, None)
+            output = torch.ones(2, LENGTH, 4, 8, device=device)
+            recorder.observe(torch.nn.Identity(), query, key, key, None, output)
         else:
             recorder.observe_probabilities(torch.ones(2, 4, LENGTH, LENGTH, device=device))
-    for layers in [*recorder.arrays.values(), recorder.errors]:
+    differences = [recorder.differences] if by == "scores" else []
+    for layers in [*recorder.arrays.values(), recorder.errors, *differences]:
         assert [layer.device.index for layer in layers] == LAYERS_ON
         assert gathered(layers, 0).device.type == "cpu"
         assert len(gathered(layers, 0)) == len(LAYERS_ON)

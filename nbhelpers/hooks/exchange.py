@@ -1,0 +1,52 @@
+"""Exchange functions that models look up by name, while blocks of any thread run."""
+
+import contextlib
+import sys
+import threading
+
+from transformers import AttentionInterface
+
+_LOCK = threading.Lock()
+_EXCHANGED = {}  # by (id of a table, key): [what was there, blocks that run]
+
+
+@contextlib.contextmanager
+def exchanged(entries, wrap):
+    """Run a block in which every entry, (table, key), holds `wrap` of what it held.
+
+    Blocks that share an entry share its wrapper, which must find out by itself whose call it is; the last one
+    puts back what was there.
+    """
+    with _LOCK:
+        for table, key in entries:
+            held = _EXCHANGED.setdefault((id(table), key), [table[key], 0])
+            if not held[1]:
+                table[key] = wrap(held[0])
+            held[1] += 1
+    try:
+        yield
+    finally:
+        with _LOCK:
+            for table, key in entries:
+                held = _EXCHANGED[id(table), key]
+                held[1] -= 1
+                if not held[1]:
+                    table[key] = held[0]
+                    del _EXCHANGED[id(table), key]
+
+
+def attention_entries(modules):
+    """Return where these modules find their attention functions, as pairs (table, key).
+
+    That is transformers' table, the table that a modelling file may have of its own, and its function
+    `eager_attention_forward`.
+    """
+    tables = [AttentionInterface._global_mapping]
+    entries = []
+    for name in sorted({kind.__module__ for module in modules for kind in type(module).__mro__}):
+        scope = vars(sys.modules[name]) if name in sys.modules else {}
+        if "eager_attention_forward" in scope:
+            entries.append((scope, "eager_attention_forward"))
+        tables.append(getattr(scope.get("ALL_ATTENTION_FUNCTIONS"), "_local_mapping", {}))
+    tables = {id(table): table for table in tables}.values()  # most files have no table of their own
+    return [*((table, "sdpa") for table in tables if "sdpa" in table), *entries]

@@ -1,0 +1,242 @@
+"""What is captured is what the model uses: proved while it runs, whatever the family and the thread."""
+
+import functools
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from tiny_models import (
+    Whole,
+    capture_quietly,
+    captured_matrix,
+    effective_attention,
+    make_model,
+    make_padding,
+    make_tokens,
+)
+
+from nbhelpers.hooks import attention, exchange, flash
+from nbhelpers.hooks.ablation import output_projection
+from nbhelpers.hooks.attention import Recorder, innermost_attention, interface_route
+from nbhelpers.hooks.recompute import cache_attention
+from nbhelpers.profiles import Profiles
+
+MLA = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
+DENSE = {"mlp_layer_types": ["dense"] * 2, "moe_intermediate_size": 48, "num_experts_per_tok": 2}
+EXPERTS = {"n_routed_experts": 4, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 2}
+SPARSE = MLA | DENSE | EXPERTS | {"index_topk": 8, "index_n_heads": 4, "index_head_dim": 16}
+LINEAR = {f"linear_{name}": size for name, size in {
+    "num_key_heads": 2, "num_value_heads": 4, "key_head_dim": 8, "value_head_dim": 8,
+}.items()}  # fmt: skip
+STACKS = {f"{stack}_{name}": size for stack in ("encoder", "decoder") for name, size in {
+    "layers": 2, "ffn_dim": 48, "attention_heads": 4, "sparse_step": 1,
+}.items()}  # fmt: skip
+FAMILIES = {
+    "deepseek_v32": SPARSE,
+    "glm_moe_dsa": SPARSE | {"indexer_types": ["full"] * 2},
+    "minimax_m3_vl_text": DENSE | {
+        "num_key_value_heads": 2, "head_dim": 16, "rotary_dim": 8, "num_local_experts": 4,
+        "dense_intermediate_size": 48, "index_topk_blocks": 2, "index_block_size": 4, "index_n_heads": 2,
+        "index_head_dim": 8,
+    },
+    "inkling2_text": DENSE | {"num_key_value_heads": 2, "head_dim": 8, "n_routed_experts": 4},
+    "qwen3_next": LINEAR | {
+        "layers": 4, "layer_types": ["linear_attention", "full_attention"] * 2, "num_experts": 2,
+        "num_experts_per_tok": 1, "head_dim": 16, "num_key_value_heads": 2,
+    },
+    "jamba": {
+        "layers": 4, "attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 2, "mamba_dt_rank": 4,
+        "num_key_value_heads": 2,
+    },
+    "albert": {"embedding_size": 32},
+    "nllb-moe": STACKS | {"d_model": 32, "num_experts": 4, "decoder_start_token_id": 2},
+}  # fmt: skip
+HYBRID = {"qwen3_next": [1, 3], "jamba": [1, 3]}
+
+
+def model_of(family):
+    return make_model(family, std=0.1, **FAMILIES.get(family, {}))
+
+
+@pytest.mark.parametrize("family", ["llama", *FAMILIES])
+def test_what_is_captured_is_what_the_model_uses(family):
+    model, ids = model_of(family), make_tokens(40)
+    double = model.config.is_encoder_decoder
+    inputs = {"decoder_input_ids": ids.roll(1, 1)} if double else {}
+    with torch.inference_mode():
+        before = model(input_ids=ids, use_cache=False, **inputs).logits
+        found = effective_attention(model, lambda: model(input_ids=ids, use_cache=False, **inputs))
+        with interface_route(model, Recorder(model, [Whole()])):
+            during = model(input_ids=ids, use_cache=False, **inputs).logits
+    assert torch.equal(before, during)
+    for stream in ("encoder", "decoder", "cross") if double else ("self",):
+        ask = {"stream": stream, "decoder_ids": inputs["decoder_input_ids"]} if double else {}
+        wanted = torch.stack([attn for name, attn in found if not double or place(name) == stream], 1)
+        got = captured_matrix(model, ids, **ask)
+        assert got.shape == wanted.shape
+        assert abs(got - wanted.numpy()).max() < 1e-5
+        profiles = capture_quietly(model, ids, **ask)
+        assert profiles.layers == HYBRID.get(family, [0, 1])
+        assert 0 <= profiles.provenance["proof"] < 1e-5  # exactly 0 where both take the same steps
+
+
+def place(name):
+    return "cross" if "cross" in name else name.split(".")[1]
+
+
+def faulty(fault):
+    """Return what forms probabilities, with a fault."""
+
+    def score_blocks(module, query, key, mask, rows, **options):
+        return original(module, query, key, *fault(mask, rows, options), **options)
+
+    original = attention.score_blocks
+    return score_blocks
+
+
+def without(name):
+    def ignore(mask, rows, options):
+        del options[name]
+        return mask, rows
+
+    return ignore
+
+
+def scaled(mask, rows, options):
+    options["scaling"] *= 1.05
+    return mask, rows
+
+
+FAULTS = {
+    "mask swapped": ("mistral", lambda mask, rows, options: (None, rows)),
+    "padding not masked": ("bert", lambda mask, rows, options: (None, rows)),
+    "scale changed": ("llama", scaled),
+    "sinks ignored": ("gpt_oss", without("s_aux")),
+    "soft cap ignored": ("gemma2", without("softcap")),
+    "bias ignored": ("t5", without("position_bias")),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_an_error_and_nothing_is_kept(monkeypatch, tmp_path, fault):
+    family, change = FAULTS[fault]
+    model, ids = make_model(family), make_tokens(40)
+    mask = make_padding(40, "right") if fault == "padding not masked" else None
+    assert capture_quietly(model, ids, attention_mask=mask).provenance["proof"] < 1e-5
+    monkeypatch.setattr(attention, "score_blocks", faulty(change))
+    said = rf"{family}: .* layers \[[01, ]+\] .* misses .* by \d.*allowed 0.001.*Nothing is kept.*register_"
+    with pytest.raises(RuntimeError, match=said):
+        capture_quietly(model, ids, attention_mask=mask, cache=tmp_path, chunk=7)
+    assert not list(tmp_path.rglob("*.safetensors"))
+    if mask is None:
+        with pytest.raises(RuntimeError, match=said):
+            cache_attention(model, ids[:1])
+
+
+def test_the_fused_passes_are_proved_too(monkeypatch, llama):
+    monkeypatch.setattr(flash, "suits", lambda *_: True)
+    assert 0 < capture_quietly(llama, make_tokens(24)).provenance["proof"] < 1e-5
+    monkeypatch.setattr(attention, "score_blocks", faulty(scaled))
+    with pytest.raises(RuntimeError, match=r"misses the model's own output by"):
+        capture_quietly(llama, make_tokens(24))
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_no_fault(dtype, implementation):
+    model = make_model().to(dtype)
+    model.set_attn_implementation(implementation)
+    assert capture_quietly(model, make_tokens(64)).provenance["proof"] < 0.05
+
+
+def test_the_weakest_proof_of_all_batches_is_stated(llama):
+    one = capture_quietly(llama, make_tokens(20, n=1))
+    parts = [one.with_provenance(proof=proof) for proof in (1e-7, 3e-7, 2e-7)]
+    assert Profiles.concatenate(parts).provenance["proof"] == 3e-7
+    unproved = capture_quietly(make_model("bloom"), make_tokens(20), batch_size=1).provenance["proof"]
+    assert unproved == "not proved: the 'module' route shows no values"
+
+
+def test_an_unknown_option_is_refused_by_name(monkeypatch, llama):
+    module = innermost_attention(llama)[1]
+    original = type(module).forward
+    for option, said in ((torch.ones(3), r"a tensor \(3,\)"), (0.1, "0.1"), (None, None), (False, None)):
+        strange = functools.partial(original, module, strange=option)
+        monkeypatch.setattr(module, "forward", strange)
+        if said is None:
+            capture_quietly(llama, make_tokens(9))
+        else:
+            with pytest.raises(
+                NotImplementedError, match=rf"LlamaAttention .* strange = {said}, .* not know"
+            ):
+                capture_quietly(llama, make_tokens(9))
+
+
+def test_layers_are_told_apart_and_counted(monkeypatch):
+    with pytest.raises(
+        RuntimeError, match=r"diffllama: attention ran 4 times in 2 modules .*\(2 layers are conf"
+    ):
+        capture_quietly(make_model("diffllama", num_key_value_heads=2), make_tokens(16))
+    model = make_model(layers=4)
+    del model.model.layers[1]
+    assert capture_quietly(model, make_tokens(16)).layers == [0, 2, 3]
+    seen = Recorder.wants
+    monkeypatch.setattr(Recorder, "wants", lambda self, module: module.layer_idx != 2 and seen(self, module))
+    with pytest.raises(RuntimeError, match=r"attention of model\.layers\.1\.self_attn was not seen"):
+        capture_quietly(model, make_tokens(16))
+
+
+def test_layers_keep_their_numbers(tmp_path):
+    model, ids = model_of("qwen3_next"), make_tokens(24)
+    profiles = capture_quietly(model, ids)
+    assert Profiles.load(profiles.save(tmp_path / "p.safetensors")).layers == [1, 3]
+    kept = cache_attention(model, ids[:1])
+    last = kept.layer(3).mean(-2)
+    torch.testing.assert_close(last, capture_quietly(model, ids[:1]).key_profile[0, 1], rtol=1e-5, atol=1e-6)
+    with pytest.raises(IndexError, match="layer 2 .* layers 1, 3"):
+        kept.layer(2)
+    assert output_projection(model, 3) is model.model.layers[3].self_attn.o_proj
+
+
+@pytest.mark.parametrize("family", ["llama", "falcon"])
+def test_threads_do_not_meet(family):
+    """Captures of one model in several threads are right, and plain forward passes beside them untouched."""
+    model, ids = make_model(family), make_tokens(48)
+    with torch.inference_mode():
+        plain = model(ids).logits
+    right, barrier = capture_quietly(model, ids).key_profile, threading.Barrier(4)
+
+    def captures():
+        barrier.wait(timeout=60)
+        return [torch.equal(capture_quietly(model, ids).key_profile, right) for _ in range(15)]
+
+    @torch.inference_mode()
+    def forwards():
+        barrier.wait(timeout=60)
+        return [torch.equal(model(ids).logits, plain) for _ in range(60)]
+
+    with ThreadPoolExecutor(4) as pool:
+        found = [pool.submit(work) for work in (captures, captures, captures, forwards)]
+        assert all(all(each.result()) for each in found)
+    assert not exchange._EXCHANGED
+    assert model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("family", ["llama", "bloom"])
+def test_a_capture_inside_a_capture(family):
+    """Of the same model and of another one: both are right."""
+    model, other, ids = make_model(family), make_model("llama", seed=3), make_tokens(24)
+    wanted = [capture_quietly(each, ids).key_profile for each in (model, other)]
+    inner = []
+
+    def again(module, args):
+        if not inner:
+            inner.append(None)
+            inner[:] = [capture_quietly(each, ids).key_profile for each in (model, other)]
+
+    handle = innermost_attention(model)[1].register_forward_pre_hook(again)
+    outer = capture_quietly(model, ids).key_profile
+    handle.remove()
+    assert torch.equal(outer, wanted[0])
+    assert all(map(torch.equal, inner, wanted))
