@@ -1,3 +1,5 @@
+import dataclasses
+
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
@@ -41,6 +43,15 @@ def test_head_map_draws_the_mean_over_sequences_and_parts_the_kv_groups(table, a
     head_map(bits, "spectral_entropy", ax=ax)
     assert ax.collections[-1].colorbar.ax.get_ylabel() == "spectral entropy (bits)"
     assert layer_trend(bits, "spectral_entropy", ax=ax, n_boot=2).get_ylabel() == "spectral entropy (bits)"
+
+
+def test_layers_without_attention_are_blank(table, ax):
+    sparse = dataclasses.replace(table, layers=[1, 2, 4])
+    cells = drawn_cells(head_map(sparse, "spectral_entropy", ax=ax))
+    np.testing.assert_allclose(cells[[1, 2, 4]], table.values("spectral_entropy").mean(0), rtol=1e-12)
+    assert np.ma.filled(np.ma.masked_invalid(cells), -1.0)[[0, 3]].tolist() == [[-1.0] * 4] * 2
+    ax.clear()
+    assert sorted(set(layer_trend(sparse, "low_band", ax=ax, n_boot=9).lines[0].get_xdata())) == [1, 2, 4]
 
 
 @pytest.mark.parametrize("kv_groups", [None, [0, 1, 2, 3]])

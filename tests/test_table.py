@@ -1,5 +1,7 @@
 """HeadTable: order of values, summary against numpy, intervals, and what a file gives back."""
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -36,6 +38,17 @@ def test_the_frame_is_the_slow_loop(values):
     pd.testing.assert_frame_equal(make(values).frame(), pd.DataFrame(rows, columns=columns), check_exact=True)
     averaged = make(values, averaged=True).frame()
     assert averaged.sequence.unique().tolist() == [AVERAGED, 0, 1, 2, 3, 4]
+
+
+def test_layers_keep_their_numbers(values, tmp_path):
+    facts = FACTS | {"stream": "self", "model": {"name": "tiny", "n_layers": 6}}
+    table = dataclasses.replace(make(values, provenance=facts), layers=[0, 2, 3])
+    assert table.per_head().layer.unique().tolist() == [0, 2, 3]
+    for each in (table, HeadTable.from_parquet(table.to_parquet(tmp_path / "t.parquet"))):
+        found = each.by_layer("band")
+        np.testing.assert_array_equal(found[:, [0, 2, 3]], values["band"])
+        assert found.shape == (6, 6, 4)
+        assert np.isnan(found[:, [1, 4, 5]]).all()
 
 
 def test_values_and_facts_are_copies(values):

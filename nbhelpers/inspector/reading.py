@@ -23,6 +23,7 @@ from nbhelpers.kernels import wavelets
 from nbhelpers.metrics import Signals
 from nbhelpers.protocol import BANDS, PAPER, SIGNALS, Protocol
 from nbhelpers.table import HeadTable
+from nbhelpers.words import listed
 
 FIRST_METRICS = (
     *BANDS,
@@ -101,8 +102,13 @@ class Reading:
 
     @property
     def shape(self):
-        """Layers and heads per layer."""
-        return tuple(self.observation.profiles.key_profile.shape[1:3])
+        """Layers of the model and heads per layer; not every layer need have attention."""
+        return self.table.n_layers, len(self.kv_groups)
+
+    @property
+    def layers(self):
+        """The numbers of the layers that have attention."""
+        return self.observation.profiles.layers
 
     @property
     def kv_groups(self):
@@ -144,8 +150,8 @@ class Reading:
         return [*first, *(name for name in names if name not in first)]
 
     def values(self, metric):
-        """Return a metric of all heads, array (layer, head)."""
-        return self.table.values(metric)[0]
+        """Return a metric of all heads, array (layer, head); NaN in layers without attention."""
+        return self.table.by_layer(metric)[0]
 
     def null_value(self, metric):
         """Return what uniform attention has, the same for every head."""
@@ -182,20 +188,21 @@ class Reading:
         """
         self.require_head(layer, head)
         attn = self._layer(layer, wait)[head]  # (query, key)
+        row = self.layers.index(layer)
         profiles, null = self.observation.profiles, self._uniform.profiles
-        psd, null_psd = self.signals.psd[0, layer, head], self.null_signals.psd[0, layer, head]  # (freq,)
-        coefficients = [level[0, layer, head].numpy() for level in self.signals.coefficients]
+        psd, null_psd = self.signals.psd[0, row, head], self.null_signals.psd[0, row, head]  # (freq,)
+        coefficients = [level[0, row, head].numpy() for level in self.signals.coefficients]
         taps, periodic = pywt.Wavelet(self.protocol.wavelet).dec_len, self.protocol.mode == "periodization"
         return HeadView(
             layer=layer,
             head=head,
             kv_group=self.kv_groups[head],
             attn=attn.numpy(),
-            key_profile=profiles.key_profile[0, layer, head].numpy(),
-            null_key_profile=null.key_profile[0, layer, head].numpy(),
+            key_profile=profiles.key_profile[0, row, head].numpy(),
+            null_key_profile=null.key_profile[0, row, head].numpy(),
             lags=np.asarray(profiles.coordinates["lag_profile"]),
-            lag_profile=profiles.lag_profile[0, layer, head].numpy(),
-            null_lag_profile=null.lag_profile[0, layer, head].numpy(),
+            lag_profile=profiles.lag_profile[0, row, head].numpy(),
+            null_lag_profile=null.lag_profile[0, row, head].numpy(),
             frequency=self.signals.frequency.numpy(),
             psd=(psd / psd.sum()).numpy(),
             null_psd=(null_psd / null_psd.sum()).numpy(),
@@ -223,7 +230,8 @@ class Reading:
         """Return the heads (layer, head) whose largest share is that of a band, the largest share first."""
         shares = np.stack([self.values(name) for name in self.protocol.band_names])  # (band, layer, head)
         number = self.protocol.band_names.index(band)
-        own, found = shares[number], np.argwhere(shares.argmax(0) == number)
+        own = shares[number]
+        found = np.argwhere((shares.argmax(0) == number) & np.isfinite(own))
         return [tuple(map(int, place)) for place in sorted(found, key=lambda place: -own[tuple(place)])]
 
     def ablate(self, layer, head):
@@ -247,6 +255,12 @@ class Reading:
                 f"there is no layer {layer}, head {head}: layers run from 0 to {n_layers - 1}, heads from 0 "
                 f"to {n_heads - 1}"
             )
+        if layer not in self.layers:
+            raise IndexError(f"layer {layer} has no softmax attention; the layers {listed(self.layers)} have")
+
+    def nearest_head(self, layer, head):
+        """Return the head itself or, if the model has fewer or its layer no attention, the nearest one."""
+        return min(self.layers, key=lambda other: abs(other - layer)), min(head, len(self.kv_groups) - 1)
 
 
 def percentile(values, value):

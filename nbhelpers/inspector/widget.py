@@ -10,6 +10,7 @@ import threading
 import time
 
 import ipywidgets as widgets
+import numpy as np
 from tqdm.auto import tqdm
 
 from nbhelpers.inputs.models import LoadedModel, load_model
@@ -86,7 +87,8 @@ class HeadInspector(widgets.VBox):
     """
 
     def __init__(self, reading: Reading, *, selected, metric, folder, length, seconds):
-        self.reading, self.selected, self.pinned = reading, tuple(selected), None
+        selected = tuple(selected) if any(selected) else reading.nearest_head(0, 0)  # the first that there is
+        self.reading, self.selected, self.pinned = reading, selected, None
         self.ablations, self.click_seconds, self.error = [], [], None
         self.reading.require_head(*self.selected)
         self.reading.values(metric)
@@ -128,10 +130,11 @@ class HeadInspector(widgets.VBox):
         heads = self.reading.heads_of_band(BANDS[band])
         if not heads:
             values = self.reading.values(BANDS[band])
-            layer, head = divmod(int(values.argmax()), values.shape[1])
+            layer, head = divmod(int(np.nanargmax(values)), values.shape[1])
             self.select(layer, head)
             return self._say(
-                f"No head has most of its power in the {band} band; the largest share, {values.max():.3f}, "
+                f"No head has most of its power in the {band} band; the largest share, "
+                f"{values[layer, head]:.3f}, "
                 "is that of the head now selected."
             )
         at = heads.index(self.selected) + direction if self.selected in heads else 0
@@ -228,12 +231,11 @@ class HeadInspector(widgets.VBox):
         with self._lock, self._silently():
             c = self.controls
             metric = metric or c.metric.value
-            n_layers, n_heads = reading.shape
             if reading.token_ids is not self.reading.token_ids:
                 self.ablations, c.ablation.value, c.links.value = [], "", ""
             self.reading = reading
-            self.selected = (min(self.selected[0], n_layers - 1), min(self.selected[1], n_heads - 1))
-            if self.pinned and not (self.pinned[0] < n_layers and self.pinned[1] < n_heads):
+            self.selected = reading.nearest_head(*self.selected)
+            if self.pinned and reading.nearest_head(*self.pinned) != self.pinned:
                 self.pinned = None
             c.metric.options = [(metric_label(name, reading.protocol), name) for name in reading.metrics]
             c.metric.value = metric if metric in reading.metrics else reading.metrics[0]

@@ -194,7 +194,7 @@ def test_layers_keep_their_numbers(tmp_path):
     kept = cache_attention(model, ids[:1])
     last = kept.layer(3).mean(-2)
     torch.testing.assert_close(last, capture_quietly(model, ids[:1]).key_profile[0, 1], rtol=1e-5, atol=1e-6)
-    with pytest.raises(IndexError, match="layer 2 .* layers 1, 3"):
+    with pytest.raises(IndexError, match=r"layer 2 .* layers 1, 3"):
         kept.layer(2)
     assert output_projection(model, 3) is model.model.layers[3].self_attn.o_proj
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import pywt
 import torch
+from tiny_models import make_model
 
 from nbhelpers import nulls
 from nbhelpers.analysis import analyze
@@ -159,3 +160,20 @@ def test_an_encoder_has_everything_but_a_loss():
     with pytest.raises(ValueError, match="is an encoder"):
         reading.ablate(0, 0)
     assert reading.head(2, 3).lags[0] == 1 - reading.n_tokens
+
+
+def test_layers_without_attention_are_shown_as_such(tmp_path, tiny_tokenizer):
+    kinds = {"layer_types": ["conv", "full_attention", "full_attention"], "num_key_value_heads": 2}
+    make_model("lfm2", layers=3, vocab_size=300, **kinds).save_pretrained(tmp_path)
+    tiny_tokenizer.save_pretrained(tmp_path)
+    reading = read_text(load_model(tmp_path), TEXT, length=64)
+    values = reading.values("low_band")
+    assert values.shape == reading.shape == (3, 4)
+    assert np.isfinite(values).all(-1).tolist() == [False, True, True]
+    with pytest.raises(IndexError, match="layer 0 has no softmax attention; the layers 1 to 2 have"):
+        reading.head(0, 1)
+    assert reading.nearest_head(0, 9) == (1, 3)
+    view = reading.head(2, 1)
+    np.testing.assert_allclose(view.attn.mean(0), view.key_profile, rtol=1e-4, atol=1e-6)
+    assert all(layer > 0 for band in PAPER.band_names for layer, _ in reading.heads_of_band(band))
+    assert reading.ablate(2, 1).change != 0
