@@ -47,9 +47,9 @@ def test_head_map_draws_the_mean_over_sequences_and_parts_the_kv_groups(table, a
 
 def test_layers_without_attention_are_blank(table, ax):
     sparse = dataclasses.replace(table, layers=[1, 2, 4])
-    cells = drawn_cells(head_map(sparse, "spectral_entropy", ax=ax))
+    cells = np.ma.filled(drawn_cells(head_map(sparse, "spectral_entropy", ax=ax)), np.nan)
     np.testing.assert_allclose(cells[[1, 2, 4]], table.values("spectral_entropy").mean(0), rtol=1e-12)
-    assert np.ma.filled(np.ma.masked_invalid(cells), -1.0)[[0, 3]].tolist() == [[-1.0] * 4] * 2
+    assert np.isnan(cells[[0, 3]]).all()
     ax.clear()
     assert sorted(set(layer_trend(sparse, "low_band", ax=ax, n_boot=9).lines[0].get_xdata())) == [1, 2, 4]
 
