@@ -19,6 +19,11 @@ def listed(numbers):
     return ", ".join(map(str, numbers))
 
 
+def first_names(names):
+    """Return the first three of some names in words."""
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
 def memory(megabytes):
     """Return a memory size in words: "512 MB", "12 GB"; "?" for NaN."""
     if megabytes != megabytes:

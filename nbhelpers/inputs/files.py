@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from importlib import metadata, resources
 from pathlib import Path
 
+from nbhelpers.words import first_names
+
 from . import gguf_files
 from .hub import ask_hub
-from .weights import listed, read_exactly
+from .weights import read_exactly
 
 ZOO_PREFIX = "zoo:"
 ZOO_INDEX = "models.json"
@@ -225,7 +227,7 @@ def _parts(path):
     missing = [part.name for part in parts if not part.exists()]
     if missing:
         lacking = f"of the {n_parts} files of the split model {path} {len(missing)} are missing"
-        raise FileNotFoundError(f"{lacking}: {listed(missing)}; put them beside it")
+        raise FileNotFoundError(f"{lacking}: {first_names(missing)}; put them beside it")
     return parts
 
 
@@ -292,8 +294,8 @@ def _refuse_other_weights(names, where):
         return
     pickled = sorted(name for name in names if name.endswith(_PICKLED))
     if pickled:
-        raise ValueError(f"{where} holds only {listed(pickled)}: {_NO_PICKLES}")
-    others = listed(sorted(name for name in names if name.endswith(".safetensors")))
+        raise ValueError(f"{where} holds only {first_names(pickled)}: {_NO_PICKLES}")
+    others = first_names(sorted(name for name in names if name.endswith(".safetensors")))
     raise FileNotFoundError(
         f"{where} holds a config.json but no weights ({' or '.join(sorted(_WEIGHTS))})"
         + (f"; {others} would not be read under this name" if others else "")
@@ -318,11 +320,11 @@ def require_safetensors(files, stated, name):
             raise ValueError(f"the index {chosen} of {name!r} is damaged; download it again") from error
     pickled = sorted(str(file) for file in named if not str(file).endswith(".safetensors"))
     if pickled:
-        raise ValueError(f"{chosen} of {name!r} names {listed(pickled)}: {_NO_PICKLES}")
+        raise ValueError(f"{chosen} of {name!r} names {first_names(pickled)}: {_NO_PICKLES}")
     missing = sorted(named - files.names)
     if missing:
         raise FileNotFoundError(
-            f"the model in {files.path} lacks {listed(missing)}, {len(missing)} of the {len(named)} "
+            f"the model in {files.path} lacks {first_names(missing)}, {len(missing)} of the {len(named)} "
             f"files that its index {chosen} names; download it again"
         )
 

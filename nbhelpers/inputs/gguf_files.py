@@ -2,8 +2,9 @@
 
 import math
 
+from nbhelpers.words import first_names
+
 from . import families
-from .weights import listed
 
 
 def open_parts(parts):
@@ -64,7 +65,7 @@ def require_all_read(readers, model, name):
         code = next(code for code, known in gguf.MODEL_ARCH_NAMES.items() if known == architecture)
         names = gguf.get_tensor_name_map(code, config.num_hidden_layers)
         read = {names.get_name(key, try_suffixes=(".weight", ".bias")) for key in model.state_dict()}
-        left_out = listed([tensor for tensor in tensors if tensor not in read])
+        left_out = first_names([tensor for tensor in tensors if tensor not in read])
         raise ValueError(
             f"of {held} weights in {name} transformers reads {taken}, not {left_out}; {_WAY_OUT}"
         )

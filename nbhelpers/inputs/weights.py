@@ -4,6 +4,8 @@ import inspect
 
 import torch
 
+from nbhelpers.words import first_names
+
 
 def read_exactly(classes, name, **options):
     """Return a model whose every tensor is its file's, of the first of the classes that takes them all.
@@ -30,7 +32,7 @@ def read_exactly(classes, name, **options):
     finally:
         logging.set_verbosity(verbosity)
     why = f"the weights of {name!r} are not the model of its configuration"
-    raise ValueError(f"{why}: {differences[0]}; download it again, or mend config.json")
+    raise ValueError(f"{why}: {differences[0]}; download it again, or correct config.json")
 
 
 def _difference(model, report):
@@ -53,12 +55,7 @@ def _difference(model, report):
         (unexpected, "{} tensors of the file have no place in it"),
         (reshaped, "{} tensors have another shape in the file"),
     )
-    return "; ".join(f"{words.format(len(keys))} ({listed(keys)})" for keys, words in parts if keys)
-
-
-def listed(names):
-    """Return the first three of some names in one phrase."""
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    return "; ".join(f"{words.format(len(keys))} ({first_names(keys)})" for keys, words in parts if keys)
 
 
 def _heads(config):
