@@ -2,8 +2,6 @@
 
 import inspect
 
-import torch
-
 from nbhelpers.words import first_names
 
 
@@ -60,6 +58,7 @@ def _difference(model, report):
 
 def _heads(config):
     """Return the names of all parts that transformers puts on top of a model of this kind."""
+    import torch
     import transformers
 
     autos = [getattr(transformers, name) for name in dir(transformers) if name.startswith("AutoModelFor")]
