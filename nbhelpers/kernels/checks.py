@@ -12,7 +12,6 @@ __all__ = [
     "negative_p_log_p",
     "require_finite",
     "require_option",
-    "require_whole",
 ]
 
 
