@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from nbhelpers.arguments import checked
 from nbhelpers.hooks.capture import capture
 from nbhelpers.hooks.reductions import LocalMass, RowMetrics
 from nbhelpers.inputs.text import scaled_variant
@@ -18,6 +19,7 @@ from nbhelpers.protocol import PAPER, SIGNALS
 from nbhelpers.table import HeadTable
 
 
+@checked
 @dataclass(frozen=True)
 class Observation:
     """What was seen of a model's attention: profiles of some sequences and of their scaled variants.
@@ -42,6 +44,7 @@ class Observation:
         return Observation(function(self.profiles), scaled, self.scaled_variant)
 
 
+@checked
 def analyze(model, token_ids, protocol=PAPER, *, corpus=None, seed=0, **options):
     """Measure every head of a model on some sequences under a protocol.
 
@@ -69,6 +72,7 @@ def analyze(model, token_ids, protocol=PAPER, *, corpus=None, seed=0, **options)
     return measure(observe(model, token_ids, protocol, corpus=corpus, seed=seed, **options), protocol)
 
 
+@checked
 def observe(model, token_ids, protocol=PAPER, *, corpus=None, seed=0, **options):
     """Run a model over sequences and their scaled variants, and keep what :func:`measure` needs.
 
@@ -112,6 +116,7 @@ def measure(observation, protocol=PAPER):
     return _table(measure_signals(signals_of(observation, protocol)), observation.profiles, protocol)
 
 
+@checked
 def signals_of(observation, protocol=PAPER):
     """Return the :class:`Signals` that :func:`measure` computes its metrics from."""
     _require_measurable(protocol)

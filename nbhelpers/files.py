@@ -11,6 +11,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from nbhelpers.arguments import RULES
+
 METADATA = b"nbhelpers"  # the key of our JSON in the schema of a Parquet file
 
 
@@ -98,7 +100,7 @@ def read_parquet_metadata(path):
 
 
 def _read(read, path, **options):
-    if not Path(path).exists():
+    if not Path(RULES["path"]("path", path)).exists():
         raise FileNotFoundError(f"There is no file {path}.")
     try:
         return read(path, **options)

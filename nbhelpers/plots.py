@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 
+from nbhelpers.arguments import array, checked, head_table, one_of, several, text
 from nbhelpers.metrics import find_metric, metric_label
 from nbhelpers.protocol import BANDS, PAPER
 
@@ -22,6 +23,7 @@ SOURCES = {
 COMPARED = ("row", "metric", "value", "source")
 
 
+@checked(center=None)
 def head_map(data, metric=None, *, ax=None, kv_groups=None, label=None, center=None, **options):
     """Draw a metric of every head as a layer × head heat map, lines between the KV groups.
 
@@ -50,13 +52,12 @@ def head_map(data, metric=None, *, ax=None, kv_groups=None, label=None, center=N
     return ax
 
 
+@checked(table=head_table, order=one_of("layer", "share"))
 def band_bars(table, *, ax=None, order="layer", bands=BANDS):
     """Draw the band shares of every head as stacked bars (the paper's Figure 2).
 
     Heads stand by "layer", a line between layers, or by "share" of the first band.
     """
-    if order not in ("layer", "share"):
-        raise ValueError(f"unknown order {order!r}; choose 'layer' or 'share'")
     heads = table.per_head()
     total = heads[list(bands)].sum(axis=1)
     if not np.allclose(total, 1, atol=1e-5):
@@ -83,12 +84,13 @@ def band_bars(table, *, ax=None, order="layer", bands=BANDS):
     return ax
 
 
+@checked(table=head_table)
 def layer_trend(table, metrics, *, ax=None, n_boot=1000, confidence=0.95, seed=0, ylabel=None):
     """Draw the mean over heads of metrics at each layer, with a bootstrap interval over sequences (Figure 3).
 
     Several metrics share the axis, so they must have one unit.
     """
-    metrics = [metrics] if isinstance(metrics, str) else list(metrics)
+    metrics = several(text, least=1)("metrics", [metrics] if isinstance(metrics, str) else metrics)
     if table.averaged:
         raise ValueError("layer_trend needs one value per sequence; measure with order='metric then mean'")
     parts = []
@@ -211,7 +213,7 @@ def _axes(ax):
 def _per_head(data, metric, kv_groups):
     """Return values and KV groups of a HeadTable or an array."""
     if not hasattr(data, "per_head"):
-        return np.asarray(data, dtype=float), kv_groups
+        return array("data", data).astype(float), kv_groups
     if metric is None:
         raise ValueError(f"say which metric of the table to draw: {', '.join(data.metrics)}")
     values = data.by_layer(metric)

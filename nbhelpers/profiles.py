@@ -10,13 +10,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from nbhelpers.arguments import RULES, checked, mapping, refuse, several, token_ids
 from nbhelpers.files import replacing
+from nbhelpers.kernels.checks import as_real
 from nbhelpers.kernels.entropy import require_distribution
 
 FORMAT = "nbhelpers-profiles-2"
 HEADER = ("axes", "coordinates", "kv_groups", "provenance", "layers")  # the fields that are no tensors
 
 
+@checked(axes=mapping, coordinates=mapping, n_real=token_ids)
 @dataclass(frozen=True)
 class Profiles:
     """Per-head reductions of the attention of some sequences; not changed after they are made.
@@ -55,6 +58,8 @@ class Profiles:
 
     def __post_init__(self):
         for name, array in self.arrays.items():
+            if name not in self.axes:
+                raise ValueError(f"{name} has no axes; each array has some, of {', '.join(self.axes)}.")
             if array.ndim != len(self.axes[name]):
                 raise ValueError(f"{name} has shape {tuple(array.shape)} but axes {self.axes[name]}.")
             if self.layers is None:
@@ -95,6 +100,7 @@ class Profiles:
         return dataclasses.replace(self, provenance=self.provenance | facts)
 
     @classmethod
+    @checked
     def from_attention(cls, attn, *, causal, kv_groups=None, provenance=None):
         """Reduce whole attention matrices, where they fit into memory.
 
@@ -113,12 +119,9 @@ class Profiles:
         Profiles
             key_profile, last_query, lag_profile, and local_mass at 0, the powers of two below n, and 16.
         """
-        attn = torch.as_tensor(attn)
+        attn = attn if isinstance(attn, torch.Tensor) else as_real(attn, "attn")
         if attn.ndim != 5 or attn.shape[-1] != attn.shape[-2] or attn.numel() == 0:
-            raise ValueError(
-                f"attn has shape {tuple(attn.shape)}; expected (sequence, layer, head, query, key) with as "
-                "many keys as queries."
-            )
+            refuse("attn", attn, "of shape (sequence, layer, head, query, key) with as many keys as queries")
         require_distribution(attn)
         attn = attn if attn.dtype == torch.float64 else attn.float()
         if causal and bool((attn.triu(1) > 0).any()):
@@ -141,10 +144,11 @@ class Profiles:
             axes={name: ("sequence", "layer", "head", axis) for name, axis in own.items()},
             coordinates={name: positions[axis] for name, axis in own.items()},
             n_real=torch.full((len(attn),), n),
-            kv_groups=list(range(attn.shape[2]) if kv_groups is None else kv_groups),
-            provenance=dict(provenance or {}),
+            kv_groups=list(range(attn.shape[2])) if kv_groups is None else kv_groups,
+            provenance={} if provenance is None else provenance,
         )
 
+    @checked
     def save(self, path, *, label=""):
         """Write to one safetensors file, whole or not at all, with a checksum of all that it holds.
 
@@ -159,6 +163,7 @@ class Profiles:
         return Path(path)
 
     @classmethod
+    @checked
     def load(cls, path, *, label=None):
         """Read what :meth:`save` wrote; a file that is damaged, of another kind or label is a ValueError."""
         path = Path(path)
@@ -181,13 +186,12 @@ class Profiles:
         return cls(n_real=tensors.pop("n_real"), arrays=tensors, **fields)
 
     @classmethod
+    @checked(parts=several(RULES["profiles"], least=1))
     def concatenate(cls, parts):
         """Join profiles of other sequences of the same model, reductions and length along ``sequence``.
 
         The provenance is that of the first, with the number of sequences of all.
         """
-        if not parts:
-            raise ValueError("There are no profiles to join; pass at least one.")
         first = parts[0]
         for part in parts[1:]:
             differing = [name for name, value in _kind(first).items() if _kind(part)[name] != value]

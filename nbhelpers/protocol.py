@@ -14,21 +14,10 @@ from itertools import pairwise
 
 import pywt
 
-SIGNALS = ("key_profile", "last_query", "lag_profile")  # what is kept of attention and can be measured again
+from nbhelpers.arguments import OPTIONS, checked, log_base, one_of, several, share, whole
+
+SIGNALS = OPTIONS["signal"][:3]  # what is kept of attention and can be measured again
 BANDS = ("low_band", "mid_band", "high_band")
-OPTIONS = {
-    "signal": (*SIGNALS, "rows"),
-    "sink": ("keep", "drop_renormalise"),
-    "detrend": ("none", "mean"),
-    "window": ("hann", "boxcar"),
-    "pad": (1, 2, "next_pow2"),
-    "sided": ("one", "two"),
-    "mode": ("symmetric", "zero", "periodization"),
-    "level": ("shortest", "own"),
-    "order": ("metric then mean", "mean then metric"),
-    "scaled_variant": ("prefix", "stride", "random"),
-    "alignment": ("concatenate-truncate", "per-level", "interpolate"),
-}
 
 # For each field: what the paper says or leaves open, and why PAPER fills it as it does.
 REASONS = {
@@ -58,6 +47,20 @@ REASONS = {
 }  # fmt: skip
 
 
+def _count(low):
+    """Return the rule of a whole number that may come as 16.0, so that equal choices have one hash."""
+    return lambda name, n: whole(low)(name, int(n) if isinstance(n, float) and n.is_integer() else n)
+
+
+@checked(
+    **{name: one_of(*options) for name, options in OPTIONS.items()},
+    wavelet=one_of(*pywt.wavelist(kind="discrete")),
+    edges=several(share, rising=True),
+    factors=several(share),
+    log_base=log_base,
+    local_distance=_count(1),
+    entropy_windows=several(_count(2)),
+)
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
     """Choices that turn attention into numbers; immutable, comparable, hashable.
@@ -111,41 +114,6 @@ class Protocol:
     alignment: str = "concatenate-truncate"
     local_distance: int = 16
     entropy_windows: tuple[int, ...] = (16, 32, 64)
-
-    def __post_init__(self):
-        for field, options in OPTIONS.items():
-            value = getattr(self, field)
-            if value not in options or isinstance(value, bool):
-                listed = ", ".join(map(repr, options))
-                raise ValueError(f"Protocol.{field} is {value!r}; the options are {listed}.")
-        if self.wavelet not in pywt.wavelist(kind="discrete"):
-            listed = "pywt.wavelist(kind='discrete') lists the options, such as 'db2' and 'sym4'"
-            raise ValueError(f"Protocol.wavelet is {self.wavelet!r}; {listed}.")
-        self._settle_types()
-        if list(self.edges) != sorted({edge for edge in self.edges if 0 < edge < 1}):
-            raise ValueError(f"Protocol.edges must rise inside (0, 1), where 1 is Nyquist; got {self.edges}.")
-        if not all(0 < factor < 1 for factor in self.factors):
-            raise ValueError(f"Protocol.factors must lie inside (0, 1); got {self.factors}.")
-        if self.log_base is not None and not (self.log_base > 0 and self.log_base != 1):
-            raise ValueError(f"Protocol.log_base must be positive and not 1, or None; got {self.log_base}.")
-        if self.local_distance < 1 or not all(window > 1 for window in self.entropy_windows):
-            raise ValueError(
-                f"Protocol.local_distance must be at least 1 and every entropy window at least 2 tokens; got "
-                f"{self.local_distance} and {self.entropy_windows}."
-            )
-
-    def _settle_types(self):
-        """Give equal choices one form, so that they have one hash: 2 and 2.0, lists and tuples."""
-        settled = {
-            "pad": OPTIONS["pad"][OPTIONS["pad"].index(self.pad)],
-            "edges": tuple(map(float, self.edges)),
-            "factors": tuple(map(float, self.factors)),
-            "log_base": None if self.log_base is None else float(self.log_base),
-            "local_distance": int(self.local_distance),
-            "entropy_windows": tuple(map(int, self.entropy_windows)),
-        }
-        for field, value in settled.items():
-            object.__setattr__(self, field, value)
 
     @property
     def entropy_unit(self):

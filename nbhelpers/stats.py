@@ -5,6 +5,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats as scipy_stats
 
+from nbhelpers.arguments import any_array, array, check_all, checked, head_table, one_of, refuse, several
+
 LEAST_SEQUENCES = LEAST_SEEDS = 3  # for an interval
 SPREAD_FLOOR = 1e-6  # relative; attention is captured in float32, so a smaller spread is rounding
 OVER = ("heads", "heads of a layer", "sequences")
@@ -68,8 +70,10 @@ def mean_interval(values, *, n_boot=1000, confidence=0.95, seed=0):
     return Estimate(known.mean(), *drawn.confidence_interval, n=len(known))
 
 
+@checked(left_out=any_array)
 def jackknife_interval(value, left_out, *, confidence=0.95):
     """Return a value with its normal interval, from the values with each sequence left out, (sequence,)."""
+    left_out = np.atleast_1d(left_out)
     n = len(left_out)
     if n < 2:
         return Estimate(value, n=n)
@@ -100,6 +104,7 @@ def seed_interval(values, *, confidence=0.95):
     return Estimate(float(mean), float(mean - half), float(mean + half), n=len(values))
 
 
+@checked(table=head_table)
 def distribution_over_heads(table, metric, **options):
     """Return mean, std and iqr over heads of a metric, each with its interval (Table 3), by name.
 
@@ -117,6 +122,7 @@ def distribution_over_heads(table, metric, **options):
     return {name: bootstrap_interval(values, statistic=f, **options) for name, f in statistics.items()}
 
 
+@checked(table=head_table, over=one_of(*OVER))
 def position_spectrum_correlation(table, *, over="heads", n_boot=1000, confidence=0.95, seed=0):
     """Return the Pearson correlation of positional and spectral entropy (eqs. 8 and 9).
 
@@ -125,8 +131,6 @@ def position_spectrum_correlation(table, *, over="heads", n_boot=1000, confidenc
     each layer and sequence; "sequences": over the sequences, for each head. The mean of these correlations is
     returned, without those that are not defined because one of the entropies does not vary.
     """
-    if over not in OVER:
-        raise ValueError(f"unknown over={over!r}; choose one of {', '.join(map(repr, OVER))}")
     _require_sequences_kept(table)
     pair = [table.values(metric) for metric in ("positional_entropy", "spectral_entropy")]
     _require_sequences(len(pair[0]))
@@ -144,6 +148,8 @@ def pearson(x, y, *, axis):
 
     A spread of less than one part in a million of the mean is rounding of float32 and counts as constant.
     """
+    if x.shape != y.shape or not -x.ndim <= axis < x.ndim:
+        refuse("x", x, f"of the same shape as y, {y.shape}, with an axis {axis}")
     known = np.isfinite(x) & np.isfinite(y)
     count = np.maximum(known.sum(axis, keepdims=True), 1)
 
@@ -158,6 +164,7 @@ def pearson(x, y, *, axis):
     return ((x * y).sum(axis, keepdims=True) / (count * x_spread * y_spread)).squeeze(axis)
 
 
+@checked(given=several(any_array))
 def partial_correlation(x, y, given):
     """Return the Pearson correlation of what a linear fit on other variables leaves of x and y.
 
@@ -165,8 +172,11 @@ def partial_correlation(x, y, given):
     constant one changes nothing. Counted are the observations that are finite throughout; NaN where the fit
     leaves no more than rounding, or where there are fewer than 3 observations more than variables.
     """
-    x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
-    data = np.stack([x, y, *(np.broadcast_to(g, x.shape) for g in given)], -1)  # (..., observation, variable)
+    try:
+        data = [x, y, *(np.broadcast_to(each, x.shape) for each in given)]
+        data = np.stack(data, -1, dtype=np.float64)  # (..., observation, variable)
+    except ValueError:
+        refuse("y and given", [y.shape, *map(np.shape, given)], f"of the same shape as x, {x.shape}")
     known = np.isfinite(data).all(-1, keepdims=True)
     count = np.maximum(known.sum(-2, keepdims=True), 1)
     mean = np.where(known, data, 0.0).sum(-2, keepdims=True) / count
@@ -192,6 +202,7 @@ def known_mean(values, axis):
     return np.where(count > 0, np.where(known, values, 0.0).sum(axis) / np.maximum(count, 1), np.nan)[()]
 
 
+@checked(clusters=array, alternative=one_of(*EXTREME))
 def permutation_test(
     values, other, *, clusters, statistic=None, alternative="two-sided", n_draws=999, seed=0
 ):
@@ -207,8 +218,6 @@ def permutation_test(
     should then be centred at 0 without an association.
     """
     values, other = np.asarray(values, dtype=np.float64), np.asarray(other, dtype=np.float64)
-    if alternative not in EXTREME:
-        raise ValueError(f"unknown alternative={alternative!r}; choose one of {', '.join(EXTREME)}")
     members = _members(clusters, values, other)  # (group, member)
     statistic = statistic or (lambda x, y: float(pearson(x.ravel(), y.ravel(), axis=0)))
     generator = np.random.default_rng(seed)
@@ -232,17 +241,20 @@ def permutation_test(
     return Permutation(Estimate(value, null=float(draws.mean()), p_value=p_value), draws)
 
 
+@checked(method=one_of("bh", "by"))
 def false_discovery(p_values, *, method="bh"):
     """Return p-values adjusted for the number of tests; those below q hold a share of at most q false ones.
 
     All of them, of whatever shape, are one family. The method is "bh", Benjamini and Hochberg (independent or
     positively dependent tests), or "by", Benjamini and Yekutieli (any dependence).
     """
-    p_values = np.asarray(p_values, dtype=np.float64)
-    adjusted = scipy_stats.false_discovery_control(p_values, axis=None, method=method)
+    if not ((p_values >= 0) & (p_values <= 1)).all():
+        refuse("p_values", p_values, "numbers from 0 to 1")
+    adjusted = scipy_stats.false_discovery_control(p_values.astype(np.float64), axis=None, method=method)
     return adjusted.reshape(p_values.shape)
 
 
+@checked(against=any_array)
 def equivalence_test(values, margin, *, against=0.0, alpha=0.05):
     """Test whether a mean over sequences is within a margin of another, by two one-sided t-tests.
 
@@ -251,8 +263,8 @@ def equivalence_test(values, margin, *, against=0.0, alpha=0.05):
     the two: below `alpha` the means are equivalent, which is where the t-interval of confidence 1 − 2·alpha
     (90 %) of the difference lies inside ±margin.
     """
-    if not margin > 0:
-        raise ValueError(f"the margin must be positive, got {margin}")
+    if np.shape(against) not in ((), values.shape):
+        refuse("against", against, f"a number, or of the shape of values, {values.shape}")
     difference = _finite_sequences(np.asarray(values, dtype=np.float64) - against)
     n = len(difference)
     mean, half, error = _student(difference, 1 - alpha)
@@ -317,15 +329,15 @@ def _mean_correlation(x, y, over):
 
 def _members(clusters, values, other):
     """Return the heads of each KV group, (group, member)."""
-    clusters = np.asarray(clusters)
     if values.ndim != 2 or other.shape != values.shape or clusters.shape != values.shape[1:]:
-        raise ValueError(
-            f"values have shape {values.shape}, other {other.shape} and clusters {clusters.shape}; expected "
-            "(layer, head) twice and (head,)"
-        )
+        given = values.shape, other.shape, clusters.shape
+        refuse("values, other and clusters", given, "of shape (layer, head) twice and (head,)")
     groups, sizes = np.unique(clusters, return_counts=True)
     if len(groups) < 2 or len(set(sizes)) > 1:
         raise ValueError(
             f"whole groups are exchanged, so there must be at least 2 of one size; got sizes {sizes.tolist()}"
         )
     return np.stack([np.flatnonzero(clusters == group) for group in groups])
+
+
+check_all(globals())

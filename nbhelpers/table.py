@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
+from nbhelpers.arguments import array, checked, such_that
 from nbhelpers.files import read_parquet, write_parquet
 from nbhelpers.protocol import Protocol
 from nbhelpers.stats import jackknife_interval, known_mean, mean_interval
@@ -15,6 +16,7 @@ AXES = COLUMNS[:3]
 AVERAGED = -1  # the sequence number of a metric taken of signals averaged over sequences
 
 
+@checked
 @dataclass(frozen=True)
 class HeadTable:
     """Metrics of every head for every sequence; not changed after it is made.
@@ -41,8 +43,8 @@ class HeadTable:
     layers: list = None
 
     def __post_init__(self):
-        arrays = {name: np.asarray(values) for name, values in self.arrays.items()}  # tensors too
-        arrays = {name: array.astype(float, order="C") for name, array in arrays.items()}  # copies
+        arrays = {name: array(f"{name} of arrays", values) for name, values in self.arrays.items()}
+        arrays = {name: values.astype(float, order="C") for name, values in arrays.items()}  # copies
         object.__setattr__(self, "arrays", arrays)
         shapes = {array.shape for array in arrays.values()}
         if [(len(shape), *shape[2:]) for shape in shapes] != [(3, len(self.kv_groups))]:
@@ -76,6 +78,7 @@ class HeadTable:
         """Number of sequences."""
         return len(next(iter(self.arrays.values()))) - self.averaged
 
+    @checked
     def values(self, metric):
         """Return a copy of the array (sequence, layer, head) of a metric; left-one-out sequences included if
         averaged."""
@@ -132,6 +135,7 @@ class HeadTable:
             "kv_group": groups,
         }
 
+    @checked(null=such_that(lambda null: hasattr(null, "get"), "a number by metric"))
     def summary(self, *, null=None, n_boot=1000, confidence=0.95, seed=0):
         """Return mean, sd and IQR over heads of each metric, with an interval of the mean over sequences.
 
@@ -169,6 +173,7 @@ class HeadTable:
         found |= {"iqr": q75 - q25, "q25": q25, "q75": q75}
         return found | {"n_sequences": self.n_sequences, "n_heads": len(heads)}
 
+    @checked
     def to_parquet(self, path):
         """Write the tidy frame and the provenance to one Parquet file; return its path."""
         return write_parquet(self.frame(), path, self.provenance)

@@ -1,4 +1,7 @@
-"""Numbers in words, as progress lines and plans show them."""
+"""Numbers in words, as progress lines and plans show them; warnings."""
+
+import sys
+import warnings
 
 
 def duration(seconds):
@@ -29,3 +32,11 @@ def memory(megabytes):
     if megabytes != megabytes:
         return "?"
     return f"{megabytes:.0f} MB" if megabytes < 10_000 else f"{megabytes / 1024:.0f} GB"
+
+
+def warn(message):
+    """Warn at the line outside this package that a call came from."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == "nbhelpers":
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, stacklevel=level)

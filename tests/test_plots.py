@@ -145,7 +145,7 @@ def test_without_ax_a_new_figure_is_made_and_all_else_is_left_alone(table, draw)
         (lambda table: head_map(np.zeros(7)), r"\(7,\)"),
         (lambda table: head_map(np.zeros((2, 4)), kv_groups=[0, 0, 1]), "3 heads"),
         (lambda table: head_map(table, "colour"), "no metric 'colour'"),
-        (lambda table: band_bars(table, order="depth"), "unknown order"),
+        (lambda table: band_bars(table, order="depth"), "order of band_bars"),
         (lambda table: band_bars(table, bands=("low_band", "mid_band")), "over a head, not 1"),
         (lambda table: layer_trend(AVERAGED, "low_band"), "one value per sequence"),
         (lambda table: compare_rows(COMPARISON.drop(columns="source")), "source missing"),

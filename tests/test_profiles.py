@@ -178,7 +178,7 @@ ATTN = attention(2, 3, 4, 6, 6, scale=2)
     ("call", "message"),
     [
         (lambda: make(arrays={"row_psd": torch.rand(3, 2, 4)}), r"row_psd has shape \(3, 2, 4\)"),
-        (lambda: Profiles.concatenate([]), "at least one"),
+        (lambda: Profiles.concatenate([]), "parts of .* 1 or more"),
         (lambda: Profiles.from_attention(ATTN, causal=True), "pass causal=False"),
         (lambda: Profiles.from_attention(ATTN[..., 1:, :], causal=False), r"\(2, 3, 4, 5, 6\)"),
         (lambda: Profiles.from_attention(ATTN[0], causal=False), r"\(3, 4, 6, 6\)"),

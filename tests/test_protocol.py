@@ -68,7 +68,7 @@ def test_the_dictionary_is_plain_json_and_gives_the_protocol_back():
 @pytest.mark.parametrize("name", OPTIONS)
 def test_an_unknown_option_is_refused_with_the_list(name):
     for value in ("no such thing", None, True):
-        with pytest.raises(ValueError, match=f"Protocol.{name} is") as caught:
+        with pytest.raises(ValueError, match=f"{name} of Protocol must be one of") as caught:
             Protocol(**{name: value})
         assert all(repr(option) in str(caught.value) for option in OPTIONS[name])
 
@@ -86,7 +86,7 @@ def test_an_unknown_option_is_refused_with_the_list(name):
         ({"local_distance": 0}, "local_distance"),
         ({"wavelet": "db200"}, "db200"),
         ({"wavelet": "morl"}, "morl"),
-        ({"entropy_windows": (16, 1)}, "2 tokens"),
+        ({"entropy_windows": (16, 1)}, "from 2"),
     ],
 )
 def test_impossible_numbers_are_refused(change, said):
@@ -117,6 +117,10 @@ def test_band_names(edges, names):
 def test_the_shortest_variant_is_as_long_as_the_one_drawn():
     for length in range(4, 301):
         for factor in (0.5, 0.25, 0.29, 0.1, 0.7):
-            drawn = scaled_variant(torch.zeros(1, length), factor).shape[-1] if factor * length >= 1 else 1
+            drawn = (
+                scaled_variant(torch.zeros(1, length, dtype=torch.long), factor).shape[-1]
+                if factor * length >= 1
+                else 1
+            )
             assert PAPER.replace(factors=(factor,)).shortest(length) == drawn, (length, factor)
     assert PAPER.replace(level="own").shortest(128) == PAPER.replace(factors=()).shortest(128) == 128

@@ -5,6 +5,8 @@ from importlib import resources
 
 import pandas as pd
 
+from nbhelpers.arguments import checked, one_of
+
 from .verdicts import Claim, Criterion
 
 TABLES = {
@@ -18,6 +20,7 @@ TABLES = {
 }
 
 
+@checked(number=one_of(*TABLES))
 def paper_table(number):
     """Return one of the paper's tables as printed, a row per model (table 5: per checkpoint).
 
@@ -25,11 +28,6 @@ def paper_table(number):
     3 distribution over heads of spectral entropy and selectivity; 4 position encodings; 5 training
     checkpoints; 6 sizes of Pythia; 7 wavelet entropy per scale.
     """
-    if number not in TABLES:
-        listed = ", ".join(
-            f"{n} ({name.partition('_')[2][:-4].replace('_', ' ')})" for n, name in TABLES.items()
-        )
-        raise ValueError(f"the paper has the tables 1 to {len(TABLES)}, got {number!r}; they are {listed}")
     with resources.files("nbhelpers.data").joinpath("paper", TABLES[number]).open(encoding="utf-8") as file:
         return pd.read_csv(file)
 

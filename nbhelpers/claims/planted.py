@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from nbhelpers.arguments import checked, one_of
 from nbhelpers.profiles import Profiles
 
 BANKS = ("wavelet", "gabor", "alibi", "sink_local", "one_over_f", "iid")
@@ -35,6 +36,7 @@ class NoiseStrength(NamedTuple):
     key_noise: torch.Tensor
 
 
+@checked
 def planted_profiles(
     bank,
     *,
@@ -69,6 +71,7 @@ def planted_profiles(
     return joined.pop(1.0), joined
 
 
+@checked(bank=one_of(*BANKS))
 def planted_attention(bank, *, n_layers, n_heads, length, noise=0.0, key_noise=0.0, seed=0, sequence=0):
     """Return causal attention (layer, head, query, key) of one sequence from a bank whose truth is known.
 
@@ -84,10 +87,6 @@ def planted_attention(bank, *, n_layers, n_heads, length, noise=0.0, key_noise=0
     pair of `seed` and `sequence` gives the same attention, in float32. Its first t rows and columns are the
     attention of the prefix of t tokens, as in any causal model.
     """
-    if bank not in BANKS:
-        raise ValueError(f"unknown bank={bank!r}; choose one of {', '.join(map(repr, BANKS))}")
-    if min(noise, key_noise) < 0:
-        raise ValueError(f"noise and key_noise must be 0 or more, got {noise} and {key_noise}")
     generator = _generator(seed, bank, sequence)
     shape = (n_layers, n_heads, length, length)
     log_attn = _log_attention(bank, shape, seed, generator)  # broadcasts to shape

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nbhelpers.arguments import RULES, checked, one_of
 from nbhelpers.files import replacing, writable_folder
 
 SIZES = ("smoke", "reader", "full")
@@ -194,8 +195,11 @@ def _check_parameter(name: str, defaults: Mapping, parameter: str, value: Any, s
             f"{source}parameter {parameter} of {name} is {type(default).__name__} (default {default!r}), "
             f"got {type(value).__name__} {value!r}"
         )
+    if parameter in RULES and isinstance(default, (int, float, str)):
+        RULES[parameter](f"{source}parameter {parameter} of {name}", value)
 
 
+@checked(size=one_of(*SIZES))
 def plan_runs(
     paths: Iterable[Path],
     *,
@@ -210,9 +214,7 @@ def plan_runs(
     `model`, then `parameters`, which win. Raises ValueError if the size is unknown, or if a parameter fits
     none of the notebooks or has another type than its default.
     """
-    if size not in SIZES:
-        raise ValueError(f"unknown size {size!r}; there are: {', '.join(SIZES)}")
-    given = dict(parameters or {})
+    given = parameters or {}
     sources = {path.stem: path for path in paths}
     defaults = {name: notebook_parameters(path) for name, path in sources.items()}
     for parameter in given:

@@ -7,7 +7,6 @@ A folder of results holds, per notebook, ``NOTEBOOK.json`` (numbers and provenan
 import html
 import json
 import math
-import numbers
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 
+from nbhelpers.arguments import RULES, plain, real
 from nbhelpers.files import read_parquet, replacing, write_parquet
 from nbhelpers.stats import Estimate
 
@@ -29,7 +29,7 @@ class Results:
 
     def __init__(self, notebook: str, folder: str | Path) -> None:
         self.notebook = _file_name(notebook, "notebook")
-        self.folder = Path(folder)
+        self.folder = Path(RULES["folder"]("folder", folder))
         self._numbers: dict[str, dict[str, Any]] = {}
         self._tables: dict[str, dict[str, Any]] = {}
         self._facts: dict[str, Any] = {}
@@ -182,13 +182,8 @@ def _as_frame(numbers_by_notebook: list[tuple[str, Mapping[str, Mapping[str, Any
 
 def _number(label: str, value: Any) -> float | int:
     """Return a finite plain number; zero-dimensional arrays and tensors are unpacked."""
-    if getattr(value, "shape", None) == () and hasattr(value, "item"):
-        value = value.item()
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{label} must be one real number, got {type(value).__name__} {value!r}"[:300])
-    if not math.isfinite(value):
-        raise ValueError(f"{label} must be finite, got {value}; leave out what could not be measured")
-    return value
+    real()(label, value)
+    return plain(value)
 
 
 def _file_name(name: Any, label: str) -> str:

@@ -7,7 +7,6 @@ A run leaves under its output folder ``executed/NAME.ipynb`` (saved after every 
 import hashlib
 import importlib.metadata
 import json
-import math
 import os
 import platform
 import shutil
@@ -21,6 +20,7 @@ from typing import Any
 
 import nbformat
 
+from nbhelpers.arguments import checked, path
 from nbhelpers.collection.execution import KernelWatch, Skipped, execute_strictly
 from nbhelpers.collection.plan import PlannedRun, list_notebooks, plan_runs, select_notebooks
 from nbhelpers.collection.scorecard import PLANTED
@@ -52,6 +52,7 @@ class NotebookRun:
     peak_mb: float = 0.0  # the largest memory of the kernel and its children
 
 
+@checked(model=path)
 def run_notebooks(
     names: Iterable[str | Path] | None = None,
     *,
@@ -80,9 +81,6 @@ def run_notebooks(
     or parameter; UnwritableError where `out` is a file or its disk full or read-only, also halfway; and
     KeyboardInterrupt on Ctrl-C, after the finished part of the current notebook is saved.
     """
-    for label, seconds in (("cell_timeout", cell_timeout), ("total_timeout", total_timeout)):
-        if seconds is not None and not 0 < seconds < math.inf:
-            raise ValueError(f"{label} must be a finite number of seconds above 0, got {seconds}")
     out = Path(out).resolve()
     sweep = (parameters or {}).get("sweep")
     if sweep is not None and not Path(sweep).is_dir():

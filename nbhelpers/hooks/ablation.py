@@ -4,6 +4,7 @@ import contextlib
 
 import torch
 
+from nbhelpers.arguments import MOST, checked, several, whole
 from nbhelpers.inputs.families import head_dim_of, kind_of
 from nbhelpers.inputs.models import input_device, unwrap
 from nbhelpers.words import listed
@@ -40,7 +41,7 @@ def ablate_heads(model, heads):
     config = network.config.get_text_config()
     n_heads, width = config.num_attention_heads, head_dim_of(config)
     silent = {}  # by layer
-    for layer, head in heads:
+    for layer, head in several(several(whole(-MOST)))("heads", heads):
         if not 0 <= head < n_heads:
             raise IndexError(f"head {head} was asked for; each layer has the heads 0 to {n_heads - 1}")
         silent.setdefault(layer, []).append(head)
@@ -66,6 +67,7 @@ def ablate_heads(model, heads):
         yield model
 
 
+@checked
 @torch.inference_mode()
 def token_losses(model, token_ids):
     """Return −log p in nats of each token after the first, (sequence, position − 1), float32 on the CPU."""

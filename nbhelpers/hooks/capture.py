@@ -13,8 +13,10 @@ import torch
 from tqdm.auto import tqdm
 
 from nbhelpers import __version__
+from nbhelpers.arguments import checked, refuse
 from nbhelpers.inputs.devices import return_freed_memory
 from nbhelpers.inputs.models import describe, input_device, unwrap
+from nbhelpers.kernels.checks import as_real
 from nbhelpers.profiles import Profiles
 
 from .attention import Recorder, forward, streams_of
@@ -27,6 +29,7 @@ from .store import BatchStore
 LARGEST_KEPT_BYTES = 31 * 2**20
 
 
+@checked
 def capture(
     model,
     token_ids,
@@ -123,14 +126,11 @@ def _run_batch(network, ids, mask, decoder_ids, reductions, stream, todo):
     return recorder.profiles()
 
 
-def _checked_ids(network, description, token_ids):
+def _checked_ids(network, description, ids):
     if network.training:
         raise ValueError("The model is in train mode, where dropout changes attention; call model.eval().")
-    ids = torch.as_tensor(token_ids)
-    if ids.ndim != 2 or ids.numel() == 0 or ids.is_floating_point():
-        raise ValueError(
-            f"token_ids must be integers (sequence, position), not empty; got {ids.dtype} {tuple(ids.shape)}."
-        )
+    if ids.ndim != 2:
+        refuse("token_ids", ids, "whole numbers (sequence, position)")
     if description.max_positions is not None and ids.shape[1] > description.max_positions:
         raise ValueError(
             f"The sequences have {ids.shape[1]} tokens but {description.name} has "
@@ -149,21 +149,18 @@ def _check_vocabulary(network, ids, name):
         )
 
 
-def _checked_decoder_ids(network, decoder_ids, n_sequences):
+def _checked_decoder_ids(network, ids, n_sequences):
     if not network.config.is_encoder_decoder:
         raise ValueError("decoder_ids belong to an encoder-decoder; this model has one stack.")
-    ids = torch.as_tensor(decoder_ids).cpu()
-    if ids.ndim != 2 or len(ids) != n_sequences or ids.numel() == 0:
-        raise ValueError(
-            f"decoder_ids must be (sequence, position) with {n_sequences} sequences; got {tuple(ids.shape)}."
-        )
+    if ids.ndim != 2 or len(ids) != n_sequences:
+        refuse("decoder_ids", ids, f"(sequence, position) with {n_sequences} sequences")
     _check_vocabulary(network, ids, "decoder_ids")
-    return ids
+    return ids.cpu()
 
 
 def _checked_mask(attention_mask, ids):
     """Return the mask as integers, None if every token is real."""
-    mask = torch.as_tensor(attention_mask).cpu()
+    mask = as_real(attention_mask, "attention_mask").cpu()
     if mask.shape != ids.shape:
         raise ValueError(f"attention_mask has shape {tuple(mask.shape)}, token_ids {tuple(ids.shape)}.")
     if not bool(((mask == 0) | (mask == 1)).all()):

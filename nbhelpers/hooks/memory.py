@@ -2,13 +2,14 @@
 
 import contextlib
 import gc
-import warnings
 from dataclasses import dataclass, replace
 
 import torch
 
+from nbhelpers.arguments import EXHAUSTED, checked
 from nbhelpers.inputs.devices import free_memory
 from nbhelpers.inputs.models import describe, input_device, unwrap
+from nbhelpers.words import warn
 
 from .attention import default_chunk
 
@@ -16,10 +17,6 @@ CPU_BATCH_TOKENS = 1024  # more tokens per forward pass gain nothing on a CPU
 CUDA_BATCH_TOKENS = 32768
 USABLE = 0.8  # of the free memory; the estimate is good to a factor, and others need some too
 LEAST_CHUNK = 8  # query rows; fewer save nothing, the layer's activations are larger then
-# How torch, MKL, the C++ library and cuBLAS say in a RuntimeError that memory is exhausted.
-EXHAUSTED = (
-    "can't allocate memory", "Cannot allocate memory", "Memory allocation", "bad_alloc", "ALLOC_FAILED",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -41,6 +38,7 @@ class Plan:
         )
 
 
+@checked
 def plan(model, n_sequences, length, *, batch_size=None, chunk=None, free_bytes=None):
     """Choose how :func:`nbhelpers.capture` will run, and estimate the memory it needs.
 
@@ -63,15 +61,10 @@ def plan(model, n_sequences, length, *, batch_size=None, chunk=None, free_bytes=
 
     Raises
     ------
-    ValueError
-        A batch size or chunk below 1.
     MemoryError
         Not even one sequence in the smallest blocks fits; the message says what would.
     """
     model = unwrap(model)
-    for name, value in (("batch_size", batch_size), ("chunk", chunk)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, or None to have it chosen; got {value}.")
     device = input_device(model)
     free_bytes = free_memory(device) if free_bytes is None else free_bytes
     tokens = CUDA_BATCH_TOKENS if device.type == "cuda" else CPU_BATCH_TOKENS
@@ -121,10 +114,9 @@ def step_down(model, todo, error):
     if fewer is None:
         raise error
     gc.collect()  # frames of the failed attempt may be part of a cycle, with blocks in their locals
-    warnings.warn(
+    warn(
         f"Not enough memory for {todo.batch_size} sequences in blocks of {todo.chunk} rows; going on with "
-        f"{fewer.batch_size} in blocks of {fewer.chunk}.",
-        stacklevel=3,
+        f"{fewer.batch_size} in blocks of {fewer.chunk}."
     )
     return fewer
 

@@ -10,6 +10,7 @@ from functools import cached_property
 
 import torch
 
+from nbhelpers.arguments import one_of, several
 from nbhelpers.kernels import rows, spectra, wavelets
 from nbhelpers.kernels.checks import log_base
 from nbhelpers.protocol import PAPER
@@ -100,10 +101,11 @@ def register_reduction(cls):
 def resolve(reductions):
     """Return reduction objects for names, classes' instances or None (the key profile)."""
     reductions = ["key_profile"] if reductions is None else reductions
-    reductions = [reductions] if isinstance(reductions, (str, Reduction)) else list(reductions)
-    unknown = [r for r in reductions if isinstance(r, str) and r not in REDUCTIONS]
-    if unknown or not reductions:
-        raise ValueError(f"No reduction is called {unknown}; there are {', '.join(sorted(REDUCTIONS))}.")
+    reductions = [reductions] if isinstance(reductions, (str, Reduction)) else reductions
+    named = one_of(*sorted(REDUCTIONS))
+    reductions = several(lambda name, r: r if isinstance(r, Reduction) else named(name, r), least=1)(
+        "reductions", reductions
+    )
     made = [REDUCTIONS[r]() if isinstance(r, str) else r for r in reductions]
     if len({reduction.name for reduction in made}) < len(made):
         raise ValueError(f"A reduction was asked for twice: {[reduction.name for reduction in made]}.")

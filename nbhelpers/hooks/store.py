@@ -4,12 +4,12 @@ import functools
 import hashlib
 import json
 import types
-import warnings
 from pathlib import Path
 
 import torch
 
 from nbhelpers.profiles import Profiles
+from nbhelpers.words import warn
 
 # Attributes of modules that decide nothing of what they compute, or are told elsewhere.
 BOOKKEEPING = {*vars(torch.nn.Module()), "_hf_hook", "_is_hf_initialized", "generation_config"} - {"training"}
@@ -55,7 +55,7 @@ class BatchStore:
         except FileNotFoundError:
             return None
         except (ValueError, OSError) as error:
-            warnings.warn(f"{error} It is captured again.", stacklevel=3)
+            warn(f"{error} It is captured again.")
             return None
 
     def save(self, rows, part):
@@ -66,7 +66,7 @@ class BatchStore:
         try:
             part.save(path, label=label)
         except OSError as error:
-            warnings.warn(f"{error}. The capture goes on without its cache.", stacklevel=3)
+            warn(f"{error}. The capture goes on without its cache.")
             self.folder = None
 
 

@@ -29,7 +29,7 @@ def place(device, *, max_memory=None, offload=None):
             max_memory = get_max_memory()
             max_memory["cpu"] = min([max_memory["cpu"], *room])
         options = {"device_map": "auto"}
-        options |= {} if max_memory is None else {"max_memory": dict(max_memory)}
+        options |= {} if max_memory is None else {"max_memory": max_memory}
         options |= {} if offload is None else {"offload_folder": str(Path(offload))}
         return one_device("auto"), options
     if max_memory is not None or offload is not None:
@@ -43,7 +43,7 @@ def one_device(device):
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(device)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise ValueError(f"unknown device {device!r}: expected auto, cpu, cuda, cuda:0 or spread") from error
     n_gpus = torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= n_gpus:

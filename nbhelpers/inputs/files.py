@@ -8,12 +8,11 @@ import os
 import re
 import shutil
 import tempfile
-import warnings
 from dataclasses import dataclass
 from importlib import metadata, resources
 from pathlib import Path
 
-from nbhelpers.words import first_names
+from nbhelpers.words import first_names, warn
 
 from . import gguf_files
 from .hub import ask_hub
@@ -348,7 +347,7 @@ def _converted(*parts, key):
         if folder.exists() and (
             not manifest or "checked" in manifest
         ):  # else it is of a version that did not
-            warnings.warn(f"the cached model {folder} is damaged and is rebuilt", stacklevel=2)
+            warn(f"the cached model {folder} is damaged and is rebuilt")
         for leftover in root.glob(f"{key}.part-*"):  # of a killed process: only the holder of the lock writes
             shutil.rmtree(leftover)
         part = Path(tempfile.mkdtemp(prefix=f"{key}.part-", dir=root))

@@ -2,13 +2,13 @@
 
 import contextlib
 import threading
-import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from nbhelpers.kernels.checks import require_whole
+from nbhelpers.arguments import checked, path, such_that, text
+from nbhelpers.words import warn
 
 from . import families
 from .devices import place, require_room, return_freed_memory
@@ -84,6 +84,7 @@ def available_models():
     return listed | controls | {name: entry.about for name, entry in zoo_models().items()}
 
 
+@checked(name=path, dtype=None)
 def load_model(name, *, device="auto", dtype=None, revision=None, seed=0, max_memory=None, offload=None):
     """Load a model and its tokenizer.
 
@@ -143,7 +144,6 @@ def load_model(name, *, device="auto", dtype=None, revision=None, seed=0, max_me
     base = name.removeprefix(_RANDOM)
     fresh = base != name
     files = locate(base, revision=revision, weights=not fresh)
-    require_whole("seed", seed, least=0)
     if fresh and spread:
         raise ValueError(f"{name!r}: random weights are drawn whole, so they need one device, not 'spread'")
     config = _config(files, base)
@@ -175,6 +175,7 @@ def load_skeleton(name, *, revision=None, dtype=None, device="cpu"):
     return LoadedModel(model.eval(), None, describe(model, name=name, revision=files.revision))
 
 
+@checked(name=text, tokenizer=such_that(lambda t: hasattr(t, "bos_token"), "a tokenizer"))
 def describe(model, *, name=None, tokenizer=None, revision=None):
     """Say what a model is: its family, layers, heads, position encoding and limits.
 
@@ -282,7 +283,7 @@ def _refuse_made_up_fields(raw, config, name):
         raise ValueError(says.format(key, getattr(text, key)))
     bases = ("rope_theta", "rope_parameters", "rotary_emb_base")
     if theta and "rope_parameters" in fields and not any(key.endswith(bases) for key in stated):
-        warnings.warn(says.format("rope_theta, the base of its rotations", theta), stacklevel=4)
+        warn(says.format("rope_theta, the base of its rotations", theta))
 
 
 def _auto_class(config):

@@ -9,18 +9,18 @@ import platform
 import re
 import sysconfig
 import tarfile
-import warnings
 from dataclasses import dataclass
 from importlib import resources
-from numbers import Real
 from pathlib import Path
+
+from nbhelpers.arguments import RULES, checked, path, real
+from nbhelpers.words import warn
 
 from .hub import ask_hub
 
 BUNDLED = {"moby-dick": "moby_dick.txt"}
 STDLIB = "python-stdlib"
 WIKIPEDIA, DUMP = "wikimedia/wikipedia", "20231101"
-BOS_POLICIES = ("tokenizer", "add", "none")
 _TEXT_SUFFIXES = (".txt", ".md", ".rst", ".jsonl", ".parquet")
 _BETWEEN_DOCUMENTS = "\n\n\n"
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
@@ -44,6 +44,7 @@ DATA_SETS = {
 }
 
 
+@checked(name=path)
 def load_text(name, tokenizer, *, n_sequences, length, bos="tokenizer", seed=0):
     """Draw passages of equal length from a text, as token ids.
 
@@ -79,10 +80,7 @@ def load_text(name, tokenizer, *, n_sequences, length, bos="tokenizer", seed=0):
     Raises
     ------
     ValueError
-        The text is too short, a row of it is no text, an unknown `bos`, no BOS to add, or a length with no
-        room for text.
-    TypeError
-        A count, length or seed that is no whole number.
+        The text is too short, a row of it is no text, no BOS to add, or a length with no room for text.
     FileNotFoundError, LookupError, ConnectionError
         No such file or data set, or the Hub cannot be reached.
 
@@ -93,16 +91,7 @@ def load_text(name, tokenizer, *, n_sequences, length, bos="tokenizer", seed=0):
     """
     import torch  # late, so that the command line of a sweep checks and hashes its texts without it
 
-    from nbhelpers.kernels.checks import require_whole
-
     tokenizer = _bare_tokenizer(tokenizer)
-    for option, value in {"n_sequences": n_sequences, "length": length}.items():
-        require_whole(option, value)
-    require_whole("seed", seed, least=0)
-    if bos not in BOS_POLICIES:
-        raise ValueError(f"bos is {bos!r}, expected one of {', '.join(BOS_POLICIES)}")
-    if n_sequences < 1 or length < 1:
-        raise ValueError(f"n_sequences and length must be at least 1, got {n_sequences} and {length}")
     # 16 characters for each token asked are plenty in any language (English has 4 to 5), and bound a stream.
     text = read_text(name, max_characters=100_000 + 16 * n_sequences * length)
     # Stretches are sized by `length`, so that every BOS policy draws the same stretches of text.
@@ -116,6 +105,7 @@ def load_text(name, tokenizer, *, n_sequences, length, bos="tokenizer", seed=0):
     return torch.tensor([prefix + passage[:content] + suffix for passage in passages])  # (sequence, position)
 
 
+@checked(how=RULES["scaled_variant"], alpha=real(0, 1))
 def scaled_variant(token_ids, alpha, *, how="prefix", seed=0):
     """Return the scaled input x_alpha of eq. 10: floor(alpha * n) of the n tokens of each sequence.
 
@@ -124,7 +114,7 @@ def scaled_variant(token_ids, alpha, *, how="prefix", seed=0):
     token_ids : torch.Tensor, shape (sequence, position)
         Not modified. Leading dimensions are kept whatever they are.
     alpha : float
-        Share of the tokens that is kept, in (0, 1].
+        Share of the tokens that is kept, in (0, 1]; one at least must be.
     how : str
         "prefix": the first ones; "stride": evenly spaced, the first included; "random": positions drawn for
         each sequence, in order.
@@ -134,19 +124,9 @@ def scaled_variant(token_ids, alpha, *, how="prefix", seed=0):
     Returns
     -------
     torch.Tensor, shape (sequence, floor(alpha * position))
-
-    Raises
-    ------
-    ValueError
-        `alpha` is outside (0, 1] or leaves no token, or `how` is unknown.
     """
     import torch
 
-    from nbhelpers.kernels.checks import require_whole
-
-    require_whole("seed", seed, least=0)
-    if not isinstance(alpha, Real) or not 0 < alpha <= 1:
-        raise ValueError(f"alpha is {alpha!r}, expected a number above 0 and at most 1")
     n = token_ids.shape[-1]
     kept = math.floor(alpha * n + 1e-9)  # 0.29 * 100 is 28.999999999999996 in floating point
     if kept < 1:
@@ -156,12 +136,10 @@ def scaled_variant(token_ids, alpha, *, how="prefix", seed=0):
     if how == "stride":
         positions = torch.arange(kept, device=token_ids.device) * n // kept  # (position,)
         return token_ids[..., positions]
-    if how == "random":
-        generator = torch.Generator().manual_seed(seed)
-        order = torch.rand(token_ids.shape, generator=generator).argsort(-1)  # (sequence, position)
-        positions = order[..., :kept].sort(-1).values.to(token_ids.device)  # (sequence, kept)
-        return token_ids.gather(-1, positions)
-    raise ValueError(f"how is {how!r}, expected prefix, stride or random")
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.rand(token_ids.shape, generator=generator).argsort(-1)  # (sequence, position)
+    positions = order[..., :kept].sort(-1).values.to(token_ids.device)  # (sequence, kept)
+    return token_ids.gather(-1, positions)
 
 
 def read_text(name, *, max_characters=None):
@@ -256,18 +234,16 @@ def _warn_of_special_tokens(tokenizer, prefix, passages, name):
     found = [token for passage in passages for token in passage if token in special]
     if found:
         spelled = ", ".join(repr(token) for token in tokenizer.convert_ids_to_tokens(sorted(set(found))))
-        warnings.warn(
+        warn(
             f"{len(found)} of {sum(map(len, passages))} tokens from {str(name)!r} are special tokens that "
-            f"the text spells out ({spelled}); the model reads them as such, not as words",
-            stacklevel=3,
+            f"the text spells out ({spelled}); the model reads them as such, not as words"
         )
     first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.cls_token_id
     doubled = sum([*prefix, *passage][:2] == [first, first] for passage in passages)
     if doubled:
-        warnings.warn(
+        warn(
             f"BOS stands twice at the start of {doubled} of {len(passages)} sequences from {str(name)!r}: "
-            "take it out of the text, or pass bos='none'",
-            stacklevel=3,
+            "take it out of the text, or pass bos='none'"
         )
 
 
@@ -352,10 +328,8 @@ def _texts(rows, where):
         else:
             documents.append(text)
     if empty:
-        skipped = (
-            f"{len(empty)} of {len(empty) + len(documents)} rows of {where} hold no text and were skipped"
-        )
-        warnings.warn(f"{skipped}, the first is row {empty[0]}", stacklevel=3)
+        rows = f"{len(empty)} of {len(empty) + len(documents)} rows of {where}"
+        warn(f"{rows} hold no text and were skipped, the first is row {empty[0]}")
     return documents
 
 

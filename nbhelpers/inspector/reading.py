@@ -16,6 +16,7 @@ import torch
 
 from nbhelpers import nulls
 from nbhelpers.analysis import Observation, measure, observe, signals_of
+from nbhelpers.arguments import checked, made_by, such_that
 from nbhelpers.hooks.ablation import ablate_heads, token_losses
 from nbhelpers.hooks.recompute import AttentionCache, attention_modules, cache_attention
 from nbhelpers.inputs.models import LoadedModel
@@ -271,6 +272,11 @@ def percentile(values, value):
     return 100 * float((values < value).sum() + 0.5 * (values == value).sum()) / values.size
 
 
+@checked(
+    model=made_by("LoadedModel", "nbhelpers.load_model"),
+    text=such_that(lambda text: isinstance(text, str), "text"),
+    progress=None,
+)
 def read_text(model, text, protocol=PAPER, *, length=256, progress=None, stop=None):
     """Run a model over a text and measure all its heads.
 

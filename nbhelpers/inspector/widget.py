@@ -13,6 +13,7 @@ import ipywidgets as widgets
 import numpy as np
 from tqdm.auto import tqdm
 
+from nbhelpers.arguments import checked, text
 from nbhelpers.inputs.models import LoadedModel, load_model
 from nbhelpers.metrics import metric_label
 from nbhelpers.protocol import PAPER
@@ -27,6 +28,7 @@ from .reading import ModelBusy, Reading, Stopped, read_text, watched
 TYPING_PAUSE = 0.8  # seconds without a key after which typed text is read
 
 
+@checked(text=text)
 def inspect_heads(
     model, text, *, protocol=PAPER, length=256, layer=0, head=0, metric="low_band", folder=".", progress=True
 ):

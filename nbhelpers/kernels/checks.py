@@ -1,36 +1,51 @@
 """What every kernel does with its input: upcast, check, and the two pieces of an entropy."""
 
 import math
-import operator
 
 import torch
 
-__all__ = [
-    "as_real",
-    "as_signal",
-    "log_base",
-    "negative_p_log_p",
-    "require_finite",
-    "require_option",
-]
+from nbhelpers.arguments import RULES, refuse
+
+__all__ = ["as_power", "as_real", "as_signal", "log_base", "negative_p_log_p", "require_finite"]
 
 
-def as_real(x, name="x"):
+def as_real(x, name="x", *, dtype=None):
     """Return `x` as a float32 or float64 tensor: float64 stays, every other real dtype becomes float32."""
-    x = torch.as_tensor(x)
+    try:
+        x = torch.as_tensor(x, dtype=dtype)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        refuse(name, x, "a tensor or array of real numbers")
     if x.is_complex():
-        raise ValueError(f"{name} is {x.dtype}; expected real values. Pass {name}.abs() or {name}.real.")
+        refuse(name, x, f"real, not {x.dtype}; pass {name}.abs() or {name}.real")
     return x if x.dtype in (torch.float32, torch.float64) else x.to(torch.float32)
 
 
+def as_double(x, name, *, device=None, length=None):
+    """Return finite float64 on a device, not empty; with a `length`, of one axis of that size (-1: any)."""
+    x = as_real(x, name, dtype=None if "complex" in str(getattr(x, "dtype", "")) else torch.float64)
+    if not x.numel() or (length is not None and (x.ndim != 1 or length not in (-1, len(x)))):
+        refuse(name, x, "not empty" if length is None else f"of shape ({'n' if length < 0 else length},)")
+    if x.device.type == "cpu":
+        require_finite(x, name)
+    return x.to(device=device, dtype=torch.float64)
+
+
 def as_signal(x, name="signal", *, check=True):
-    """Return `x` as by `as_real`, with at least one entry on its last axis and, if checked, all finite."""
+    """Return `x` as by `as_real`, its last axis not empty and, if checked (None: on the CPU), all finite."""
     x = as_real(x, name)  # (..., position)
     if x.ndim == 0 or x.shape[-1] == 0:
-        raise ValueError(f"{name} has shape {tuple(x.shape)}; its last axis needs at least 1 entry")
-    if check:
+        refuse(name, x, "of shape (..., position) with at least 1 position")
+    if x.device.type == "cpu" if check is None else check:
         require_finite(x, name)
     return x
+
+
+def as_power(psd):
+    """Return a spectrum (..., freq) as by `as_signal`; on the CPU, no power may be below 0."""
+    power = as_signal(psd, "psd", check=None)  # (..., freq)
+    if power.device.type == "cpu" and power.numel() and power.min() < 0:
+        raise ValueError(f"psd must not be negative; its smallest entry is {float(power.min()):.4g}")
+    return power
 
 
 def require_finite(x, name):
@@ -51,21 +66,6 @@ def require_finite(x, name):
     )
 
 
-def require_option(name, value, allowed):
-    """Raise a ValueError that lists the choices if `value` is not one of `allowed`."""
-    if value not in allowed:
-        raise ValueError(f"unknown {name} {value!r}; choose one of {', '.join(map(repr, allowed))}")
-
-
-def require_whole(name, value, least=None):
-    """Return `value` as an int; TypeError if it is no whole number, ValueError if it is below `least`."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name} must be a whole number, got {value!r} ({type(value).__name__})")
-    if least is not None and not least <= value < 2**63:
-        raise ValueError(f"{name} must be at least {least} and below 2**63, got {value}")
-    return operator.index(value)
-
-
 def negative_p_log_p(p):
     """Return −p log p element by element, in nats, with the value 0 and the derivative 0 at p = 0.
 
@@ -79,8 +79,4 @@ def negative_p_log_p(p):
 
 def log_base(base):
     """Return log(base), what an entropy in nats is divided by; 1.0 for ``base=None``."""
-    if base is None:
-        return 1.0
-    if not base > 0 or base == 1:
-        raise ValueError(f"base must be positive and not 1, got {base}; None means nats")
-    return math.log(base)
+    return 1.0 if base is None else math.log(RULES["base"]("base", base))

@@ -8,6 +8,8 @@ import math
 
 import torch
 
+from nbhelpers.arguments import check_all, checked, refuse, whole
+
 from .checks import as_signal, log_base, negative_p_log_p
 
 __all__ = [
@@ -29,10 +31,10 @@ def require_distribution(attn, name="attn", tolerance=None):
     default 1e-3, or 1e-2 for half precision. Reading the answer makes the host wait for a CUDA device: what
     calls this takes ``check=False``.
     """
-    attn = torch.as_tensor(attn).detach()
     if tolerance is None:
-        tolerance = SUM_TOLERANCE_HALF if attn.dtype in (torch.float16, torch.bfloat16) else SUM_TOLERANCE
-    attn = as_signal(attn, name)  # (..., key)
+        half = getattr(attn, "dtype", None) in (torch.float16, torch.bfloat16)
+        tolerance = SUM_TOLERANCE_HALF if half else SUM_TOLERANCE
+    attn = as_signal(attn, name).detach()  # (..., key)
     if attn.numel() == 0:
         return
     smallest = attn.amin()
@@ -75,6 +77,7 @@ def positional_entropy(attn, *, base=None, check=True):
     return negative_p_log_p(attn).sum(-1) / log_base(base)
 
 
+@checked(window=whole(2))
 def window_entropy(attn, window, *, check=True):
     """Return the mean entropy of attention within consecutive windows of keys (Table 2).
 
@@ -99,8 +102,8 @@ def window_entropy(attn, window, *, check=True):
     """
     attn = _distribution(attn, check)  # (..., key)
     n_keys = attn.shape[-1]
-    if not 2 <= window <= n_keys:
-        raise ValueError(f"window must be from 2 to the number of keys, {n_keys}; got {window}")
+    if window > n_keys:
+        refuse("window", window, f"at most the number of keys, {n_keys}")
     n_windows = n_keys // window
     parts = attn[..., : n_windows * window].unflatten(-1, (n_windows, window))  # (..., window, key)
     mass = parts.sum(-1, keepdim=True)  # (..., window, 1)
@@ -154,6 +157,8 @@ def entropic_slack(signal, *, check=True):
         as can be. NaN for a signal that is zero.
     """
     x = as_signal(signal, check=check)  # (..., position)
+    if x.numel() == 0:
+        refuse("signal", x, "at least one signal")
     energy = x.square()  # (..., position)
     transform = torch.fft.fft(x)  # (..., freq)
     power = transform.real.square() + transform.imag.square()  # (..., freq)
@@ -169,3 +174,6 @@ def _distribution(attn, check):
 
 def _index(flat, x):
     return tuple(int(i) for i in torch.unravel_index(flat, x.shape))
+
+
+check_all(globals())

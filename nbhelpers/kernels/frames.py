@@ -11,7 +11,9 @@ from typing import NamedTuple
 
 import torch
 
-from .checks import as_real, as_signal
+from nbhelpers.arguments import check_all, refuse
+
+from .checks import as_double, as_power, as_real, as_signal
 
 __all__ = [
     "ConstantQ",
@@ -153,8 +155,11 @@ def softmax_of_support(scores, effective_support):
     """
     z = as_signal(scores, "scores").double()  # (..., key)
     n_keys = z.shape[-1]
-    wanted = torch.as_tensor(effective_support, dtype=torch.float64, device=z.device)
-    wanted = wanted.broadcast_to(z.shape[:-1])  # (...)
+    wanted = as_double(effective_support, "effective_support", device=z.device)
+    try:
+        wanted = wanted.broadcast_to(z.shape[:-1])  # (...)
+    except RuntimeError:
+        refuse("effective_support", wanted, f"of a shape that broadcasts to {tuple(z.shape[:-1])}")
     if not bool(((wanted / wanted.clamp(1, n_keys) - 1).abs() <= 1e-3).all()):  # NaN is refused too
         raise ValueError(
             f"effective_support must lie in [1, {n_keys}], the number of keys; got "
@@ -200,10 +205,8 @@ def constant_q_slope(psd, frequency):
         The slope is NaN for fewer than 3 heads with power at two frequencies, and where their centroids
         differ by no more than rounding.
     """
-    power = _as_set(psd, "psd", "freq", check=False)  # (..., head, freq)
-    frequency = torch.as_tensor(frequency, dtype=torch.float64).abs()  # (freq,)
-    if frequency.shape != power.shape[-1:]:
-        raise ValueError(f"psd has {power.shape[-1]} bins but frequency has shape {tuple(frequency.shape)}")
+    power = as_power(_as_set(psd, "psd", "freq", check=False))  # (..., head, freq)
+    frequency = as_double(frequency, "frequency", length=power.shape[-1]).abs()  # (freq,)
     bins = frequency.nonzero().squeeze(-1)  # (freq,)
     power, frequency = power[..., bins.to(power.device)], frequency[bins].to(power)
     share = power / power.sum(-1, keepdim=True)  # (..., head, freq)
@@ -246,9 +249,7 @@ def mean_off_diagonal(similarity, *, absolute=False):
     """
     x = as_real(similarity, "similarity")  # (..., head, head)
     if x.ndim < 2 or x.shape[-2] != x.shape[-1] or x.shape[-1] < 2:
-        raise ValueError(
-            f"similarity has shape {tuple(x.shape)}; expected (..., head, head) of 2 or more heads"
-        )
+        refuse("similarity", x, "of shape (..., head, head) of 2 or more heads")
     x = x.abs() if absolute else x
     apart = ~torch.eye(x.shape[-1], dtype=torch.bool, device=x.device)  # (head, head)
     return x[..., apart].mean(-1)  # (...)
@@ -276,9 +277,7 @@ def _slope(x, y):
 def _as_set(x, name="vectors", entry="position", *, check):
     x = as_real(x, name)  # (..., head, entry)
     if x.ndim < 2 or 0 in x.shape[-2:]:
-        raise ValueError(
-            f"{name} has shape {tuple(x.shape)}; expected (..., head, {entry}) with at least 1 of each"
-        )
+        refuse(name, x, f"of shape (..., head, {entry}) with at least 1 of each")
     return as_signal(x, name, check=check)
 
 
@@ -287,3 +286,6 @@ def _centred(x):
     centred = x - x.mean(-1, keepdim=True)  # (..., head, position)
     rounding = x.shape[-1] * torch.finfo(x.dtype).eps * x.abs().amax(-1, keepdim=True)  # (..., head, 1)
     return torch.where(centred.abs().amax(-1, keepdim=True) > rounding, centred, 0.0)
+
+
+check_all(globals())

@@ -8,7 +8,9 @@ import math
 
 import torch
 
-from .checks import as_real
+from nbhelpers.arguments import check_all, checked, real, refuse, such_that, token_ids, whole
+
+from .checks import as_double, as_real, as_signal
 
 __all__ = [
     "alibi_bias",
@@ -23,6 +25,7 @@ __all__ = [
 ]
 
 
+@checked(fraction=real(0, 1))
 def inverse_frequencies(head_dim, *, theta=10000.0, fraction=1.0):
     """Return the angular frequencies of the rotary pairs, θ^(−2k/d) (eq. 12; Su et al., arXiv:2104.09864).
 
@@ -56,9 +59,10 @@ def wavelengths(inverse_frequencies):
 
     A wavelength beyond the length of the text completes no turn in it.
     """
-    return 2 * math.pi / as_real(inverse_frequencies, "inverse_frequencies")
+    return 2 * math.pi / as_signal(inverse_frequencies, "inverse_frequencies", check=None)
 
 
+@checked(x=None)
 def rotate(x, positions, inverse_frequencies, *, interleaved=False):
     """Return `x` with each pair of dimensions rotated by position times frequency (eq. 12).
 
@@ -82,9 +86,11 @@ def rotate(x, positions, inverse_frequencies, *, interleaved=False):
         phase.
     """
     x = as_real(x, "x")  # (..., position, head_dim)
-    frequency = torch.as_tensor(inverse_frequencies, dtype=torch.float64, device=x.device)  # (pair,)
-    positions = torch.as_tensor(positions, dtype=torch.float64, device=x.device)  # (..., position)
+    frequency = as_double(inverse_frequencies, "inverse_frequencies", device=x.device, length=-1)  # (pair,)
+    positions = as_double(positions, "positions", device=x.device)  # (..., position)
     n_pairs = frequency.shape[-1]
+    if x.ndim < 2 or (positions.ndim and positions.shape[-1] not in (1, x.shape[-2])):
+        refuse("positions", positions, f"one for each position of x {tuple(x.shape)}")
     if 2 * n_pairs > x.shape[-1]:
         raise ValueError(f"{n_pairs} pairs need a head_dim of {2 * n_pairs} or more, got {x.shape[-1]}")
     angle = positions[..., None] * frequency  # (..., position, pair)
@@ -117,8 +123,8 @@ def lag_kernel(inverse_frequencies, lags):
     torch.Tensor, shape (...)
         float64, in [−1, 1]; 1 at lag 0.
     """
-    frequency = torch.as_tensor(inverse_frequencies, dtype=torch.float64)  # (pair,)
-    lags = torch.as_tensor(lags, dtype=torch.float64, device=frequency.device)  # (...)
+    frequency = as_double(inverse_frequencies, "inverse_frequencies", length=-1)  # (pair,)
+    lags = as_double(lags, "lags", device=frequency.device)  # (...)
     return torch.cos(lags[..., None] * frequency).mean(-1)  # (...)
 
 
@@ -134,6 +140,7 @@ def alibi_slopes(n_heads):
     return 2.0 ** -torch.tensor(exponents, dtype=torch.float64)  # (head,)
 
 
+@checked(dtype=such_that(lambda dtype: isinstance(dtype, torch.dtype), "a torch.dtype"))
 def alibi_bias(n_heads, length, *, dtype=torch.float32):
     """Return what causal ALiBi adds to the scores: −slope · (query − key), and −∞ for keys after the query.
 
@@ -144,6 +151,7 @@ def alibi_bias(n_heads, length, *, dtype=torch.float32):
     return bias.masked_fill_(lag < 0, -math.inf)
 
 
+@checked(n_buckets=whole(2), relative_position=token_ids)
 def t5_bucket(relative_position, *, bidirectional=True, n_buckets=32, max_distance=128):
     """Return the bucket of T5 that a relative position falls into (Raffel et al., arXiv:1910.10683).
 
@@ -163,7 +171,6 @@ def t5_bucket(relative_position, *, bidirectional=True, n_buckets=32, max_distan
     -------
     torch.Tensor of int64, shape (...)
     """
-    relative_position = torch.as_tensor(relative_position)  # (...)
     n_side = n_buckets // 2 if bidirectional else n_buckets
     n_exact = n_side // 2
     if n_exact < 1 or max_distance <= n_exact:
@@ -200,6 +207,8 @@ def t5_bias(table, length, **options):
         after the query get the bias of bucket 0, and the mask is the caller's.
     """
     table = as_real(table, "table")  # (bucket, head)
+    if table.ndim != 2:
+        refuse("table", table, "of shape (bucket, head)")
     relative_position = _relative_position(length, table.device)  # (query, key)
     bucket = t5_bucket(relative_position, n_buckets=len(table), **options)  # (query, key)
     return table[bucket].permute(2, 0, 1)  # (head, query, key)
@@ -231,3 +240,6 @@ def _relative_position(length, device=None):
     """Return key minus query, shape (query, key)."""
     position = torch.arange(length, device=device)  # (position,)
     return position - position[:, None]
+
+
+check_all(globals())

@@ -8,16 +8,14 @@ import math
 
 import torch
 
-from .checks import as_real, as_signal, log_base, negative_p_log_p, require_option
+from nbhelpers.arguments import RULES, check_all, checked, refuse, several, share
+
+from .checks import as_double, as_power, as_signal, log_base, negative_p_log_p
 
 __all__ = ["band_shares", "frequencies", "frequency_selectivity", "psd", "spectral_entropy", "window"]
 
-WINDOWS = ("hann", "boxcar")
-DETRENDS = ("none", "mean")
-SIDES = ("one", "two")
-PADS = (1, 2, "next_pow2")
 
-
+@checked(name=RULES["window"], dtype=None)
 def window(name, length, *, dtype=torch.float64, device=None):
     """Return a symmetric window, to be multiplied into a signal before its Fourier transform.
 
@@ -31,7 +29,6 @@ def window(name, length, *, dtype=torch.float64, device=None):
     dtype, device
         Of the result, of shape (position,).
     """
-    require_option("window", name, WINDOWS)
     if name == "boxcar" or length == 1:
         return torch.ones(length, dtype=dtype, device=device)
     steps = torch.arange(1 - length, length, 2, dtype=torch.float64, device=device)  # (position,)
@@ -55,7 +52,6 @@ def frequencies(length, *, pad=1, sided="one"):
         float64, on the CPU. One-sided: k/N for k = 0 … N//2, the last one 0.5 where N is even. Two-sided: in
         the order of the DFT, 0 first, the negative frequencies in the second half (−0.5 where N is even).
     """
-    require_option("sided", sided, SIDES)
     n = _padded_length(length, pad)
     if sided == "one":
         return torch.arange(n // 2 + 1, dtype=torch.float64) / n  # (freq,)
@@ -93,9 +89,9 @@ def psd(signal, *, window="hann", pad=1, detrend="none", sided="one", check=True
         Non-negative, in units of the signal squared; no normalisation by length or window. float32, or
         float64 for a float64 signal, on the device of the signal. `frequencies` gives the axis.
     """
-    require_option("detrend", detrend, DETRENDS)
-    require_option("sided", sided, SIDES)
     x = as_signal(signal, check=check)  # (..., position)
+    if x.numel() == 0:
+        refuse("signal", x, "at least one signal")
     n = _padded_length(x.shape[-1], pad)
     if detrend == "mean":
         x = x - x.mean(-1, keepdim=True)  # (..., position)
@@ -104,6 +100,7 @@ def psd(signal, *, window="hann", pad=1, detrend="none", sided="one", check=True
     return transform.real.square() + transform.imag.square()  # (..., freq)
 
 
+@checked(edges=several(share, rising=True))
 def band_shares(psd, *, edges=(0.25, 0.75), frequency=None):
     """Return the share of the power that lies in each frequency band (eq. 2).
 
@@ -125,18 +122,13 @@ def band_shares(psd, *, edges=(0.25, 0.75), frequency=None):
     torch.Tensor, shape (..., band)
         From low to high, ``len(edges) + 1`` shares that sum to 1. NaN where a spectrum has no power.
     """
-    power = as_real(psd, "psd")  # (..., freq)
+    power = as_power(psd)  # (..., freq)
     n_freq = power.shape[-1]
-    edges = torch.as_tensor(edges, dtype=torch.float64, device="cpu").reshape(-1)  # (edge,)
-    inside = torch.cat([edges.new_zeros(1), edges, edges.new_ones(1)])
-    if not bool((inside.diff() > 0).all()):
-        raise ValueError(f"edges must increase strictly within (0, 1) (Nyquist is 1), got {edges.tolist()}")
+    edges = torch.tensor(edges, dtype=torch.float64)  # (edge,)
     if frequency is None:
         # Dividing integers puts a bin that lies at an edge exactly there; adding up a step may not.
         frequency = torch.arange(n_freq, dtype=torch.float64) / max(2 * (n_freq - 1), 1)  # (freq,)
-    frequency = torch.as_tensor(frequency, dtype=torch.float64, device="cpu")  # (freq,)
-    if frequency.shape != (n_freq,):
-        raise ValueError(f"psd has {n_freq} bins but frequency has shape {tuple(frequency.shape)}")
+    frequency = as_double(frequency, "frequency", device="cpu", length=n_freq)  # (freq,)
     band = torch.bucketize(frequency.abs(), 0.5 * edges, right=True)  # (freq,)
     if bool((band.diff() < 0).any()):
         order = band.argsort(stable=True)  # (freq,)
@@ -160,7 +152,7 @@ def frequency_selectivity(psd):
         At least ``1 / (freq − 1)``, the value of a flat spectrum. Infinite if all power is in one bin, NaN
         where a spectrum has no power.
     """
-    power = as_real(psd, "psd")  # (..., freq)
+    power = as_power(psd)  # (..., freq)
     at = power.argmax(-1, keepdim=True)  # (..., 1)
     peak = power.gather(-1, at).squeeze(-1)  # (...)
     # The peak is cleared before the sum, not subtracted after it: a sharp spectrum would lose its digits.
@@ -183,7 +175,7 @@ def spectral_entropy(psd, *, base=None):
     torch.Tensor, shape (...)
         In [0, log(freq)]. NaN where a spectrum has no power.
     """
-    power = as_real(psd, "psd")  # (..., freq)
+    power = as_power(psd)  # (..., freq)
     share = power / power.sum(-1, keepdim=True)  # (..., freq)
     return negative_p_log_p(share).sum(-1) / log_base(base)
 
@@ -193,5 +185,7 @@ def _apply_window(x, name):
 
 
 def _padded_length(length, pad):
-    require_option("pad", pad, PADS)
     return 1 << (length - 1).bit_length() if pad == "next_pow2" else pad * length
+
+
+check_all(globals())

@@ -9,7 +9,9 @@ import math
 import pywt
 import torch
 
-from .checks import as_real, as_signal, log_base, negative_p_log_p, require_option
+from nbhelpers.arguments import check_all, refuse
+
+from .checks import as_real, as_signal, log_base, negative_p_log_p
 
 __all__ = [
     "align",
@@ -23,9 +25,6 @@ __all__ = [
     "waverec",
     "weighted_sum",
 ]
-
-MODES = ("symmetric", "zero", "periodization")
-ALIGNMENTS = ("concatenate-truncate", "per-level", "interpolate")
 
 
 def dwt_max_level(length, wavelet="db2"):
@@ -68,13 +67,12 @@ def wavedec(signal, *, wavelet="db2", mode="symmetric", level=None, check=True):
         ``[cA_n, cD_n, …, cD_1]`` as `pywt.wavedec`: the approximation, then the details from coarse to fine.
         float32, or float64 for a float64 signal, on the device of the signal.
     """
-    require_option("mode", mode, MODES)
     x = as_signal(signal, check=check)  # (..., position)
     filters = _filters(wavelet)
     length = x.shape[-1]
     largest = dwt_max_level(length, filters)
     level = largest if level is None else level
-    if not 0 <= level <= largest:  # PyWavelets only warns
+    if level > largest:  # PyWavelets only warns
         raise ValueError(
             f"level {level} is not possible for {length} tokens with {filters.name}; it must lie in 0 to "
             f"{largest}. Pass level=None for the largest, or a longer signal."
@@ -107,7 +105,6 @@ def waverec(coefficients, *, wavelet="db2", mode="symmetric", length=None):
     -------
     torch.Tensor, shape (..., position)
     """
-    require_option("mode", mode, MODES)
     x, *details = _as_levels(coefficients)
     filters = _filters(wavelet)
     for detail in details:
@@ -203,7 +200,6 @@ def align(coefficients, coefficients_scaled, *, alignment="concatenate-truncate"
     -------
     tuple of two torch.Tensor, each of shape (..., coefficient)
     """
-    require_option("alignment", alignment, ALIGNMENTS)
     full, scaled = _as_levels(coefficients), _as_levels(coefficients_scaled)
     if alignment == "concatenate-truncate":
         full, scaled = [torch.cat(full, -1)], [torch.cat(scaled, -1)]  # (..., coefficient) each
@@ -298,9 +294,9 @@ def _extend(x, before, after, mode):
 
 
 def _as_levels(coefficients):
-    if isinstance(coefficients, torch.Tensor) or len(coefficients) == 0:
-        raise ValueError("expected a list of coefficient tensors, one per level, as wavedec returns")
-    return [as_real(level, "coefficients") for level in coefficients]
+    if not isinstance(coefficients, (list, tuple)) or len(coefficients) == 0:
+        refuse("coefficients", coefficients, "a list of tensors, one per level, as wavedec returns")
+    return [as_signal(level, "coefficients", check=None) for level in coefficients]
 
 
 def _shorten(x, count, alignment):
@@ -309,3 +305,6 @@ def _shorten(x, count, alignment):
     rows = x.reshape(math.prod(x.shape[:-1]), 1, x.shape[-1])  # (row, 1, coefficient)
     short = torch.nn.functional.interpolate(rows, size=count, mode="linear", align_corners=True)
     return short.reshape(*x.shape[:-1], count)  # (..., coefficient)
+
+
+check_all(globals(), "weighted_sum")

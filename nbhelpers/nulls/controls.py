@@ -3,6 +3,7 @@
 from tqdm.auto import tqdm
 
 from nbhelpers.analysis import observe
+from nbhelpers.arguments import checked, path
 from nbhelpers.inputs.devices import return_freed_memory
 from nbhelpers.inputs.models import load_model
 from nbhelpers.inputs.text import load_text
@@ -24,6 +25,7 @@ def bare_label(encoder):
     return f"{encoder}, no special tokens"
 
 
+@checked(model=path, text=path)
 def panel(
     model,
     text,

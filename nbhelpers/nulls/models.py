@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from nbhelpers.arguments import check_all, checked, whole
 from nbhelpers.kernels.frames import softmax_of_support
 from nbhelpers.profiles import Profiles, local_mass_of
 from nbhelpers.protocol import SIGNALS
@@ -52,6 +53,7 @@ def uniform(profiles, *, seed=0):
     return _replaced(profiles, "N0 uniform", made)
 
 
+@checked(length=whole(1, 2**24))
 def uniform_profiles(length, *, causal, distances=()):
     """Return the profiles of the uniform matrix, in closed form: key j receives (1/n) Σ_{i≥j} 1/(i+1).
 
@@ -223,6 +225,7 @@ class Null(NamedTuple):
     drawn: bool = True  # whether another seed makes another null
 
 
+check_all(globals())
 NULLS = (
     Null("N0", "uniform", uniform, "profiles", "length and mask", "everything else", False),
     Null("N1", "random weights", None, "models", "architecture, mask, position encoding, text", "training"),

@@ -8,8 +8,9 @@ import math
 import numpy as np
 import torch
 
+from nbhelpers.arguments import check_all
 from nbhelpers.kernels import spectra
-from nbhelpers.kernels.checks import as_signal
+from nbhelpers.kernels.checks import as_double, as_signal
 
 BISECTIONS = 64  # halvings of a bracket: beyond the digits of float64
 STEEPEST = 64.0  # log ratio of neighbours; e^-64 of the mass is none in float64
@@ -31,7 +32,7 @@ def exponential_decay(distance, length, *, causal):
     ratios are attention nearer than uniform (mean distance (n − 1)/4 if causal, (n² − 1)/(3n) if not),
     positive ones attention that is farther, such as that of a head that looks at the first token.
     """
-    target = torch.as_tensor(distance, dtype=torch.float64)  # (...)
+    target = as_double(distance, "distance")  # (...)
     farthest = float(_mean_distance(torch.tensor(STEEPEST, dtype=torch.float64), length, causal))
     # Captured lag profiles are float32: the largest distances may be passed by rounding.
     if float(target.min()) < 0 or float(target.max()) > farthest * (1 + 1e-5) + 1e-9:
@@ -52,7 +53,7 @@ def exponential_profiles(decay, length):
 
     They are by name: key_profile and last_query, (..., key), and lag_profile, (..., lag); O(length) per head.
     """
-    s = torch.as_tensor(decay, dtype=torch.float64)  # (...)
+    s = as_double(decay, "decay")  # (...)
     n, a, far = length, s.abs()[..., None], s[..., None] > 0
     weight = (-a * torch.arange(n, dtype=torch.float64)).exp()  # (..., position from the heavy end)
     inverse = 1 / weight.cumsum(-1)  # (..., query)
@@ -75,7 +76,7 @@ def exponential_attention(decay, length, *, causal):
     """Return the matrix (..., query, key) of an exponential kernel: softmax over seen keys of s·|i − j|."""
     position = torch.arange(length, dtype=torch.float64)
     lag = position[:, None] - position  # (query, key)
-    scores = torch.as_tensor(decay, dtype=torch.float64)[..., None, None] * lag.abs()  # (..., query, key)
+    scores = as_double(decay, "decay")[..., None, None] * lag.abs()  # (..., query, key)
     return (scores.masked_fill(lag < 0, -math.inf) if causal else scores).softmax(-1)
 
 
@@ -180,3 +181,6 @@ def _mean_distance(s, length, causal):
 
 def _generator(seed):
     return torch.Generator().manual_seed(seed)
+
+
+check_all(globals())

@@ -28,6 +28,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from nbhelpers.arguments import checked
 from nbhelpers.files import UnwritableError, writable_folder
 from nbhelpers.sweeps.grid import (
     Grid,
@@ -48,6 +49,7 @@ NO_SPACE = 74  # the exit status EX_IOERR of a process that found the disk full
 ENVIRONMENT = {"TQDM_DISABLE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
+@checked
 def run_sweep(
     grid: Grid | str | Path,
     out: str | Path,
@@ -73,8 +75,6 @@ def run_sweep(
     """
     if executor is not None and scheduler is not None:
         raise ValueError(f"give an executor or a scheduler, not both (scheduler={scheduler!r})")
-    if workers < 1 or (timeout is not None and not timeout > 0):
-        raise ValueError(f"workers={workers} and timeout={timeout} must be above 0")
     grid = grid if isinstance(grid, Grid) else load_grid(grid)
     out = Path(out).resolve()
     say = functools.partial(print, flush=True) if progress else lambda *_: None

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from nbhelpers.arguments import checked, made_by, one_of
 from nbhelpers.hooks.attention import default_chunk
 from nbhelpers.hooks.memory import CUDA_BATCH_TOKENS, plan
 from nbhelpers.inputs.models import load_skeleton
@@ -127,6 +128,7 @@ def matmul_speed(device: str) -> float:
     return 2 * size**3 / best
 
 
+@checked(grid=made_by("Grid", "load_grid"), device=one_of("cpu", "cuda"))
 def print_plan(grid: Grid, out: str | Path, *, workers: int = 1, device: str | None = None) -> None:
     """Print what a sweep would run, each run with an estimate of time and memory, and run nothing."""
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -8,6 +8,7 @@ paper and a README with the format.
 import hashlib
 import itertools
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -18,10 +19,11 @@ from typing import Any
 
 import yaml
 
+from nbhelpers.arguments import RULES, one_of, real, refuse, several, such_that, text
 from nbhelpers.claims.paper import TABLES
 from nbhelpers.files import read_parquet_metadata, replacing
 from nbhelpers.inputs.files import file_fingerprint
-from nbhelpers.inputs.text import BOS_POLICIES, corpus_description, is_local_corpus
+from nbhelpers.inputs.text import corpus_description, is_local_corpus
 from nbhelpers.protocol import PAPER, Protocol
 
 AXES = ("model", "revision", "corpus", "n_sequences", "length", "protocol", "seed")
@@ -29,6 +31,11 @@ REQUIRED = ("model", "corpus", "n_sequences", "length")
 DEFAULTS = {"revision": None, "protocol": {}, "seed": 0}
 OPTIONS = {"bos": "tokenizer", "dtype": None, "device": "auto", "batch_size": None}
 WORDS = ("about", "paper_table")
+CHECKED = {name: RULES[name] for name in ("corpus", "n_sequences", "length", "seed", "bos", "batch_size")}
+CHECKED |= {"device": text, "about": text, "paper_table": one_of(*TABLES)}
+REVISION = such_that(lambda name: name is None or type(name) in (str, int), "a branch, tag or commit")
+OF_A_MODEL = {"name": text, "paper": text, "dtype": RULES["dtype"], "n_parameters": real(0, ends=False)}
+MOST_RUNS, MOST_BYTES, MOST_LEVELS = 10_000, 100_000, 20  # beyond is a slip, or a bomb
 MODEL_KEYS = ("name", "paper", "revision", "dtype", "n_parameters")
 SHIPPED = resources.files("nbhelpers.data").joinpath("grids")
 PLAN = "grid.json"
@@ -134,18 +141,31 @@ def load_grid(name: str | Path) -> Grid:
     Raises `FileNotFoundError` if there is neither, and `ValueError` for what is not a grid.
     """
     path = Path(name)
-    if path.is_file():
-        text = path.read_text("utf-8")
-    elif str(name) in (shipped := shipped_grids()):
-        text = SHIPPED.joinpath(f"{name}.yaml").read_text("utf-8")
-    else:
+    if not path.is_file() and str(name) not in (shipped := shipped_grids()):
         names = ", ".join(shipped)
         raise FileNotFoundError(f"there is no grid file {str(name)!r}; the package comes with {names}")
     try:
-        raw = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"the grid {name} is not YAML: {error}") from error
+        raw = _read_small(path if path.is_file() else SHIPPED.joinpath(f"{name}.yaml"))
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(f"the grid {name} is not YAML of the kind that is read: {error}") from error
     return make_grid(raw, name=path.name.removesuffix(".yaml").removesuffix(".yml"))
+
+
+def _read_small(file):
+    """Return what YAML holds; refuse, before it is made, what is or would grow beyond any memory."""
+    with file.open("rb") as opened:
+        raw = opened.read(MOST_BYTES + 1)
+    if len(raw) > MOST_BYTES:
+        raise ValueError(f"at most {MOST_BYTES:,} bytes are read")
+    depth, content = 0, raw.decode("utf-8")
+    for event in yaml.parse(content, Loader=yaml.SafeLoader):
+        where = f"line {event.start_mark.line + 1}"
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError(f"{where} repeats another part (*{event.anchor}); write it out")
+        if depth > MOST_LEVELS:
+            raise ValueError(f"{where} is more than {MOST_LEVELS} levels deep")
+    return yaml.safe_load(content)
 
 
 def make_grid(raw: Mapping[str, Any], *, name: str = "grid") -> Grid:
@@ -160,12 +180,12 @@ def _make_grid(raw, name):
     _check_keys(raw)
     axes = {axis: _listed(raw.get(axis, DEFAULTS.get(axis))) for axis in AXES}
     options = OPTIONS | {key: raw[key] for key in OPTIONS if key in raw}
-    if options["bos"] not in BOS_POLICIES:
-        raise ValueError(f"bos is {options['bos']!r}, expected one of {', '.join(BOS_POLICIES)}")
-    for axis, lowest in (("n_sequences", 1), ("length", 1), ("seed", 0)):
-        for value in axes[axis]:
-            if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
-                raise ValueError(f"{axis} is {value!r}, expected a whole number of at least {lowest}")
+    for key, rule in CHECKED.items():
+        for value in axes.get(key) or _listed(options.get(key, raw.get(key))):
+            if value is not None or key in REQUIRED:
+                rule(key, value)
+    if (n := math.prod(map(len, axes.values()))) > MOST_RUNS:
+        raise ValueError(f"its axes make {n:,} runs, at most {MOST_RUNS:,} are taken; write several grids")
     protocols = [_protocol(fields) for fields in axes["protocol"]]
     corpora = [_corpus(str(corpus)) for corpus in axes["corpus"]]
     runs, sizes = [], (axes["n_sequences"], axes["length"], axes["seed"])
@@ -173,19 +193,17 @@ def _make_grid(raw, name):
         fields, revisions = _model(entry, axes["revision"], options["dtype"])
         content = fields.pop("content")
         # The protocol varies slowest: two runs side by side then do not capture the same attention at once.
-        for revision, protocol, (corpus, text), n_sequences, length, seed in itertools.product(
+        for revision, protocol, (corpus, told), n_sequences, length, seed in itertools.product(
             revisions, protocols, corpora, *sizes
         ):
             point = {"revision": revision, "protocol": protocol, "corpus": corpus, "length": length}
             point |= {"n_sequences": n_sequences, "seed": seed}
-            point |= {"contents": {"model": content, "corpus": text}}
+            point |= {"contents": {"model": content, "corpus": told}}
             runs.append(Run(**options | fields | point))
     ids = Counter(run.id for run in runs)
     if twice := [run.label for run in runs if ids[run.id] > 1]:
         raise ValueError(f"the run {twice[0]!r} is there twice; leave one out")
     tables = tuple(_listed(raw.get("paper_table", [])))
-    if unknown := [number for number in tables if number not in TABLES]:
-        raise ValueError(f"the paper has the tables 1 to {len(TABLES)}, not {unknown}")
     return Grid(name, str(raw.get("about", "")).strip(), tuple(runs), tables)
 
 
@@ -220,7 +238,11 @@ def _model(entry, revisions, dtype):
     """Return what an entry of the model axis gives: fields of a Run and a hash of its files; revisions."""
     given = dict(entry) if isinstance(entry, Mapping) else {"name": entry}
     if set(given) - set(MODEL_KEYS) or not isinstance(given.get("name"), str):
-        raise ValueError(f"a model is a name or a mapping with {', '.join(MODEL_KEYS)}; got {entry!r}")
+        refuse("a model", entry, f"a name or a mapping with {', '.join(MODEL_KEYS)}")
+    for name, rule in OF_A_MODEL.items():
+        value = given.get(name, dtype if name == "dtype" else None)
+        if value is not None:
+            rule(f"{name} of the model {given['name']}", value)
     base = given["name"].removeprefix("random:")
     prefix = given["name"].removesuffix(base)
     path = Path(base).expanduser()
@@ -231,7 +253,8 @@ def _model(entry, revisions, dtype):
         "paper": given.get("paper"),
         "n_parameters": float(given["n_parameters"]) if given.get("n_parameters") else None,
     }
-    return fields, [r if r is None else str(r) for r in _listed(given.get("revision", revisions))]
+    revisions = several(REVISION)("revision", _listed(given.get("revision", revisions)))
+    return fields, [r if r is None else str(r) for r in revisions]
 
 
 def _corpus(corpus):

@@ -100,7 +100,7 @@ def test_own_parameter_wins_over_size_model_and_results(two):
 
 
 def test_plans_that_are_refused(two):
-    with pytest.raises(ValueError, match="'huge'; there are: smoke, reader, full"):
+    with pytest.raises(ValueError, match="'smoke', 'reader', 'full'; got 'huge'"):
         plans(two, size="huge")
     with pytest.raises(ValueError, match="'ratio'; they have: 05_bands: model, length, results"):
         plans(two, ["05"], parameters={"ratio": 0.1})

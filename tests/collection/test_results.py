@@ -63,9 +63,12 @@ def test_a_name_is_recorded_once_and_what_came_before_an_error_is_on_disk(result
 def test_numbers_that_are_refused(results):
     for value, options, error, told in (
         *((value, {}, ValueError, "finite") for value in (np.float32("-inf"), torch.tensor(torch.nan))),
-        *((value, {}, TypeError, "one real") for value in ("0.5", True, None, np.ones(2), torch.ones(1))),
-        (1.0, {"null": float("nan")}, ValueError, "null must be finite"),
-        (Estimate(0.5, low=0.1), {}, ValueError, "high must be finite"),
+        *(
+            (value, {}, TypeError, "finite number")
+            for value in ("0.5", True, None, np.ones(2), torch.ones(1))
+        ),
+        (1.0, {"null": float("nan")}, ValueError, "null must be a finite"),
+        (Estimate(0.5, low=0.1), {}, ValueError, "high must be a finite"),
         (Estimate(0.5, low=0.9, high=0.1), {}, ValueError, "is above"),
         (0.5, {"unit": 1}, TypeError, "unit"),
     ):

@@ -96,6 +96,7 @@ def test_a_flipped_bit_and_another_file_are_captured_again(tmp_path, llama, forw
     del forwards[:]
     with pytest.warns(UserWarning, match="captured again") as warned:
         rebuilt = capture_quietly(llama, ids, batch_size=1, cache=tmp_path)
+    assert warned[0].filename == capture_quietly.__code__.co_filename
     told = [str(warning.message) for warning in warned]
     said = (f"{first} is damaged", f"{second} holds sequences 2 to 3", f"{third} holds sequences 2 to 3")
     assert [text.startswith(start) for text, start in zip(told, said, strict=True)] == [True] * 3

@@ -75,6 +75,7 @@ def test_first_the_batch_is_halved_then_the_chunk(llama, error):
     with pytest.warns(UserWarning, match="Not enough memory") as caught:
         found = capture_quietly(llama, ids, hungry, batch_size=4, chunk=16)
     told = [str(warning.message) for warning in caught]
+    assert {warning.filename for warning in caught} == {capture_quietly.__code__.co_filename}
     assert "4 sequences in blocks of 16 rows; going on with 2 in blocks of 16" in told[0]
     assert "2 sequences in blocks of 16 rows; going on with 1 in blocks of 16" in told[1]
     assert "1 sequences in blocks of 16 rows; going on with 1 in blocks of 8" in told[2]

@@ -198,7 +198,7 @@ def test_reductions_are_found_by_name_or_given():
     for given, name in ((None, "key_profile"), ("row_metrics", "row_metrics"), (RowMetrics(), "row_metrics")):
         assert [reduction.name for reduction in resolve(given)] == [name]
     twice = ["row_metrics", RowMetrics(PROTOCOLS["wide"])]
-    for wrong, said in ((["key_profil"], "key_profil'"), ([], "there are key_profile"), (twice, "twice")):
+    for wrong, said in ((["key_profil"], "key_profil'"), ([], "must be 1 or more"), (twice, "twice")):
         with pytest.raises(ValueError, match=said):
             resolve(wrong)
 

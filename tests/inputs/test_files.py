@@ -261,7 +261,7 @@ def test_names_that_lead_nowhere_are_told_within_seconds(monkeypatch):
         ("minilm", LookupError, "did you mean 'minilm-l6'"),
         ("random:smollm", LookupError, "offline there are smollm2-135m, minilm-l6"),
         ("zou:rope", LookupError, "expected a Hub id .* offline there are smollm2-135m"),
-        ("", LookupError, "offline there are smollm2-135m"),
+        ("", ValueError, "name of load_model .* not blank"),
         ("nowhere/model.gguf", FileNotFoundError, "no model file or folder"),
         ("EleutherAI/pythia-160m", ConnectionError, "could not be reached.*smollm2-135m.*HF_HUB_OFFLINE"),
     ):

@@ -160,8 +160,9 @@ def test_tensors_that_transformers_would_make_up_or_drop_are_refused_by_name(
         with pytest.raises(ValueError, match=said):
             load_model(resaved(tiny_llama_folder, tmp_path / str(i), change, **config), device="cpu")
     assert "REPORT" not in capfd.readouterr().err
-    with pytest.warns(UserWarning, match="does not say rope_theta, .* would take 10000"):
+    with pytest.warns(UserWarning, match="does not say rope_theta, .* would take 10000") as said:
         load_model(resaved(tiny_llama_folder, tmp_path / "theta", lambda w: None, rope_parameters=None))
+    assert said[0].filename == __file__
 
 
 def test_heads_on_top_and_poolers_are_no_matter(tmp_path, tiny_llama):

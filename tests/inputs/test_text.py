@@ -76,7 +76,10 @@ def test_seed_decides(tiny_tokenizer):
 
 
 def with_each_bos(model):
-    return [load_text("moby-dick", model, n_sequences=3, length=16, bos=bos) for bos in corpora.BOS_POLICIES]
+    return [
+        load_text("moby-dick", model, n_sequences=3, length=16, bos=bos)
+        for bos in ("tokenizer", "add", "none")
+    ]
 
 
 def test_bos_of_a_decoder(tiny_llama):
@@ -175,20 +178,20 @@ def test_too_short_a_text_says_what_would_fit(numbered, tiny_tokenizer):
 
 def test_bad_options(minilm):
     for options, says in (
-        ({"n_sequences": 0}, "at least 1, got 0 and 8"),
-        ({"length": 0}, "at least 1, got 1 and 0"),
+        ({"n_sequences": 0}, "n_sequences of load_text .* got 0"),
+        ({"length": 0}, "length of load_text .* got 0"),
         ({"length": 2}, "no room for text beside 2 special tokens"),
-        ({"bos": "yes"}, "bos is 'yes'"),
+        ({"bos": "yes"}, "bos of load_text .* got 'yes'"),
     ):
         with pytest.raises(ValueError, match=says):
             load_text("moby-dick", minilm, **{"n_sequences": 1, "length": 8} | options)
     for option in ("n_sequences", "length", "seed"):
         for value in ("3", 2.5, None, True, [1]):
             with pytest.raises(
-                TypeError, match=rf"{option} must be a whole number, got {re.escape(repr(value))}"
+                TypeError, match=rf"{option} of .* whole number .*; got {re.escape(repr(value))}"
             ):
                 load_text("moby-dick", minilm, **{"n_sequences": 1, "length": 8} | {option: value})
-    with pytest.raises(ValueError, match="seed must be at least 0"):
+    with pytest.raises(ValueError, match=r"seed of load_text .* got -1"):
         load_text("moby-dick", minilm, n_sequences=1, length=8, seed=-1)
 
 
@@ -331,9 +334,9 @@ def test_scaled_variants_are_what_their_names_say():
 
 def test_scaled_variants_that_are_refused():
     for alpha in (0, -0.5, 1.01, float("nan"), "0.5", None):
-        with pytest.raises(ValueError, match="expected a number above 0 and at most 1"):
+        with pytest.raises(ValueError, match="alpha"):
             scaled_variant(torch.arange(8)[None], alpha)
-    with pytest.raises(ValueError, match="how is 'suffix'"):
+    with pytest.raises(ValueError, match=r"how of .* got 'suffix'"):
         scaled_variant(torch.arange(8)[None], 0.5, how="suffix")
 
 

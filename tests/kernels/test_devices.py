@@ -14,6 +14,7 @@ from device_traffic import needs_gpus, traffic
 from draws import DTYPES, attention, uniform
 from tolerances import assert_close
 
+from nbhelpers.arguments import OPTIONS
 from nbhelpers.kernels import checks, entropy, frames, rope, rows, spectra, wavelets
 
 MODULES = (checks, entropy, frames, rope, rows, spectra, wavelets)
@@ -69,7 +70,7 @@ CALLS = {
     ],
     "row_wavelet_entropies": [
         lambda on, mode=mode: rows.row_wavelet_entropies(on(SIGNAL), 150, wavelet="db2", mode=mode, level=2)
-        for mode in wavelets.MODES
+        for mode in OPTIONS["mode"]
     ],
     "band_shares": [lambda on: spectra.band_shares(on(SIGNAL))],
     "psd": [
@@ -77,7 +78,7 @@ CALLS = {
         lambda on: spectra.psd(on(SIGNAL), window="boxcar", pad=2, detrend="mean", sided="two", check=False),
     ],
     "wavedec": [
-        lambda on, mode=mode: wavelets.wavedec(on(SIGNAL), mode=mode, check=False) for mode in wavelets.MODES
+        lambda on, mode=mode: wavelets.wavedec(on(SIGNAL), mode=mode, check=False) for mode in OPTIONS["mode"]
     ],
     "waverec": [
         lambda on, mode=mode: wavelets.waverec(levels(on), mode=mode) for mode in ("symmetric", "zero")
@@ -90,7 +91,7 @@ CALLS = {
     "level_energies": [lambda on: wavelets.level_energies(levels(on))],
     "align": [
         lambda on, how=how: wavelets.align(levels(on), levels(on, SHORT), alignment=how)
-        for how in wavelets.ALIGNMENTS
+        for how in OPTIONS["alignment"]
     ],
     "scale_sensitivity": [lambda on: wavelets.scale_sensitivity(levels(on), levels(on, SHORT))],
 }
@@ -116,7 +117,7 @@ APART = {"reconstruction_error", "require_finite", "require_distribution"}
 # Made on the CPU, whatever is given: axes, names, draws, and what holds no tensor.
 ON_THE_CPU = {
     "ConstantQ", "FrameBounds", "alibi_bias", "alibi_slopes", "band_runs", "dwt_max_level", "frequencies",
-    "inverse_frequencies", "level_names", "log_base", "random_frame_bounds", "require_option",
+    "inverse_frequencies", "level_names", "log_base", "random_frame_bounds",
     "sinusoidal_embedding",
 }  # fmt: skip
 

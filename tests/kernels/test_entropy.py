@@ -91,7 +91,7 @@ class TestWindowEntropy:
 
     @pytest.mark.parametrize("window", [1, 33, 0])
     def test_impossible_windows(self, window):
-        with pytest.raises(ValueError, match=f"from 2 to the number of keys, 32; got {window}"):
+        with pytest.raises(ValueError, match=f"window .* got {window}"):
             entropy.window_entropy(attention(32), window)
 
     def test_gradient_past_empty_windows(self):

@@ -8,11 +8,12 @@ import pywt
 import torch
 from tolerances import assert_close, assert_metric
 
+from nbhelpers.arguments import OPTIONS
 from nbhelpers.kernels import rows, spectra, wavelets
 
 SPECTRA = [
     dict(zip(("window", "pad", "detrend", "sided"), options, strict=True))
-    for options in itertools.product(spectra.WINDOWS, spectra.PADS, spectra.DETRENDS, spectra.SIDES)
+    for options in itertools.product(OPTIONS["window"], OPTIONS["pad"], OPTIONS["detrend"], OPTIONS["sided"])
 ]
 LENGTHS = [(1, 1), (1, 2), (2, 2), (3, 8), (8, 8), (5, 17), (17, 17), (40, 64), (64, 64), (31, 101), (89, 97)]
 
@@ -100,7 +101,7 @@ def test_every_bin_is_in_one_band(length, sided):
     assert rows.band_runs(spectra.frequencies(1), (0.25, 0.75)) == [[slice(0, 1)], [], []]
 
 
-@pytest.mark.parametrize("mode", wavelets.MODES)
+@pytest.mark.parametrize("mode", OPTIONS["mode"])
 @pytest.mark.parametrize("wavelet", ["haar", "db2", "sym4"])
 def test_wavelet_entropies_with_zero_tails(wavelet, mode):
     for length in (8, 17, 64, 101, 200):
@@ -113,7 +114,7 @@ def test_wavelet_entropies_with_zero_tails(wavelet, mode):
                 assert_metric(got, oracle_wavelet_entropies(whole(given, length), **options))
 
 
-@pytest.mark.parametrize("mode", wavelets.MODES)
+@pytest.mark.parametrize("mode", OPTIONS["mode"])
 @pytest.mark.parametrize("length", [700, 1024, 1333])
 def test_wavelet_entropies_where_the_head_is_shorter_than_the_signal(length, mode):
     # Long enough that transforming the head alone pays: levels below, at and above where it ends.

@@ -8,6 +8,7 @@ import torch
 from draws import DTYPES, uniform
 from tolerances import assert_close
 
+from nbhelpers.arguments import OPTIONS
 from nbhelpers.kernels import spectra
 
 
@@ -34,8 +35,8 @@ def test_frequencies_are_scipys(length):
 class TestPsd:
     @pytest.mark.parametrize("dtype", DTYPES)
     @pytest.mark.parametrize("length", [1, 2, 7, 8, 33])
-    @pytest.mark.parametrize("window", spectra.WINDOWS)
-    @pytest.mark.parametrize("pad", spectra.PADS)
+    @pytest.mark.parametrize("window", OPTIONS["window"])
+    @pytest.mark.parametrize("pad", OPTIONS["pad"])
     def test_is_the_squared_dft(self, dtype, length, window, pad):
         signal = uniform(length, dtype=dtype)
         n = {1: length, 2: 2 * length, "next_pow2": 2 ** math.ceil(math.log2(length))}[pad]
@@ -169,13 +170,13 @@ def test_gradients(function):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: spectra.psd(torch.ones(8), pad=3), "unknown pad 3; choose one of 1, 2, 'next_pow2'"),
+        (lambda: spectra.psd(torch.ones(8), pad=3), "pad of psd must be one of 1, 2, 'next_pow2'; got 3"),
         (lambda: spectra.psd(torch.ones(8), window="blackman"), "window"),
         (lambda: spectra.psd(torch.ones(3, 0)), r"\(3, 0\)"),
         (lambda: spectra.psd(torch.tensor([1.0, math.nan])), "1 of 2 entries"),
         (lambda: spectra.band_shares(torch.ones(9), frequency=torch.arange(8)), r"\(8,\)"),
         *[
-            (lambda edges=edges: spectra.band_shares(torch.ones(9), edges=edges), "edges must increase")
+            (lambda edges=edges: spectra.band_shares(torch.ones(9), edges=edges), "edges of band_shares")
             for edges in [(0.75, 0.25), (0.0, 0.5), (0.5, 1.0), (0.5, 0.5), (math.nan,)]
         ],
     ],

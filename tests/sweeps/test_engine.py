@@ -139,8 +139,8 @@ def test_two_sweeps_in_one_folder(out):
 @pytest.mark.parametrize(
     ("options", "error", "word"),
     [
-        ({"workers": 0}, ValueError, "above 0"),
-        ({"timeout": 0}, ValueError, "above 0"),
+        ({"workers": 0}, ValueError, r"got 0"),
+        ({"timeout": 0}, ValueError, r"got 0"),
         ({"executor": ThreadPoolExecutor(1), "scheduler": "tcp://x:1"}, ValueError, "not both"),
         ({"scheduler": "tcp://127.0.0.1:9"}, ConnectionError, "no Dask scheduler"),
     ],

@@ -1,0 +1,280 @@
+"""Wrong input is refused at the door: what nobody listed is thrown at the rules and at every function."""
+
+import inspect
+import json
+import math
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nbhelpers import nulls, stats
+from nbhelpers.arguments import RULES, BadArgument, checked, one_of, real, several, whole
+from nbhelpers.collection.plan import list_notebooks, plan_runs
+from nbhelpers.kernels import entropy, frames, rope, spectra, wavelets
+from nbhelpers.protocol import PAPER, Protocol
+from nbhelpers.sweeps.grid import MOST_RUNS, load_grid, make_grid
+
+quick = settings(derandomize=True, deadline=None, max_examples=60, database=None)
+ATTN = torch.full((2, 3, 16), 1 / 16, dtype=torch.float64)
+SIGNAL = torch.linspace(0.1, 1, 96, dtype=torch.float64).view(2, 3, 16)
+LEVELS = wavelets.wavedec(SIGNAL, level=2)
+PSD, FREQUENCY = spectra.psd(SIGNAL), spectra.frequencies(16)
+VALUES = np.random.default_rng(0).normal(size=(6, 4))
+IDS = torch.arange(24).view(2, 12)
+SMALL = {"model": "zoo:rope", "corpus": "moby-dick", "n_sequences": 2, "length": 32}
+
+numbers = st.one_of(
+    st.integers(),
+    st.just(10**400),
+    st.floats(),
+    st.floats(width=32).map(np.float32),
+    st.integers(-9, 9).map(np.int64),
+)
+atoms = st.one_of(
+    st.none(), st.booleans(), numbers, st.text(max_size=8), st.binary(max_size=4), st.complex_numbers()
+)
+anything = st.one_of(
+    atoms,
+    st.lists(atoms, max_size=4),
+    st.dictionaries(st.text(max_size=3), atoms, max_size=2),
+    st.sampled_from([object(), int, np.zeros((0, 2)), np.full((2, 16), np.nan), -np.ones((2, 16))]),
+    st.sampled_from(
+        [torch.zeros(0), torch.ones(2, 16) * 1j, torch.tensor(True), [[1, 2], [3]], torch.ones(5, 7)]
+    ),
+)
+
+# Every public function that takes numbers alone, with arguments that it takes.
+CALLS = [
+    (entropy.positional_entropy, {"attn": ATTN, "base": 2.0, "check": True}),
+    (entropy.window_entropy, {"attn": ATTN, "window": 4, "check": True}),
+    (entropy.effective_support, {"attn": ATTN}),
+    (entropy.entropic_slack, {"signal": SIGNAL}),
+    (entropy.require_distribution, {"attn": ATTN, "tolerance": 0.1}),
+    (frames.frame_bounds, {"vectors": SIGNAL, "normalize": True, "rtol": 0.1}),
+    (
+        frames.random_frame_bounds,
+        {"n_vectors": 3, "length": 8, "effective_support": 2.0, "n_draws": 2, "seed": 0},
+    ),
+    (frames.softmax_of_support, {"scores": SIGNAL, "effective_support": 2.0}),
+    (frames.constant_q_slope, {"psd": PSD, "frequency": FREQUENCY}),
+    (frames.head_similarity, {"vectors": SIGNAL, "center": True}),
+    (frames.mean_off_diagonal, {"similarity": np.eye(3), "absolute": True}),
+    (rope.inverse_frequencies, {"head_dim": 8, "theta": 10.0, "fraction": 0.5}),
+    (rope.wavelengths, {"inverse_frequencies": [1.0, 0.1]}),
+    (
+        rope.rotate,
+        {"x": SIGNAL, "positions": [0, 1, 2], "inverse_frequencies": [1.0, 0.1], "interleaved": True},
+    ),
+    (rope.lag_kernel, {"inverse_frequencies": [1.0, 0.1], "lags": [0, 1]}),
+    (rope.alibi_slopes, {"n_heads": 6}),
+    (rope.alibi_bias, {"n_heads": 6, "length": 4, "dtype": torch.float32}),
+    (rope.t5_bucket, {"relative_position": [0, 1], "bidirectional": True, "n_buckets": 8, "max_distance": 9}),
+    (rope.t5_bias, {"table": SIGNAL[0].T, "length": 4}),
+    (rope.sinusoidal_embedding, {"length": 4, "dim": 4, "theta": 10.0}),
+    (spectra.window, {"name": "hann", "length": 4}),
+    (spectra.frequencies, {"length": 4, "pad": 2, "sided": "two"}),
+    (spectra.psd, {"signal": SIGNAL, "window": "hann", "pad": 2, "detrend": "mean", "sided": "two"}),
+    (spectra.band_shares, {"psd": PSD, "edges": (0.2, 0.4), "frequency": FREQUENCY}),
+    (spectra.frequency_selectivity, {"psd": PSD}),
+    (spectra.spectral_entropy, {"psd": PSD, "base": 2.0}),
+    (wavelets.dwt_max_level, {"length": 16, "wavelet": "db2"}),
+    (wavelets.level_names, {"level": 2}),
+    (wavelets.wavedec, {"signal": SIGNAL, "wavelet": "db2", "mode": "zero", "level": 1}),
+    (wavelets.waverec, {"coefficients": LEVELS, "wavelet": "db2", "mode": "symmetric", "length": 16}),
+    (wavelets.wavelet_entropy, {"coefficients": LEVELS, "normalize": True, "base": 2.0}),
+    (wavelets.level_energies, {"coefficients": LEVELS}),
+    (wavelets.reconstruction_error, {"signal": SIGNAL, "wavelet": "db2", "mode": "zero", "level": 1}),
+    (wavelets.align, {"coefficients": LEVELS, "coefficients_scaled": LEVELS, "alignment": "per-level"}),
+    (wavelets.scale_sensitivity, {"coefficients": LEVELS, "coefficients_scaled": LEVELS}),
+    (stats.bootstrap_interval, {"values": VALUES, "n_boot": 9, "confidence": 0.9, "seed": 0}),
+    (stats.mean_interval, {"values": VALUES[:, 0], "n_boot": 9, "confidence": 0.9, "seed": 0}),
+    (lambda **own: stats.jackknife_interval(0.0, **own), {"left_out": VALUES[:, 0], "confidence": 0.9}),
+    (stats.seed_interval, {"values": VALUES[:, 0], "confidence": 0.9}),
+    (stats.pearson, {"x": VALUES, "y": VALUES, "axis": 0}),
+    (stats.partial_correlation, {"x": VALUES, "y": VALUES, "given": [VALUES]}),
+    (stats.permutation_test, {"values": VALUES, "other": VALUES, "clusters": [0, 0, 1, 1], "n_draws": 9}),
+    (stats.false_discovery, {"p_values": [0.1, 0.2], "method": "by"}),
+    (stats.equivalence_test, {"values": VALUES[:, 0], "margin": 1.0, "against": 0.0, "alpha": 0.1}),
+    (nulls.uniform_profiles, {"length": 8, "causal": True, "distances": [0, 4]}),
+    (nulls.shuffled_tokens, {"token_ids": IDS, "seed": 0, "keep": [1]}),
+    (nulls.random_tokens, {"token_ids": IDS, "vocab_size": 64, "seed": 0, "keep": [1]}),
+    (Protocol, PAPER.to_dict()),
+    (lambda **raw: make_grid(raw), SMALL | {"seed": 0, "bos": "add", "dtype": "float32", "paper_table": 1}),
+]
+NAMES = [getattr(function, "__name__", "") for function, _ in CALLS]
+
+
+def refused(function, given):
+    """Whether a call ends in a sentence of ours; whatever else is raised goes on."""
+    try:
+        function(**given)
+    except BadArgument:
+        return True
+    except (ValueError, LookupError, MemoryError, FileNotFoundError) as error:
+        frame = inspect.trace()[-1]
+        if "/nbhelpers/" not in frame.filename or "raise" not in "".join(frame.code_context):
+            raise AssertionError(f"no sentence of ours: {error!r} in {frame.filename}") from error
+        return True
+    return False
+
+
+@pytest.mark.parametrize(("function", "good"), CALLS, ids=NAMES)
+@settings(quick, max_examples=25)
+@given(data=st.data())
+def test_anything_is_taken_or_refused_in_a_sentence(function, good, data):
+    name = data.draw(st.sampled_from(sorted(good)))
+    wrong = data.draw(anything)
+    if name in ("length", "n_heads", "n_vectors", "dim", "n_draws", "n_boot", "vocab_size", "head_dim"):
+        wrong = 0 if isinstance(wrong, (int, np.int64)) and wrong > 99 else wrong  # large is not wrong
+    refused(function, good | {name: wrong})
+
+
+def test_every_public_kernel_is_tried_and_takes_the_good_arguments():
+    public = {name for module in (entropy, frames, rope, spectra, wavelets) for name in module.__all__}
+    classes = {"ConstantQ", "FrameBounds", "weighted_sum"}
+    assert public - classes <= set(NAMES)
+    assert not any(refused(function, good) for function, good in CALLS)
+
+
+@quick
+@given(value=anything)
+def test_rules_say_no_unless_a_plain_description_says_yes(value):
+    known = {
+        whole(1): isinstance(value, (int, np.integer)) and not isinstance(value, bool) and 1 <= value < 2**31,
+        RULES["check"]: isinstance(value, (bool, np.bool_)),
+        real(): isinstance(value, (int, float, np.number)) and not isinstance(value, (bool, complex)),
+        one_of("a", 1): isinstance(value, (str, int, float)) and value in ("a", 1) and value is not True,
+        several(whole()): isinstance(value, list),
+    }
+    for rule, may_pass in known.items():
+        if refused(rule, {"name": "x", "value": value}):
+            continue
+        kept = rule("x", value)
+        assert may_pass or isinstance(value, (np.ndarray, torch.Tensor))
+        assert not isinstance(kept, float) or math.isfinite(kept)
+
+
+def test_scalars_of_arrays_are_taken_and_plain_afterwards():
+    assert [type(whole()("n", n)) for n in (3, np.int64(3), torch.tensor(3))] == [int, int, int]
+    assert type(real()("x", np.float32(0.5))) is float
+    for boolean in (True, np.True_, torch.tensor(True)):
+        with pytest.raises(BadArgument, match="n must be a whole number"):
+            whole()("n", boolean)
+
+    @checked(kind=one_of("a"))
+    def named(kind, *, seed=None):
+        return kind, seed
+
+    assert (named("a", seed=np.int32(4)), named("a", seed=None)) == (("a", 4), ("a", None))
+    with pytest.raises(BadArgument, match=r"seed of named must be a whole number from 0 .*got '3'"):
+        named("a", seed="3")
+
+
+@pytest.mark.parametrize(
+    "bomb",
+    [
+        "a: &a [x, x]\nb: &b [*a, *a, *a]\nmodel: [*b, *b]\n",
+        "model: " + "[" * 5000,
+        "model: " + "{a: " * 30 + "}" * 30,
+        "model: a\n" * 200_000,
+        "seed: " + "9" * 5000,
+        "length: " + json.dumps(list(range(1, 1000))) + "\nseed: " + json.dumps(list(range(MOST_RUNS)))
+        + "\nmodel: a/b\ncorpus: moby-dick\nn_sequences: 1",
+        b"\xff\xfe\x00",
+        "model: !!python/object/apply:os.system ['touch PLANTED']",
+    ],
+    ids=["aliases", "brackets", "deep", "huge", "digits", "product", "bytes", "object"],
+)  # fmt: skip
+def test_a_bomb_in_a_grid_ends_in_a_sentence(bomb, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bomb.yaml").write_bytes(bomb if isinstance(bomb, bytes) else bomb.encode())
+    with pytest.raises(ValueError, match="grid") as caught:
+        load_grid("bomb.yaml")
+    assert len(str(caught.value)) < 700
+    assert not (tmp_path / "PLANTED").exists()
+
+
+class Planted:
+    """What a pickle runs when it is read."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return (exec, (f"open({str(self.marker)!r}, 'w')",))
+
+
+def test_no_planted_code_runs(tmp_path, tiny_llama_folder, tiny_tokenizer):
+    import shutil
+
+    from nbhelpers.files import read_parquet
+    from nbhelpers.inputs.models import load_model
+    from nbhelpers.inputs.text import read_documents
+    from nbhelpers.profiles import Profiles
+
+    marker = tmp_path / "PLANTED"
+    bad = pickle.dumps(Planted(marker))
+    for name in ("profiles.safetensors", "table.parquet", "model.gguf"):
+        (tmp_path / name).write_bytes(bad)
+    np.savez(tmp_path / "values.npz", values=np.array([Planted(marker)], dtype=object))
+    for read, name in (
+        (Profiles.load, "profiles.safetensors"), (read_parquet, "table.parquet"), (load_model, "model.gguf"),
+        (read_documents, "values.npz"), (load_model, "values.npz"),
+    ):  # fmt: skip
+        with pytest.raises((ValueError, LookupError, OSError)):
+            read(tmp_path / name)
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_llama_folder, folder)
+    code = f"open({str(marker)!r}, 'w')\n"
+    (folder / "modeling_own.py").write_text(code)
+    (folder / "configuration_own.py").write_text(code)
+    own = {"AutoConfig": "configuration_own.Own", "AutoModelForCausalLM": "modeling_own.Own"}
+    config = json.loads((folder / "config.json").read_text())
+    for model_type in ("llama", "own"):
+        (folder / "config.json").write_text(json.dumps(config | {"auto_map": own, "model_type": model_type}))
+        if model_type == "own":
+            with pytest.raises(ValueError, match="its own code"):
+                load_model(folder)
+        else:
+            load_model(folder, device="cpu")
+    (folder / "model.safetensors").rename(folder / "aside")
+    (folder / "pytorch_model.bin").write_bytes(bad)
+    (folder / "pytorch_model.bin.index.json").write_text(
+        '{"weight_map": {"lm_head.weight": "pytorch_model.bin"}}'
+    )
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises((ValueError, OSError)):
+        load_model(folder)
+    assert not marker.exists()
+
+
+def test_a_parameter_of_a_notebook_is_text_and_no_code(tmp_path):
+    from papermill.translators import PythonTranslator
+
+    evil = f"'\nopen({str(tmp_path / 'PLANTED')!r}, 'w')\n\"\"\"{{{{7*7}}}}"
+    names = {}
+    exec(PythonTranslator.codify({"text": evil}), names)
+    assert names["text"] == evil
+    assert not (tmp_path / "PLANTED").exists()
+
+
+def test_parameters_of_notebooks_are_refused_before_anything_runs():
+    first = list_notebooks()[:1]
+    for name, value in {"length": -5, "n_sequences": 0, "seed": -1, "layer": True, "bos": "maybe"}.items():
+        with pytest.raises(ValueError, match=f"parameter {name} of 00_start_here"):
+            plan_runs(first, parameters={name: value})
+
+
+def test_text_is_escaped_in_the_inspector_and_in_results(tmp_path):
+    from nbhelpers.collection.results import Results
+    from nbhelpers.inspector import sentences
+
+    evil = "<script>alert(1)</script>"
+    results = Results("n", tmp_path)
+    results.record(evil, 1.0, note=evil)
+    for shown in (sentences.note(evil), sentences.complaint(evil), results._repr_html_()):
+        assert "<script" not in shown
