@@ -162,7 +162,8 @@ def _opened(executor, scheduler, workers):
         from distributed import Client
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("a scheduler needs Dask: pip install 'nbhelpers[cluster]'") from error
-    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # one line of ours says what it lost
+    for name in ("distributed.client", "asyncio"):  # one line of ours says what was lost
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         client = Client(scheduler, set_as_default=False, timeout=CONNECT_SECONDS)
     except OSError as error:
