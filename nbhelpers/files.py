@@ -62,9 +62,9 @@ def writable_folder(path):
     return path
 
 
-def refused(told):
+def refused(error):
     """Return whether an error, or its text, says that a disk is full or read-only."""
-    return any(words in str(told) for words in DISK_REFUSES)
+    return any(words in str(error) for words in DISK_REFUSES)
 
 
 def unwritable(path, error):

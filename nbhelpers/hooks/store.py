@@ -11,7 +11,7 @@ import torch
 from nbhelpers.profiles import Profiles
 from nbhelpers.words import warn
 
-# Attributes of modules that decide nothing of what they compute, or are told elsewhere.
+# Attributes of modules that decide nothing of what they compute, or are stated elsewhere.
 BOOKKEEPING = {*vars(torch.nn.Module()), "_hf_hook", "_is_hf_initialized", "generation_config"} - {"training"}
 BOOKKEEPING |= {"hf_device_map", "name_or_path", "warnings_issued"}
 DEPTH = 6  # of objects within an attribute that are looked into
@@ -30,13 +30,13 @@ class BatchStore:
             return
         if _has_foreign_hooks(network):
             raise ValueError(
-                "The model carries forward hooks, which a cache cannot tell apart; capture without cache=."
+                "The model carries forward hooks, which a cache cannot content apart; capture without cache=."
             )
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
         digest.update(network.config.to_json_string(use_diff=False).encode())
         digest.update(weight_fingerprint(network) + computation_fingerprint(network))
         for tensor in inputs:
-            digest.update(repr(_told(tensor, {})).encode())
+            digest.update(repr(_content(tensor, {})).encode())
         self.key = digest.hexdigest()
         self.folder = Path(folder) / f"profiles-{self.key[:16]}"
 
@@ -81,7 +81,7 @@ def weight_fingerprint(network):
     """Return bytes that change with any bit of any parameter or buffer."""
     digest = hashlib.sha256()
     for name, tensor in _tensors(network):
-        digest.update(f"{name} {_told(tensor, {})}".encode())
+        digest.update(f"{name} {_content(tensor, {})}".encode())
     return digest.digest()
 
 
@@ -104,15 +104,15 @@ def computation_fingerprint(network):
     digest, known = hashlib.sha256(), {}
     for path, module in network.named_modules():
         own = {name: value for name, value in vars(module).items() if name not in BOOKKEEPING}
-        told = _told([type(module), type(module).forward, own], known)
-        digest.update(f"{path} {told}".encode())
+        stated = _content([type(module), type(module).forward, own], known)
+        digest.update(f"{path} {stated}".encode())
     return digest.digest()
 
 
-def _told(value, known, depth=DEPTH):
+def _content(value, known, depth=DEPTH):
     """Return lists and texts that tell a value from others, and are the same in every process.
 
-    `known` keeps what was said of functions and configurations, which many modules share.
+    `known` keeps what was found of functions and configurations, which many modules share.
     """
     if isinstance(value, torch.Tensor):
         data = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
@@ -120,28 +120,28 @@ def _told(value, known, depth=DEPTH):
     if isinstance(value, (type, types.BuiltinFunctionType)) or depth == 0:
         named = value if hasattr(value, "__qualname__") else type(value)
         return f"{named.__module__}.{named.__qualname__}"
-    tell = functools.partial(_told, known=known, depth=depth - 1)
+    content = functools.partial(_content, known=known, depth=depth - 1)
     if isinstance(value, torch.nn.Module):
-        return tell(type(value))  # looked into by its own name
+        return content(type(value))  # looked into by its own name
     if isinstance(value, dict):
-        return sorted(([tell(key), tell(item)] for key, item in value.items()), key=repr)
+        return sorted(([content(key), content(item)] for key, item in value.items()), key=repr)
     if isinstance(value, (set, frozenset)):
-        return sorted(map(tell, value), key=repr)
+        return sorted(map(content, value), key=repr)
     if isinstance(value, (list, tuple)):
-        return [*map(tell, value)]
+        return [*map(content, value)]
     if isinstance(value, (types.FunctionType, types.CodeType)) or hasattr(value, "to_json_string"):
         if id(value) not in known:
             known[id(value)] = type(value).__name__  # while it is looked into, for those that call themselves
-            known[id(value)] = tell(_parts(value))
+            known[id(value)] = content(_behaviour(value))
         return known[id(value)]
     if isinstance(value, types.MethodType):
-        return tell([value.__func__, value.__self__])
+        return content([value.__func__, value.__self__])
     if isinstance(value, functools.partial):
-        return tell([value.func, value.args, value.keywords])
-    return [tell(type(value)), tell(vars(value))] if hasattr(value, "__dict__") else repr(value)
+        return content([value.func, value.args, value.keywords])
+    return [content(type(value)), content(vars(value))] if hasattr(value, "__dict__") else repr(value)
 
 
-def _parts(value):
+def _behaviour(value):
     """Return what decides what a function computes, or what a configuration says."""
     if isinstance(value, types.CodeType):
         return [value.co_code, value.co_names, value.co_consts]

@@ -204,7 +204,7 @@ def _encode(tokenizer, text):
 
 
 def _special_tokens(tokenizer, bos, text):
-    """Return the token ids before and after the text under a BOS policy, told from the text itself.
+    """Return the token ids before and after the text under a BOS policy, found in an encoded text.
 
     A letter would not do: not every vocabulary (of bases, of residues) has it.
     """

@@ -10,7 +10,7 @@ def read_exactly(classes, name, **options):
 
     `options` are those of `from_pretrained`. Tensors that the file lacks (transformers would draw them), that
     the model has no place for (it would drop them) or that have another shape are a ValueError by name. Tied
-    weights, buffers that a family declares derived, and heads, which do not attend, are no matter; a pooler
+    weights, buffers that a family declares derived, and heads, which do not attend, may differ; a pooler
     that the file lacks is taken off.
     """
     from safetensors import SafetensorError
