@@ -33,13 +33,13 @@ def test_a_few_updates_repeat_the_recorded_losses():
     settings = PLANNED["rope-seed0"]
     recorded = zoo_measurements(run="rope-seed0", metric="train_loss").set_index("step").value
     trainer = Trainer(settings, FirstBatches())
-    losses = [trainer.update() for _ in range(15)]
+    losses = [trainer.update() for _ in range(len(trainer.corpus.batches))]
     steps = [step for step in settings.checkpoints() if step <= len(losses)]
     means = [np.mean(losses[a:b]) for a, b in itertools.pairwise(steps)]  # between two checkpoints
     expected = [recorded[step] for step in steps[1:]]
     # bfloat16 rounds to three digits, and not in the same way on every processor.
     assert means == pytest.approx(expected, abs=0.01)
-    assert expected[0] - expected[-1] > 0.15  # far more than the tolerance is learned
+    assert expected[0] - expected[-1] > 0.4  # far more than the tolerance is learned
 
 
 @pytest.mark.parametrize("name", RECOMPUTED)
