@@ -207,7 +207,7 @@ def test_two_processes_converting_at_once(tiny_gguf, cache):
     code = "import sys; from nbhelpers.inputs.models import load_model; print(load_model(sys.argv[1]))"
     command = [sys.executable, "-W", "error", "-c", code, str(tiny_gguf)]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)]
-    outputs = [process.communicate(timeout=600) for process in processes]
+    outputs = [process.communicate(timeout=300) for process in processes]
     for process, (out, err) in zip(processes, outputs, strict=True):
         assert process.returncode == 0, err.decode()
         assert b"tiny.gguf: llama" in out
