@@ -162,7 +162,7 @@ def _opened(executor, scheduler, workers):
         from distributed import Client
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("a scheduler needs Dask: pip install 'nbhelpers[cluster]'") from error
-    for name in ("distributed.client", "asyncio"):  # one line of ours says what was lost
+    for name in ("distributed.client", "asyncio", "tornado.application"):  # one line of ours says it
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         client = Client(scheduler, set_as_default=False, timeout=CONNECT_SECONDS)
