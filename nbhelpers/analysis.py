@@ -18,6 +18,8 @@ from nbhelpers.profiles import Profiles
 from nbhelpers.protocol import PAPER, SIGNALS
 from nbhelpers.table import HeadTable
 
+BY_TOKEN = ("attention_mask", "position_ids", "token_type_ids")  # inputs of capture that are refused here
+
 
 @checked
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ def analyze(model, token_ids, protocol=PAPER, *, corpus=None, seed=0, **options)
     seed : int
         Draws the random scaled variants.
     **options
-        `batch_size`, `chunk`, `cache`, `stream`, `progress` of :func:`nbhelpers.capture`.
+        `batch_size`, `chunk`, `cache`, `stream`, `beyond`, `progress` of :func:`nbhelpers.capture`.
 
     Returns
     -------
@@ -97,7 +99,11 @@ def observe(model, token_ids, protocol=PAPER, *, corpus=None, seed=0, **options)
     for factor in protocol.factors:
         ids = scaled_variant(token_ids, factor, how=protocol.scaled_variant, seed=seed)
         scaled[factor] = _captured(model, ids, kept, **options)
-    return Observation(_captured(model, token_ids, kept, **options), scaled, protocol.scaled_variant)
+    profiles = _captured(model, token_ids, kept, **options)
+    rotations = {str(factor): part.provenance.get("rotations") for factor, part in scaled.items()}
+    if any(rotations.values()):  # they depend on the length of each variant
+        profiles = profiles.with_provenance(scaled_rotations=rotations)
+    return Observation(profiles, scaled, protocol.scaled_variant)
 
 
 def measure(observation, protocol=PAPER):
@@ -148,8 +154,12 @@ def _analyze_rows(model, token_ids, protocol, **options):
 
 
 def _captured(model, token_ids, reductions, *, corpus, seed, **options):
-    if options.get("attention_mask") is not None:
-        raise ValueError("Sequences must have one length, without padding; call once per length.")
+    given = [name for name in BY_TOKEN if options.get(name) is not None]
+    if given:  # scaled variants are other texts, of other lengths
+        raise ValueError(
+            f"Sequences must have one length, without padding and without {', '.join(given)}; call once per "
+            "length."
+        )
     return capture(model, token_ids, reductions, **options).with_provenance(corpus=corpus, seed=seed)
 
 

@@ -5,8 +5,9 @@ import contextlib
 import torch
 
 from nbhelpers.arguments import MOST, checked, several, whole
-from nbhelpers.inputs.families import head_dim_of, kind_of
-from nbhelpers.inputs.models import input_device, unwrap
+from nbhelpers.inputs.families import n_heads_of, value_dim_of
+from nbhelpers.inputs.models import input_device, is_causal, unwrap
+from nbhelpers.inputs.probes import fresh_rotations
 from nbhelpers.words import listed
 
 from .layers import layer_numbers, names_of
@@ -39,14 +40,17 @@ def ablate_heads(model, heads):
     """Run a block in which heads, pairs (layer, query head) from 0, add nothing to the residual stream."""
     network = unwrap(model)
     config = network.config.get_text_config()
-    n_heads, width = config.num_attention_heads, head_dim_of(config)
+    counts, widths = n_heads_of(config), value_dim_of(config)
     silent = {}  # by layer
     for layer, head in several(several(whole(-MOST)))("heads", heads):
+        n_heads = counts[layer] if isinstance(counts, tuple) else counts
         if not 0 <= head < n_heads:
-            raise IndexError(f"head {head} was asked for; each layer has the heads 0 to {n_heads - 1}")
+            raise IndexError(f"head {head} was asked for; layer {layer} has the heads 0 to {n_heads - 1}")
         silent.setdefault(layer, []).append(head)
 
     def hook_of(layer):
+        n_heads, width = (own[layer] if isinstance(own, tuple) else own for own in (counts, widths))
+
         def silence(module, args):
             mixed = args[0]  # (batch, query, head · head_dim)
             if mixed.shape[-1] != n_heads * width:
@@ -72,14 +76,18 @@ def ablate_heads(model, heads):
 def token_losses(model, token_ids):
     """Return −log p in nats of each token after the first, (sequence, position − 1), float32 on the CPU."""
     network = unwrap(model)
-    kind, name = kind_of(network.config.get_text_config()), network.config.model_type
-    if kind != "decoder":
-        raise ValueError(f"this {name} model is an {kind}: it predicts no next token, so it has no loss here")
+    name = network.config.model_type
+    if not is_causal(network):
+        raise ValueError(
+            f"this {name} model is not causal: it predicts no next token, so it has no loss here"
+        )
     if network.get_output_embeddings() is None:
         raise ValueError(f"this {name} model has no language-model head; load it with AutoModelForCausalLM")
     ids = torch.as_tensor(token_ids).to(input_device(network))
     if ids.ndim != 2 or ids.shape[1] < 2:
         raise ValueError(f"a loss needs sequences of at least 2 tokens, got token_ids {tuple(ids.shape)}")
-    logits = network(input_ids=ids, use_cache=False).logits[:, :-1].float()  # (sequence, position − 1, word)
+    with fresh_rotations(network):
+        logits = network(input_ids=ids, use_cache=False).logits
+    logits = logits[:, :-1].float()  # (sequence, position − 1, word)
     losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
     return losses.view(len(ids), -1).cpu()

@@ -14,8 +14,17 @@ from contextvars import ContextVar
 import torch
 from transformers import AttentionMaskInterface
 
-from nbhelpers.inputs.families import family_of, kind_of, n_kv_heads_of
-from nbhelpers.inputs.models import input_device
+from nbhelpers.inputs.families import (
+    family_of,
+    kind_of,
+    max_positions_of,
+    n_kv_heads_of,
+    n_reserved,
+    position_encoding_of,
+    rotations_by_length,
+)
+from nbhelpers.inputs.models import input_device, is_causal
+from nbhelpers.inputs.probes import fresh_rotations, innermost_attention
 from nbhelpers.kernels.entropy import SUM_TOLERANCE, SUM_TOLERANCE_HALF
 from nbhelpers.profiles import Profiles
 
@@ -64,8 +73,8 @@ class Recorder:
     """Reduces the attention of each layer of one stream as the model computes it, for one batch.
 
     What is kept of a layer stays on its device until the pass is over: the host reads nothing in between.
-    `attention_mask`, (batch, query) with 1 for real queries, is best left on the CPU, where nothing has to be
-    waited for. `chunk` is the number of query rows held at once.
+    `attention_mask`, (batch, query of the stream) with 1 for real queries, is best left on the CPU, where
+    nothing has to be waited for. `chunk` is the number of query rows held at once.
     """
 
     def __init__(self, model, reductions=(), *, stream=None, attention_mask=None, chunk=None):
@@ -73,15 +82,17 @@ class Recorder:
         self.reductions = reductions
         self.stream = stream or streams_of(model)[0]
         # Whether a query of this stream sees only keys up to itself.
-        self.causal = self.stream == "decoder" or (self.stream == "self" and kind_of(config) == "decoder")
-        self.attention_mask = attention_mask if self.stream in ("self", "encoder") else None
+        self.causal = self.stream == "decoder" or (self.stream == "self" and is_causal(model))
+        self.attention_mask = attention_mask
         self.chunk = chunk
         self.arrays = {reduction.name: [] for reduction in reductions}
         self.layouts = {}  # one for each device that layers lie on; they differ in nothing else
         self.n_calls = 0
         self.called = []  # the attention modules of the stream, in order
         self.cross = set()  # modules that were given what the encoder made
-        self.n_kv_heads = n_kv_heads_of(config)
+        self.n_kv_heads = []  # per layer
+        self.ahead = []  # whether real queries see later keys, per layer or block
+        self.masks = {}  # of these, what was found by the identity of a mask
         self.errors = []  # per layer, by how much rows miss a sum of 1; NaN where something is not finite
         self.tolerance = SUM_TOLERANCE
         self.differences = []  # per layer, by how much the model's own output is missed (see proof)
@@ -109,7 +120,8 @@ class Recorder:
         """
         batch, n_heads, n_queries, _ = query.shape
         layout = self._layout(batch, n_heads, n_queries, key.shape[2], query.device)
-        self.n_kv_heads = key.shape[1]
+        self.n_kv_heads.append(key.shape[1])
+        self.ahead.append(self._sees_ahead(module, query, mask, layout, **options))
         # A softmax sums to 1 unless a score is not finite: 0 times the sums is 0, or NaN if anything is not.
         self.errors.append(0 * (query.sum(dtype=torch.float32) + key.sum(dtype=torch.float32)))
         with torch.autocast(query.device.type, enabled=False):
@@ -156,8 +168,43 @@ class Recorder:
         rows = self._rows(layout)
         starts = range(0, layout.n_queries, rows)
         blocks = ((start, None, attn[:, :, start : start + rows].float()) for start in starts)
+        blocks = self._watched(layout, blocks)
         with torch.autocast(attn.device.type, enabled=False):
             self._reduce(layout, blocks)
+
+    def _sees_ahead(self, module, query, mask, layout, **options):
+        """Return whether a mask (None: what the options say) shows later keys to real queries."""
+        if mask is None or self.stream not in ("self", "decoder"):
+            return not scores_of(module, query, mask, **options)[0]
+        if id(mask) not in self.masks:
+            shown = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+            shown = shown[..., : layout.n_keys].expand(*shown.shape[:-2], layout.n_queries, -1).triu(1)
+            if layout.weight is not None:
+                shown = shown & (layout.weight[:, None, :, None] > 0)
+            self.masks[id(mask)] = (mask, shown.any())  # the mask is held, or another could have its identity
+        return self.masks[id(mask)][1]
+
+    def _watched(self, layout, blocks):
+        """Pass blocks on, and see whether real queries weigh later keys."""
+        for start, scores, attn in blocks:
+            ahead = attn.triu(start + 1).amax((1, 3)) > 0  # (batch, row)
+            if layout.weight is not None:
+                ahead = ahead & (layout.weight[:, start : start + attn.shape[2]] > 0)
+            self.ahead.append(ahead.any())
+            yield start, scores, attn
+
+    def _require_causality(self, layout):
+        """Raise RuntimeError if queries see later keys where none was expected to, or the other way round."""
+        if self.stream not in ("self", "decoder") or layout.n_real.max() < 2:
+            return
+        ahead = gathered([torch.as_tensor(seen) for seen in self.ahead], 0).any()
+        if bool(ahead) == self.causal:
+            seen = "causal, but queries see" if self.causal else "not causal, but no query sees"
+            raise RuntimeError(
+                f"{self._config.model_type}: attention was taken to be {seen} later keys, so lags would be "
+                "wrong. Nothing is kept; register_family(Family(..., kind=...), replace=True) says which it "
+                "is where a short probe of the model cannot."
+            )
 
     def require_layers(self, found):
         """Raise RuntimeError, saying what to do, unless attention was found."""
@@ -205,11 +252,14 @@ class Recorder:
                 "dtype='float32' or 'bfloat16'."
             )
         layout = next(iter(self.layouts.values()))
+        self._require_causality(layout)
         axes, coordinates = {}, {}
         for reduction in self.reductions:
             axes[reduction.name] = (*OUTER_AXES, *([reduction.axis] if reduction.axis else []))
             coordinates[reduction.name] = reduction.coordinates(layout)
-        groups = [head * self.n_kv_heads // layout.n_heads for head in range(layout.n_heads)]
+        # Heads that share keys in any layer are not independent.
+        n_kv_heads = min(self.n_kv_heads) if self.n_kv_heads else n_kv_heads_of(self._config)
+        groups = [head * n_kv_heads // layout.n_heads for head in range(layout.n_heads)]
         arrays = {name: gathered(layers, 1).float() for name, layers in self.arrays.items()}
         proved = {"proof": self.proof()}
         return Profiles(arrays, axes, coordinates, layout.n_real.long().cpu(), groups, proved, layers)
@@ -435,35 +485,72 @@ def cross_attention_seen(model, recorder):
         yield
 
 
-def innermost_attention(model):
-    """Return the modules whose class name says attention and that hold no other such module."""
-
-    modules = [module for module in model.modules() if "Attention" in type(module).__name__]
-    return [outer for outer in modules if not any(m in modules for m in list(outer.modules())[1:])]
-
-
 @torch.inference_mode()
-def forward(model, recorder, ids, *, attention_mask=None, decoder_ids=None):
-    """Run the model once for what the recorder sees, and leave out what adds nothing to it."""
+def forward(model, recorder, ids, *, attention_mask=None, decoder_ids=None, decoder_mask=None, **extra):
+    """Run the model once for what the recorder sees, and leave out what adds nothing to it.
+
+    `extra` holds `position_ids`, `token_type_ids` and `decoder_position_ids`, or None for them.
+    """
     config, device = model.config.get_text_config(), input_device(model)
-    mask = None if attention_mask is None else attention_mask.to(device)
-    inputs = {"input_ids": ids.to(device), "attention_mask": mask}
+    inputs = {"input_ids": ids, "attention_mask": attention_mask}
     if recorder.stream == "encoder":
         backbone = model.get_encoder()
     else:
         backbone = model.base_model  # without the language-model head: its logits are most of the memory
         if model.config.is_encoder_decoder:
-            decoder_ids = _shifted_right(model.config, ids) if decoder_ids is None else decoder_ids
-            inputs["decoder_input_ids"] = decoder_ids.to(device)
+            inputs["decoder_input_ids"] = decoder_ids
+            if decoder_mask is not None:
+                inputs["decoder_attention_mask"] = decoder_mask
         if kind_of(config) != "encoder":
             inputs["use_cache"] = False
+    inputs |= {name: value for name, value in extra.items() if value is not None}
+    inputs = {name: value.to(device) if torch.is_tensor(value) else value for name, value in inputs.items()}
     route = module_route if recorder.route == "module" else interface_route
-    with cross_attention_seen(model, recorder), route(model, recorder) as extra:
-        backbone(**inputs, **extra)
+    with fresh_rotations(model), cross_attention_seen(model, recorder), route(model, recorder) as more:
+        backbone(**inputs, **more)
 
 
-def _shifted_right(config, ids):
-    """Return what a decoder reads to predict `ids`: its start token, then all of them but the last."""
-    start = config.decoder_start_token_id
-    start = start if start is not None else (config.pad_token_id or 0)
-    return torch.cat([torch.full_like(ids[:, :1], start), ids[:, :-1]], 1)
+def takes(model, stream, name):
+    """Return whether the forward pass of a stream takes an input of this name."""
+    backbone = model.get_encoder() if stream == "encoder" else model.base_model
+    return name in inspect.signature(backbone.forward).parameters
+
+
+def positions_of(model, stream, ids, mask, name="position_ids"):
+    """Return the positions, (sequence, position), that tokens have without the padding of a mask.
+
+    None where the model finds them itself: behind the text padding moves nothing, and some relate positions
+    only. ValueError where they are looked up and cannot be given.
+    """
+    config = model.config.get_text_config()
+    if not bool((mask.diff(dim=1) > 0).any()) and rotations_by_length(config, 0) is None:
+        return None
+    if takes(model, stream, name):
+        limit = max_positions_of(config)
+        reserved = n_reserved(limit, model) if limit else 0
+        if not reserved:
+            return (mask.cumsum(1) - 1).clamp(min=0)
+        counted = mask * (ids != reserved - 1)  # such tables count tokens that are not the padding token
+        return counted.cumsum(1) * counted + reserved - 1
+    if position_encoding_of(config) in ("learned", "sinusoidal"):
+        raise ValueError(
+            f"{config.model_type} looks positions up and takes no {name}, so padding before the text "
+            "would move its tokens; put the padding behind it."
+        )
+    return None
+
+
+def shifted_right(model, ids, mask=None):
+    """Return what a decoder reads to predict `ids`: its start token, then all of them but the last.
+
+    With a mask the start token stands where the text begins.
+    """
+    config, generation = model.config, getattr(model, "generation_config", None)
+    where = config if hasattr(config, "decoder_start_token_id") else generation
+    start = getattr(where, "decoder_start_token_id", None)
+    start = start if start is not None else (getattr(config, "pad_token_id", None) or 0)
+    shifted = torch.cat([torch.full_like(ids[:, :1], start), ids[:, :-1]], 1)
+    if mask is not None:
+        first = torch.nn.functional.pad(mask, (1, 0)).diff(dim=1) > 0  # (sequence, position)
+        shifted = shifted.masked_fill(first, start)
+    return shifted

@@ -15,11 +15,13 @@ from tqdm.auto import tqdm
 from nbhelpers import __version__
 from nbhelpers.arguments import checked, refuse
 from nbhelpers.inputs.devices import return_freed_memory
+from nbhelpers.inputs.families import goes_beyond, rotations_by_length
 from nbhelpers.inputs.models import describe, input_device, unwrap
+from nbhelpers.inputs.probes import fresh_rotations
 from nbhelpers.kernels.checks import as_real
 from nbhelpers.profiles import Profiles
 
-from .attention import Recorder, forward, streams_of
+from .attention import Recorder, forward, positions_of, shifted_right, streams_of, takes
 from .memory import explained, plan, step_down
 from .reductions import resolve
 from .store import BatchStore
@@ -36,10 +38,14 @@ def capture(
     reductions=None,
     *,
     attention_mask=None,
+    position_ids=None,
+    token_type_ids=None,
     batch_size=None,
     chunk=None,
     stream=None,
     decoder_ids=None,
+    decoder_mask=None,
+    beyond=False,
     cache=None,
     progress=True,
 ):
@@ -53,7 +59,10 @@ def capture(
     reductions : str, Reduction, or list of them, optional
         Names of :data:`nbhelpers.hooks.reductions.REDUCTIONS` or instances; ``key_profile`` if None.
     attention_mask : torch.Tensor, shape (sequence, position), optional
-        1 for tokens, 0 for padding, on either side. Padded queries count for nothing.
+        1 for tokens, 0 for padding, on either side. Padded queries count for nothing, and tokens have the
+        positions that they have without the padding.
+    position_ids, token_type_ids : torch.LongTensor, shape (sequence, position), optional
+        As the model itself takes them.
     batch_size, chunk : int, optional
         Sequences per forward pass and query rows held at once; chosen for the device and its free memory if
         None (see :func:`nbhelpers.plan`). Where memory runs out all the same, the batch is halved, then the
@@ -62,6 +71,11 @@ def capture(
         Which attention of an encoder-decoder; the encoder's if None.
     decoder_ids : torch.LongTensor, shape (sequence, position), optional
         What the decoder of an encoder-decoder reads; the sequences themselves, shifted right, if None.
+    decoder_mask : torch.Tensor, shape (sequence, position), optional
+        1 for tokens of the decoder, 0 for padding; `attention_mask` where `decoder_ids` is None.
+    beyond : bool
+        Whether sequences may be longer than the model was trained on, where its positions go on (rotations,
+        ALiBi).
     cache : path, optional
         A folder in which each finished batch is kept. The same call finds them again, so an interrupted run
         resumes.
@@ -75,9 +89,9 @@ def capture(
     Raises
     ------
     ValueError
-        For sequences longer than the model's positions, ids outside its vocabulary, a fully padded sequence,
-        an unknown reduction or stream, a model in train mode, attention that is not finite or does not sum to
-        1.
+        For sequences longer than the model's positions, inputs that it does not take, ids outside its
+        vocabulary, a fully padded sequence, an unknown reduction or stream, a model in train mode, attention
+        that is not finite or does not sum to 1.
     MemoryError
         When memory does not suffice for one sequence; the message holds the estimate and the ways out.
     RuntimeError
@@ -88,13 +102,35 @@ def capture(
     stream = streams_of(network)[0] if stream is None else stream
     if stream not in streams_of(network):
         raise ValueError(f"The model has the streams {', '.join(streams_of(network))}; got {stream!r}.")
-    ids = _checked_ids(network, describe(model), token_ids)
-    mask = None if attention_mask is None else _checked_mask(attention_mask, ids)
-    decoder_ids = None if decoder_ids is None else _checked_decoder_ids(network, decoder_ids, len(ids))
+    ids = _checked_ids(network, describe(model), token_ids, beyond)
+    # A mask beside positions says that they are those of one text, not of several in a row.
+    mask = _checked_mask("attention_mask", attention_mask, ids, keep=position_ids is not None)
+    inputs = {"ids": ids, "attention_mask": mask}
+    for name, given in (("position_ids", position_ids), ("token_type_ids", token_type_ids)):
+        inputs[name] = _checked_extra(network, stream, name, given, ids)
+    if mask is not None and position_ids is None:
+        inputs["position_ids"] = positions_of(network, stream, ids, mask)
+    if stream in ("decoder", "cross"):
+        read = None if decoder_ids is None else _checked_decoder_ids(network, decoder_ids, len(ids))
+        inputs["decoder_ids"] = shifted_right(network, ids, mask) if read is None else read
+        given = mask if read is None and decoder_mask is None else decoder_mask
+        inputs["decoder_mask"] = given = _checked_mask("decoder_mask", given, inputs["decoder_ids"])
+        if given is not None:
+            name = "decoder_position_ids"
+            inputs[name] = positions_of(network, stream, inputs["decoder_ids"], given, name)
+    elif not network.config.is_encoder_decoder and (decoder_ids is not None or decoder_mask is not None):
+        raise ValueError(
+            "decoder_ids and decoder_mask belong to an encoder-decoder; this model has one stack."
+        )
     return_freed_memory()  # of arrays made before, whatever made them
+    longest = ids.shape[1] if mask is None else int(mask.sum(1).max())
+    rotations = rotations_by_length(network.config.get_text_config(), longest)
+    if rotations and mask is not None:
+        batch_size = 1  # each sequence is rotated by its own length
     todo = plan(network, *ids.shape, batch_size=batch_size, chunk=chunk)
-    facts = _provenance(model, network, made, stream, todo)
-    store = BatchStore(cache, network, facts, ids, mask, decoder_ids)
+    facts = _provenance(model, network, made, stream, todo) | ({"rotations": rotations} if rotations else {})
+    with fresh_rotations(network):
+        store = BatchStore(cache, network, facts, *inputs.values())
     parts = []
     shown = f"capture, about {todo.working_bytes / 2**20:.0f} MB"
     with tqdm(total=len(ids), desc=shown, unit="seq", disable=None if progress else True) as bar:
@@ -103,10 +139,10 @@ def capture(
             rows = slice(start, min(start + todo.batch_size, len(ids)))
             part = store.load(rows)
             if part is None:
-                inputs = ids[rows], _rows(mask, rows), _rows(decoder_ids, rows)
+                batch = {name: None if full is None else full[rows] for name, full in inputs.items()}
                 try:
                     with explained(todo):
-                        part = _run_batch(network, *inputs, made, stream, todo).with_provenance(**facts)
+                        part = _run_batch(network, batch, made, stream, todo).with_provenance(**facts)
                 except MemoryError as error:
                     todo = step_down(network, todo, error)
                     continue
@@ -117,31 +153,35 @@ def capture(
     return Profiles.concatenate(parts)
 
 
-def _run_batch(network, ids, mask, decoder_ids, reductions, stream, todo):
+def _run_batch(network, inputs, reductions, stream, todo):
     """Return the Profiles of one forward pass."""
     with contextlib.suppress(RuntimeError):  # a hint: where there is no room for it, blocks may still fit
         torch.empty(LARGEST_KEPT_BYTES, dtype=torch.uint8)  # allocated and freed untouched: costs nothing
+    mask = inputs["decoder_mask" if stream in ("decoder", "cross") else "attention_mask"]  # of the queries
     recorder = Recorder(network, reductions, stream=stream, attention_mask=mask, chunk=todo.chunk)
-    forward(network, recorder, ids, attention_mask=mask, decoder_ids=decoder_ids)
+    forward(network, recorder, **inputs)
     return recorder.profiles()
 
 
-def _checked_ids(network, description, ids):
+def _checked_ids(network, description, ids, beyond):
     if network.training:
         raise ValueError("The model is in train mode, where dropout changes attention; call model.eval().")
     if ids.ndim != 2:
         refuse("token_ids", ids, "whole numbers (sequence, position)")
-    if description.max_positions is not None and ids.shape[1] > description.max_positions:
-        raise ValueError(
-            f"The sequences have {ids.shape[1]} tokens but {description.name} has "
-            f"{description.max_positions} positions; ask for no more."
-        )
+    limit = description.max_positions
+    if limit is not None and ids.shape[1] > limit:
+        possible = goes_beyond(network.config.get_text_config(), network)
+        if not (beyond and possible):
+            raise ValueError(
+                f"The sequences have {ids.shape[1]} tokens but {description.name} has {limit} positions; "
+                f"ask for no more{', or pass beyond=True' if possible else ''}."
+            )
     _check_vocabulary(network, ids, "token_ids")
     return ids.cpu()
 
 
 def _check_vocabulary(network, ids, name):
-    n_words = network.get_input_embeddings().num_embeddings
+    n_words = len(network.get_input_embeddings().weight)
     if ids.min() < 0 or ids.max() >= n_words:
         raise ValueError(
             f"{name} run from {int(ids.min())} to {int(ids.max())} but the model knows 0 to {n_words - 1}; "
@@ -150,33 +190,46 @@ def _check_vocabulary(network, ids, name):
 
 
 def _checked_decoder_ids(network, ids, n_sequences):
-    if not network.config.is_encoder_decoder:
-        raise ValueError("decoder_ids belong to an encoder-decoder; this model has one stack.")
     if ids.ndim != 2 or len(ids) != n_sequences:
         refuse("decoder_ids", ids, f"(sequence, position) with {n_sequences} sequences")
     _check_vocabulary(network, ids, "decoder_ids")
     return ids.cpu()
 
 
-def _checked_mask(attention_mask, ids):
-    """Return the mask as integers, None if every token is real."""
-    mask = as_real(attention_mask, "attention_mask").cpu()
+def _checked_extra(network, stream, name, numbers, ids):
+    """Return position or segment numbers, (sequence, position), None if none are given."""
+    if numbers is None:
+        return None
+    numbers, config = numbers.cpu(), network.config.get_text_config()
+    if not takes(network, stream, name):
+        raise ValueError(f"{config.model_type} takes no {name}; leave them out.")
+    if numbers.shape != ids.shape or numbers.min() < 0:
+        refuse(name, numbers, f"integers from 0 on for each token, {tuple(ids.shape)}")
+    limits = {"position_ids": "max_position_embeddings", "token_type_ids": "type_vocab_size"}
+    limit = getattr(config, limits[name], None) or None
+    fixed = name == "token_type_ids" or not goes_beyond(config, network)
+    if limit is not None and fixed and numbers.max() >= limit:
+        raise ValueError(f"{name} run to {int(numbers.max())} but {config.model_type} has 0 to {limit - 1}.")
+    return numbers
+
+
+def _checked_mask(name, given, ids, *, keep=False):
+    """Return a mask as integers, None if there is none or (unless it is to be kept) every token is real."""
+    if given is None:
+        return None
+    mask = as_real(given, name).cpu()
     if mask.shape != ids.shape:
-        raise ValueError(f"attention_mask has shape {tuple(mask.shape)}, token_ids {tuple(ids.shape)}.")
+        raise ValueError(f"{name} has shape {tuple(mask.shape)}, its token ids {tuple(ids.shape)}.")
     if not bool(((mask == 0) | (mask == 1)).all()):
         raise ValueError(
-            f"attention_mask must hold 1 for tokens and 0 for padding; its values run from {mask.min()} to "
+            f"{name} must hold 1 for tokens and 0 for padding; its values run from {mask.min()} to "
             f"{mask.max()}."
         )
     mask = mask.long()
     empty = (mask.sum(1) == 0).nonzero().flatten().tolist()
     if empty:
-        raise ValueError(f"Sequences {empty} are padding from end to end; leave them out.")
-    return None if bool(mask.all()) else mask
-
-
-def _rows(tensor, rows):
-    return None if tensor is None else tensor[rows]
+        raise ValueError(f"Sequences {empty} of {name} are padding from end to end; leave them out.")
+    return None if bool(mask.all()) and not keep else mask
 
 
 def _provenance(model, network, reductions, stream, todo):

@@ -8,7 +8,8 @@ import torch
 
 from nbhelpers.arguments import EXHAUSTED, checked
 from nbhelpers.inputs.devices import free_memory
-from nbhelpers.inputs.models import describe, input_device, unwrap
+from nbhelpers.inputs.families import largest, n_heads_of
+from nbhelpers.inputs.models import input_device, unwrap
 from nbhelpers.words import warn
 
 from .attention import default_chunk
@@ -65,11 +66,11 @@ def plan(model, n_sequences, length, *, batch_size=None, chunk=None, free_bytes=
         Not even one sequence in the smallest blocks fits; the message says what would.
     """
     model = unwrap(model)
-    device = input_device(model)
+    device, config = input_device(model), model.config.get_text_config()
     free_bytes = free_memory(device) if free_bytes is None else free_bytes
     tokens = CUDA_BATCH_TOKENS if device.type == "cuda" else CPU_BATCH_TOKENS
     size = batch_size or max(1, min(n_sequences, tokens // length))
-    rows = min(length, chunk or default_chunk(size, describe(model).n_heads, length, device))
+    rows = min(length, chunk or default_chunk(size, largest(n_heads_of(config)), length, device))
     chosen = _estimate(model, Plan(n_sequences, length, size, rows, 0, 0))
     while chosen.working_bytes > USABLE * free_bytes:
         fewer = smaller(model, chosen, batch=batch_size is None, chunk=chunk is None)
@@ -123,9 +124,9 @@ def step_down(model, todo, error):
 
 def _estimate(model, todo):
     """Return the plan with its bytes."""
-    block = 4 * todo.batch_size * describe(model).n_heads * todo.chunk * todo.length
     config = model.config.get_text_config()
-    width = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    block = 4 * todo.batch_size * largest(n_heads_of(config)) * todo.chunk * todo.length
+    width = largest(getattr(config, "intermediate_size", None) or 4 * config.hidden_size)
     tokens = todo.batch_size * todo.length
     activations = tokens * (3 * width + 8 * config.hidden_size) * model.dtype.itemsize
     return replace(todo, block_bytes=block, working_bytes=6 * block + activations)

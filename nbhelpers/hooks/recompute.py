@@ -8,9 +8,10 @@ import torch
 
 from nbhelpers.inputs.families import family_of
 from nbhelpers.inputs.models import unwrap
+from nbhelpers.inputs.probes import innermost_attention
 from nbhelpers.words import listed
 
-from .attention import Recorder, forward, innermost_attention, score_blocks, stream_of, streams_of
+from .attention import Recorder, forward, score_blocks, stream_of, streams_of
 from .layers import names_of
 
 

@@ -3,6 +3,7 @@
 A family that is not in the table is inferred from its configuration; `register_family` adds one.
 """
 
+import sys
 from dataclasses import dataclass
 from importlib.metadata import version
 
@@ -161,32 +162,87 @@ def rope_of(config):
     """
     if not position_encoding_of(config).startswith("rope"):
         return None, None
-    parameters = getattr(config, "rope_parameters", None) or {}
-    if "full_attention" in parameters:
-        parameters = parameters["full_attention"] or {}
+    parameters = _rotation_parameters(config)
     theta = parameters.get("rope_theta", getattr(config, "rope_theta", None)) or family_of(config).rope_theta
     fraction = parameters.get("partial_rotary_factor", getattr(config, "partial_rotary_factor", None))
-    rotary_dim = getattr(config, "rotary_dim", None)
+    rotary_dim = getattr(config, "qk_rope_head_dim", None) or getattr(config, "rotary_dim", None)
     if fraction is None and rotary_dim:
-        fraction = rotary_dim / head_dim_of(config)
+        fraction = rotary_dim / largest(head_dim_of(config))
     return (float(theta) if theta is not None else None), (float(fraction) if fraction is not None else 1.0)
 
 
+def rope_scaling_of(config):
+    """Return how rotations are scaled beyond their first training ("llama3 by 32"), None if not at all."""
+    parameters = _rotation_parameters(config)
+    kind, factor = parameters.get("rope_type", "default"), parameters.get("factor")
+    if kind == "default" or not position_encoding_of(config).startswith("rope"):
+        return None
+    return f"{kind} by {factor:g}" if factor else kind
+
+
+def rotations_by_length(config, n_tokens):
+    """Return a sentence on rotations that depend on the length of what is read, None where they do not."""
+    kind = (rope_scaling_of(config) or "").split(" ")[0]
+    if kind not in ("dynamic", "longrope"):
+        return None
+    trained = _rotation_parameters(config).get("original_max_position_embeddings")
+    trained = trained or config.max_position_embeddings
+    state = "scaled" if n_tokens > trained else "as trained"
+    return f"{kind}: {state} at {n_tokens} of {trained} trained tokens; reset before each pass"
+
+
+def _rotation_parameters(config):
+    parameters = getattr(config, "rope_parameters", None) or {}
+    if "full_attention" in parameters:
+        return parameters["full_attention"] or {}
+    return next((own for own in parameters.values() if isinstance(own, dict)), parameters)
+
+
+def largest(number):
+    """Return a number, or the largest of those of several layers."""
+    return max(number) if isinstance(number, (tuple, list)) else number
+
+
+def _per_layer(config, read):
+    """Return what `read` gives of each layer's configuration: one value, or a tuple where layers differ."""
+    values = tuple(read(layer) for layer in getattr(config, "per_layer_config", None) or [config])
+    return values[0] if len(set(values)) == 1 else values
+
+
+def n_heads_of(config):
+    """Return the number of query heads, a tuple where layers differ."""
+    listed = getattr(config, "num_attention_heads_per_layer", None) or []  # Laguna
+    return tuple(listed) if len(set(listed)) > 1 else _per_layer(config, lambda own: own.num_attention_heads)
+
+
 def head_dim_of(config):
-    """Return the width of one attention head."""
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    """Return the width of one head's queries and keys, a tuple where layers differ."""
+
+    def width(own):
+        if getattr(own, "qk_nope_head_dim", None):  # multi-head latent attention: a part rotates
+            return own.qk_nope_head_dim + own.qk_rope_head_dim
+        return getattr(own, "head_dim", None) or own.hidden_size // own.num_attention_heads
+
+    return _per_layer(config, width)
+
+
+def value_dim_of(config):
+    """Return the width of one head's values, a tuple where layers differ."""
+    own = _per_layer(config, lambda own: getattr(own, "v_head_dim", None))
+    return own if isinstance(own, tuple) or own else head_dim_of(config)
 
 
 def n_kv_heads_of(config):
-    """Return the number of key/value heads: the query heads divide evenly among them."""
-    grouped = getattr(config, "num_key_value_heads", None)
-    if grouped:
-        return grouped
-    if config.model_type == "falcon" and config.new_decoder_architecture:
-        return config.num_kv_heads
-    if getattr(config, "multi_query", False):
-        return 1
-    return config.num_attention_heads
+    """Return the number of key/value heads, which query heads divide evenly; a tuple where layers differ."""
+
+    def number(own):
+        if getattr(own, "num_key_value_heads", None):
+            return own.num_key_value_heads
+        if own.model_type == "falcon" and own.new_decoder_architecture:
+            return own.num_kv_heads
+        return 1 if getattr(own, "multi_query", False) else own.num_attention_heads
+
+    return _per_layer(config, number)
 
 
 def max_positions_of(config, model=None):
@@ -198,11 +254,25 @@ def max_positions_of(config, model=None):
     limit = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
     if limit is None or config.model_type == "t5":
         return None
+    return limit - n_reserved(limit, model)
+
+
+def n_reserved(limit, model):
+    """Return how many rows of a table of `limit` positions are not for tokens."""
     for name, module in model.named_modules() if model is not None else ():
         padding = getattr(module, "padding_idx", None)
         if name.endswith("position_embeddings") and padding is not None and len(module.weight) == limit:
-            return limit - padding - 1
-    return limit
+            return padding + 1
+    return 0
+
+
+def goes_beyond(config, model):
+    """Return whether a model has positions beyond those of its training: none is looked up in a table."""
+    encoding, limit = position_encoding_of(config), max_positions_of(config)
+    if encoding.startswith(("learned", "sinusoidal")) or config.model_type == "mpt":
+        return False
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    return not any("pos" in name and limit in tensor.shape for name, tensor in tensors)
 
 
 def _inferred_encoding(config):
@@ -231,6 +301,17 @@ def _inferred_kind(config):
         return "encoder-decoder"
     masked = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
     causal = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    if getattr(config, "is_decoder", False) or (causal and not masked):
+    if getattr(config, "is_decoder", False) or ((causal or _writes(config)) and not masked):
         return "decoder"
     return "encoder"
+
+
+def _writes(config):
+    """Whether a text configuration is a part of models that write text about images or sounds."""
+    from transformers.models.auto import modeling_auto
+
+    beside = vars(sys.modules[type(config).__module__]).values()
+    whole = [kind for kind in beside if type(config) in (getattr(kind, "sub_configs", None) or {}).values()]
+    names = modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    names = names | modeling_auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
+    return any(kind.model_type in names for kind in whole)

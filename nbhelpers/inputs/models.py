@@ -10,7 +10,7 @@ import torch
 from nbhelpers.arguments import checked, path, such_that, text
 from nbhelpers.words import warn
 
-from . import families
+from . import families, probes
 from .devices import place, require_room, return_freed_memory
 from .files import (
     PACKAGED,
@@ -35,13 +35,15 @@ class ModelDescription:
     name: str  # as it was asked for
     family: str  # config.model_type
     n_layers: int
-    n_heads: int  # query heads per layer
+    n_heads: int  # query heads per layer; this and the next three are tuples where layers differ
     n_kv_heads: int  # key/value heads per layer
-    head_dim: int  # width of a head
+    head_dim: int  # width of a head's queries and keys
+    value_dim: int  # and of its values
     position_encoding: str  # see families.Family
     rope_theta: float | None  # base of the rotations; None where nothing rotates
     rotary_fraction: float | None  # share of each head's dimensions that rotates
-    causal: bool  # whether position i sees only positions up to i in every layer
+    rope_scaling: str | None  # "llama3 by 32": how rotations reach beyond their first training
+    causal: bool  # whether position i sees only positions up to i, as seen where the model can run
     bos_token: str | None  # opens a sequence: the tokenizer's BOS, else CLS, else None
     max_positions: int | None  # longest sequence in tokens; None where the encoding sets no limit
     revision: str | None  # commit of the Hub, pin of the package, or a hash of the files
@@ -63,12 +65,21 @@ class LoadedModel:
 
     def __repr__(self):
         d = self.description
-        rope = f" (theta {d.rope_theta:g}, {d.rotary_fraction:.0%} of each head)" if d.rope_theta else ""
+        rope = ""
+        if d.rope_theta:
+            parts = [f"theta {d.rope_theta:g}", f"{d.rotary_fraction:.0%} of each head", d.rope_scaling]
+            rope = f" ({', '.join(filter(None, parts))})"
+        values = "" if d.value_dim == d.head_dim else f", values {_shown(d.value_dim)}"
         return (
-            f"<{d.name}: {d.family}, {d.n_layers} layers x {d.n_heads} heads ({d.n_kv_heads} KV) "
-            f"of {d.head_dim}, {d.position_encoding}{rope}, {'causal' if d.causal else 'not causal'}, "
+            f"<{d.name}: {d.family}, {d.n_layers} layers x {_shown(d.n_heads)} heads "
+            f"({_shown(d.n_kv_heads)} KV) of {_shown(d.head_dim)}{values}, "
+            f"{d.position_encoding}{rope}, {'causal' if d.causal else 'not causal'}, "
             f"{d.n_parameters / 1e6:.3g} M parameters, {d.dtype} on {self.model.device}>"
         )
+
+
+def _shown(number):
+    return "/".join(map(str, sorted(set(number)))) if isinstance(number, tuple) else number
 
 
 def available_models():
@@ -200,19 +211,30 @@ def describe(model, *, name=None, tokenizer=None, revision=None):
         name=name or config._name_or_path or type(model).__name__,
         family=config.model_type,
         n_layers=config.num_hidden_layers,
-        n_heads=config.num_attention_heads,
+        n_heads=families.n_heads_of(config),
         n_kv_heads=families.n_kv_heads_of(config),
         head_dim=families.head_dim_of(config),
+        value_dim=families.value_dim_of(config),
         position_encoding=families.position_encoding_of(config),
         rope_theta=theta,
         rotary_fraction=fraction,
-        causal=families.kind_of(config) == "decoder",
+        rope_scaling=families.rope_scaling_of(config),
+        causal=is_causal(model),
         bos_token=(tokenizer.bos_token or tokenizer.cls_token) if tokenizer is not None else None,
         max_positions=families.max_positions_of(config, model),
         revision=revision or getattr(config, "_commit_hash", None),
         n_parameters=sum(parameter.numel() for parameter in model.parameters()),
         dtype=str(model.dtype).removeprefix("torch."),
     )
+
+
+def is_causal(network):
+    """Return whether positions see only those up to themselves: as seen, else as the configuration says."""
+    kind = families.kind_of(network.config.get_text_config())
+    if kind == "encoder-decoder":
+        return False
+    ahead = probes.looks_ahead(network, input_device)
+    return kind == "decoder" if ahead is None else not ahead
 
 
 def unwrap(model):
@@ -287,11 +309,18 @@ def _refuse_made_up_fields(raw, config, name):
 
 
 def _auto_class(config):
-    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+    from transformers import (
+        AutoModel,
+        AutoModelForCausalLM,
+        AutoModelForImageTextToText,
+        AutoModelForSeq2SeqLM,
+    )
 
     kind = families.kind_of(config.get_text_config())
     if kind == "decoder" and type(config) in AutoModelForCausalLM._model_mapping:
         return AutoModelForCausalLM
+    if kind == "decoder" and type(config) in AutoModelForImageTextToText._model_mapping:
+        return AutoModelForImageTextToText
     if kind == "encoder-decoder" and type(config) in AutoModelForSeq2SeqLM._model_mapping:
         return AutoModelForSeq2SeqLM
     return AutoModel

@@ -3,6 +3,8 @@
 import pytest
 from tiny_models import make_model
 
+from nbhelpers.inputs.models import describe
+
 
 @pytest.fixture(scope="module")
 def llama():
@@ -16,6 +18,7 @@ COUNTED = []  # no variable of `forward` below: what it holds would make it anot
 @pytest.fixture
 def forwards(monkeypatch, llama):
     """Counts forward passes of the backbone, without a hook."""
+    describe(llama)  # which runs a part of it, once
     original = llama.model.forward
 
     def forward(*args, **options):
