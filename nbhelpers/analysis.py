@@ -5,18 +5,26 @@ runs the model and takes the time; :func:`measure` reads what was observed under
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
-from nbhelpers.arguments import checked
+from nbhelpers.arguments import checked, one_of, several
 from nbhelpers.hooks.capture import capture
 from nbhelpers.hooks.reductions import LocalMass, RowMetrics
 from nbhelpers.inputs.text import scaled_variant
 from nbhelpers.kernels import rows
 from nbhelpers.metrics import Signals, measure_signals
+from nbhelpers.nulls.models import NULLS
 from nbhelpers.profiles import Profiles
 from nbhelpers.protocol import PAPER, SIGNALS
-from nbhelpers.table import HeadTable
+from nbhelpers.table import ESTIMATE, HeadTable
+
+NULL_PROFILES = {null.function.__name__: null.function for null in NULLS if null.made_of == "profiles"}
+
+
+def _null_names(name, value):
+    return several(one_of(*NULL_PROFILES))(name, (value,) if isinstance(value, str) else value)
 
 BY_TOKEN = ("attention_mask", "position_ids", "token_type_ids")  # inputs of capture that are refused here
 
@@ -46,8 +54,8 @@ class Observation:
         return Observation(function(self.profiles), scaled, self.scaled_variant)
 
 
-@checked
-def analyze(model, token_ids, protocol=PAPER, *, corpus=None, seed=0, **options):
+@checked(null=_null_names)
+def analyze(model, token_ids, protocol=PAPER, *, null=(), corpus=None, seed=0, **options):
     """Measure every head of a model on some sequences under a protocol.
 
     Parameters
@@ -57,10 +65,14 @@ def analyze(model, token_ids, protocol=PAPER, *, corpus=None, seed=0, **options)
         Sequences of one length, without padding.
     protocol : Protocol
         :data:`nbhelpers.PAPER` is the literal reading of the paper.
+    null : str or sequence of str
+        Attention that learned nothing, measured too: its numbers stand beside the model's in
+        `HeadTable.summary`. Names are those of :mod:`nbhelpers.nulls`, such as "uniform" and "permuted".
+        Not with ``signal="rows"``, which leaves no profiles that a null could be made of.
     corpus : str, optional
         What the sequences are, for the provenance.
     seed : int
-        Draws the random scaled variants.
+        Draws the random scaled variants and the nulls.
     **options
         `batch_size`, `chunk`, `cache`, `stream`, `beyond`, `progress` of :func:`nbhelpers.capture`.
 
@@ -70,8 +82,17 @@ def analyze(model, token_ids, protocol=PAPER, *, corpus=None, seed=0, **options)
     """
     _require_measurable(protocol)
     if protocol.signal == "rows":
+        if null:
+            raise ValueError(
+                "signal='rows' has no null, which is made of profiles; use another signal, or null=()"
+            )
         return _analyze_rows(model, token_ids, protocol, corpus=corpus, seed=seed, **options)
-    return measure(observe(model, token_ids, protocol, corpus=corpus, seed=seed, **options), protocol)
+    seen = observe(model, token_ids, protocol, corpus=corpus, seed=seed, **options)
+    table, beside = measure(seen, protocol), {}
+    for name in null:
+        summary = measure(seen.map(partial(NULL_PROFILES[name], seed=seed)), protocol).summary()
+        beside[name] = summary[ESTIMATE].T.to_dict("list")
+    return table.with_provenance(nulls=beside) if beside else table
 
 
 @checked

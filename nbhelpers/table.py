@@ -13,6 +13,7 @@ from nbhelpers.stats import jackknife_interval, known_mean, mean_interval
 
 COLUMNS = ["sequence", "layer", "head", "kv_group", "metric", "value"]
 AXES = COLUMNS[:3]
+ESTIMATE, ENDS = ["mean", "low", "high"], ("", "_low", "_high")
 AVERAGED = -1  # the sequence number of a metric taken of signals averaged over sequences
 
 
@@ -29,7 +30,8 @@ class HeadTable:
     kv_groups : list of int
         The key-value group of each head of a layer: heads of one group are not independent.
     provenance : dict
-        Model, revision, corpus, lengths, protocol and its hash, versions, seed, device.
+        Model, revision, corpus, lengths, protocol and its hash, versions, seed, device. Under "nulls", if
+        `analyze` was asked for some, the mean, low and high of each metric, by the name of the null.
     averaged : bool
         Whether the metrics were taken of averaged signals.
     layers : list of int
@@ -135,14 +137,15 @@ class HeadTable:
             "kv_group": groups,
         }
 
-    @checked(null=such_that(lambda null: hasattr(null, "get"), "a number by metric"))
+    @checked(null=such_that(lambda n: hasattr(n, "get") or hasattr(n, "summary"), "a HeadTable, or a dict"))
     def summary(self, *, null=None, n_boot=1000, confidence=0.95, seed=0):
         """Return mean, sd and IQR over heads of each metric, with an interval of the mean over sequences.
 
         Parameters
         ----------
-        null : mapping of str to float, optional
-            What a null model has, by metric: a column more, NaN for the metrics that it lacks.
+        null : HeadTable, or mapping of str to HeadTable or to float, optional
+            A null measured under the same protocol, such as ``measure(seen.map(nulls.uniform))``; several by
+            name; or plain numbers by metric. Those that `analyze` measured if not given.
         n_boot, confidence, seed
             Of the bootstrap. Whole sequences are drawn: heads stay together, so that they need not be
             independent. Averaged signals get a jackknife interval instead.
@@ -151,12 +154,32 @@ class HeadTable:
         -------
         pandas.DataFrame
             Index metric; columns mean, low, high (of the mean), sd, iqr, q25, q75 (over heads), n_sequences,
-            n_heads, and null if one was given. NaN values are left out. A single sequence gives no interval.
+            n_heads. After high the same of each null: null, null_low, null_high, or its name in place of
+            null; NaN for metrics that it lacks. NaN values are left out. A single sequence gives no interval.
         """
         options = {"n_boot": n_boot, "confidence": confidence, "seed": seed}
         rows = {metric: self._summarise(metric, options) for metric in self.metrics}
         summary = pd.DataFrame.from_dict(rows, orient="index").rename_axis("metric")
-        return summary if null is None else summary.assign(null=[null.get(metric, np.nan) for metric in rows])
+        for column, numbers in self._nulls(null, options).items():
+            summary.insert(summary.columns.get_loc("sd"), column, [numbers.get(m, np.nan) for m in rows])
+        return summary
+
+    def _nulls(self, null, options):
+        """Return the columns of nulls, each a number by metric."""
+        tables = {"null": null} if isinstance(null, HeadTable) else null or {}
+        found = self.provenance.get("nulls", {}) if null is None else {}
+        for name, table in tables.items():
+            if not isinstance(table, HeadTable):
+                return {"null": null}
+            if table.protocol != self.protocol:
+                raise ValueError(
+                    f"null of summary: {name!r} and the table were measured under other protocols"
+                )
+            found[name] = table.summary(**options)[ESTIMATE].T.to_dict("list")
+        columns = {}
+        for name, numbers in found.items():
+            columns |= {name + end: {m: n[i] for m, n in numbers.items()} for i, end in enumerate(ENDS)}
+        return columns if tables or null is None else {"null": {}}
 
     def _summarise(self, metric, options):
         values = self.arrays[metric].reshape(self.n_sequences + self.averaged, -1)  # (sequence, head)

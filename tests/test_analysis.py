@@ -1,5 +1,7 @@
 """From a model to a table against float64 numpy from eager attention; closed forms; refusals."""
 
+from functools import partial
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,13 +11,14 @@ from slow_metrics import slow_metrics
 from tiny_models import eager_attention, make_model, make_tokens, make_uniform
 from tolerances import assert_metric
 
+from nbhelpers import nulls
 from nbhelpers.analysis import Observation, analyze, measure, observe
 from nbhelpers.hooks.capture import capture
 from nbhelpers.hooks.reductions import RowMetrics
 from nbhelpers.inputs.text import scaled_variant
 from nbhelpers.profiles import Profiles
 from nbhelpers.protocol import PAPER
-from nbhelpers.table import AVERAGED
+from nbhelpers.table import AVERAGED, HeadTable
 
 LENGTH = 64
 
@@ -132,6 +135,32 @@ def test_uniform_causal_attention_has_the_closed_form(n):
     if n == 128:  # as the specification of the paper prints them
         assert table.values("spectral_entropy") == pytest.approx(0.57, abs=5e-3)
         assert table.values("frequency_selectivity") == pytest.approx(3.21, abs=1e-2)
+
+
+def test_nulls_stand_beside_the_model(llama, tmp_path):
+    ids, names = make_tokens(LENGTH, 3), ["uniform", "permuted"]
+    table = run(llama, ids, null=names, seed=3)
+    summary = table.summary()
+    assert list(summary)[:5] == ["mean", "low", "high", "uniform", "uniform_low"]
+    exact, half, quarter = (uniform_profile(m) for m in (LENGTH, LENGTH // 2, LENGTH // 4))
+    for metric, value in slow_metrics(exact, {0.5: half, 0.25: quarter}).items():
+        of_null = summary.loc[metric, ["uniform", "uniform_low", "uniform_high"]].to_list()
+        assert_metric(of_null, [value] * 3, metric)
+    seen = observe(llama, ids, seed=3, progress=False)
+    permuted = measure(seen.map(partial(nulls.permuted, seed=3)))
+    ours = permuted.summary()[["mean", "low", "high"]]
+    assert (summary[["permuted", "permuted_low", "permuted_high"]].to_numpy() == ours.to_numpy()).all()
+    back = HeadTable.from_parquet(table.to_parquet(tmp_path / "t.parquet"))
+    pd.testing.assert_frame_equal(back.summary(), summary)
+    by_hand = run(llama, ids, seed=3).summary(null={"permuted": permuted})
+    pd.testing.assert_frame_equal(by_hand, summary.drop(columns=list(summary.filter(like="uniform"))))
+    assert list(run(llama, ids).summary(null=permuted))[3:6] == ["null", "null_low", "null_high"]
+    with pytest.raises(ValueError, match="under other protocols"):
+        table.summary(null=measure(seen, PAPER.replace(window="boxcar")))
+    with pytest.raises(ValueError, match="null of analyze must be one of 'uniform'"):
+        run(llama, ids, null="flat")
+    with pytest.raises(ValueError, match="has no null"):
+        run(llama, ids, PAPER.replace(signal="rows"), null="uniform")
 
 
 @pytest.mark.parametrize("length", [1, 17, 40])
