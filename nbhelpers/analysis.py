@@ -26,6 +26,7 @@ NULL_PROFILES = {null.function.__name__: null.function for null in NULLS if null
 def _null_names(name, value):
     return several(one_of(*NULL_PROFILES))(name, (value,) if isinstance(value, str) else value)
 
+
 BY_TOKEN = ("attention_mask", "position_ids", "token_type_ids")  # inputs of capture that are refused here
 
 

@@ -132,7 +132,8 @@ def token_ids(name, value):
 
     if not isinstance(value, torch.Tensor):
         value = torch.from_numpy(any_array(name, value, "iu").astype(np.int64))
-    if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool or not value.numel():
+    wrong = value.is_floating_point() or value.is_complex() or value.dtype == torch.bool
+    if wrong or not value.numel() or not value.ndim:
         refuse(name, value, "whole numbers (sequence, position), not empty")
     return value
 
@@ -155,6 +156,12 @@ share = real(0, 1, ends=False)
 positive = real(0, ends=False)
 log_base = real(0, ends=False, but=1)
 head_table = made_by("HeadTable", "nbhelpers.measure or analyze")
+device = such_that(
+    lambda value: (
+        isinstance(value, str) or type(value).__name__ == "device" or (type(value) is int and value < 99)
+    ),
+    "auto, cpu, cuda, cuda:0 or spread",
+)
 _NAMES = {
     "batch_size chunk columns dim head_dim heads_per_group length local_distance max_distance": whole(1),
     "n_boot": whole(2),
@@ -173,7 +180,7 @@ _NAMES = {
     "layers": several(whole(), rising=True, form=list),
     "token_ids decoder_ids position_ids token_type_ids": token_ids,
     "cache out offload path folder": path,
-    "corpus revision metric": text,
+    "corpus revision metric stream": text,
     "statistic": such_that(callable, "a function"),
     "base": log_base,
     "bos": one_of("tokenizer", "add", "none"),

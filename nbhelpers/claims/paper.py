@@ -5,7 +5,7 @@ from importlib import resources
 
 import pandas as pd
 
-from nbhelpers.arguments import checked, one_of
+from nbhelpers.arguments import checked, one_of, text
 
 from .verdicts import Claim, Criterion
 
@@ -399,6 +399,7 @@ CLAIMS = (
 )
 
 
+@checked(number=text)
 def claim(number):
     """Return the claim of a number such as "C5"; a LookupError lists those there are."""
     for known in CLAIMS:

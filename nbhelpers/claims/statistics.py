@@ -10,11 +10,13 @@ import numpy as np
 import torch
 from scipy import stats as scipy_stats
 
+from nbhelpers.arguments import checked, head_table, mapping, such_that, text
 from nbhelpers.kernels import entropy, frames, rows, spectra
 from nbhelpers.protocol import PAPER
 from nbhelpers.stats import Estimate, bootstrap_interval, known_mean, partial_correlation, pearson
 
 from . import paper
+from .verdicts import Claim
 
 LOCAL, GLOBAL = 2 / 3, 1 / 3  # shares of attention nearby from which a head counts as local, and as global
 FLOAT32_RANK = 1e-6  # profiles are float32: smaller singular values, relatively, are rounding
@@ -41,6 +43,11 @@ class Statistic(NamedTuple):
     null: object = None
 
 
+@checked(
+    table=head_table,
+    claim=such_that(lambda c: isinstance(c, (str, Claim)), "a claim or its number"),
+    nulls=mapping,
+)
 def measure_criteria(table, profiles, claim, *, nulls, protocol=PAPER, n_boot=1000, confidence=0.95, seed=0):
     """Return an Estimate of everything that the rule of a claim needs, by name of criterion.
 
@@ -78,6 +85,7 @@ def measure_criteria(table, profiles, claim, *, nulls, protocol=PAPER, n_boot=10
     return records
 
 
+@checked(name=text, table=head_table)
 def criterion_value(name, table, profiles, *, protocol=PAPER):
     """Return the number of one criterion, without interval and null; NaN where it is not defined.
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from nbhelpers.arguments import checked, path, such_that, text
+from nbhelpers.arguments import checked, device, path, such_that, text
 from nbhelpers.words import warn
 
 from . import families, probes
@@ -95,7 +95,7 @@ def available_models():
     return listed | controls | {name: entry.about for name, entry in zoo_models().items()}
 
 
-@checked(name=path, dtype=None)
+@checked(name=path, dtype=such_that(lambda d: not hasattr(d, "shape"), "a dtype"), device=device)
 def load_model(name, *, device="auto", dtype=None, revision=None, seed=0, max_memory=None, offload=None):
     """Load a model and its tokenizer.
 
