@@ -49,6 +49,7 @@ class Observation:
     scaled: dict
     scaled_variant: str = PAPER.scaled_variant
 
+    @checked
     def map(self, function):
         """Return the observation with `function`, Profiles to Profiles, applied to every part."""
         scaled = {factor: function(part) for factor, part in self.scaled.items()}

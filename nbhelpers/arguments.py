@@ -132,8 +132,7 @@ def token_ids(name, value):
 
     if not isinstance(value, torch.Tensor):
         value = torch.from_numpy(any_array(name, value, "iu").astype(np.int64))
-    wrong = value.is_floating_point() or value.is_complex() or value.dtype == torch.bool
-    if wrong or not value.numel() or not value.ndim:
+    if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool or not value.numel():
         refuse(name, value, "whole numbers (sequence, position), not empty")
     return value
 
@@ -181,7 +180,12 @@ _NAMES = {
     "token_ids decoder_ids position_ids token_type_ids": token_ids,
     "cache out offload path folder": path,
     "corpus revision metric stream": text,
-    "statistic": such_that(callable, "a function"),
+    "statistic function": such_that(callable, "a function"),
+    "ax": such_that(lambda value: hasattr(value, "plot"), "an Axes of matplotlib"),
+    "label ylabel": such_that(lambda value: isinstance(value, str), "text"),
+    "free_bytes": whole(0, 2**63 - 1),
+    "max_characters": whole(1),
+    "bands": several(text, least=1),
     "base": log_base,
     "bos": one_of("tokenizer", "add", "none"),
     "dtype": one_of("auto", "float32", "float64", "bfloat16", "float16"),

@@ -11,6 +11,7 @@ from functools import cached_property
 
 import torch
 
+from nbhelpers.arguments import checked, text
 from nbhelpers.kernels import entropy, spectra, wavelets
 from nbhelpers.protocol import PAPER, Protocol
 
@@ -147,6 +148,7 @@ METRICS = [
 ]  # fmt: skip
 
 
+@checked(name=text)
 def find_metric(name, protocol=PAPER):
     """Return the metric of a name under a protocol, a family's with its member; one unknown has no unit."""
     for metric in METRICS:
@@ -158,6 +160,7 @@ def find_metric(name, protocol=PAPER):
     return Metric(name, "", name if "$" in name else name.replace("_", " "))
 
 
+@checked(name=text)
 def metric_label(name, *protocols):
     """Return a metric's name in words with its unit, or units of several protocols, as an axis shows it."""
     found = [find_metric(name, protocol) for protocol in protocols or [PAPER]]

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 
-from nbhelpers.arguments import array, checked, head_table, one_of, several, text
+from nbhelpers.arguments import array, checked, head_table, one_of, real, several, text
 from nbhelpers.metrics import find_metric, metric_label
 from nbhelpers.protocol import BANDS, PAPER
 
@@ -23,7 +23,7 @@ SOURCES = {
 COMPARED = ("row", "metric", "value", "source")
 
 
-@checked(center=None)
+@checked(center=real())
 def head_map(data, metric=None, *, ax=None, kv_groups=None, label=None, center=None, **options):
     """Draw a metric of every head as a layer × head heat map, lines between the KV groups.
 

@@ -146,6 +146,7 @@ class Protocol:
         limits = [0.0, *self.edges, 1.0]
         return [f"band_{low:g}_{high:g}" for low, high in pairwise(limits)]
 
+    @checked
     def shortest(self, length):
         """Return the length that sets the wavelet level: the shortest variant's, or `length` itself."""
         if self.level == "own" or not self.factors:

@@ -127,7 +127,7 @@ def scaled_variant(token_ids, alpha, *, how="prefix", seed=0):
     """
     import torch
 
-    n = token_ids.shape[-1]
+    n = token_ids.shape[-1] if token_ids.ndim else 0
     kept = math.floor(alpha * n + 1e-9)  # 0.29 * 100 is 28.999999999999996 in floating point
     if kept < 1:
         raise ValueError(f"alpha {alpha} of {n} tokens leaves none; take at least {1 / max(n, 1):.3g}")
@@ -142,11 +142,13 @@ def scaled_variant(token_ids, alpha, *, how="prefix", seed=0):
     return token_ids.gather(-1, positions)
 
 
+@checked(name=path)
 def read_text(name, *, max_characters=None):
     """Return the text behind a corpus name (see `load_text`), its documents joined by two blank lines."""
     return _BETWEEN_DOCUMENTS.join(read_documents(name, max_characters=max_characters))
 
 
+@checked(name=path)
 def read_documents(name, *, max_characters=None):
     """Return the documents behind a corpus name (see `load_text`) as a list of str.
 
@@ -174,6 +176,7 @@ def is_local_corpus(name):
     return False
 
 
+@checked(name=path)
 def corpus_description(name):
     """Return the provenance of a corpus in one string, such as "moby-dick sha256:e8c8da17fb92"."""
     if not is_local_corpus(name):
