@@ -25,9 +25,9 @@ BLOCK = re.compile(
 def store(out, folder, commit):
     """Store what the scorecard reads of a run, and what was run."""
     store = Results("scorecard", folder)
-    judged = {criterion.name for claim in CLAIMS for criterion in claim.criteria}
+    judged = {criterion.name for claim in CLAIMS for criterion in claim.criteria + claim.second}
     for row in load_results(out).itertuples():
-        if row.name in judged or row.name.startswith(PLANTED):
+        if row.name in judged or row.name.startswith(tuple(PLANTED.values())):
             estimate = Estimate(row.value, row.low, row.high)
             store.record(row.name, estimate, null=None if row.null != row.null else row.null)
     facts = load_provenance(out)

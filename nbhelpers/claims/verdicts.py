@@ -4,19 +4,24 @@ A claim is split into criteria. Each names one statistic, the range in which the
 it must differ from. :func:`judge` compares intervals with both and knows nothing of any particular claim.
 """
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import NamedTuple
+
+from nbhelpers.stats import Estimate
 
 VERDICTS = (
     "supported",
     "explained by the null",
     "contradicted",
     "undecided",
-    "not testable here",
+    "the quantity cannot tell",
+    "out of reach here",
     "not measured",
 )
-LEAST_ACCURACY = 0.95  # of planted cases that a rule must classify correctly before it is used on a model
+LEAST_RATE = 0.95  # of planted cases that a rule must tell right, where a claim holds and where it does not
+SECOND = "_second"  # after the number of a claim: the same claim, held against a quantity that can carry it
 NULL_NAMES = {  # of the null models that rules name by number
     "N0": "N0 uniform",
     "N1": "N1 random weights",
@@ -82,8 +87,7 @@ class Criterion:
 class Claim:
     """What the paper says, and the rule that judges it: all of its criteria must hold.
 
-    ``notebook`` measures it. Without criteria there is no test here, and ``untested`` says why; else it says
-    what the test leaves out.
+    ``notebook`` measures it. ``untested`` says what the criteria leave out; of a claim without any, why.
     """
 
     number: str
@@ -91,7 +95,30 @@ class Claim:
     statement: str
     notebook: str = ""
     criteria: tuple[Criterion, ...] = ()
+    second: tuple[Criterion, ...] = ()  # the same claim, held against a quantity that can carry it
+    demonstration: str = ""  # why the quantity of the criteria cannot carry the claim, in a sentence
+    reach: str = ""  # why what is measured here is out of the claim's reach, in a sentence
     untested: str = ""
+
+    @property
+    def other(self):
+        """The claim with its second criteria in the place of the first; None without."""
+        if not self.second:
+            return None
+        second = {"criteria": self.second, "second": (), "demonstration": "", "untested": ""}
+        return dataclasses.replace(self, number=self.number + SECOND, **second)
+
+
+class Planted(NamedTuple):
+    """How often a rule is right about planted attention: Estimates with their Wilson intervals, n cases."""
+
+    sensitivity: Estimate  # share of the cases where the claim holds that are judged "supported"
+    specificity: Estimate  # share of the others that are not
+
+    @property
+    def usable(self):
+        """Whether both intervals lie above :data:`LEAST_RATE`."""
+        return min(rate.low for rate in self) >= LEAST_RATE
 
 
 class Verdict(NamedTuple):
@@ -101,22 +128,30 @@ class Verdict(NamedTuple):
     reason: str
 
 
-def judge(claim, records, *, planted_accuracy=None):
+def judge(claim, records, *, planted=None):
     """Judge a claim by its criteria, from what was measured: `records`, an Estimate by name of criterion.
 
-    The verdict is *not testable here*: there are no criteria. *not measured*: a criterion has no record.
-    *contradicted*: an interval lies outside the claimed range. *supported*: all lie inside and beyond their
-    nulls. *explained by the null*: all lie inside, one or more within the margin of its null. *undecided*:
-    anything else, or the rule classifies fewer planted cases correctly than :data:`LEAST_ACCURACY`.
+    `planted`, a :class:`Planted`, tells how often the rule is right where the truth is known. The verdict is
+    *out of reach here*: the claim is about models of another kind. *not measured*: there are no criteria, or
+    one has no record. *the quantity cannot tell*: the rule is not :attr:`Planted.usable`, or the claim says
+    by what demonstration its quantity cannot carry it. *contradicted*: an interval lies outside the claimed
+    range. *supported*: all lie inside and beyond their nulls. *explained by the null*: all lie inside, one or
+    more within the margin of its null. *undecided*: anything else. The second criteria are judged as
+    ``judge(claim.other, ...)``.
     """
-    if not claim.criteria:
-        return Verdict("not testable here", claim.untested)
+    if claim.reach:
+        return Verdict("out of reach here", claim.reach)
     missing = [criterion.name for criterion in claim.criteria if criterion.name not in records]
-    if missing:
-        return Verdict("not measured", f"no record of {', '.join(missing)}; run {claim.notebook}")
-    if planted_accuracy is not None and planted_accuracy < LEAST_ACCURACY:
-        found = f"classifies {planted_accuracy:.0%} of planted cases correctly"
-        verdict, reason = "undecided", f"the rule {found}, of {LEAST_ACCURACY:.0%} needed"
+    if missing or not claim.criteria:
+        lacking = f"no record of {', '.join(missing)}; run {claim.notebook}" if missing else claim.untested
+        return Verdict("not measured", lacking)
+    if claim.demonstration if planted is None else not planted.usable:
+        reason = (
+            "the rule is right about {:.0%} of the planted cases where the claim holds and {:.0%} of the "
+        )
+        reason = reason.format(*(r.value for r in planted)) + "others" if planted else ""
+        told = "; ".join(part for part in (claim.demonstration.rstrip("."), reason) if part)
+        verdict, reason = "the quantity cannot tell", told
     else:
         verdict, reason = _of_criteria(claim, records)
     left_out = f". Not tested: {claim.untested.rstrip('.')}" if claim.untested else ""

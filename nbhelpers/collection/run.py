@@ -31,7 +31,7 @@ from nbhelpers.words import duration
 __all__ = ["NotebookRun", "list_notebooks", "load_runs", "run_notebooks"]
 
 _READERS = ("load_results(", "scorecard(")  # in the source of a notebook that reads what the others measured
-_JUDGES = "planted_accuracies("  # in the source of one that reads what was found of the rules alone
+_JUDGES = ("planted_rates(", "verdict_line(")  # of one that reads what was found of the rules alone
 _WRITTEN = ("results", "cache")  # parameters that name a folder to write to
 _VERSIONED = ("torch", "transformers", "numpy", "pywavelets", "pandas")  # a change makes earlier runs stale
 
@@ -199,7 +199,9 @@ class _Runner:
         files = sorted((self.out / "results").glob("*.json"))
         if any(reader in source for reader in _READERS):
             return files
-        return [file for file in files if _JUDGES in source and PLANTED in file.read_text(encoding="utf-8")]
+        if not any(judge in source for judge in _JUDGES):
+            return []
+        return [file for file in files if PLANTED["sensitivity"] in file.read_text(encoding="utf-8")]
 
 
 def _code_fingerprint() -> str:

@@ -14,13 +14,13 @@ from pathlib import Path
 import pandas as pd
 
 from nbhelpers.claims import paper
-from nbhelpers.claims.verdicts import judge
+from nbhelpers.claims.verdicts import Planted, judge
 from nbhelpers.stats import Estimate
 
 from .plan import list_notebooks
 from .results import load_results
 
-PLANTED = "planted_accuracy_"  # + number of the claim, as 04_planted_truth records it
+PLANTED = {name: f"planted_{name}_" for name in Planted._fields}  # + rule, as 04_planted_truth records them
 COLUMNS = ("claim", "title", "the paper", "ours", "null", "verdict", "why")
 CRITERION_COLUMNS = (
     "claim", "criterion", "statistic", "least", "most", "printed_low", "printed_high",
@@ -36,7 +36,7 @@ def scorecard(folder):
     The columns are claim, title, the paper (the range claimed and the values printed), ours (value and
     interval), null, verdict, why. A claim without its measurements says which notebook makes them.
     """
-    numbers, planted = load_results(folder), planted_accuracies(folder)
+    numbers, planted = load_results(folder), planted_rates(folder)
     return pd.DataFrame([_row(c, numbers, planted.get(c.number)) for c in paper.CLAIMS], columns=COLUMNS)
 
 
@@ -66,17 +66,19 @@ def criteria(folder):
     return pd.DataFrame(rows, columns=CRITERION_COLUMNS)
 
 
-def planted_accuracies(folder):
-    """Return the share of planted cases that each claim's rule classified correctly, by the claim's number.
+def planted_rates(folder):
+    """Return how often each rule was right about planted cases: Planted by number of claim ("C5").
 
-    Empty where 04_planted_truth was not run into the folder, which need not hold any results yet.
+    The rule of a claim's second criteria is "C5_second". Empty where 04_planted_truth was not run into the
+    folder, which need not hold any results yet.
     """
     try:
-        numbers = load_results(folder)
+        numbers = load_results(folder).set_index("name")
     except FileNotFoundError:
         return {}
-    known = numbers[numbers.name.str.startswith(PLANTED)]
-    return dict(zip(known.name.str.removeprefix(PLANTED), known.value, strict=True))
+    first = PLANTED["sensitivity"]
+    rules = [name.removeprefix(first) for name in numbers.index if name.startswith(first)]
+    return {rule: Planted(*(_estimate(numbers.loc[of + rule]) for of in PLANTED.values())) for rule in rules}
 
 
 def missing_notebooks(card):
@@ -130,7 +132,7 @@ def verdict_line(claim, records, folder):
 
     The folder of results says whether the rule was right about planted cases.
     """
-    verdict = judge(claim, records, planted_accuracy=planted_accuracies(folder).get(claim.number))
+    verdict = judge(claim, records, planted=planted_rates(folder).get(claim.number))
     return f"**{claim.number}, {claim.title}: {verdict.verdict}.** {verdict.reason}."
 
 
@@ -152,14 +154,14 @@ def wrapped(frame):
     return frame.style.hide(axis="index").set_properties(**{"text-align": "left", "white-space": "normal"})
 
 
-def _row(claim, numbers, planted_accuracy):
+def _row(claim, numbers, planted):
     known = numbers[numbers.name.isin([criterion.name for criterion in claim.criteria])]
     records = {row.name: _estimate(row) for row in known.itertuples(index=False)}
-    verdict, why = judge(claim, records, planted_accuracy=planted_accuracy)
+    verdict, why = judge(claim, records, planted=planted)
     found = [c for c in claim.criteria if c.name in records]
     told = {name: "not measured" if e.null is None else f"{e.null:.3g}" for name, e in records.items()}
     if verdict == "not measured" and claim.notebook not in {path.stem for path in list_notebooks()}:
-        why = f"{claim.notebook} is not part of the collection yet"
+        why = f"{claim.notebook} will measure it; {claim.untested}"
     return {
         "claim": claim.number,
         "title": claim.title,

@@ -1,10 +1,11 @@
+import dataclasses
 import math
 
 import pytest
 
 from nbhelpers import nulls
 from nbhelpers.claims.paper import CLAIMS, claim, paper_table, printed_range
-from nbhelpers.claims.verdicts import NULL_NAMES, VERDICTS, Claim, Criterion, judge
+from nbhelpers.claims.verdicts import NULL_NAMES, VERDICTS, Claim, Criterion, Planted, judge
 from nbhelpers.stats import Estimate
 
 BELOW = Criterion(name="x", statistic="x", claimed=(0.0, 0.5), nulls=("n",), away=-1, margin=0.1)
@@ -32,8 +33,10 @@ def verdict(record, criterion=BELOW, **options):
 def test_one_criterion(record, expected):
     assert verdict(record) == expected
     if expected == "contradicted":
-        assert verdict(record, planted_accuracy=0.95) == expected
-        assert verdict(record, planted_accuracy=0.94) == "undecided", "the rule fails on planted cases"
+        right, wrong = Estimate(0.97, 0.95, 0.99), Estimate(0.97, 0.949, 0.99)
+        assert verdict(record, planted=Planted(right, right)) == expected
+        for planted in (Planted(right, wrong), Planted(wrong, right)):
+            assert verdict(record, planted=planted) == "the quantity cannot tell"
 
 
 def test_the_claim_may_lie_above_its_null_or_on_either_side():
@@ -70,11 +73,29 @@ def test_every_criterion_must_hold():
     assert "y" in found.reason
 
 
+def test_a_demonstration_stands_until_planted_cases_say_otherwise():
+    second = Criterion(name="y", statistic="y", claimed=(0.0, 1.0))
+    made = Claim(
+        number="C0", title="", statement="", criteria=(BELOW,), second=(second,), demonstration="blind."
+    )
+    records = {"x": Estimate(0.2, 0.15, 0.25, 0.4), "y": Estimate(0.5, 0.4, 0.6)}
+    assert judge(made, records) == ("the quantity cannot tell", "blind")
+    assert judge(made, records, planted=Planted(Estimate(1, 0.96, 1), Estimate(1, 0.96, 1)))[0] == "supported"
+    told = judge(made, records, planted=Planted(Estimate(0.0, 0.0, 0.04), Estimate(1, 0.96, 1))).reason
+    assert told.startswith("blind; ")
+    assert "0% of the planted cases where the claim holds and 100%" in told
+    assert made.other.number == "C0_second"
+    assert judge(made.other, records).verdict == "supported"
+    assert made.other.other is None
+
+
 def test_what_was_not_measured_has_no_verdict_and_what_makes_no_sense_is_refused():
     made = Claim(number="C0", title="", statement="", notebook="08_scale", criteria=(BELOW,))
     assert judge(made, {}).verdict == "not measured"
-    untested = Claim(number="C0", title="", statement="", untested="why")
-    assert judge(untested, {}) == ("not testable here", "why")
+    untested = Claim(number="C0", title="", statement="", notebook="09", untested="why")
+    assert judge(untested, {}) == ("not measured", "why")
+    far = dataclasses.replace(made, reach="they are larger")
+    assert judge(far, {"x": Estimate(0.2, 0.15, 0.25, 0.4)}) == ("out of reach here", "they are larger")
     for record in ((math.nan, 0, 1), (0.5, 0.6, 0.7), (0.5, -math.inf, 0.7)):
         with pytest.raises(ValueError, match="x: value"):
             verdict(record)
@@ -82,12 +103,13 @@ def test_what_was_not_measured_has_no_verdict_and_what_makes_no_sense_is_refused
 
 def test_the_claims_are_c1_to_c19_and_fit_to_be_judged():
     assert [known.number for known in CLAIMS] == [f"C{k}" for k in range(1, 20)]
-    names = [criterion.name for known in CLAIMS for criterion in known.criteria]
+    names = [criterion.name for known in CLAIMS for criterion in known.criteria + known.second]
     assert len(names) == len(set(names))
     for known in CLAIMS:
-        assert known.notebook if known.criteria else known.untested
+        assert known.notebook
+        assert known.criteria or known.untested
         assert judge(known, {}).verdict in VERDICTS
-        for criterion in known.criteria:
+        for criterion in known.criteria + known.second:
             assert criterion.name.startswith(known.number + "_")
             assert criterion.claimed[0] < criterion.claimed[1]
             assert criterion.margin > 0 or not criterion.nulls

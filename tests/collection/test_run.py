@@ -71,10 +71,10 @@ def test_what_makes_a_notebook_run_again(collection, notebook, tmp_path, capsys)
 
 def test_notebooks_run_again_when_the_results_they_read_change(collection, notebook, tmp_path):
     reading = "from nbhelpers.collection.results import load_results\nload_results(results)"
-    planting = RECORDING.replace("02_good", "03_plants").replace("double", "planted_accuracy_C5")
+    planting = RECORDING.replace("02_good", "03_plants").replace("double", "planted_sensitivity_C5")
     notebook("03_plants", planting, parameters=GOOD_PARAMETERS)
     notebook("04_reads", reading, parameters=GOOD_PARAMETERS)
-    notebook("05_judges", "# planted_accuracies(results)", parameters=GOOD_PARAMETERS)
+    notebook("05_judges", "# planted_rates(results)", parameters=GOOD_PARAMETERS)
     run = {"names": ["02", "03", "04", "05"], "folder": collection, "out": tmp_path, "progress": False}
     run_notebooks(**run)
     assert set(statuses(run_notebooks(**run)).values()) == {"kept"}

@@ -24,11 +24,11 @@ def test_a_claim_is_judged_from_the_store_alone_and_what_is_missing_names_its_no
     assert row(card, "C5").verdict == row(card, "C14").verdict == "not measured"
     assert "C5_ratio" in row(card, "C5").why
     assert {"08_multiresolution", "10_scale_invariance"} <= set(scorecard.missing_notebooks(card))
-    assert row(card, "C15").verdict == "not testable here"
+    assert row(card, "C15").verdict == "not measured"
 
     store.record("C5_ratio", Estimate(0.9, 0.8, 1.0), null=2.8)
     found = row(scorecard.scorecard(tmp_path), "C5")
-    assert found.verdict == "contradicted"
+    assert found.verdict == "the quantity cannot tell"
     assert "0.2 [0.18, 0.22]" in found.ours
     assert "0.03" in found.null
     assert "printed 0.03 to 0.082, Table 1" in found["the paper"]
@@ -36,21 +36,24 @@ def test_a_claim_is_judged_from_the_store_alone_and_what_is_missing_names_its_no
     assert len(lines) == 2 + len(CLAIMS)
     assert lines[6] == (
         "| C5 scale invariance | half 0.2 [0.18, 0.22]; ratio 0.9 [0.8, 1] | half 0.03; ratio 2.8 "
-        "| **contradicted**: outside the claimed range: C5_half, C5_ratio |"
+        f"| **the quantity cannot tell**: {claim('C5').demonstration} |"
     )
     assert lines[7].startswith(
         "| C6 uncertainty principle learned | not measured | not measured | **not measured**"
     )
 
 
-def test_the_planted_accuracy_is_heeded(store, tmp_path):
-    for criterion in claim("C5").criteria:
+def test_the_planted_rates_are_heeded(store, tmp_path):
+    for criterion in claim("C12").criteria:
         store.record(criterion.name, 9.0)
-    assert row(scorecard.scorecard(tmp_path), "C5").verdict == "contradicted"
-    assert scorecard.planted_accuracies(tmp_path) == {}
-    store.record("planted_accuracy_C5", 0.5)
-    assert scorecard.planted_accuracies(tmp_path) == {"C5": 0.5}
-    assert row(scorecard.scorecard(tmp_path), "C5").verdict == "undecided"
+    assert row(scorecard.scorecard(tmp_path), "C12").verdict == "contradicted"
+    assert scorecard.planted_rates(tmp_path) == {}
+    for rule, low in (("C12", 0.9), ("C12_second", 0.95)):
+        for name, end in (("sensitivity", low), ("specificity", 0.96)):
+            store.record(f"planted_{name}_{rule}", Estimate(0.98, end, 1.0))
+    rates = scorecard.planted_rates(tmp_path)
+    assert {rule: of.usable for rule, of in rates.items()} == {"C12": False, "C12_second": True}
+    assert row(scorecard.scorecard(tmp_path), "C12").verdict == "the quantity cannot tell"
 
 
 def test_the_version_of_the_rules_changes_with_them(monkeypatch):
@@ -62,7 +65,7 @@ def test_the_version_of_the_rules_changes_with_them(monkeypatch):
 def test_an_empty_folder_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no results"):
         scorecard.scorecard(tmp_path)
-    assert scorecard.planted_accuracies(tmp_path) == {}, "a notebook may be the first to record"
+    assert scorecard.planted_rates(tmp_path) == {}, "a notebook may be the first to record"
 
 
 def test_every_measured_criterion_has_its_row(store, tmp_path):
