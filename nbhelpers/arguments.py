@@ -163,7 +163,6 @@ device = such_that(
 )
 _NAMES = {
     "batch_size chunk columns dim head_dim heads_per_group length local_distance max_distance": whole(1),
-    "n_boot": whole(2),
     "n n_draws n_heads n_layers n_sequences n_vectors vocab_size workers": whole(1),
     "layer level head control_seeds": whole(),
     "axis": whole(-8, 8),

@@ -1,7 +1,7 @@
 """Figures of head metrics: data first, `ax` optional, the axes returned, nothing shown.
 
-Each function draws numbers that a table already holds; an interval is seaborn's bootstrap over sequences, or
-columns that the caller computed.
+Each function draws numbers that a table already holds; an interval is over sequences, or columns that
+the caller computed.
 """
 
 import matplotlib.pyplot as plt
@@ -12,6 +12,7 @@ import seaborn as sns
 from nbhelpers.arguments import array, checked, head_table, one_of, real, several, text
 from nbhelpers.metrics import find_metric, metric_label
 from nbhelpers.protocol import BANDS, PAPER
+from nbhelpers.stats import student_interval
 
 SOURCES = {
     "ours": ("C0", "o"),
@@ -85,8 +86,8 @@ def band_bars(table, *, ax=None, order="layer", bands=BANDS):
 
 
 @checked(table=head_table)
-def layer_trend(table, metrics, *, ax=None, n_boot=1000, confidence=0.95, seed=0, ylabel=None):
-    """Draw the mean over heads of metrics at each layer, with a bootstrap interval over sequences (Figure 3).
+def layer_trend(table, metrics, *, ax=None, confidence=0.95, ylabel=None):
+    """Draw the mean over heads of metrics at each layer, with its interval over sequences (Figure 3).
 
     Several metrics share the axis, so they must have one unit.
     """
@@ -103,7 +104,7 @@ def layer_trend(table, metrics, *, ax=None, n_boot=1000, confidence=0.95, seed=0
     ax = _axes(ax)
     sns.lineplot(
         pd.concat(parts, ignore_index=True), x="layer", y="value", hue="metric", style="metric",
-        errorbar=("ci", 100 * confidence), n_boot=n_boot, seed=seed,
+        errorbar=lambda of: student_interval(of, confidence=confidence)[1:3],
         palette="colorblind", markers=True, dashes=False, ax=ax,
     )  # fmt: skip
     label = metric_label(metrics[0], table.protocol)

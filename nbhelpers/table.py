@@ -9,7 +9,7 @@ import pandas as pd
 from nbhelpers.arguments import array, checked, such_that
 from nbhelpers.files import read_parquet, write_parquet
 from nbhelpers.protocol import Protocol
-from nbhelpers.stats import jackknife_interval, known_mean, mean_interval
+from nbhelpers.stats import Estimate, jackknife_interval, known_mean, student_interval
 
 COLUMNS = ["sequence", "layer", "head", "kv_group", "metric", "value"]
 AXES = COLUMNS[:3]
@@ -138,7 +138,7 @@ class HeadTable:
         }
 
     @checked(null=such_that(lambda n: hasattr(n, "get") or hasattr(n, "summary"), "a HeadTable, or a dict"))
-    def summary(self, *, null=None, n_boot=1000, confidence=0.95, seed=0):
+    def summary(self, *, null=None, confidence=0.95):
         """Return mean, sd and IQR over heads of each metric, with an interval of the mean over sequences.
 
         Parameters
@@ -146,25 +146,23 @@ class HeadTable:
         null : HeadTable, or mapping of str to HeadTable or to float, optional
             A null measured under the same protocol, such as ``measure(seen.map(nulls.uniform))``; several by
             name; or plain numbers by metric. Those that `analyze` measured if not given.
-        n_boot, confidence, seed
-            Of the bootstrap. Whole sequences are drawn: heads stay together, so that they need not be
-            independent. Averaged signals get a jackknife interval instead.
+        confidence : float
+            Of the interval, which is over whole sequences, so that heads need not be independent.
 
         Returns
         -------
         pandas.DataFrame
             Index metric; columns mean, low, high (of the mean), sd, iqr, q25, q75 (over heads), n_sequences,
             n_heads. After high the same of each null: null, null_low, null_high, or its name in place of
-            null; NaN for metrics that it lacks. NaN values are left out. A single sequence gives no interval.
+            null; NaN for metrics that it lacks. NaN values are left out. One sequence or two give none.
         """
-        options = {"n_boot": n_boot, "confidence": confidence, "seed": seed}
-        rows = {metric: self._summarise(metric, options) for metric in self.metrics}
+        rows = {metric: self._summarise(metric, confidence) for metric in self.metrics}
         summary = pd.DataFrame.from_dict(rows, orient="index").rename_axis("metric")
-        for column, numbers in self._nulls(null, options).items():
+        for column, numbers in self._nulls(null, confidence).items():
             summary.insert(summary.columns.get_loc("sd"), column, [numbers.get(m, np.nan) for m in rows])
         return summary
 
-    def _nulls(self, null, options):
+    def _nulls(self, null, confidence):
         """Return the columns of nulls, each a number by metric."""
         tables = {"null": null} if isinstance(null, HeadTable) else null or {}
         found = self.provenance.get("nulls", {}) if null is None else {}
@@ -175,20 +173,21 @@ class HeadTable:
                 raise ValueError(
                     f"null of summary: {name!r} and the table were measured under other protocols"
                 )
-            found[name] = table.summary(**options)[ESTIMATE].T.to_dict("list")
+            found[name] = table.summary(confidence=confidence)[ESTIMATE].T.to_dict("list")
         columns = {}
         for name, numbers in found.items():
             columns |= {name + end: {m: n[i] for m, n in numbers.items()} for i, end in enumerate(ENDS)}
         return columns if tables or null is None else {"null": {}}
 
-    def _summarise(self, metric, options):
+    def _summarise(self, metric, confidence):
         values = self.arrays[metric].reshape(self.n_sequences + self.averaged, -1)  # (sequence, head)
         heads = values[0] if self.averaged else known_mean(values, 0)
         per_sequence = known_mean(values, 1)
         if self.averaged:
-            i = jackknife_interval(per_sequence[0], per_sequence[1:], confidence=options["confidence"])
+            i = jackknife_interval(per_sequence[0], per_sequence[1:], confidence=confidence)
         else:
-            i = mean_interval(per_sequence, **options)
+            known = per_sequence[~np.isnan(per_sequence)]
+            i = student_interval(known, confidence=confidence) if len(known) else Estimate(np.nan)
         known = heads[~np.isnan(heads)]
         q25, q75 = np.quantile(known, [0.25, 0.75]) if len(known) else (np.nan, np.nan)
         sd = np.std(known, ddof=1) if len(known) > 1 else np.nan

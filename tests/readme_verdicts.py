@@ -10,9 +10,8 @@ import sys
 from pathlib import Path
 
 from nbhelpers.claims.paper import CLAIMS
-from nbhelpers.collection.results import Results, load_provenance, load_results
+from nbhelpers.collection.results import Results, estimate_of, load_provenance, load_results
 from nbhelpers.collection.scorecard import PLANTED, scorecard, scorecard_markdown
-from nbhelpers.stats import Estimate
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -28,8 +27,7 @@ def store(out, folder, commit):
     judged = {criterion.name for claim in CLAIMS for criterion in claim.criteria + claim.second}
     for row in load_results(out).itertuples():
         if row.name in judged or row.name.startswith(tuple(PLANTED.values())):
-            estimate = Estimate(row.value, row.low, row.high)
-            store.record(row.name, estimate, null=None if row.null != row.null else row.null)
+            store.record(row.name, estimate_of(row))
     facts = load_provenance(out)
     run = facts["07_frequency_bands"]
     run = {name: run[name] for name in ("corpus", "n_sequences", "length", "versions")} | run["model"]

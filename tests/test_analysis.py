@@ -122,7 +122,7 @@ def test_mean_then_metric(llama):
     averages = {f: np.stack([s[rows].mean(0) for rows in drawn]) for f, s in by_factor.items()}
     assert_table(table, averages.pop(1), averages)
     assert table.frame().sequence.unique().tolist() == [AVERAGED, 0, 1, 2, 3]
-    assert table.summary(n_boot=10).n_sequences.unique().tolist() == [4]
+    assert table.summary().n_sequences.unique().tolist() == [4]
     assert_metric(table.values("local_mass_16")[0], local_mass(llama, ids).mean(0))
 
 

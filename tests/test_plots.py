@@ -10,6 +10,7 @@ from matplotlib.collections import LineCollection, PathCollection
 
 from nbhelpers.plots import band_bars, compare_rows, head_map, layer_trend
 from nbhelpers.protocol import PAPER
+from nbhelpers.stats import student_interval
 from nbhelpers.table import HeadTable
 
 pytestmark = pytest.mark.usefixtures("close_figures")
@@ -42,7 +43,7 @@ def test_head_map_draws_the_mean_over_sequences_and_parts_the_kv_groups(table, a
     bits = table.with_provenance(protocol=PAPER.replace(log_base=2).to_dict())
     head_map(bits, "spectral_entropy", ax=ax)
     assert ax.collections[-1].colorbar.ax.get_ylabel() == "spectral entropy (bits)"
-    assert layer_trend(bits, "spectral_entropy", ax=ax, n_boot=2).get_ylabel() == "spectral entropy (bits)"
+    assert layer_trend(bits, "spectral_entropy", ax=ax).get_ylabel() == "spectral entropy (bits)"
 
 
 def test_layers_without_attention_are_blank(table, ax):
@@ -52,7 +53,7 @@ def test_layers_without_attention_are_blank(table, ax):
     np.testing.assert_allclose(cells[[1, 2, 4]], table.values("spectral_entropy").mean(0), rtol=1e-12)
     assert np.isnan(cells[[0, 3]]).all()
     ax.clear()
-    assert sorted(set(layer_trend(sparse, "low_band", ax=ax, n_boot=9).lines[0].get_xdata())) == [1, 2, 4]
+    assert sorted(set(layer_trend(sparse, "low_band", ax=ax).lines[0].get_xdata())) == [1, 2, 4]
 
 
 @pytest.mark.parametrize("kv_groups", [None, [0, 1, 2, 3]])
@@ -86,16 +87,13 @@ def test_band_bars_stack_the_shares_of_each_head(table, ax, order):
 
 
 def test_layer_trend_draws_means_over_heads_and_the_interval_over_sequences(table, ax):
-    assert layer_trend(table, ["low_band", "mid_band"], ax=ax, n_boot=4000) is ax
+    assert layer_trend(table, ["low_band", "mid_band"], ax=ax) is ax
     for line, metric in zip(ax.lines, ["low_band", "mid_band"], strict=False):
         np.testing.assert_allclose(line.get_ydata(), table.values(metric).mean((0, 2)), rtol=1e-9)
-    # the band at layer 0 against a bootstrap of our own
-    per_sequence = table.values("low_band").mean(-1)[:, 0]
-    draws = np.random.default_rng(9).choice(per_sequence, size=(4000, N_SEQUENCES)).mean(1)
-    ends = np.quantile(draws, [0.025, 0.975])
+    ends = student_interval(table.values("low_band").mean(-1)[:, 0])[1:3]  # at layer 0
     outline = ax.collections[0].get_paths()[0].vertices
     at_zero = outline[outline[:, 0] == 0, 1]
-    np.testing.assert_allclose([at_zero.min(), at_zero.max()], ends, atol=0.05 * np.ptp(ends))
+    np.testing.assert_allclose([at_zero.min(), at_zero.max()], ends)
     assert ax.get_ylabel() == "relative band power"
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["low band", "mid band"]
 
@@ -127,7 +125,7 @@ def test_compare_rows_draws_points_and_intervals():
 
 
 @pytest.mark.parametrize(
-    "draw", [lambda t: head_map(t, "low_band"), band_bars, lambda t: layer_trend(t, "low_band", n_boot=9)]
+    "draw", [lambda t: head_map(t, "low_band"), band_bars, lambda t: layer_trend(t, "low_band")]
 )
 def test_without_ax_a_new_figure_is_made_and_all_else_is_left_alone(table, draw):
     before = table.frame()

@@ -32,67 +32,80 @@ def test_an_estimate_is_written_with_its_interval():
     assert Estimate(3.0, 1.0, 2.0).widened()[:3] == (3.0, 1.0, 3.0)
 
 
-def test_interval_covers_the_mean_as_often_as_it_says():
-    # 300 experiments of 40 sequences
-    interval = stats.bootstrap_interval(np.random.default_rng(5).normal(size=(40, 300)))
-    covered = np.mean((interval.low <= 0) & (interval.high >= 0))
-    assert 0.90 < covered < 0.98
+# How often intervals of n units hold the truth. With a lognormal of σ = .5 it is 90 to 92 %: the skewness
+# of a few units cannot be told from their spread, and no interval of their mean is both honest and short.
+@pytest.mark.parametrize("n", [3, 6, 12])
+@pytest.mark.parametrize(
+    ("draw", "of_mean", "possible", "truth", "least"),
+    [
+        (lambda g, n: g.normal(size=n), None, stats.ANY, 0.0, 0.93),
+        (lambda g, n: g.lognormal(0, 0.25, n), None, stats.NOT_NEGATIVE, np.exp(1 / 32), 0.93),
+        (lambda g, n: g.lognormal(0, 0.5, n), None, stats.NOT_NEGATIVE, np.exp(1 / 8), 0.88),
+        (lambda g, n: clustered(g, n), np.mean, stats.ANY, 0.0, 0.93),  # a sequence in the place of a layer
+        (lambda g, n: g.normal([1, 1], 0.15, (n, 2)), lambda m: m[0] / m[1], stats.ANY, 1.0, 0.93),
+        (lambda g, n: np.tanh(g.normal(-0.4, 0.3, n)), None, stats.CORRELATION, -0.3533, 0.93),
+        (lambda g, n: g.binomial(270, 0.03, n) / 270, None, stats.SHARE, 0.03, 0.93),
+    ],
+    ids=["normal", "lognormal", "more skewed", "clustered heads", "ratio", "correlation", "share"],
+)
+def test_intervals_hold_the_truth_as_often_as_they_say(n, draw, of_mean, possible, truth, least):
+    generator = np.random.default_rng([n, 7])
+    found = [stats.student_interval(draw(generator, n), of_mean, possible=possible) for _ in range(1200)]
+    assert least <= np.mean([i.low <= truth <= i.high for i in found]) <= 0.97
 
 
-def test_interval_of_the_mean_is_that_of_every_resample():
-    values = np.array([1.0, 2.0, 4.0, 4.5, 7.0])
-    every = [np.mean(draw) for draw in itertools.product(values, repeat=5)]  # the exact distribution
-    expected = values.mean(), *np.quantile(every, [0.025, 0.975])
-    assert stats.bootstrap_interval(values, n_boot=20_000)[:3] == pytest.approx(expected, abs=0.1)
-
-
-def test_interval_is_that_of_scipy():
+def test_the_interval_of_a_mean_is_students():
     values = np.random.default_rng(6).gamma(2.0, size=(9, 4))  # (sequence, layer)
-    expected = scipy_stats.bootstrap((values,), np.mean, n_resamples=500, method="percentile", rng=11)
-    interval = stats.bootstrap_interval(values, n_boot=500, seed=11)
-    np.testing.assert_allclose(interval[:3], (values.mean(0), *expected.confidence_interval), rtol=CLOSE)
-    assert interval.n == 9
+    expected = scipy_stats.ttest_1samp(values, 0.0).confidence_interval(0.9)
+    found = stats.student_interval(values, confidence=0.9)
+    np.testing.assert_allclose(found[:3], (values.mean(0), *expected), rtol=CLOSE)
+    assert found.n == 9
+    two = stats.student_interval([1.0, 2.0])
+    assert (two.value, two.n) == (1.5, 2)
+    assert np.isnan(two[1:3]).all(), "two seeds are no interval"
+
+
+def test_the_interval_of_a_function_of_means_is_that_of_the_jackknife():
+    values = np.random.default_rng(3).normal(2, 0.1, size=(6, 2))
+    ratio = [each[0] / each[1] for each in (np.delete(values, k, 0).mean(0) for k in range(6))]
+    value = values[:, 0].mean() / values[:, 1].mean()
+    half = scipy_stats.t.ppf(0.975, 5) * np.sqrt(5 * np.var(ratio))
+    found = stats.student_interval(values, lambda m: m[0] / m[1])
+    assert found[:3] == pytest.approx((value, value - half, value + half), rel=CLOSE)
+
+
+def test_an_interval_ends_at_what_is_possible():
+    assert stats.student_interval([0.0, 0.0, 0.1], possible=stats.SHARE).low == 0
+    left_out = np.array([0.98, 0.999, 0.97])
+    found = stats.jackknife_interval(0.99, left_out, possible=stats.CORRELATION)
+    assert -1 < found.low < 0.9 < found.value < found.high < 1
+    assert stats.jackknife_interval(1.0, [1, 1, 0.9], possible=stats.CORRELATION).high == 1
+
+
+def test_distance_to_a_null_takes_pairs_or_both_intervals():
+    shared, own = np.random.default_rng(0).normal(size=(2, 12))
+    values, null = shared + 0.1 * own, shared
+    pairs = stats.student_interval(values - null)
+    found = stats.student_interval(values).against(stats.student_interval(null), pairs)
+    assert found.gap[:3] == pytest.approx(pairs[:3])
+    apart = stats.student_interval(values).against(stats.student_interval(null)).gap
+    errors = [(i.high - i.value) for i in map(stats.student_interval, (values, null))]
+    assert apart.high - apart.value == pytest.approx(np.hypot(*errors))
+    known = stats.student_interval(values).against(0.3)
+    assert known.gap[1:3] == pytest.approx((known.low - 0.3, known.high - 0.3))
+    for bound in (-0.5, 0.1, 2.0):
+        assert known.p_at(bound) == pytest.approx(scipy_stats.ttest_1samp(values, bound).pvalue)
+    assert np.isnan(Estimate(1.0, n=12).p_at(0.0))
 
 
 def test_distribution_over_heads_is_that_of_the_heads_means(entropies):
-    intervals = stats.distribution_over_heads(make_table(*entropies), "spectral_entropy", n_boot=200)
+    intervals = stats.distribution_over_heads(make_table(*entropies), "spectral_entropy")
     heads = entropies[1].mean(0).ravel()
     expected = {"mean": heads.mean(), "std": np.std(heads, ddof=1), "iqr": scipy_stats.iqr(heads)}
     assert {name: interval.value for name, interval in intervals.items()} == pytest.approx(
         expected, rel=CLOSE
     )
     assert all(interval.low < interval.high for interval in intervals.values())
-
-
-def test_whole_sequences_are_drawn():
-    # Heads that are copies of each other: 100 of them tell no more than one.
-    one = np.random.default_rng(2).normal(size=8)
-    copies = np.repeat(one[:, None], 100, axis=1)
-    alone = stats.bootstrap_interval(one)
-    for together in (stats.bootstrap_interval(copies.mean(1)), stats.bootstrap_interval(copies)):
-        np.testing.assert_allclose(together.low, alone.low, atol=CLOSE)
-        np.testing.assert_allclose(together.high, alone.high, atol=CLOSE)
-
-
-def test_a_wider_confidence_gives_a_wider_interval_and_the_seed_decides():
-    values = np.random.default_rng(3).normal(size=12)
-    kept = values.copy()
-    narrow, wide = (stats.bootstrap_interval(values, confidence=share) for share in (0.8, 0.99))
-    assert wide.low < narrow.low < narrow.high < wide.high
-    assert stats.bootstrap_interval(values, seed=4) == stats.bootstrap_interval(values, seed=4)
-    assert stats.bootstrap_interval(values, seed=4) != stats.bootstrap_interval(values, seed=5)
-    assert (values == kept).all()
-    assert stats.bootstrap_interval(values, statistic=np.median).value == np.median(values)
-
-
-def test_the_interval_over_seeds_is_students():
-    values = np.array([0.31, 0.28, 0.36])
-    expected = scipy_stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
-    assert stats.seed_interval(values)[:3] == pytest.approx((values.mean(), expected.low, expected.high))
-    assert stats.seed_interval(values).n == 3
-    two = stats.seed_interval([1.0, 2.0])
-    assert (two.value, two.n) == (1.5, 2)
-    assert np.isnan(two[1:3]).all(), "two seeds are no interval"
 
 
 def head_correlations(position, spectrum, over):
@@ -107,17 +120,15 @@ def head_correlations(position, spectrum, over):
 
 
 @pytest.mark.parametrize("over", ["heads", "heads of a layer", "sequences"])
-def test_correlation_is_its_definition_with_the_bootstrap_of_the_sequences(entropies, over):
-    interval = position_spectrum_correlation(make_table(*entropies), over=over, n_boot=4000, seed=8)
+def test_correlation_is_its_definition_with_its_interval(entropies, over):
+    interval = position_spectrum_correlation(make_table(*entropies), over=over)
     own = head_correlations(*entropies, over)
     assert interval.value == pytest.approx(own.mean(), rel=CLOSE)
     assert interval.n == 7
     assert interval.low < interval.value < interval.high
     if over != "sequences":
-        per_sequence = own.reshape(7, -1).mean(1)
-        options = {"n_resamples": 4000, "method": "percentile", "rng": 0}
-        expected = scipy_stats.bootstrap((per_sequence,), np.mean, **options).confidence_interval
-        assert interval[1:3] == pytest.approx((expected.low, expected.high), abs=0.01)
+        expected = stats.student_interval(own.reshape(7, -1).mean(1), possible=stats.CORRELATION)
+        assert interval[1:3] == pytest.approx(expected[1:3], rel=CLOSE)
 
 
 def test_the_three_readings_differ_where_they_should():
@@ -126,7 +137,7 @@ def test_the_three_readings_differ_where_they_should():
     level = np.random.default_rng(0).normal(size=(1, 2, 6))
     table = make_table(5 + level + shift, 5 - level + shift)
     for over, expected in (("sequences", 1), ("heads", -1), ("heads of a layer", -1)):
-        found = position_spectrum_correlation(table, over=over, n_boot=20).value
+        found = position_spectrum_correlation(table, over=over).value
         assert found == pytest.approx(expected, rel=CLOSE)
 
 
@@ -134,11 +145,11 @@ def test_heads_that_are_constant_or_without_power_are_left_out(entropies):
     position, spectrum = (values.copy() for values in entropies)
     position[:, 0, 0] = 2.0  # the same in every sequence
     expected = np.delete(head_correlations(*entropies, "sequences"), 0).mean()
-    found = position_spectrum_correlation(make_table(position, spectrum), over="sequences", n_boot=20)
+    found = position_spectrum_correlation(make_table(position, spectrum), over="sequences")
     assert found.value == pytest.approx(expected, rel=CLOSE)
     spectrum[:, 1, 2] = np.nan
     kept = [np.delete(values.reshape(7, 12), 6, axis=1) for values in (position, spectrum)]
-    found = position_spectrum_correlation(make_table(position, spectrum), n_boot=20)
+    found = position_spectrum_correlation(make_table(position, spectrum))
     assert found.value == pytest.approx(stats.pearson(*kept, axis=1).mean(), rel=CLOSE)
 
 
@@ -304,10 +315,7 @@ AVERAGED = make_table(*RANDOM, averaged=True)
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: stats.bootstrap_interval([1.0, 2.0]), "at least 3 of them, got 2"),
-        (lambda: stats.bootstrap_interval([1.0, np.nan, np.inf, 2.0]), "2 of 4 values"),
-        (lambda: stats.seed_interval([1.0, np.nan, 2.0]), "1 of 3 not finite"),
-        (lambda: stats.seed_interval([[1.0, 2.0, 3.0]]), r"\(1, 3\)"),
+        (lambda: stats.student_interval([1.0, np.nan, np.inf, 2.0]), "2 of 4 are not"),
         (lambda: stats.distribution_over_heads(AVERAGED, "spectral_entropy"), "averaged over sequences"),
         (lambda: position_spectrum_correlation(make_table(*RANDOM), over="rows"), "over of .* got 'rows'"),
         (lambda: position_spectrum_correlation(make_table(ROUNDING, RANDOM[1])), "not defined: .* constant"),

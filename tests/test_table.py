@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from nbhelpers.files import write_parquet
-from nbhelpers.stats import bootstrap_interval
+from nbhelpers.stats import student_interval
 from nbhelpers.table import AVERAGED, HeadTable
 
 FACTS = {"model": {"name": "tiny"}, "protocol_hash": "0f", "seed": 0, "edges": [0.25, 0.75]}
@@ -93,13 +93,14 @@ def test_per_head_is_the_mean_over_sequences(values):
 
 
 def test_summary_is_over_heads_of_the_mean_over_sequences(values):
-    options = {"n_boot": 200, "confidence": 0.9, "seed": 3}
-    summary = make(values).summary(**options)
+    summary = make(values).summary(confidence=0.9)
     assert list(summary.index) == ["entropy", "band"]
     for name, array in values.items():
         heads = array.mean(0).ravel()
         q25, q75 = np.percentile(heads, [25, 75])
-        interval = bootstrap_interval(array.mean((1, 2)), **options)  # whole sequences: heads stay together
+        interval = student_interval(
+            array.mean((1, 2)), confidence=0.9
+        )  # whole sequences: heads stay together
         expected = {"mean": heads.mean(), "low": interval.low, "high": interval.high, "sd": heads.std(ddof=1)}
         expected |= {"iqr": q75 - q25, "q25": q25, "q75": q75, "n_sequences": 6, "n_heads": 12}
         assert summary.loc[name].to_dict() == pytest.approx(expected, rel=1e-12)
@@ -113,7 +114,7 @@ def test_one_sequence_has_no_interval_and_one_head_no_spread(values):
     averaged = make({"m": np.ones((1, 3, 4))}, averaged=True).summary().loc["m"]
     assert np.isnan([averaged.low, averaged.high]).all()
     assert averaged["mean"] == 1.0
-    alone = make({"m": np.arange(5.0)[:, None, None]}).summary(n_boot=50).loc["m"]
+    alone = make({"m": np.arange(5.0)[:, None, None]}).summary().loc["m"]
     assert np.isnan(alone.sd)
     assert alone.n_heads == 1
 
@@ -122,7 +123,7 @@ def test_what_is_not_known_is_left_out(values):
     values["entropy"][:, 1, 2] = np.nan  # a head of which nothing is known
     values["entropy"][4] = np.nan  # a sequence of which nothing is known
     values["band"][:] = np.nan
-    summary = make(values).summary(n_boot=100)
+    summary = make(values).summary()
     assert make(values).per_head().entropy.isna().tolist() == [index == 6 for index in range(12)]
     heads = np.delete(values["entropy"], 4, axis=0).mean(0).ravel()
     heads = heads[~np.isnan(heads)]
@@ -143,12 +144,12 @@ def test_averaged_signals_get_a_jackknife():
     assert (row["mean"], row.sd) == pytest.approx((heads.mean(), heads.std(ddof=1)))
     assert row.n_sequences == 20
     each = (means[1:] ** 2).mean((1, 2))
-    half = stats.norm.ppf(0.975) * np.sqrt(19 / 20 * ((each - each.mean()) ** 2).sum())
+    half = stats.t.ppf(0.975, 19) * np.sqrt(19 / 20 * ((each - each.mean()) ** 2).sum())
     assert (row.low, row.high) == pytest.approx((heads.mean() - half, heads.mean() + half))
     assert np.allclose(table.per_head().m, heads)
     # of a mean it is the standard error
     row, error = table.summary().loc["signal"], signals.mean((1, 2)).std(ddof=1) / np.sqrt(20)
-    assert (row.high - row.low) / 2 == pytest.approx(stats.norm.ppf(0.975) * error)
+    assert (row.high - row.low) / 2 == pytest.approx(stats.t.ppf(0.975, 19) * error)
 
 
 @pytest.mark.parametrize("averaged", [False, True])

@@ -1,7 +1,7 @@
 """The statistics that the rules of :mod:`nbhelpers.claims.paper` ask for, by name of criterion.
 
-Every one is a function of means over sequences, so one bootstrap over sequences serves all. The same
-functions measure a model, its nulls and planted attention; nothing here knows which of them it is given.
+Every one is a function of means over sequences, so one interval over sequences serves all. The same functions
+measure a model, its nulls and planted attention; nothing here knows which of them it is given.
 """
 
 from typing import NamedTuple
@@ -13,7 +13,17 @@ from scipy import stats as scipy_stats
 from nbhelpers.arguments import checked, head_table, mapping, such_that, text
 from nbhelpers.kernels import entropy, frames, rows, spectra
 from nbhelpers.protocol import PAPER
-from nbhelpers.stats import Estimate, bootstrap_interval, known_mean, partial_correlation, pearson
+from nbhelpers.stats import (
+    ANY,
+    CORRELATION,
+    LEAST_SEEDS,
+    NOT_NEGATIVE,
+    SHARE,
+    known_mean,
+    partial_correlation,
+    pearson,
+    student_interval,
+)
 
 from . import paper
 from .verdicts import Claim
@@ -34,13 +44,15 @@ class Statistic(NamedTuple):
     """How a criterion's number is made.
 
     ``columns`` takes a table, its profiles and the protocol, and returns an array (sequence, column);
-    ``combine`` takes means over sequences, (..., column), and returns the number, (...). ``null`` takes
-    profiles and a seed, for a statistic whose null is not attention but made anew.
+    ``combine`` takes means over sequences, (..., column), and returns the number, (...), in the
+    range ``possible``. ``null`` takes profiles and a seed, for a statistic whose null is not attention but
+    made anew, and returns an Estimate.
     """
 
     columns: object
     combine: object = staticmethod(lambda means: means[..., 0])
     null: object = None
+    possible: tuple = ANY
 
 
 @checked(
@@ -48,40 +60,41 @@ class Statistic(NamedTuple):
     claim=such_that(lambda c: isinstance(c, (str, Claim)), "a claim or its number"),
     nulls=mapping,
 )
-def measure_criteria(table, profiles, claim, *, nulls, protocol=PAPER, n_boot=1000, confidence=0.95, seed=0):
+def measure_criteria(table, profiles, claim, *, nulls, protocol=PAPER, confidence=0.95, seed=0):
     """Return an Estimate of everything that the rule of a claim needs, by name of criterion.
 
     `table` is of the key profile, one number for each of 3 or more sequences, measured with `protocol` from
     `profiles`, which hold key_profile and lag_profile. `claim` may be a number such as "C6". `nulls` has, by
     the names that criteria use, such as "N2", pairs (HeadTable, Profiles), or lists of pairs (seeds) of which
     the mean counts. The null of an estimate is the most conservative, None where no null defines the
-    statistic; the bootstrap is that of `bootstrap_interval`.
+    statistic; its interval is over seeds where there are 3 or more, else over sequences, paired with those of
+    `table`. `seed` is of a null that is drawn anew.
     """
     claim = paper.claim(claim) if isinstance(claim, str) else claim
     records = {}
     for criterion in claim.criteria:
         statistic = _statistic(criterion.name)
-        columns = _finite_rows(statistic.columns(table, profiles, protocol))
-        if not len(columns):
+        columns = _columns(statistic, (table, profiles), protocol)
+        known = _finite_rows(columns)
+        if not len(known):
             raise ValueError(
                 f"{criterion.name} ({criterion.statistic}) is not defined for any of the "
                 f"{profiles.n_sequences} sequences: the heads do not differ in it"
             )
-        interval = bootstrap_interval(
-            columns,
-            n_boot=n_boot,
-            confidence=confidence,
-            seed=seed,
-            statistic=lambda draw, axis, combine=statistic.combine: combine(draw.mean(axis)),
-        )
-        less = max(_defined(criterion.name, criterion.less, nulls, protocol).values(), default=0.0)
-        value, low, high = (float(end) - less for end in interval[:3])
+        options = {"confidence": confidence, "possible": statistic.possible}
+        found = student_interval(known, statistic.combine, **options)
+
+        def held(found, name, columns=columns, statistic=statistic):
+            return _held_against(found, columns, nulls[name], statistic, protocol, confidence)
+
+        if less := _defined(criterion.name, criterion.less, nulls, protocol):
+            gap = held(found, max(less, key=less.get)).gap
+            found = found._replace(value=gap.value, low=gap.low, high=gap.high)
         if statistic.null:
-            null = statistic.null(profiles, seed)
-        else:
-            found = _defined(criterion.name, criterion.nulls, nulls, protocol)
-            null = criterion.most_conservative(value, found)[1] if found else None
-        records[criterion.name] = Estimate(value, low, high, null, n=interval.n).widened()
+            found = found.against(statistic.null(profiles, seed))
+        elif defined := _defined(criterion.name, criterion.nulls, nulls, protocol):
+            found = held(found, criterion.most_conservative(found.value, defined)[0])
+        records[criterion.name] = found.widened()
     return records
 
 
@@ -93,7 +106,7 @@ def criterion_value(name, table, profiles, *, protocol=PAPER):
     off. A name without a statistic is a LookupError that lists those there are.
     """
     statistic = _statistic(name)
-    columns = _finite_rows(statistic.columns(table, profiles, protocol))
+    columns = _finite_rows(_columns(statistic, (table, profiles), protocol))
     return float(statistic.combine(columns.mean(0))) if len(columns) else float("nan")
 
 
@@ -104,11 +117,33 @@ def null_values(name, nulls, *, protocol=PAPER):
     """
     values = {}
     for label, of in nulls.items():
-        each = [of] if isinstance(of, tuple) else of
-        found = [criterion_value(name, *one, protocol=protocol) for one in each]
-        known = [value for value in found if np.isfinite(value)]
-        values[label] = float(np.mean(known)) if known else float("nan")
+        found = np.array([criterion_value(name, *one, protocol=protocol) for one in _seeds(of)])
+        values[label] = float(known_mean(found, 0))
     return values
+
+
+def _held_against(found, columns, of, statistic, protocol, confidence):
+    """Return an estimate with a null, a pair or a list of pairs, that defines the statistic."""
+    options = {"confidence": confidence, "possible": statistic.possible}
+    each = [_columns(statistic, one, protocol) for one in _seeds(of)]  # of (sequence, column)
+    each = [one for one in each if len(_finite_rows(one))]
+    values = np.array([statistic.combine(_finite_rows(one).mean(0)) for one in each])  # (seed,)
+    if len(each) >= LEAST_SEEDS:
+        return found.against(student_interval(values, **options))
+    if {len(one) for one in each} != {len(columns)}:
+        return found.against(float(values.mean()))
+    both = _finite_rows(np.concatenate([columns, *each], 1)).reshape(-1, 1 + len(each), columns.shape[1])
+    if not len(both):
+        return found.against(float(values.mean()))
+
+    def null(means):
+        return statistic.combine(means[1:]).mean(0)
+
+    gap = student_interval(
+        both, lambda means: statistic.combine(means[0]) - null(means), confidence=confidence
+    )
+    own = student_interval(both, null, **options)._replace(value=float(values.mean())).widened()
+    return found.against(own, gap)
 
 
 def _defined(name, needed, nulls, protocol):
@@ -129,9 +164,16 @@ def _statistic(name):
     return STATISTICS[name]
 
 
+def _seeds(of):
+    return [of] if isinstance(of, tuple) else of
+
+
+def _columns(statistic, measured, protocol):
+    columns = np.asarray(statistic.columns(*measured, protocol), dtype=np.float64)
+    return columns.reshape(len(columns), -1)  # (sequence, column)
+
+
 def _finite_rows(columns):
-    columns = np.asarray(columns, dtype=np.float64)
-    columns = columns[:, None] if columns.ndim == 1 else columns
     return columns[np.isfinite(columns).all(1)]
 
 
@@ -161,8 +203,9 @@ def _polar_shares(table, profiles, protocol):
     return np.stack([(local > LOCAL).mean((1, 2)), (local < GLOBAL).mean((1, 2))], -1)
 
 
-def _metric(name):
-    return Statistic(lambda table, profiles, protocol: _mean_over_heads(table.values(name)))
+def _metric(name, possible=SHARE):
+    columns = lambda table, profiles, protocol: _mean_over_heads(table.values(name))  # noqa: E731
+    return Statistic(columns, possible=possible)
 
 
 def _peak_tracking(table, profiles, protocol):
@@ -220,7 +263,10 @@ def _condition(table, profiles, protocol):
 
 
 def _random_condition(profiles, seed):
-    """Mean log10 B/A of random sets, whose vectors have the effective supports of the lag profiles."""
+    """Mean log10 B/A of random sets, whose vectors have the effective supports of the lag profiles.
+
+    Its interval is over the sets drawn.
+    """
     profile = profiles.lag_profile.double().mean(0)  # (layer, head, lag)
     support = entropy.effective_support(profile / profile.sum(-1, keepdim=True))  # (layer, head)
     n_draws = max(RANDOM_SETS, len(support))
@@ -228,30 +274,30 @@ def _random_condition(profiles, seed):
     bounds = frames.random_frame_bounds(
         *profile.shape[1:], n_draws=n_draws, effective_support=support, seed=seed
     )
-    return float(bounds.ratio.log10().mean())
+    return student_interval(bounds.ratio.log10().numpy())
 
 
 STATISTICS = {
-    "C1_mixed_share": Statistic(lambda t, p, protocol: _mixed(t, protocol).mean((1, 2))),
-    "C1_rarer_share": Statistic(_polar_shares, lambda means: means.min(-1)),
+    "C1_mixed_share": Statistic(lambda t, p, protocol: _mixed(t, protocol).mean((1, 2)), possible=SHARE),
+    "C1_rarer_share": Statistic(_polar_shares, lambda means: means.min(-1), possible=SHARE),
     "C1_mixed_change": Statistic(lambda t, p, protocol: _change_over_depth(_mixed(t, protocol).mean(2))),
     "C2_low": _metric("low_band"),
     "C2_mid": _metric("mid_band"),
     "C2_high": _metric("high_band"),
     "C3_low_change": Statistic(lambda t, p, protocol: _change_over_depth(t.values("low_band").mean(2))),
     "C4_selectivity_over_null": _metric("frequency_selectivity"),
-    "C4_tracks_peak": Statistic(_peak_tracking),
-    "C5_half": _metric("scale_sensitivity_0.5"),
-    "C5_ratio": Statistic(_sensitivities, lambda means: means[..., 0] / means[..., 1]),
-    "C6_rho": Statistic(_rho),
-    "C6_partial_rho": Statistic(_partial_rho),
-    "C6_slack": Statistic(_slack),
-    "C11_error": _metric("reconstruction_error"),
+    "C4_tracks_peak": Statistic(_peak_tracking, possible=CORRELATION),
+    "C5_half": _metric("scale_sensitivity_0.5", NOT_NEGATIVE),
+    "C5_ratio": Statistic(_sensitivities, lambda means: means[..., 0] / means[..., 1], possible=NOT_NEGATIVE),
+    "C6_rho": Statistic(_rho, possible=CORRELATION),
+    "C6_partial_rho": Statistic(_partial_rho, possible=CORRELATION),
+    "C6_slack": Statistic(_slack, possible=NOT_NEGATIVE),
+    "C11_error": _metric("reconstruction_error", NOT_NEGATIVE),
     "C12_change": Statistic(
         lambda t, p, protocol: _mean_over_heads(t.values("window_entropy_64") - t.values("window_entropy_16"))
     ),
     "C12_level": _metric("window_entropy_32"),
     "C14_constant_q": Statistic(_constant_q),
-    "C14_coherence": Statistic(_coherence),
-    "C14_condition": Statistic(_condition, null=_random_condition),
+    "C14_coherence": Statistic(_coherence, possible=SHARE),
+    "C14_condition": Statistic(_condition, null=_random_condition, possible=NOT_NEGATIVE),
 }

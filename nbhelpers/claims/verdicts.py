@@ -69,18 +69,31 @@ class Criterion:
         return "outside" if estimate.high < least or estimate.low > most else "open"
 
     def distance(self, estimate):
-        """Return whether the interval is "beyond" the null by the margin, "within" it, or "open"."""
+        """Return whether value less null, with its interval, is "beyond" the margin, "within" or "open"."""
         if not self.nulls:
             return "beyond"
         if estimate.null is None or math.isnan(estimate.null):
             return "open"
-        ends = estimate.low - estimate.null, estimate.high - estimate.null
+        ends = estimate.gap[1:3]
         if self.away:
             least, most = sorted(self.away * end for end in ends)
         else:
             least = max(ends[0], -ends[1], 0.0)
             most = max(abs(end) for end in ends)
         return "beyond" if least >= self.margin else "within" if most < self.margin else "open"
+
+    def p_value(self, estimate):
+        """Return the p-value of what is seen: of the nearer end of the claimed range, and of the margin.
+
+        Inside the range and beside a null it is the larger of the two. NaN without an interval.
+        """
+        ends = [end for end in self.claimed if math.isfinite(end)]
+        p_values = [estimate.p_at(end) for end in ends]
+        inside = self.claimed[0] <= estimate.value <= self.claimed[1]
+        if inside and self.nulls and estimate.null is not None:
+            sides = [self.away] if self.away else [-1, 1]
+            p_values += [estimate.gap.p_at(side * self.margin) for side in sides]
+        return max(p_values, default=math.nan)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,8 @@ from nbhelpers.arguments import RULES, plain, real
 from nbhelpers.files import read_parquet, replacing, write_parquet
 from nbhelpers.stats import Estimate
 
-COLUMNS = ("notebook", "name", "value", "low", "high", "null", "unit", "note")
+ENDS = ("low", "high", "null", "null_low", "null_high", "gap_low", "gap_high", "n")  # of an Estimate
+COLUMNS = ("notebook", "name", "value", *ENDS, "unit", "note")
 
 
 class Results:
@@ -43,14 +44,15 @@ class Results:
         name: str,
         estimate: Estimate | float,
         *,
-        null: float | None = None,
+        null: Estimate | float | None = None,
         unit: str = "",
         note: str = "",
     ) -> None:
         """Record a number, with its interval and null if it is an estimate, and write it to disk at once.
 
         Numbers must be finite; numpy and torch scalars are taken too. The name is unique within the notebook;
-        `null`, what attention that learned nothing gives, stands in for the estimate's own.
+        `null`, what attention that learned nothing gives, stands in for the estimate's own. The gap is the
+        interval of value less null where it was taken over pairs; n counts the units of the interval.
         """
         for label, text in (("name", name), ("unit", unit), ("note", note)):
             if not isinstance(text, str):
@@ -61,14 +63,15 @@ class Results:
                 "choose another name, or rerun from the cell that makes Results"
             )
         given = estimate if isinstance(estimate, Estimate) else Estimate(estimate)
-        given = given if null is None else given._replace(null=null)
-        if math.isnan(given.low) and math.isnan(given.high):
-            given = given._replace(low=None, high=None)
-        entry = {"value": _number(f"{name}: value", given.value)}
-        for label in ("low", "high", "null"):
-            end = getattr(given, label)
-            entry[label] = None if end is None else _number(f"{name}: {label}", end)
-        if given.low is not None and entry["low"] > entry["high"]:
+        given = given if null is None else given.against(null)
+        entry = {"value": _number(f"{name}: value", given.value)} | dict.fromkeys(ENDS)
+        known = {end: getattr(given, end) for end in ENDS if getattr(given, end) is not None}
+        for low in ("low", "null_low", "gap_low"):
+            pair = low, low.replace("low", "high")
+            if all(math.isnan(known[end]) for end in pair):
+                known = {end: value for end, value in known.items() if end not in pair}
+        entry |= {end: _number(f"{name}: {end}", value) for end, value in known.items()}
+        if given.low > given.high:
             raise ValueError(f"{name}: low {entry['low']} is above high {entry['high']}")
         self._numbers[name] = entry | {"unit": unit, "note": note}
         self._write()
@@ -107,7 +110,7 @@ class Results:
         return _as_frame([(self.notebook, self._numbers)])
 
     def _repr_html_(self) -> str:
-        shown = self.frame.drop(columns="notebook").astype(object)
+        shown = self.frame.drop(columns=["notebook", "gap_low", "gap_high"]).astype(object)
         shown = shown.where(shown.notna(), "")
         table = shown.to_html(index=False, border=0, float_format=lambda number: f"{number:.4g}")
         told = f"{len(shown)} numbers recorded by <code>{html.escape(self.notebook)}</code>"
@@ -125,9 +128,16 @@ def load_results(folder: str | Path) -> pd.DataFrame:
     """Return every recorded number of a folder, one row each, sorted by notebook and name.
 
     The folder is that given to `Results`, or a run's output folder that holds it as ``results/``. Columns are
-    notebook, name, value, low, high, null, unit, note.
+    notebook, name, value, low, high, null, null_low, null_high, gap_low and gap_high (of value less null), n,
+    unit, note.
     """
     return _as_frame([(document["notebook"], document["numbers"]) for document in _load_documents(folder)])
+
+
+def estimate_of(row: Any) -> Estimate:
+    """Return the Estimate in a row of :func:`load_results`, as it was recorded."""
+    found = Estimate(row.value, **{end: getattr(row, end) for end in ENDS})
+    return found._replace(null=None) if math.isnan(row.null) else found
 
 
 def load_tables(folder: str | Path) -> dict[tuple[str, str], pd.DataFrame]:
@@ -177,7 +187,7 @@ def _as_frame(numbers_by_notebook: list[tuple[str, Mapping[str, Mapping[str, Any
         for name, entry in sorted(entries.items())
     ]
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
-    return frame.astype(dict.fromkeys(("value", "low", "high", "null"), float))
+    return frame.astype(dict.fromkeys(("value", *ENDS), float))
 
 
 def _number(label: str, value: Any) -> float | int:

@@ -15,10 +15,9 @@ import pandas as pd
 
 from nbhelpers.claims import paper
 from nbhelpers.claims.verdicts import Planted, judge
-from nbhelpers.stats import Estimate
 
 from .plan import list_notebooks
-from .results import load_results
+from .results import estimate_of, load_results
 
 PLANTED = {name: f"planted_{name}_" for name in Planted._fields}  # + rule, as 04_planted_truth records them
 COLUMNS = ("claim", "title", "the paper", "ours", "null", "verdict", "why")
@@ -174,8 +173,8 @@ def _row(claim, numbers, planted):
 
 
 def _estimate(row):
-    low, high = (row.value if math.isnan(end) else end for end in (row.low, row.high))
-    return Estimate(row.value, low, high, None if math.isnan(row.null) else row.null)
+    known, value = estimate_of(row), row.value
+    return known if math.isfinite(known.low) else known._replace(low=value, high=value)
 
 
 def _short(criterion):

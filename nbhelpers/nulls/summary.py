@@ -11,14 +11,14 @@ from nbhelpers.stats import position_spectrum_correlation
 CORRELATION = "position_spectrum_correlation"
 
 
-def summarise(table, *, null=None, seed=0):
+def summarise(table, *, null=None):
     """Return one row per metric, and the position-spectrum correlation (eq. 9) where it is defined.
 
     The columns are metric and those of `HeadTable.summary`; `null` is what `uniform_null` gives, by metric.
     """
-    summary = table.summary(null=null, seed=seed).reset_index()
+    summary = table.summary(null=null).reset_index()
     try:
-        rho = position_spectrum_correlation(table, over="heads of a layer", seed=seed)
+        rho = position_spectrum_correlation(table, over="heads of a layer")
     except ValueError:  # too few sequences, or attention that is the same everywhere: no such number
         pass
     else:

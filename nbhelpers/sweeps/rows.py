@@ -161,11 +161,10 @@ def _chosen(rows, metrics):
     return pd.concat(found, ignore_index=True) if found else rows.iloc[:0]
 
 
-def table_rows(table: Any, metrics: Sequence[str], *, corpus: str, seed: int = 0) -> pd.DataFrame:
+def table_rows(table: Any, metrics: Sequence[str], *, corpus: str) -> pd.DataFrame:
     """Return rows of a HeadTable that a notebook measured, summarised as a sweep summarises its runs.
 
-    `corpus` is the name by which the text was loaded, `seed` that of the bootstrap over sequences. Metrics
-    that the table lacks are left out.
+    `corpus` is the name by which the text was loaded. Metrics that the table lacks are left out.
     """
     from nbhelpers.nulls.summary import null_of, summarise  # late: torch, which the command does without
 
@@ -174,7 +173,7 @@ def table_rows(table: Any, metrics: Sequence[str], *, corpus: str, seed: int = 0
     fixed |= {"step": training_step(model["name"]), "n_parameters": model["n_parameters"]}
     fixed |= {"corpus": corpus, "seed": facts.get("seed"), "length": facts["length"]}
     fixed |= {"protocol": _words(facts["protocol"])}
-    summary = summarise(table, null=null_of(table), seed=seed).to_dict("records")
+    summary = summarise(table, null=null_of(table)).to_dict("records")
     return _chosen(tidy([fixed | line for line in summary]), metrics)
 
 

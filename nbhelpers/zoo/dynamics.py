@@ -1,19 +1,29 @@
 """Statistics whose unit is a training run: curves and their breakpoints, arms, sizes, shares of variance."""
 
 import itertools
+import math
 from typing import NamedTuple
 
 import numpy as np
 from scipy import optimize
 from scipy import stats as scipy_stats
 
-from nbhelpers.stats import LEAST_SEEDS, Estimate, percentile_interval, seed_interval
+from nbhelpers.stats import (
+    CORRELATION,
+    LEAST_SEEDS,
+    NOT_NEGATIVE,
+    Estimate,
+    equivalence_test,
+    jackknife_interval,
+    student_interval,
+)
 
 MOST_KNOTS = 6
 LEAST_POINTS = 3  # between neighbouring knots, and between a knot and an end
 LEAST_RISE = 0.1  # of the range of the curve: a rise by less is not counted as a step
 ROUNDING = 1e-6  # of the largest value: metrics are kept in float32
 SWEEPS = 5  # each moves every knot to its best place once
+ONE_EVENT = math.log10(2)  # two knots closer than a factor of two in updates count as one event
 LEAST_SIZES = 4  # so that the trend over the others is a line through at least three points
 MOST_ORDERS = 5040  # of clusters, all of which are tried: 7!
 
@@ -41,6 +51,7 @@ class Breakpoints(NamedTuple):
     fit: PiecewiseLinear
     knots: Estimate
     n_rising: Estimate
+    by_seed: np.ndarray  # (seed, knot)
 
 
 class Departure(NamedTuple):
@@ -183,29 +194,42 @@ def rising_steps(x, fit):
     return edges[begins]
 
 
-def breakpoints_with_intervals(x, curves, *, n_boot=200, confidence=0.95, seed=0, most_knots=MOST_KNOTS):
+def breakpoints_with_intervals(x, curves, *, confidence=0.95, most_knots=MOST_KNOTS):
     """Fit the mean of curves (seed, sequence, point); intervals for its knots and number of rising steps.
 
-    Seeds and sequences are drawn again, each with replacement. Knot k of a draw is fitted with as many knots
-    as the mean curve has; the number of rising steps with as many as BIC takes for the draw. Intervals are
-    widened to hold the value where they do not.
+    Intervals are Student's over seeds, without one for fewer than 3. Each seed's curve is fitted with as many
+    knots as the mean curve has; its rising steps are counted with as many as BIC takes for it. Intervals are
+    widened to hold the value where they do not, as the mean over seeds need not be that of their mean curve.
     """
     curves = np.asarray(curves, dtype=np.float64)
     if curves.ndim != 3:
         raise ValueError(f"curves have shape {curves.shape}; expected (seed, sequence, point)")
     fit = piecewise_linear(x, curves.mean((0, 1)), most_knots=most_knots)
-    generator = np.random.default_rng(seed)
-    knots, counts = [], []
-    for _ in range(n_boot):
-        seeds, sequences = (generator.integers(n, size=n) for n in curves.shape[:2])
-        mean = curves[seeds][:, sequences].mean((0, 1))  # (point,)
-        same = piecewise_linear(x, mean, n_knots=len(fit.knots))
-        if len(same.knots) == len(fit.knots):
-            knots.append(same.knots)
-        counts.append(len(rising_steps(x, piecewise_linear(x, mean, most_knots=most_knots))))
-    options = {"confidence": confidence, "n": len(curves)}
-    n_rising = percentile_interval(len(rising_steps(x, fit)), counts, **options).widened()
-    return Breakpoints(fit, percentile_interval(fit.knots, knots, **options).widened(), n_rising)
+    of_seeds = curves.mean(1)  # (seed, point)
+    by_seed = [piecewise_linear(x, curve, n_knots=len(fit.knots)).knots for curve in of_seeds]
+    by_seed = np.stack([knots if len(knots) == len(fit.knots) else fit.knots * np.nan for knots in by_seed])
+    counts = [len(rising_steps(x, piecewise_linear(x, curve, most_knots=most_knots))) for curve in of_seeds]
+    n_rising = student_interval(counts, possible=NOT_NEGATIVE, confidence=confidence)
+    if np.isfinite(by_seed).all():
+        knots = student_interval(by_seed, possible=(x[0], x[-1]), confidence=confidence)
+    else:  # a seed has no room for so many
+        knots = Estimate(fit.knots, fit.knots * np.nan, fit.knots * np.nan, n=len(curves))
+    n_rising = n_rising._replace(value=len(rising_steps(x, fit))).widened()
+    return Breakpoints(fit, knots._replace(value=fit.knots).widened(), n_rising, by_seed)
+
+
+def same_event(first, second, *, margin=ONE_EVENT, alpha=0.05):
+    """Test whether a knot of two curves marks one event, from its places (seed,) in either, seeds paired.
+
+    Returns the difference, with the p-value of two one-sided t-tests that it is within the margin, and in a
+    word what follows: "one" event where they reject, "two" where the interval of the difference leaves out 0
+    and is not within the margin, else "open".
+    """
+    apart = equivalence_test(first, margin, against=second, alpha=alpha)
+    if apart.p_value < alpha:
+        return apart, "one"
+    ends = student_interval(np.asarray(first) - np.asarray(second), confidence=1 - alpha)
+    return apart, "two" if ends.low > 0 or ends.high < 0 else "open"
 
 
 def _basis(x, hinges, chosen):
@@ -256,7 +280,7 @@ def advantage(values, of, *, confidence=0.95, n_draws=9999, seed=0):
         raise ValueError(f"{of} has no other arm to be compared with")
     table = np.stack([np.asarray(values[name], dtype=np.float64) for name in names])  # (arm, seed)
     best = 1 + int(table[1:].mean(1).argmin())
-    difference = seed_interval(table[0] - table[best], confidence=confidence)
+    difference = student_interval(table[0] - table[best], confidence=confidence)
     generator = np.random.default_rng(seed)
     means = (generator.permuted(table, axis=0).mean(1) for _ in range(n_draws))  # (arm,) each
     draws = np.array([drawn[0] - drawn[1:].min() for drawn in means])
@@ -264,12 +288,13 @@ def advantage(values, of, *, confidence=0.95, n_draws=9999, seed=0):
     return difference._replace(null=float(draws.mean()), p_value=p_value), names[best]
 
 
-def clustered_rank_correlation(x, y, clusters, *, n_boot=1000, confidence=0.95, seed=0):
+def clustered_rank_correlation(x, y, clusters, *, confidence=0.95, seed=0):
     """Return the Spearman correlation of two numbers of each run (run,), runs of a cluster standing together.
 
     Seeds of one arm are not independent evidence about a relation between arms, so whole clusters, of one
-    size and with their runs in the same order of seeds, are drawn for the interval and exchanged for the
+    size and with their runs in the same order of seeds, are left out for the interval and exchanged for the
     two-sided p-value: in every order of up to 7 clusters, beyond that in 5,039 random ones and the observed.
+    Of 7 clusters the interval holds the truth 95 times of 100, of 4 only 88 times.
     """
     x, y, clusters = np.asarray(x, float), np.asarray(y, float), np.asarray(clusters)
     names, sizes = np.unique(clusters, return_counts=True)
@@ -281,17 +306,13 @@ def clustered_rank_correlation(x, y, clusters, *, n_boot=1000, confidence=0.95, 
     x, y = (np.stack([values[clusters == name] for name in names]) for values in (x, y))  # (cluster, run)
     generator = np.random.default_rng(seed)
     value = _spearman(x, y)
-    draws = []
-    while len(draws) < n_boot:
-        index = generator.integers(len(names), size=len(names))
-        if len(set(index)) > 1:
-            draws.append(_spearman(x[index], y[index]))
     if len(names) <= 7:
         orders = list(itertools.permutations(range(len(names))))
     else:
         orders = [range(len(names)), *(generator.permutation(len(names)) for _ in range(MOST_ORDERS - 1))]
     as_far = sum(abs(_spearman(x, y[list(order)])) >= abs(value) - 1e-12 for order in orders)
-    found = percentile_interval(value, draws, confidence=confidence, n=len(names)).widened()
+    left_out = [_spearman(np.delete(x, k, 0), np.delete(y, k, 0)) for k in range(len(names))]
+    found = jackknife_interval(value, left_out, possible=CORRELATION, confidence=confidence)
     return found._replace(p_value=as_far / len(orders))
 
 
@@ -317,7 +338,7 @@ def trend_per_decade(parameters, values, *, confidence=0.95):
         centred = x - x.mean()
         return centred @ of / (centred @ centred)  # (seed,)
 
-    slope = seed_interval(slopes(values), confidence=confidence)
+    slope = student_interval(slopes(values), confidence=confidence)
     orders = [list(order) for order in itertools.permutations(range(len(x)))]
     draws = np.array([slopes(values[order]).mean() for order in orders])
     p_value = float((np.abs(draws) >= abs(slope.value) - 1e-12).mean())
@@ -340,10 +361,11 @@ def departures(parameters, means):
 def largest_departure(parameters, values, *, n_draws=2000, confidence=0.95, seed=0):
     """Return the largest departure of a size from the trend over the others (claim C7).
 
-    Parameters and values are as in :func:`trend_per_decade`. For the interval, deviations from the means of
-    the sizes are drawn again around these means; for the null, the mean of the same statistic if only seeds
-    vary, and its p-value, around the line through all sizes. Deviations of all sizes are one pool, widened by
-    √(n / (n − 1)) for the mean that was taken off; the pooled sd is the unit throughout.
+    Parameters and values are as in :func:`trend_per_decade`. The interval inverts the noncentral F
+    distribution: exact for normal seeds and a size that was named before. For the null, the mean of the same
+    statistic if only seeds vary, and its p-value, deviations from the means of the sizes are drawn again
+    around the line through all sizes. Deviations of all sizes are one pool, widened by √(n / (n − 1)) for the
+    mean that was taken off; the pooled sd is the unit throughout.
     """
     x, values = _sizes(parameters, values)
     n_sizes, n_seeds = values.shape
@@ -363,8 +385,12 @@ def largest_departure(parameters, values, *, n_draws=2000, confidence=0.95, seed
     value = float(found.max() / sd)
     null = largest(line + noise)  # (draw,)
     p_value = (1 + int((null >= value - 1e-12).sum())) / (n_draws + 1)
-    estimate = percentile_interval(value, largest(means + noise), confidence=confidence, n=n_seeds).widened()
-    return Departure(estimate._replace(null=float(null.mean()), p_value=p_value), int(found.argmax()), sd)
+    at = int(found.argmax())
+    weight = np.linalg.norm(departures(10**x, np.eye(n_sizes))[:, at]) / np.sqrt(n_seeds)
+    ends = _noncentrality((value / weight) ** 2, 1, n_sizes * (n_seeds - 1), confidence)
+    low, high = (float(weight * np.sqrt(end)) for end in ends)
+    estimate = Estimate(value, low, high, float(null.mean()), p_value, n_seeds)
+    return Departure(estimate.widened(), at, sd)
 
 
 def _sizes(parameters, values):

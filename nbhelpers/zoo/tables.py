@@ -14,7 +14,7 @@ from nbhelpers.files import read_parquet
 from nbhelpers.inputs.files import shipped_folder
 from nbhelpers.nulls.summary import uniform_null
 from nbhelpers.protocol import PAPER
-from nbhelpers.stats import LEAST_SEEDS, seed_interval
+from nbhelpers.stats import LEAST_SEEDS, student_interval
 from nbhelpers.sweeps.rows import HERE, tidy
 from nbhelpers.zoo import settings
 from nbhelpers.zoo.measure import WHOLE, Yardstick
@@ -222,7 +222,7 @@ def zoo_rows(zoo, metrics, arms, *, steps=False):
         by_seed = frame.groupby(["metric", "step", "seed"]).value.mean().unstack("seed")
         for metric, step in sorted(by_seed.index, key=lambda pair: (metrics.index(pair[0]), pair[1])):
             seeds = by_seed.loc[(metric, step)].dropna().to_numpy()
-            ends = dict(zip(("value", "low", "high"), seed_interval(seeds), strict=False))
+            ends = dict(zip(("value", "low", "high"), student_interval(seeds), strict=False))
             rows.append(fixed | {"metric": metric, "step": step, "null": null.get(metric)} | ends)
     return tidy(rows)
 

@@ -12,7 +12,7 @@ from nbhelpers.claims import paper, statistics
 from nbhelpers.claims.planted import planted_profiles
 from nbhelpers.claims.verdicts import Claim, Criterion
 from nbhelpers.protocol import PAPER
-from nbhelpers.stats import bootstrap_interval, position_spectrum_correlation
+from nbhelpers.stats import position_spectrum_correlation, student_interval
 
 SIZES = {"n_sequences": 3, "n_layers": 4, "n_heads": 6, "length": 64}
 CLAIMS = ("C1", "C2", "C3", "C4", "C5", "C6", "C11", "C12", "C14")
@@ -40,7 +40,7 @@ def null_models(planted):
 @pytest.fixture(scope="module")
 def records(planted, null_models):
     _, (table, profiles) = planted
-    by_claim = (statistics.measure_criteria(table, profiles, c, nulls=null_models, n_boot=50) for c in CLAIMS)
+    by_claim = (statistics.measure_criteria(table, profiles, c, nulls=null_models) for c in CLAIMS)
     return {name: record for found in by_claim for name, record in found.items()}
 
 
@@ -62,11 +62,11 @@ def test_kinds_of_heads_are_counted(planted, records):
     assert records["C1_mixed_change"].value == pytest.approx(slope, abs=1e-12)
 
 
-def test_means_are_those_of_the_table_with_the_bootstrap_of_the_sequences(planted, records):
+def test_means_are_those_of_the_table_with_the_interval_over_sequences(planted, records):
     table = planted[1].table
     of = {"C2_low": "low_band", "C2_high": "high_band", "C5_half": "scale_sensitivity_0.5"}
     for name, metric in of.items():
-        expected = bootstrap_interval(table.values(metric).mean((1, 2)), n_boot=50)
+        expected = student_interval(table.values(metric).mean((1, 2)))
         assert records[name][:3] == pytest.approx(expected[:3], rel=1e-9)
     assert records["C5_ratio"].value == pytest.approx(
         table.values("scale_sensitivity_0.25").mean() / table.values("scale_sensitivity_0.5").mean()
@@ -103,7 +103,7 @@ def test_peaks_are_tracked_by_rank(planted, signal):
 
 def test_correlations_are_over_the_heads_of_a_layer(planted, records):
     table = planted[1].table
-    expected = position_spectrum_correlation(table, over="heads of a layer", n_boot=10).value
+    expected = position_spectrum_correlation(table, over="heads of a layer").value
     assert records["C6_rho"].value == pytest.approx(expected, rel=1e-9)
     position, spectrum, support = (
         table.values(m) for m in ("positional_entropy", "spectral_entropy", "effective_support")
@@ -160,11 +160,30 @@ def test_the_null_on_record_is_the_most_conservative(planted, null_models, recor
     assert found["C2_low"]["N1"] == pytest.approx(np.mean(each)), "the mean over seeds"
 
 
+def test_nulls_have_intervals_over_pairs_or_seeds(planted, null_models, records):
+    table, null = planted[1].table, null_models["N2"].table  # of the same sequences
+    own, of_null = (t.values("low_band").mean((1, 2)) for t in (table, null))
+    only = Criterion(name="C2_low", statistic="x", claimed=(0, 1), nulls=("N2",))
+    rule = Claim(number="C0", title="", statement="", criteria=(only,))
+
+    def held(n2):
+        return statistics.measure_criteria(*planted[1], rule, nulls={"N2": n2})["C2_low"]
+
+    found = held(null_models["N2"])
+    assert found.gap[:3] == pytest.approx(student_interval(own - of_null)[:3])
+    assert (found.null_low, found.null_high) == pytest.approx(student_interval(of_null)[1:3])
+    seeds = [null_models[name] for name in ("N0", "N2", "N3")]
+    values = [of.table.values("low_band").mean() for of in seeds]
+    found = held(seeds)
+    assert (found.null, found.null_low) == pytest.approx(student_interval(values)[:2])
+    assert found.gap.high - found.gap.low > found.high - found.low
+
+
 def test_a_null_that_does_not_define_a_statistic_is_left_out(null_models):
     assert np.isnan(statistics.criterion_value("C6_rho", *null_models["N0"])), "all heads are alike"
     _, iid = observe_planted("iid", noise=0.2)
     given = null_models | {"N1": null_models["N0"]}
-    found = statistics.measure_criteria(*iid, "C6", nulls=given, n_boot=10)["C6_rho"].null
+    found = statistics.measure_criteria(*iid, "C6", nulls=given)["C6_rho"].null
     assert found == min(
         statistics.null_values("C6_rho", {label: given[label] for label in ("N3", "N4")}).values()
     )
@@ -175,11 +194,11 @@ def test_a_null_that_does_not_define_a_statistic_is_left_out(null_models):
 def test_a_null_whose_number_begins_like_another_is_another(planted, null_models, records):
     """A null named "N10 reversed" is not N1."""
     reversed_ = null_models | {"N10 reversed": null_models["N4"]}
-    found = statistics.measure_criteria(*planted[1], "C2", nulls=reversed_, n_boot=50)
+    found = statistics.measure_criteria(*planted[1], "C2", nulls=reversed_)
     assert found == {name: records[name] for name in found}
     asked = Criterion(name="C2_low", statistic="x", claimed=(0, 1), nulls=("N10 reversed",))
     rule = Claim(number="C0", title="", statement="", criteria=(asked,))
-    null = statistics.measure_criteria(*planted[1], rule, nulls=reversed_, n_boot=50)["C2_low"].null
+    null = statistics.measure_criteria(*planted[1], rule, nulls=reversed_)["C2_low"].null
     assert null == statistics.null_values("C2_low", null_models)["N4"] != records["C2_low"].null
 
 

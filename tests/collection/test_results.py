@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
-from nbhelpers.collection.results import Results, load_provenance, load_results, load_tables
+from nbhelpers.collection.results import ENDS, Results, load_provenance, load_results, load_tables
 from nbhelpers.stats import Estimate
 
 
@@ -16,8 +16,9 @@ def results(tmp_path):
 
 def fill(folder):
     store = Results("05_bands", folder)
-    share = Estimate(np.float32(0.5), 0.25, torch.tensor(0.75))
-    store.record("share_low", share, null=1, unit="1", note="β < 1")
+    share = Estimate(np.float32(0.5), 0.25, torch.tensor(0.75), n=12)
+    share = share.against(Estimate(1, 0.9, 1.1), Estimate(-0.5, -0.6, -0.4))
+    store.record("share_low", share, unit="1", note="β < 1")
     store.record("heads", 9)
     store.table("shares", pd.DataFrame({"layer": [0, 1], "share": [0.5, np.nan]}))
     store.provenance(model="tiny", seed=3, lengths=(64, 128), protocol={"window": "hann", "pad": None})
@@ -28,11 +29,12 @@ def test_round_trip(tmp_path):
     fill(tmp_path)
     Results("01_theory", tmp_path).record("slope", -1.5)
     numbers = load_results(tmp_path)
-    assert list(numbers.columns) == ["notebook", "name", "value", "low", "high", "null", "unit", "note"]
+    assert list(numbers.columns) == ["notebook", "name", "value", *ENDS, "unit", "note"]
     assert (numbers.notebook + " " + numbers["name"]).tolist() == [
         "01_theory slope", "05_bands heads", "05_bands share_low",
     ]  # fmt: skip
-    assert numbers.loc[2, "value":].tolist() == [0.5, 0.25, 0.75, 1.0, "1", "β < 1"]
+    found = numbers.loc[2, "value":].dropna().tolist()
+    assert found == [0.5, 0.25, 0.75, 1.0, 0.9, 1.1, -0.6, -0.4, 12, "1", "β < 1"]
     assert numbers.loc[0, ["low", "high", "null"]].isna().all()
     expected = pd.DataFrame({"layer": [0, 1], "share": [0.5, np.nan]})
     pd.testing.assert_frame_equal(load_tables(tmp_path)["05_bands", "shares"], expected)

@@ -7,9 +7,8 @@ from filelock import FileLock
 
 from nbhelpers.claims.paper import claim
 from nbhelpers.claims.verdicts import judge
-from nbhelpers.collection.results import load_results
+from nbhelpers.collection.results import estimate_of, load_results
 from nbhelpers.collection.run import load_runs, run_notebooks
-from nbhelpers.stats import Estimate
 from nbhelpers.sweeps.engine import run_sweep
 from nbhelpers.sweeps.grid import make_grid
 
@@ -78,7 +77,7 @@ def verdict():
 
     def judged(number, numbers):
         rows = {c.name: numbers[c.name] for c in claim(number).criteria if c.name in numbers}
-        records = {name: Estimate(row.value, row.low, row.high, row.null) for name, row in rows.items()}
+        records = {name: estimate_of(row) for name, row in rows.items()}
         return judge(claim(number), records).verdict
 
     return judged

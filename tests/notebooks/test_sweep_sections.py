@@ -81,7 +81,7 @@ def test_rows_of_the_sweep_are_what_the_library_measures(with_sweep):
 @pytest.mark.notebook
 def test_a_second_run_records_the_same_to_the_last_digit(smoke_run, with_sweep):
     """In a new kernel, without cached profiles, and beside a sweep, which changes no number."""
-    name = smoke_run("07").name  # a model, controls with random weights, permuted profiles and bootstraps
+    name = smoke_run("07").name  # a model, controls with random weights, permuted profiles
     folders = [run.output.parents[1] for run in (smoke_run("07"), with_sweep("07")[1])]
     before, after = (frame[frame.notebook == name] for frame in map(load_results, folders))
     before, after = (frame.reset_index(drop=True) for frame in (before, after))

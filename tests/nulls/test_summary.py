@@ -63,11 +63,11 @@ def test_a_table_knows_its_own_null(table):
 
 def test_a_summary_is_the_table_s_with_the_correlation_and_the_null(table):
     null = null_of(table)
-    summary = summarise(table, null=null, seed=3).set_index("metric")
-    own = table.summary(seed=3)
+    summary = summarise(table, null=null).set_index("metric")
+    own = table.summary()
     assert list(summary.index) == [*own.index, CORRELATION]
     assert summary.loc[own.index, list(own)].astype(float).equals(own.astype(float))
-    rho = position_spectrum_correlation(table, over="heads of a layer", seed=3)
+    rho = position_spectrum_correlation(table, over="heads of a layer")
     assert summary.loc[CORRELATION, ["mean", "low", "high"]].tolist() == list(rho[:3])
     assert summary.null[own.index].tolist() == [null[metric] for metric in own.index]
     assert np.isnan(summary.null[CORRELATION]), "uniform heads are all alike"

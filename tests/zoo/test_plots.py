@@ -30,7 +30,7 @@ def test_curves_are_over_log_updates_with_their_mean(ax):
 def test_knots_have_their_intervals(ax):
     x = np.log10(np.arange(40) + 1.0)
     curve = np.clip((x - x[8]) / (x[20] - x[8]), 0, 1)
-    breakpoints = breakpoints_with_intervals(x, np.tile(curve, (2, 3, 1)), n_boot=5)
+    breakpoints = breakpoints_with_intervals(x, np.tile(curve, (2, 3, 1)))
     breakpoint_marks(x, breakpoints, ax=ax)
     assert len(ax.collections) == len(breakpoints.fit.knots) == 2
     assert ax.lines[0].get_ydata() == pytest.approx(curve, abs=1e-9)

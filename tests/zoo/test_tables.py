@@ -7,7 +7,7 @@ from tiny_measurements import N_HEADS, N_LAYERS, N_SEQUENCES, STEPS, write_zoo
 
 from nbhelpers.nulls.summary import uniform_null
 from nbhelpers.protocol import PAPER
-from nbhelpers.stats import seed_interval
+from nbhelpers.stats import student_interval
 from nbhelpers.zoo import ENCODINGS
 from nbhelpers.zoo.tables import ZooTables, zoo_measurements, zoo_rows, zoo_runs
 
@@ -101,7 +101,7 @@ def test_arms_stand_beside_a_sweep_as_means_over_seeds(table):
         [f"zoo {arm}", arm, metric] for arm in ("rope", "alibi") for metric in metrics
     ]
     ends = table.ends("spectral_entropy", ["rope"])["rope"]
-    interval = seed_interval(ends.to_numpy())
+    interval = student_interval(ends.to_numpy())
     expected = [ends.mean(), interval.low, interval.high]
     assert rows[["value", "low", "high"]].iloc[1].tolist() == pytest.approx(expected)
     assert rows[["low", "high"]].iloc[2:].isna().all(axis=None), "two seeds give no interval"
