@@ -16,7 +16,7 @@ from tiny_models import (
     make_tokens,
 )
 
-from nbhelpers.hooks import attention, exchange, flash
+from nbhelpers.hooks import attention, exchange, flash, proof
 from nbhelpers.hooks.ablation import output_projection
 from nbhelpers.hooks.attention import Recorder, innermost_attention, interface_route
 from nbhelpers.hooks.recompute import cache_attention
@@ -57,6 +57,25 @@ HYBRID = {"qwen3_next": [1, 3], "jamba": [1, 3]}
 
 def model_of(family):
     return make_model(family, std=0.1, **FAMILIES.get(family, {}))
+
+
+@pytest.mark.parametrize("boolean", [True, False])
+@pytest.mark.parametrize("mask_rows", [1, 8])
+def test_the_difference_is_that_of_rows_that_see_a_key(mask_rows, boolean):
+    generator = torch.Generator().manual_seed(0)
+    attn = torch.rand(2, 4, 3, 6, generator=generator).softmax(-1)  # (batch, head, row, key): rows 5 to 7
+    value = torch.randn(2, 2, 8, 5, generator=generator)  # two KV heads, keys 6 and 7 without attention
+    output = torch.zeros(2, 8, 4, 5)
+    output[:, 5:] = torch.einsum("bhqk,bhkw->bqhw", attn, value.repeat_interleave(2, 1)[:, :, :6])
+    seen = torch.ones(2, 1, mask_rows, 8, dtype=torch.bool)
+    assert proof.difference(attn, 5, value, seen, output) < 1e-6
+    output[1, 6] *= 1.5  # a fault in one row: .5 of 1.5
+    seen[1, :, 6 if mask_rows == 8 else 0] = False
+    mask = seen if boolean else torch.where(seen, 0.0, torch.finfo(torch.float32).min)
+    assert proof.difference(attn, 5, value, mask, output) < 1e-6
+    found = proof.difference(attn, 5, value, None, output)
+    assert 0.1 < found <= 1 / 3 + 1e-6
+    assert proof.difference(attn, 5, value, mask.roll(1, 0), output) == found
 
 
 @pytest.mark.parametrize("family", ["llama", *FAMILIES])

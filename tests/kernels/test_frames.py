@@ -35,7 +35,7 @@ class TestFrameBounds:
     def test_two_vectors_closed_form(self):
         for angle in (0.3, 1.2):
             pair = torch.tensor([[1.0, 0.0], [math.cos(angle), math.sin(angle)]], dtype=torch.float64)
-            lower, upper, _ = frames.frame_bounds(5 * pair, normalize=True)
+            lower, upper, _ = frames.frame_bounds(pair / 5, normalize=True)
             assert_close(torch.stack([lower, upper]), np.array([1 - math.cos(angle), 1 + math.cos(angle)]))
 
     @pytest.mark.parametrize("shape", [(9, 40), (40, 9), (12, 12)])
