@@ -159,6 +159,7 @@ class TestSinusoidal:
     [
         (lambda: rope.inverse_frequencies(7), "rotates 7"),
         (lambda: rope.inverse_frequencies(7, fraction=0.25), "rotates 1"),
+        (lambda: rope.inverse_frequencies(8, fraction=1.5), "from 0 to 1"),
         (lambda: rope.rotate(normal(5, 8), torch.arange(5), rope.inverse_frequencies(16)), "head_dim of 16"),
         (lambda: rope.t5_bucket(3, n_buckets=2), "n_buckets 2"),
         (lambda: rope.t5_bucket(3, max_distance=8), "max_distance"),
