@@ -3,7 +3,9 @@
 import nbhelpers  # noqa: F401, before torch: it sets what OpenMP reads then
 
 # isort: split
+import atexit
 import contextlib
+import gc
 import subprocess
 
 import matplotlib
@@ -16,6 +18,16 @@ FIRST = ("notebooks", "zoo", "sweeps", "browser")  # what takes longest: no work
 
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: next((n for n, name in enumerate(FIRST) if name in item.path.parts), 9))
+
+
+def pytest_collection():
+    gc.disable()  # what is imported stays, and need not be walked again and again, nor at exit
+
+
+def pytest_collection_finish():
+    gc.freeze()
+    gc.enable()
+    atexit.register(gc.freeze)
 
 
 @pytest.fixture(scope="session")

@@ -34,13 +34,14 @@ def outputs(notebook):
 
 def test_a_good_notebook_runs_where_the_user_stands_and_its_memory_is_seen(execute):
     watch = KernelWatch()
-    show = "import os, sys; print(length, sys.executable, os.getcwd(), os.environ['GOMP_SPINCOUNT'])"
+    show = "import gc, os, sys; print(length, sys.executable, os.getcwd(), os.environ['GOMP_SPINCOUNT'])"
+    show += "\nprint(gc.get_threshold()[0])"
     widget = "import ipywidgets\nipywidgets.interact(lambda x: x, x=(1, 4))"
     large = "import time\nblock = b'1' * 200_000_000\ntime.sleep(0.5)"
     failure, executed = execute(show, widget, large, parameters={"length": 16}, watch=watch)
     assert failure is None
     spins = os.environ["GOMP_SPINCOUNT"]  # set by the package, whose kernels share the machine
-    assert outputs(executed).split() == ["16", sys.executable, os.getcwd(), spins]
+    assert outputs(executed).split() == ["16", sys.executable, os.getcwd(), spins, "50000"]
     assert 200 < watch.peak_mb < 450
 
 
