@@ -12,6 +12,7 @@ import torch
 from nbhelpers.arguments import checked, one_of, several
 from nbhelpers.hooks.capture import capture
 from nbhelpers.hooks.reductions import LocalMass, RowMetrics
+from nbhelpers.hooks.store import hashed_once
 from nbhelpers.inputs.text import scaled_variant
 from nbhelpers.kernels import rows
 from nbhelpers.metrics import Signals, measure_signals
@@ -119,10 +120,11 @@ def observe(model, token_ids, protocol=PAPER, *, corpus=None, seed=0, **options)
     kept = [*SIGNALS, LocalMass((protocol.local_distance,))]
     options |= {"corpus": corpus, "seed": seed}
     scaled = {}
-    for factor in protocol.factors:
-        ids = scaled_variant(token_ids, factor, how=protocol.scaled_variant, seed=seed)
-        scaled[factor] = _captured(model, ids, kept, **options)
-    profiles = _captured(model, token_ids, kept, **options)
+    with hashed_once():
+        for factor in protocol.factors:
+            ids = scaled_variant(token_ids, factor, how=protocol.scaled_variant, seed=seed)
+            scaled[factor] = _captured(model, ids, kept, **options)
+        profiles = _captured(model, token_ids, kept, **options)
     rotations = {str(factor): part.provenance.get("rotations") for factor, part in scaled.items()}
     if any(rotations.values()):  # they depend on the length of each variant
         profiles = profiles.with_provenance(scaled_rotations=rotations)

@@ -13,18 +13,12 @@ import pytest
 import torch
 
 matplotlib.use("agg")
+gc.disable()  # until all is imported: what stays need not be walked again and again, nor at exit
 FIRST = ("notebooks", "zoo", "sweeps", "browser")  # what takes longest: no worker is left with it at the end
 
 
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: next((n for n, name in enumerate(FIRST) if name in item.path.parts), 9))
-
-
-def pytest_collection():
-    gc.disable()  # what is imported stays, and need not be walked again and again, nor at exit
-
-
-def pytest_collection_finish():
     gc.freeze()
     gc.enable()
     atexit.register(gc.freeze)

@@ -13,6 +13,7 @@ from tolerances import assert_metric
 
 from nbhelpers import nulls
 from nbhelpers.analysis import Observation, analyze, measure, observe
+from nbhelpers.hooks import store
 from nbhelpers.hooks.capture import capture
 from nbhelpers.hooks.reductions import RowMetrics
 from nbhelpers.inputs.text import scaled_variant
@@ -205,10 +206,13 @@ def test_a_table_says_where_it_comes_from(observed):
 
 def test_a_rerun_gives_the_identical_table(llama, tmp_path, monkeypatch):
     ids, protocol = make_tokens(LENGTH), PAPER.replace(scaled_variant="random")
+    hashed, fingerprint = [], store.weight_fingerprint
+    monkeypatch.setattr(store, "weight_fingerprint", lambda model: hashed.append(model) or fingerprint(model))
     tables = [run(llama, ids, protocol, seed=3, **options) for options in ({}, {}, {"cache": tmp_path})]
     other_seed = run(llama, ids, protocol, seed=4)
     monkeypatch.setattr("nbhelpers.hooks.capture._run_batch", None)  # the model must not be run again
     tables.append(run(llama, ids, protocol, seed=3, cache=tmp_path))
+    assert hashed == [llama] * 2, "once for the three captures of an observation"
     for other in tables[1:]:
         pd.testing.assert_frame_equal(other.frame(), tables[0].frame(), check_exact=True)
         assert other.provenance == tables[0].provenance

@@ -1,9 +1,11 @@
 """Keep finished batches of a capture in a folder named by all that could change them."""
 
+import contextlib
 import functools
 import hashlib
 import json
 import types
+from contextvars import ContextVar
 from pathlib import Path
 
 import torch
@@ -15,6 +17,7 @@ from nbhelpers.words import warn
 BOOKKEEPING = {*vars(torch.nn.Module()), "_hf_hook", "_is_hf_initialized", "generation_config"} - {"training"}
 BOOKKEEPING |= {"hf_device_map", "name_or_path", "warnings_issued"}
 DEPTH = 6  # of objects within an attribute that are looked into
+_HASHED = ContextVar("nbhelpers_hashed", default=None)  # fingerprints of models by their id
 
 
 class BatchStore:
@@ -34,7 +37,10 @@ class BatchStore:
             )
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
         digest.update(network.config.to_json_string(use_diff=False).encode())
-        digest.update(weight_fingerprint(network) + computation_fingerprint(network))
+        known = {} if _HASHED.get() is None else _HASHED.get()
+        if id(network) not in known:
+            known[id(network)] = weight_fingerprint(network) + computation_fingerprint(network)
+        digest.update(known[id(network)])
         for tensor in inputs:
             digest.update(repr(_content(tensor, {})).encode())
         self.key = digest.hexdigest()
@@ -68,6 +74,16 @@ class BatchStore:
         except OSError as error:
             warn(f"{error}. The capture goes on without its cache.")
             self.folder = None
+
+
+@contextlib.contextmanager
+def hashed_once():
+    """Hash a model, which must not change meanwhile, once for all captures of the block."""
+    token = _HASHED.set({})
+    try:
+        yield
+    finally:
+        _HASHED.reset(token)
 
 
 def _has_foreign_hooks(network):

@@ -11,6 +11,7 @@ from nbhelpers.collection.results import estimate_of, load_results
 from nbhelpers.collection.run import load_runs, run_notebooks
 from nbhelpers.sweeps.engine import run_sweep
 from nbhelpers.sweeps.grid import make_grid
+from nbhelpers.zoo.tables import ZooTables
 
 
 @pytest.fixture(scope="session")
@@ -69,6 +70,12 @@ def numbers(request, recorded):
 def tables(request, stored):
     """The tables that the notebook of this test module stored at smoke size, by name."""
     return stored(request.path.stem.removeprefix("test_"))
+
+
+@pytest.fixture(scope="session")
+def shipped():
+    """The tables of the zoo that travel with the package."""
+    return ZooTables.read()
 
 
 @pytest.fixture(scope="session")

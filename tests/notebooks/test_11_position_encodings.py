@@ -8,15 +8,10 @@ from scipy import stats as scipy_stats
 from tiny_measurements import LEVEL, write_zoo
 
 from nbhelpers.zoo import ENCODINGS
-from nbhelpers.zoo.tables import WITHOUT_ROPE, ZooTables
+from nbhelpers.zoo.tables import WITHOUT_ROPE
 
 pytestmark = pytest.mark.notebook
 HALF = "scale_sensitivity_0.5"
-
-
-@pytest.fixture(scope="module")
-def shipped():
-    return ZooTables.read()
 
 
 def nano(settings):

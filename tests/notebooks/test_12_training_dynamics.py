@@ -3,21 +3,15 @@
 import math
 
 import numpy as np
-import pandas as pd
 import pytest
 from oracles import entropy, power, uniform_profile
 from scipy import stats as scipy_stats
 from tiny_measurements import LEVEL, write_zoo
 
 from nbhelpers.zoo import ENCODINGS
-from nbhelpers.zoo.tables import WITHOUT_ROPE, ZooTables
+from nbhelpers.zoo.tables import WITHOUT_ROPE
 
 pytestmark = pytest.mark.notebook
-
-
-@pytest.fixture(scope="module")
-def shipped():
-    return ZooTables.read()
 
 
 def core(settings):
@@ -49,10 +43,8 @@ def test_peaks_and_rises_are_those_of_the_measurements(numbers, shipped):
         assert numbers[f"rise_of_{arm}"].value == pytest.approx(rise.mean(), abs=1e-9)
 
 
-def test_every_arm_has_its_table_5(smoke_run, shipped):
-    run = smoke_run("12")
-    tables = run.output.parents[1] / "results" / run.name
-    frame = pd.read_parquet(tables / "every_arm.parquet")
+def test_every_arm_has_its_table_5(tables, shipped):
+    frame = tables["every_arm"]
     for arm in shipped.present([*ENCODINGS, "rope-bidirectional", "learned-bidirectional", "rope-bos"]):
         rows = shipped.rows("scale_sensitivity_0.5", arms=[arm]).groupby(["step", "seed"]).value.mean()
         own = frame[(frame.arm == arm) & (frame.metric == "scale_sensitivity_0.5")].set_index("update")

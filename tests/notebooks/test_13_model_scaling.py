@@ -5,14 +5,9 @@ import pandas as pd
 import pytest
 from tiny_measurements import PARAMETERS, write_zoo
 
-from nbhelpers.zoo.tables import SIZES, ZooTables
+from nbhelpers.zoo.tables import SIZES
 
 pytestmark = pytest.mark.notebook
-
-
-@pytest.fixture(scope="module")
-def shipped():
-    return ZooTables.read()
 
 
 def plain_rope(settings):
