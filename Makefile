@@ -21,7 +21,7 @@ export GOMP_SPINCOUNT ?= 10000
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test demo compat format lab app bench site lock clean
+.PHONY: help setup test demo families compat format lab app bench site lock clean
 
 help: ## print this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-6s %s\n", $$1, $$2}'
@@ -49,6 +49,9 @@ demo: setup ## run the collection and leave pages, tables and a summary in build
 	$(BIN)/python -m nbhelpers site $(OUT) || status=$$?; \
 	echo "tables (Parquet) and numbers: $(OUT)/results"; \
 	exit $$status
+
+families: setup ## try capture on every type of transformers; STORE=1 writes the table of tested models
+	OMP_NUM_THREADS=1 $(BIN)/python tests/families_walk.py --jobs $(JOBS) $(if $(STORE),--store)
 
 compat: ## a fast part of the tests on Python 3.12 and 3.13, with the newest version of everything
 	for v in $(COMPAT); do \

@@ -1,4 +1,4 @@
-"""Command line: ``python -m nbhelpers {run, notebooks, sweep, models, report, site}``."""
+"""Command line: ``python -m nbhelpers {run, notebooks, sweep, models, families, report, site}``."""
 
 import argparse
 import contextlib
@@ -99,6 +99,9 @@ def _parser() -> argparse.ArgumentParser:
     models = commands.add_parser("models", help="list the models that need no network")
     models.set_defaults(command=_models)
 
+    families = commands.add_parser("families", help="print how capture does on every type of transformers")
+    families.set_defaults(command=_families)
+
     report = commands.add_parser("report", help="print the numbers a run recorded")
     report.set_defaults(command=_report)
 
@@ -109,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     for command in (report, site):
         told = "a run's output (default: %(default)s)"
         command.add_argument("folder", nargs="?", default="build/run", help=told)
-    for command in (run, notebooks, sweep, models, report, site):
+    for command in (run, notebooks, sweep, models, families, report, site):
         command.add_argument("--traceback", action="store_true", help="show where an error was raised")
     return parser
 
@@ -164,6 +167,14 @@ def _models(options: argparse.Namespace) -> int:
 
     for name, about in available_models().items():
         print(f"{name:20} {about}")
+    return 0
+
+
+def _families(options: argparse.Namespace) -> int:
+    from nbhelpers.inputs.tested import summary, tested_families
+
+    table = tested_families()
+    print(table.to_string(index=False), summary(table), sep="\n\n")
     return 0
 
 

@@ -181,10 +181,7 @@ def _analyze_rows(model, token_ids, protocol, **options):
 def _captured(model, token_ids, reductions, *, corpus, seed, **options):
     given = [name for name in BY_TOKEN if options.get(name) is not None]
     if given:  # scaled variants are other texts, of other lengths
-        raise ValueError(
-            f"Sequences must have one length, without padding and without {', '.join(given)}; call once per "
-            "length."
-        )
+        raise ValueError(f"Sequences must have one length, without {', '.join(given)}; call once per length.")
     return capture(model, token_ids, reductions, **options).with_provenance(corpus=corpus, seed=seed)
 
 

@@ -41,6 +41,15 @@ SPECIAL = {
     "deberta-v2": DISENTANGLED,
     "gpt_neox": {"hidden_size": 64},
     "stablelm": {"hidden_size": 64},
+    "esm": {"mask_token_id": 4, "position_embedding_type": "absolute"},
+    "longformer": {"attention_window": 8},
+    "convbert": {"num_attention_heads": 8, "head_ratio": 2, "hidden_size": 64},
+    "mpnet": {"pad_token_id": 1, "bos_token_id": 0},
+    "nystromformer": {"num_landmarks": 64, "segment_means_seq_len": 64},
+    "rembert": {"input_embedding_size": 16, "output_embedding_size": 16},
+    "roformer": {"embedding_size": 32},
+    "squeezebert": {"embedding_size": 32},
+    "xglm": {"ffn_dim": 48},
 }  # fmt: skip
 
 
@@ -70,7 +79,7 @@ def make_model(family="llama", *, seed=0, std=0.2, **changes):
         model = auto.from_config(config).eval()
         with torch.no_grad():
             for parameter in model.parameters():
-                if parameter.ndim > 1:
+                if parameter.ndim > 1 and parameter.requires_grad:  # not RoFormer's table of sines
                     parameter.normal_(std=std)
     return model
 
@@ -113,26 +122,30 @@ def eager_attention(model, ids, mask=None, *, stream="self", **inputs):
     finally:
         _implement(model, implementation)
     kept = {"self": "attentions", "cross": "cross_attentions"}.get(stream, f"{stream}_attentions")
-    return torch.stack(output[kept], 1).double().numpy()
+    attn = torch.stack(output[kept], 1).double()
+    return (attn.softmax(-1) if model.config.model_type == "squeezebert" else attn).numpy()  # gives scores
 
 
 def effective_attention(model, run):
     """Return [(module name, (batch, head, query, key))] of one pass: what the model's own functions make of
     values that are one-hot vectors is the attention that they use."""
-    names, found = {module: name for name, module in model.named_modules()}, {}
+    names, found, inside = {module: name for name, module in model.named_modules()}, [], []
 
     def wrap(original):
-        def attention(module, query, key, value, attention_mask=None, **options):
-            identity = torch.eye(key.shape[2]).expand(*key.shape[:2], -1, -1).contiguous()
-            calls = found.setdefault(names[module], [])
-            calls.append(original(module, query, key, identity, attention_mask, **options)[0].transpose(1, 2))
-            return original(module, query, key, value, attention_mask, **options)
+        def attention(module, query, key, value, *args, **options):
+            if not inside:  # one function may call another that is exchanged too
+                inside.append(module)
+                identity = torch.eye(key.shape[2]).expand(*key.shape[:2], -1, -1).contiguous()
+                attn = original(module, query, key, identity, *args, **options)[0].transpose(1, 2)
+                found.append((names[module], attn))
+                inside.clear()
+            return original(module, query, key, value, *args, **options)
 
         return attention
 
     with exchanged(attention_entries(names), wrap):
         run()
-    return [(name, attn) for name, calls in found.items() for attn in calls]
+    return found
 
 
 def _implement(model, implementation):

@@ -41,8 +41,10 @@ def ablate_heads(model, heads):
     network = unwrap(model)
     config = network.config.get_text_config()
     counts, widths = n_heads_of(config), value_dim_of(config)
-    silent = {}  # by layer
+    silent, projections = {}, {}  # by layer
     for layer, head in several(several(whole(-MOST)))("heads", heads):
+        if layer not in silent:
+            projections[layer] = output_projection(network, layer)
         n_heads = counts[layer] if isinstance(counts, tuple) else counts
         if not 0 <= head < n_heads:
             raise IndexError(f"head {head} was asked for; layer {layer} has the heads 0 to {n_heads - 1}")
@@ -65,9 +67,8 @@ def ablate_heads(model, heads):
         return silence
 
     with contextlib.ExitStack() as undo:
-        for layer in silent:
-            handle = output_projection(network, layer).register_forward_pre_hook(hook_of(layer))
-            undo.callback(handle.remove)
+        for layer, projection in projections.items():
+            undo.callback(projection.register_forward_pre_hook(hook_of(layer)).remove)
         yield model
 
 
@@ -78,16 +79,15 @@ def token_losses(model, token_ids):
     network = unwrap(model)
     name = network.config.model_type
     if not is_causal(network):
-        raise ValueError(
-            f"this {name} model is not causal: it predicts no next token, so it has no loss here"
-        )
+        raise ValueError(f"this {name} model is not causal: it predicts no next token, so it has no loss")
     if network.get_output_embeddings() is None:
         raise ValueError(f"this {name} model has no language-model head; load it with AutoModelForCausalLM")
     ids = torch.as_tensor(token_ids).to(input_device(network))
     if ids.ndim != 2 or ids.shape[1] < 2:
         raise ValueError(f"a loss needs sequences of at least 2 tokens, got token_ids {tuple(ids.shape)}")
     with fresh_rotations(network):
-        logits = network(input_ids=ids, use_cache=False).logits
-    logits = logits[:, :-1].float()  # (sequence, position − 1, word)
+        logits = (
+            network(input_ids=ids, use_cache=False).logits[:, :-1].float()
+        )  # (sequence, position − 1, word)
     losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
     return losses.view(len(ids), -1).cpu()

@@ -9,20 +9,13 @@ Whose call it is, the context says: other threads, other models and captures ins
 
 import contextlib
 import inspect
+import sys
 from contextvars import ContextVar
 
 import torch
 from transformers import AttentionMaskInterface
 
-from nbhelpers.inputs.families import (
-    family_of,
-    kind_of,
-    max_positions_of,
-    n_kv_heads_of,
-    n_reserved,
-    position_encoding_of,
-    rotations_by_length,
-)
+from nbhelpers.inputs import families
 from nbhelpers.inputs.models import input_device, is_causal
 from nbhelpers.inputs.probes import fresh_rotations, innermost_attention
 from nbhelpers.kernels.entropy import SUM_TOLERANCE, SUM_TOLERANCE_HALF
@@ -90,14 +83,15 @@ class Recorder:
         self.n_calls = 0
         self.called = []  # the attention modules of the stream, in order
         self.cross = set()  # modules that were given what the encoder made
+        self.n_encoded = None  # positions of what the encoder made
         self.n_kv_heads = []  # per layer
-        self.ahead = []  # whether real queries see later keys, per layer or block
-        self.masks = {}  # of these, what was found by the identity of a mask
+        self.ahead = []  # whether real queries see later keys, per layer or mask
+        self.masks = {}  # that were looked at, by identity
         self.errors = []  # per layer, by how much rows miss a sum of 1; NaN where something is not finite
         self.tolerance = SUM_TOLERANCE
         self.differences = []  # per layer, by how much the model's own output is missed (see proof)
         self.allowed = proof.TOLERANCE
-        self.route = family_of(config).route
+        self.route = families.family_of(config).route
         self.names = names_of(model)
         self._config = config
         self._is_encoder_decoder = model.config.is_encoder_decoder
@@ -113,6 +107,16 @@ class Recorder:
             self.called.append(module)
         return stream == self.stream
 
+    def require_positions(self, n_queries, n_keys):
+        """Raise NotImplementedError unless keys are the positions that the stream reads."""
+        n_read = self.n_encoded or n_keys if self.stream == "cross" else n_queries
+        if n_keys != n_read:
+            raise NotImplementedError(
+                f"{self._config.model_type}: {self.names[self.called[-1]][0]} weighs {n_keys} keys where "
+                f"{n_read} positions are read; keys that stand for no position (compressed blocks, "
+                "landmarks, self and cross attention in one softmax) have no place in profiles."
+            )
+
     def observe(self, module, query, key, value, mask, output, **options):
         """Form the probabilities of a layer from query and key, block by block, and reduce them.
 
@@ -121,7 +125,13 @@ class Recorder:
         batch, n_heads, n_queries, _ = query.shape
         layout = self._layout(batch, n_heads, n_queries, key.shape[2], query.device)
         self.n_kv_heads.append(key.shape[1])
-        self.ahead.append(self._sees_ahead(module, query, mask, layout, **options))
+        if mask is None:
+            self.ahead.append(torch.tensor(not scores_of(module, query, mask, **options)[0]))
+        elif id(mask) not in self.masks:
+            self.masks[id(mask)] = mask  # held, or another could have its identity
+            shown = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+            shown = shown[..., : layout.n_keys].expand(*shown.shape[:-2], n_queries, -1)
+            self._look_ahead(shown, layout)
         # A softmax sums to 1 unless a score is not finite: 0 times the sums is 0, or NaN if anything is not.
         self.errors.append(0 * (query.sum(dtype=torch.float32) + key.sum(dtype=torch.float32)))
         with torch.autocast(query.device.type, enabled=False):
@@ -168,37 +178,20 @@ class Recorder:
         rows = self._rows(layout)
         starts = range(0, layout.n_queries, rows)
         blocks = ((start, None, attn[:, :, start : start + rows].float()) for start in starts)
-        blocks = self._watched(layout, blocks)
+        self._look_ahead(attn > 0, layout)
         with torch.autocast(attn.device.type, enabled=False):
             self._reduce(layout, blocks)
 
-    def _sees_ahead(self, module, query, mask, layout, **options):
-        """Return whether a mask (None: what the options say) shows later keys to real queries."""
-        if mask is None or self.stream not in ("self", "decoder"):
-            return not scores_of(module, query, mask, **options)[0]
-        if id(mask) not in self.masks:
-            shown = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
-            shown = shown[..., : layout.n_keys].expand(*shown.shape[:-2], layout.n_queries, -1).triu(1)
-            if layout.weight is not None:
-                shown = shown & (layout.weight[:, None, :, None] > 0)
-            self.masks[id(mask)] = (mask, shown.any())  # the mask is held, or another could have its identity
-        return self.masks[id(mask)][1]
-
-    def _watched(self, layout, blocks):
-        """Pass blocks on, and see whether real queries weigh later keys."""
-        for start, scores, attn in blocks:
-            ahead = attn.triu(start + 1).amax((1, 3)) > 0  # (batch, row)
-            if layout.weight is not None:
-                ahead = ahead & (layout.weight[:, start : start + attn.shape[2]] > 0)
-            self.ahead.append(ahead.any())
-            yield start, scores, attn
+    def _look_ahead(self, shown, layout):
+        """Note whether real queries see later keys; `shown` (batch, head, query, key) is what they see."""
+        ahead = shown.triu(1).any(-1).any(1)  # (batch, query)
+        self.ahead.append((ahead if layout.weight is None else ahead & (layout.weight > 0)).any())
 
     def _require_causality(self, layout):
         """Raise RuntimeError if queries see later keys where none was expected to, or the other way round."""
         if self.stream not in ("self", "decoder") or layout.n_real.max() < 2:
             return
-        ahead = gathered([torch.as_tensor(seen) for seen in self.ahead], 0).any()
-        if bool(ahead) == self.causal:
+        if bool(gathered(self.ahead, 0).any()) == self.causal:
             seen = "causal, but queries see" if self.causal else "not causal, but no query sees"
             raise RuntimeError(
                 f"{self._config.model_type}: attention was taken to be {seen} later keys, so lags would be "
@@ -209,10 +202,15 @@ class Recorder:
     def require_layers(self, found):
         """Raise RuntimeError, saying what to do, unless attention was found."""
         if not found:
+            advice = "Its attention modules give no probabilities, so there are none to read."
+            if self.route == "interface":
+                advice = "If it computes attention by itself, call register_family(Family(..., "
+                advice += "route='module'), replace=True)."
+            if self.n_calls:
+                advice = "Those were of other streams: this model has no such attention."
             raise RuntimeError(
                 f"{self._config.model_type}: no attention was seen in the {self.stream!r} stream through the "
-                f"{self.route!r} route ({self.n_calls} calls). If it computes attention by itself, "
-                "call register_family(Family(..., route='module'), replace=True)."
+                f"{self.route!r} route ({self.n_calls} calls). {advice}"
             )
 
     def layers(self):
@@ -258,7 +256,7 @@ class Recorder:
             axes[reduction.name] = (*OUTER_AXES, *([reduction.axis] if reduction.axis else []))
             coordinates[reduction.name] = reduction.coordinates(layout)
         # Heads that share keys in any layer are not independent.
-        n_kv_heads = min(self.n_kv_heads) if self.n_kv_heads else n_kv_heads_of(self._config)
+        n_kv_heads = min(self.n_kv_heads) if self.n_kv_heads else families.n_kv_heads_of(self._config)
         groups = [head * n_kv_heads // layout.n_heads for head in range(layout.n_heads)]
         arrays = {name: gathered(layers, 1).float() for name, layers in self.arrays.items()}
         proved = {"proof": self.proof()}
@@ -380,6 +378,7 @@ def recorded(original):
         finally:
             RECORDER.reset(token)
         if recorder.wants(module):
+            recorder.require_positions(query.shape[2], key.shape[2])
             options = known_options(module, options | dict(zip(behind, args, strict=False)))
             recorder.observe(module, query, key, value, attention_mask, result[0], **options)
         return result
@@ -434,12 +433,19 @@ def module_route(model, recorder):
     def hook(module, args, output):
         if RECORDER.get() is not recorder:
             return output
-        found = [k for k, part in enumerate(output) if torch.is_tensor(part) and part.ndim == 4]
-        if not isinstance(output, tuple) or not found:
+        if not isinstance(output, (tuple, list, dict)):
             return output
+        parts = output if isinstance(output, dict) else dict(enumerate(output))
+        found = [key for key, part in parts.items() if torch.is_tensor(part) and part.ndim == 4]
+        if not found:
+            return output
+        attn = parts[found[-1]]
         if recorder.wants(module):
-            recorder.observe_probabilities(output[found[-1]])
-        return tuple(None if k in found[-1:] else part for k, part in enumerate(output))
+            recorder.require_positions(*attn.shape[2:])
+            scores = found[-1] == "attention_score"  # SqueezeBERT
+            recorder.observe_probabilities(attn.softmax(-1) if scores else attn)
+        kept = {key: None if key == found[-1] else part for key, part in parts.items()}
+        return kept if isinstance(output, dict) else type(output)(kept.values())
 
     # Falcon on SDPA gives probabilities without the causal mask, unless that is one to be added.
     masks = [(AttentionMaskInterface._global_mapping, "sdpa")]
@@ -470,6 +476,7 @@ def cross_attention_seen(model, recorder):
     def keep(module, args, output):
         if RECORDER.get() is recorder:
             made[:] = [output[0]]
+            recorder.n_encoded = output[0].shape[1]
 
     def compare(module, args, options=None):  # without, where another thread meets it as it is removed
         given = (*args, *(options or {}).values())
@@ -499,15 +506,20 @@ def forward(model, recorder, ids, *, attention_mask=None, decoder_ids=None, deco
         backbone = model.base_model  # without the language-model head: its logits are most of the memory
         if model.config.is_encoder_decoder:
             inputs["decoder_input_ids"] = decoder_ids
-            if decoder_mask is not None:
-                inputs["decoder_attention_mask"] = decoder_mask
-        if kind_of(config) != "encoder":
+            # Without one, T5Gemma hides padding tokens unless a cache is kept.
+            seen = torch.ones_like(decoder_ids) if decoder_mask is None else decoder_mask
+            inputs["decoder_attention_mask"] = seen
+        if families.kind_of(config) != "encoder":
             inputs["use_cache"] = False
     inputs |= {name: value for name, value in extra.items() if value is not None}
     inputs = {name: value.to(device) if torch.is_tensor(value) else value for name, value in inputs.items()}
     route = module_route if recorder.route == "module" else interface_route
-    with fresh_rotations(model), cross_attention_seen(model, recorder), route(model, recorder) as more:
-        backbone(**inputs, **more)
+    with contextlib.ExitStack() as undo:
+        undo.enter_context(fresh_rotations(model))
+        undo.enter_context(cross_attention_seen(model, recorder))
+        if "torch._dynamo" in sys.modules:  # compiled layers run as they are written: hooks then see them
+            undo.enter_context(torch.compiler.set_stance("force_eager"))
+        backbone(**inputs, **undo.enter_context(route(model, recorder)))
 
 
 def takes(model, stream, name):
@@ -523,16 +535,16 @@ def positions_of(model, stream, ids, mask, name="position_ids"):
     only. ValueError where they are looked up and cannot be given.
     """
     config = model.config.get_text_config()
-    if not bool((mask.diff(dim=1) > 0).any()) and rotations_by_length(config, 0) is None:
+    if not bool((mask.diff(dim=1) > 0).any()) and families.rotations_by_length(config, 0) is None:
         return None
     if takes(model, stream, name):
-        limit = max_positions_of(config)
-        reserved = n_reserved(limit, model) if limit else 0
+        limit = families.max_positions_of(config)
+        reserved = families.n_reserved(limit, model) if limit else 0
         if not reserved:
             return (mask.cumsum(1) - 1).clamp(min=0)
         counted = mask * (ids != reserved - 1)  # such tables count tokens that are not the padding token
         return counted.cumsum(1) * counted + reserved - 1
-    if position_encoding_of(config) in ("learned", "sinusoidal"):
+    if families.position_encoding_of(config) in ("learned", "sinusoidal"):
         raise ValueError(
             f"{config.model_type} looks positions up and takes no {name}, so padding before the text "
             "would move its tokens; put the padding behind it."

@@ -13,7 +13,7 @@ import torch
 from tqdm.auto import tqdm
 
 from nbhelpers import __version__
-from nbhelpers.arguments import checked, refuse
+from nbhelpers.arguments import MOST, checked, refuse
 from nbhelpers.inputs.devices import return_freed_memory
 from nbhelpers.inputs.families import goes_beyond, rotations_by_length
 from nbhelpers.inputs.models import describe, input_device, unwrap
@@ -22,6 +22,7 @@ from nbhelpers.kernels.checks import as_real
 from nbhelpers.profiles import Profiles
 
 from .attention import Recorder, forward, positions_of, shifted_right, streams_of, takes
+from .layers import names_of
 from .memory import explained, plan, step_down
 from .reductions import resolve
 from .store import BatchStore
@@ -119,9 +120,7 @@ def capture(
             name = "decoder_position_ids"
             inputs[name] = positions_of(network, stream, inputs["decoder_ids"], given, name)
     elif not network.config.is_encoder_decoder and (decoder_ids is not None or decoder_mask is not None):
-        raise ValueError(
-            "decoder_ids and decoder_mask belong to an encoder-decoder; this model has one stack."
-        )
+        raise ValueError("decoder_ids and decoder_mask belong to an encoder-decoder; this has one stack.")
     return_freed_memory()  # of arrays made before, whatever made them
     longest = ids.shape[1] if mask is None else int(mask.sum(1).max())
     rotations = rotations_by_length(network.config.get_text_config(), longest)
@@ -160,12 +159,16 @@ def _run_batch(network, inputs, reductions, stream, todo):
     mask = inputs["decoder_mask" if stream in ("decoder", "cross") else "attention_mask"]  # of the queries
     recorder = Recorder(network, reductions, stream=stream, attention_mask=mask, chunk=todo.chunk)
     forward(network, recorder, **inputs)
+    if recorder.names.keys() != names_of(network).keys():  # BigBird's first short text exchanges its modules
+        return _run_batch(network, inputs, reductions, stream, todo)
     return recorder.profiles()
 
 
 def _checked_ids(network, description, ids, beyond):
-    if network.training:
-        raise ValueError("The model is in train mode, where dropout changes attention; call model.eval().")
+    training = next((name for name, module in network.named_modules() if module.training), None)
+    if training is not None:
+        part = f"The part {training!r} of the model" if training else "The model"
+        raise ValueError(f"{part} is in train mode, where dropout changes attention; call model.eval().")
     if ids.ndim != 2:
         refuse("token_ids", ids, "whole numbers (sequence, position)")
     limit = description.max_positions
@@ -181,11 +184,15 @@ def _checked_ids(network, description, ids, beyond):
 
 
 def _check_vocabulary(network, ids, name):
-    n_words = len(network.get_input_embeddings().weight)
-    if ids.min() < 0 or ids.max() >= n_words:
+    n_words = len(next(network.get_input_embeddings().parameters()))
+    _require_range(name, ids, n_words, "; were they made with another model's tokenizer?")
+
+
+def _require_range(name, numbers, limit, hint="."):
+    if numbers.min() < 0 or numbers.max() >= limit:
         raise ValueError(
-            f"{name} run from {int(ids.min())} to {int(ids.max())} but the model knows 0 to {n_words - 1}; "
-            "were they made with another model's tokenizer?"
+            f"{name} run from {int(numbers.min())} to {int(numbers.max())} but the model knows 0 to "
+            f"{limit - 1}{hint}"
         )
 
 
@@ -203,13 +210,11 @@ def _checked_extra(network, stream, name, numbers, ids):
     numbers, config = numbers.cpu(), network.config.get_text_config()
     if not takes(network, stream, name):
         raise ValueError(f"{config.model_type} takes no {name}; leave them out.")
-    if numbers.shape != ids.shape or numbers.min() < 0:
-        refuse(name, numbers, f"integers from 0 on for each token, {tuple(ids.shape)}")
-    limits = {"position_ids": "max_position_embeddings", "token_type_ids": "type_vocab_size"}
-    limit = getattr(config, limits[name], None) or None
-    fixed = name == "token_type_ids" or not goes_beyond(config, network)
-    if limit is not None and fixed and numbers.max() >= limit:
-        raise ValueError(f"{name} run to {int(numbers.max())} but {config.model_type} has 0 to {limit - 1}.")
+    if numbers.shape != ids.shape:
+        refuse(name, numbers, f"whole numbers, one for each token, {tuple(ids.shape)}")
+    field = "type_vocab_size" if name == "token_type_ids" else "max_position_embeddings"
+    endless = name == "position_ids" and goes_beyond(config, network)
+    _require_range(name, numbers, (not endless and getattr(config, field, None)) or MOST)
     return numbers
 
 

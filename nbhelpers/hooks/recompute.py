@@ -6,7 +6,7 @@ milliseconds.
 
 import torch
 
-from nbhelpers.inputs.families import family_of
+from nbhelpers.inputs.families import family_of, require_heads
 from nbhelpers.inputs.models import unwrap
 from nbhelpers.inputs.probes import innermost_attention
 from nbhelpers.words import listed
@@ -96,6 +96,7 @@ def cache_attention(model, token_ids):
     if ids.ndim != 2 or len(ids) != 1:
         raise ValueError(f"cache_attention takes one sequence (1, position), got {tuple(ids.shape)}")
     config = network.config.get_text_config()
+    require_heads(config)
     if family_of(config).route == "module":
         return AttentionCache(network, ids, [], list(range(config.num_hidden_layers)))
     recorder = _QueryKey(network)

@@ -3,14 +3,13 @@
 A family that is not in the table is inferred from its configuration; `register_family` adds one.
 """
 
-import sys
 from dataclasses import dataclass
 from importlib.metadata import version
 
-KINDS = ("decoder", "encoder", "encoder-decoder")
-ROUTES = ("interface", "module")
+from nbhelpers.arguments import checked, made_by, one_of
 
 
+@checked(kind=one_of("decoder", "encoder", "encoder-decoder"), route=one_of("interface", "module"))
 @dataclass(frozen=True)
 class Family:
     """One model family.
@@ -28,83 +27,69 @@ class Family:
     rope_theta: float | None = None  # base of the rotations where the code fixes it
     notes: str = ""  # what a reader of the numbers should know
 
-    def __post_init__(self):
-        if self.kind not in KINDS:
-            raise ValueError(f"family {self.model_type!r}: kind is {self.kind!r}, expected one of {KINDS}")
-        if self.route not in ROUTES:
-            raise ValueError(f"family {self.model_type!r}: route is {self.route!r}, expected one of {ROUTES}")
-
 
 # GPT-J and CodeGen go through the interface from transformers 5.24 on.
 _ROUTE_OF_GPTJ = (
     "interface" if [int(n) for n in version("transformers").split(".")[:2]] >= [5, 24] else "module"
 )
 _TWO_BASES = "local and global layers rotate with different bases; rope_theta is the global one"
+_PAIRS = "interleaved rotation pairs"
+_LANDMARKS = "attention is exact where config.num_landmarks is config.segment_means_seq_len, else refused"
+_BLOCKS = "block-sparse attention beyond config.block_size · (5 + 2 · config.num_random_blocks) tokens"
 
 FAMILIES = {
     family.model_type: family
     for family in (
-        Family("llama", "rope"),
+        *(Family(name, "rope") for name in ("llama", "gemma", "qwen2", "phi3", "olmo", "starcoder2")),
+        *(Family(name, "learned", "encoder") for name in ("bert", "distilbert", "electra")),
         Family("gpt_neox", "rope", notes="rotates a quarter of each head by default (Pythia)"),
-        Family("gemma", "rope"),
         Family("gemma2", "rope", notes="soft-capped scores; every other layer has a sliding window"),
         Family("gemma3_text", "rope", notes=_TWO_BASES),
-        Family("qwen2", "rope"),
         Family("qwen3", "rope", notes="queries and keys are normalised before the rotation"),
         Family("mistral", "rope", notes="sliding window where the configuration sets one"),
         Family("mixtral", "rope", notes="mixture of experts; attention is Mistral's"),
-        Family("gpt2", "learned"),
-        Family("opt", "learned"),
+        *(Family(name, "learned") for name in ("gpt2", "opt")),
         Family("phi", "rope", notes="rotates half of each head by default"),
-        Family("phi3", "rope"),
-        Family("olmo", "rope"),
         Family("olmo2", "rope", notes="queries and keys are normalised before the rotation"),
         Family("smollm3", "rope+nope", notes="every fourth layer does not rotate (config.no_rope_layers)"),
-        Family("cohere", "rope", notes="interleaved rotation pairs"),
+        Family("cohere", "rope", notes=_PAIRS),
         Family("cohere2", "rope+nope", notes="only the sliding-window layers rotate; interleaved pairs"),
-        Family("starcoder2", "rope"),
         Family("stablelm", "rope", notes="rotates a quarter of each head by default"),
         Family("gpt_oss", "rope", notes="a learned sink per head joins the softmax; YaRN-scaled frequencies"),
-        Family("bert", "learned", "encoder"),
         Family("roberta", "learned", "encoder", notes="the first pad_token_id + 1 positions are reserved"),
-        Family("distilbert", "learned", "encoder"),
-        Family("electra", "learned", "encoder"),
         Family("modernbert", "rope", "encoder", notes=_TWO_BASES),
-        Family(
-            "t5", "t5", "encoder-decoder", notes="a learned bias per distance bucket, shared by all layers"
-        ),
+        Family("t5", "t5", "encoder-decoder", notes="a learned bias per distance, shared by all layers"),
         Family("bart", "learned", "encoder-decoder"),
         Family("bloom", "alibi", route="module"),
         Family("mpt", "alibi", route="module", notes="biases exist up to config.max_seq_len"),
-        Family("gptj", "rope", route=_ROUTE_OF_GPTJ, rope_theta=10000.0, notes="interleaved rotation pairs"),
-        Family(
-            "gpt_neo",
-            "learned",
-            route="module",
-            notes="every other layer has a local window; unscaled scores",
-        ),
+        *(Family(name, "rope", "decoder", _ROUTE_OF_GPTJ, 10000.0, _PAIRS) for name in ("gptj", "codegen")),
+        Family("gpt_neo", "learned", route="module", notes="every other layer is local; unscaled scores"),
         Family("falcon", "rope", route="module", notes="ALiBi instead of RoPE where config.alibi is set"),
-        Family(
-            "codegen", "rope", route=_ROUTE_OF_GPTJ, rope_theta=10000.0, notes="interleaved rotation pairs"
-        ),
         Family("nbhelpers_zoo", "unknown", notes="nbhelpers.zoo; config.position_encoding says which it has"),
-        Family("deberta", "disentangled", "encoder", "module"),
-        Family("deberta-v2", "disentangled", "encoder", "module"),
+        *(Family(name, "disentangled", "encoder", "module") for name in ("deberta", "deberta-v2")),
+        *(
+            Family(name, "learned", "encoder", "module")
+            for name in ("luke", "xlm", "flaubert", "rembert", "megatron-bert", "squeezebert")
+        ),
+        Family("mpnet", "learned", "encoder", "module", notes="and a learned bias per distance bucket"),
+        Family("nystromformer", "learned", "encoder", "module", notes=_LANDMARKS),
+        Family("convbert", "learned", "encoder", "module", notes="beside each layer's heads, a convolution"),
+        Family("roformer", "rope", "encoder", "module", 10000.0, _PAIRS),
+        Family("big_bird", "learned", "encoder", "module", notes=_BLOCKS),
+        Family("xglm", "sinusoidal", route="module"),
+        Family("openai-gpt", "learned", route="module"),
     )
 }
 
 
+@checked(family=made_by("Family", "Family(...)"))
 def register_family(family, *, replace=False):
     """Add a family to the table, so that `describe` and `capture` know it.
 
     One that is there already is a ValueError, unless `replace` is true.
     """
-    if not isinstance(family, Family):
-        raise TypeError(f"register_family takes a Family, got {type(family).__name__}")
     if family.model_type in FAMILIES and not replace:
-        raise ValueError(
-            f"family {family.model_type!r} is already registered; pass replace=True to replace it"
-        )
+        raise ValueError(f"family {family.model_type!r} is already registered; pass replace=True")
     FAMILIES[family.model_type] = family
 
 
@@ -165,9 +150,9 @@ def rope_of(config):
     parameters = _rotation_parameters(config)
     theta = parameters.get("rope_theta", getattr(config, "rope_theta", None)) or family_of(config).rope_theta
     fraction = parameters.get("partial_rotary_factor", getattr(config, "partial_rotary_factor", None))
-    rotary_dim = getattr(config, "qk_rope_head_dim", None) or getattr(config, "rotary_dim", None)
+    rotary_dim = _first(config, "qk_rope_head_dim", "rotary_dim")
     if fraction is None and rotary_dim:
-        fraction = rotary_dim / largest(head_dim_of(config))
+        fraction = largest(rotary_dim) / largest(head_dim_of(config))
     return (float(theta) if theta is not None else None), (float(fraction) if fraction is not None else 1.0)
 
 
@@ -209,10 +194,30 @@ def _per_layer(config, read):
     return values[0] if len(set(values)) == 1 else values
 
 
+def _first(config, *fields):
+    """Return the first of some fields that is set, None if none is; a tuple where layers differ."""
+    return _per_layer(config, lambda own: next((v for f in fields if (v := getattr(own, f, None))), None))
+
+
+def require_heads(config):
+    """Raise ValueError, saying why, unless a configuration states how many heads its layers have."""
+    stacked = hasattr(config, "num_hidden_layers")
+    layers = (getattr(config, "per_layer_config", None) or [config]) if stacked else []
+    if not layers or not all(hasattr(own, "num_attention_heads") for own in layers):
+        raise ValueError(
+            f"{config.model_type}: {type(config).__name__} states no num_attention_heads of its layers. "
+            "Models without softmax attention (state-space, RWKV, xLSTM, Fourier) have none to capture; of "
+            "those made of several stacks (Perceiver, BLT) no stack is the model's."
+        )
+
+
 def n_heads_of(config):
     """Return the number of query heads, a tuple where layers differ."""
     listed = getattr(config, "num_attention_heads_per_layer", None) or []  # Laguna
-    return tuple(listed) if len(set(listed)) > 1 else _per_layer(config, lambda own: own.num_attention_heads)
+    if len(set(listed)) > 1:
+        return tuple(listed)
+    ratio = getattr(config, "head_ratio", 1)  # ConvBERT has a convolution for the other heads
+    return _per_layer(config, lambda own: max(1, own.num_attention_heads // ratio))
 
 
 def head_dim_of(config):
@@ -228,21 +233,15 @@ def head_dim_of(config):
 
 def value_dim_of(config):
     """Return the width of one head's values, a tuple where layers differ."""
-    own = _per_layer(config, lambda own: getattr(own, "v_head_dim", None))
-    return own if isinstance(own, tuple) or own else head_dim_of(config)
+    return _first(config, "v_head_dim") or head_dim_of(config)
 
 
 def n_kv_heads_of(config):
     """Return the number of key/value heads, which query heads divide evenly; a tuple where layers differ."""
-
-    def number(own):
-        if getattr(own, "num_key_value_heads", None):
-            return own.num_key_value_heads
-        if own.model_type == "falcon" and own.new_decoder_architecture:
-            return own.num_kv_heads
-        return 1 if getattr(own, "multi_query", False) else own.num_attention_heads
-
-    return _per_layer(config, number)
+    if config.model_type == "falcon" and config.new_decoder_architecture:
+        return config.num_kv_heads
+    grouped = _first(config, "num_key_value_heads")
+    return grouped or (1 if getattr(config, "multi_query", False) else n_heads_of(config))
 
 
 def max_positions_of(config, model=None):
@@ -252,7 +251,7 @@ def max_positions_of(config, model=None):
     the model tells.
     """
     limit = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
-    if limit is None or config.model_type == "t5":
+    if limit is None or limit < 0 or config.model_type == "t5":
         return None
     return limit - n_reserved(limit, model)
 
@@ -292,26 +291,12 @@ def _inferred_encoding(config):
 
 
 def _inferred_kind(config):
-    from transformers.models.auto.modeling_auto import (
-        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-    )
+    from transformers.models.auto import modeling_auto as auto
 
     if getattr(config, "is_encoder_decoder", False):
         return "encoder-decoder"
-    masked = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    causal = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    if getattr(config, "is_decoder", False) or ((causal or _writes(config)) and not masked):
+    masked = config.model_type in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    writes = config.model_type in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or hasattr(config, "use_cache")
+    if getattr(config, "is_decoder", False) or (writes and not masked):
         return "decoder"
     return "encoder"
-
-
-def _writes(config):
-    """Whether a text configuration is a part of models that write text about images or sounds."""
-    from transformers.models.auto import modeling_auto
-
-    beside = vars(sys.modules[type(config).__module__]).values()
-    whole = [kind for kind in beside if type(config) in (getattr(kind, "sub_configs", None) or {}).values()]
-    names = modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
-    names = names | modeling_auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
-    return any(kind.model_type in names for kind in whole)

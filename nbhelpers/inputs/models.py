@@ -206,6 +206,7 @@ def describe(model, *, name=None, tokenizer=None, revision=None):
         return model.description
     model = unwrap(model)
     config = model.config.get_text_config()
+    families.require_heads(config)
     theta, fraction = families.rope_of(config)
     return ModelDescription(
         name=name or config._name_or_path or type(model).__name__,
@@ -230,23 +231,33 @@ def describe(model, *, name=None, tokenizer=None, revision=None):
 
 def is_causal(network):
     """Return whether positions see only those up to themselves: as seen, else as the configuration says."""
-    kind = families.kind_of(network.config.get_text_config())
-    if kind == "encoder-decoder":
+    if network.config.is_encoder_decoder:
         return False
     ahead = probes.looks_ahead(network, input_device)
-    return kind == "decoder" if ahead is None else not ahead
+    return families.kind_of(network.config.get_text_config()) != "encoder" if ahead is None else not ahead
 
 
 def unwrap(model):
-    """Return the `transformers.PreTrainedModel` of a `LoadedModel` or a bare model; TypeError otherwise."""
+    """Return the `transformers.PreTrainedModel` of a `LoadedModel` or a bare model; TypeError otherwise.
+
+    What torch.compile, DataParallel and PEFT put around a model is taken off; adapters stay in its layers.
+    """
     from transformers import PreTrainedModel
 
     inner = model.model if isinstance(model, LoadedModel) else model
+    while isinstance(inner, torch.nn.Module) and not isinstance(inner, PreTrainedModel):
+        if any(config.is_prompt_learning for config in getattr(inner, "peft_config", {}).values()):
+            raise TypeError(
+                f"{type(inner).__name__} puts learned prompts before the tokens, which stand at no position "
+                "of a text; capture its base model, or an adapter that changes weights (LoRA)."
+            )
+        beneath = inner.get_base_model() if hasattr(inner, "get_base_model") else None  # PEFT
+        inner = beneath or getattr(inner, "_orig_mod", None) or getattr(inner, "module", None)
     if isinstance(inner, PreTrainedModel):
         return inner
     if isinstance(inner, str):
         raise TypeError(f"expected a model, got a string: load it first with load_model({inner!r})")
-    raise TypeError(f"expected a LoadedModel or a transformers model, got {type(inner).__name__}")
+    raise TypeError(f"expected a LoadedModel or a transformers model, got {type(model).__name__}")
 
 
 def input_device(model):
@@ -309,21 +320,13 @@ def _refuse_made_up_fields(raw, config, name):
 
 
 def _auto_class(config):
-    from transformers import (
-        AutoModel,
-        AutoModelForCausalLM,
-        AutoModelForImageTextToText,
-        AutoModelForSeq2SeqLM,
-    )
+    import transformers as hf
 
-    kind = families.kind_of(config.get_text_config())
-    if kind == "decoder" and type(config) in AutoModelForCausalLM._model_mapping:
-        return AutoModelForCausalLM
-    if kind == "decoder" and type(config) in AutoModelForImageTextToText._model_mapping:
-        return AutoModelForImageTextToText
-    if kind == "encoder-decoder" and type(config) in AutoModelForSeq2SeqLM._model_mapping:
-        return AutoModelForSeq2SeqLM
-    return AutoModel
+    with_head = {
+        "decoder": (hf.AutoModelForCausalLM, hf.AutoModelForImageTextToText),
+        "encoder-decoder": (hf.AutoModelForSeq2SeqLM,),
+    }.get(families.kind_of(config.get_text_config()), ())
+    return next((auto for auto in with_head if type(config) in auto._model_mapping), hf.AutoModel)
 
 
 def _resolved(dtype, config):

@@ -17,7 +17,6 @@ class _Seen(Exception):
 
 def innermost_attention(model):
     """Return the modules whose class name says attention and that hold no other such module."""
-
     modules = [module for module in model.modules() if "Attention" in type(module).__name__]
     return [outer for outer in modules if not any(m in modules for m in list(outer.modules())[1:])]
 
@@ -30,10 +29,8 @@ def looks_ahead(network, device_of):
     """
     told = network.config.to_json_string(use_diff=False)
     if _KNOWN.get(network, ("", None))[0] != told:
-        seen = (
-            None if network.training or network.device.type == "meta" else _first_answer(network, device_of)
-        )
-        if seen is None:
+        runs = not network.training and network.device.type != "meta"
+        if not runs or (seen := _first_answer(network, device_of)) is None:
             return None
         _KNOWN[network] = (told, seen)
     return _KNOWN[network][1]
@@ -41,9 +38,9 @@ def looks_ahead(network, device_of):
 
 @torch.no_grad()
 def _first_answer(network, device_of):
-    half = LENGTH // 2
-    limit = getattr(network.config.get_text_config(), "max_position_embeddings", None) or LENGTH
-    if limit < LENGTH:  # beyond, a GPU fails for good
+    half, config = LENGTH // 2, network.config.get_text_config()
+    short = (getattr(config, "max_position_embeddings", None) or LENGTH) < LENGTH  # a GPU would fail for good
+    if short or getattr(config, "attention_type", None) == "block_sparse":  # BigBird's modules would change
         return None
 
     def compare(module, args, output):

@@ -1,10 +1,15 @@
 """capture: what it refuses, and what its errors say."""
 
+import functools
+
+import families_walk as walk
 import pytest
 import torch
 from tiny_models import capture_quietly, make_model, make_padding, make_tokens
 
+from nbhelpers.hooks.recompute import cache_attention
 from nbhelpers.inputs import families
+from nbhelpers.inputs.models import describe
 
 IDS = make_tokens(8, n=3)
 MASK = torch.ones(3, 8)
@@ -41,8 +46,27 @@ def test_bad_input_of_an_encoder_decoder():
     ):
         with pytest.raises(ValueError, match=said):
             capture_quietly(model, ids, **{"stream": "cross"} | options)
-    with pytest.raises(ValueError, match="train mode"):
-        capture_quietly(model.train(), ids)
+    for part, said in (
+        (model.decoder.block[1], "The part 'decoder.block.1' of the model"),
+        (model, "The model"),
+    ):
+        part.train()
+        with pytest.raises(ValueError, match=f"{said} is in train mode"):
+            capture_quietly(model, ids)
+
+
+def test_models_without_heads_and_streams_without_attention_say_so():
+    mamba = walk.make_model("causal", "mamba")
+    for tried in (
+        describe,
+        functools.partial(capture_quietly, ids=IDS),
+        lambda m: cache_attention(m, IDS[:1]),
+    ):
+        with pytest.raises(ValueError, match="mamba: MambaConfig states no num_attention_heads"):
+            tried(mamba)
+    landmarks = make_model("nystromformer", num_landmarks=4, segment_means_seq_len=8)
+    with pytest.raises(NotImplementedError, match="weighs 4 keys where 8 positions are read"):
+        capture_quietly(landmarks, IDS)
 
 
 @pytest.mark.parametrize("layer", [0, 1])

@@ -4,59 +4,16 @@ import functools
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import families_walk as walk
 import pytest
 import torch
-from tiny_models import (
-    Whole,
-    capture_quietly,
-    captured_matrix,
-    effective_attention,
-    make_model,
-    make_padding,
-    make_tokens,
-)
+from tiny_models import capture_quietly, make_model, make_padding, make_tokens
 
 from nbhelpers.hooks import attention, exchange, flash, proof
 from nbhelpers.hooks.ablation import output_projection
-from nbhelpers.hooks.attention import Recorder, innermost_attention, interface_route
+from nbhelpers.hooks.attention import Recorder, innermost_attention
 from nbhelpers.hooks.recompute import cache_attention
 from nbhelpers.profiles import Profiles
-
-MLA = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
-DENSE = {"mlp_layer_types": ["dense"] * 2, "moe_intermediate_size": 48, "num_experts_per_tok": 2}
-EXPERTS = {"n_routed_experts": 4, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 2}
-SPARSE = MLA | DENSE | EXPERTS | {"index_topk": 8, "index_n_heads": 4, "index_head_dim": 16}
-LINEAR = {f"linear_{name}": size for name, size in {
-    "num_key_heads": 2, "num_value_heads": 4, "key_head_dim": 8, "value_head_dim": 8,
-}.items()}  # fmt: skip
-STACKS = {f"{stack}_{name}": size for stack in ("encoder", "decoder") for name, size in {
-    "layers": 2, "ffn_dim": 48, "attention_heads": 4, "sparse_step": 1,
-}.items()}  # fmt: skip
-FAMILIES = {
-    "deepseek_v32": SPARSE,
-    "glm_moe_dsa": SPARSE | {"indexer_types": ["full"] * 2},
-    "minimax_m3_vl_text": DENSE | {
-        "num_key_value_heads": 2, "head_dim": 16, "rotary_dim": 8, "num_local_experts": 4,
-        "dense_intermediate_size": 48, "index_topk_blocks": 2, "index_block_size": 4, "index_n_heads": 2,
-        "index_head_dim": 8,
-    },
-    "inkling2_text": DENSE | {"num_key_value_heads": 2, "head_dim": 8, "n_routed_experts": 4},
-    "qwen3_next": LINEAR | {
-        "layers": 4, "layer_types": ["linear_attention", "full_attention"] * 2, "num_experts": 2,
-        "num_experts_per_tok": 1, "head_dim": 16, "num_key_value_heads": 2,
-    },
-    "jamba": {
-        "layers": 4, "attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 2, "mamba_dt_rank": 4,
-        "num_key_value_heads": 2,
-    },
-    "albert": {"embedding_size": 32},
-    "nllb-moe": STACKS | {"d_model": 32, "num_experts": 4, "decoder_start_token_id": 2},
-}  # fmt: skip
-HYBRID = {"qwen3_next": [1, 3], "jamba": [1, 3]}
-
-
-def model_of(family):
-    return make_model(family, std=0.1, **FAMILIES.get(family, {}))
 
 
 @pytest.mark.parametrize("boolean", [True, False])
@@ -76,32 +33,6 @@ def test_the_difference_is_that_of_rows_that_see_a_key(mask_rows, boolean):
     found = proof.difference(attn, 5, value, None, output)
     assert 0.1 < found <= 1 / 3 + 1e-6
     assert proof.difference(attn, 5, value, mask.roll(1, 0), output) == found
-
-
-@pytest.mark.parametrize("family", ["llama", *FAMILIES])
-def test_what_is_captured_is_what_the_model_uses(family):
-    model, ids = model_of(family), make_tokens(40)
-    double = model.config.is_encoder_decoder
-    inputs = {"decoder_input_ids": ids.roll(1, 1)} if double else {}
-    with torch.inference_mode():
-        before = model(input_ids=ids, use_cache=False, **inputs).logits
-        found = effective_attention(model, lambda: model(input_ids=ids, use_cache=False, **inputs))
-        with interface_route(model, Recorder(model, [Whole()])):
-            during = model(input_ids=ids, use_cache=False, **inputs).logits
-    assert torch.equal(before, during)
-    for stream in ("encoder", "decoder", "cross") if double else ("self",):
-        ask = {"stream": stream, "decoder_ids": inputs["decoder_input_ids"]} if double else {}
-        wanted = torch.stack([attn for name, attn in found if not double or place(name) == stream], 1)
-        got = captured_matrix(model, ids, **ask)
-        assert got.shape == wanted.shape
-        assert abs(got - wanted.numpy()).max() < 1e-5
-        profiles = capture_quietly(model, ids, **ask)
-        assert profiles.layers == HYBRID.get(family, [0, 1])
-        assert 0 <= profiles.provenance["proof"] < 1e-5  # exactly 0 where both take the same steps
-
-
-def place(name):
-    return "cross" if "cross" in name else name.split(".")[1]
 
 
 def faulty(fault):
@@ -193,10 +124,6 @@ def test_an_unknown_option_is_refused_by_name(monkeypatch, llama):
 
 
 def test_layers_are_told_apart_and_counted(monkeypatch):
-    with pytest.raises(
-        RuntimeError, match=r"diffllama: attention ran 4 times in 2 modules .*\(2 layers are conf"
-    ):
-        capture_quietly(make_model("diffllama", num_key_value_heads=2), make_tokens(16))
     model = make_model(layers=4)
     del model.model.layers[1]
     assert capture_quietly(model, make_tokens(16)).layers == [0, 2, 3]
@@ -207,7 +134,7 @@ def test_layers_are_told_apart_and_counted(monkeypatch):
 
 
 def test_layers_keep_their_numbers(tmp_path):
-    model, ids = model_of("qwen3_next"), make_tokens(24)
+    model, ids = walk.make_model("causal", "jamba"), make_tokens(24)
     profiles = capture_quietly(model, ids)
     assert Profiles.load(profiles.save(tmp_path / "p.safetensors")).layers == [1, 3]
     kept = cache_attention(model, ids[:1])

@@ -74,7 +74,7 @@ def test_a_notebook_that_needs_a_decoder_is_skipped_with_its_reason(run, encoder
 def test_of_an_encoder_no_loss_is_recorded_and_the_rest_is(run, encoder):
     ended, numbers = run("06", encoder)
     assert ended.status == "passed"
-    assert "skipped: this bert model is an encoder: it predicts no next token" in printed(ended)
+    assert "skipped: this bert model is not causal: it predicts no next token" in printed(ended)
     assert not {"loss", "ablation_change"} & set(numbers)
     assert numbers["n_heads"].value == 6 * 12
     assert numbers["positional_entropy"].null == pytest.approx(math.log(LENGTH))

@@ -44,7 +44,7 @@ def home_page(pages: list[Page], reference: list[str], folder: Path) -> str:
         gallery=_gallery(pages),
         counts=_counts(pages),
         rows="\n".join(f"| {_link(page)} | {_cell(page.question)} | {_ending(page)} |" for page in pages),
-        reference="\n[Reference of the package](reference.md)\n" if tree else "",
+        reference="\n[Reference](reference.md) · [tested models](tested-models.md)\n" if tree else "",
         names="\n".join(page.name for page in pages),
         reference_tree=f"```{{toctree}}\n:hidden:\n:caption: Package\n\n{tree}\n```\n" if tree else "",
     )

@@ -4,6 +4,7 @@ import pkgutil
 from pathlib import Path
 
 import nbhelpers
+from nbhelpers.inputs import tested
 
 _PUBLIC = """\
 # Reference
@@ -16,7 +17,7 @@ What the notebooks import; the pages below have the rest.
 
 
 def write_reference(source: Path) -> list[str]:
-    """Write the reference pages into Sphinx's source and return their names."""
+    """Write the reference and the table of tested models into Sphinx's source; return the pages' names."""
     pages = {"ground": "# Modules at the top\n"}
     for module in pkgutil.walk_packages(nbhelpers.__path__, "nbhelpers."):
         _, room, *inner = module.name.split(".")
@@ -31,7 +32,8 @@ def write_reference(source: Path) -> list[str]:
     (source / "reference.md").write_text(_public_names(), encoding="utf-8")
     for page, text in pages.items():
         (source / f"reference-{page}.md").write_text(text, encoding="utf-8")
-    return ["reference", *(f"reference-{page}" for page in pages)]
+    (source / "tested-models.md").write_text(tested.page(tested.tested_families()), encoding="utf-8")
+    return ["reference", *(f"reference-{page}" for page in pages), "tested-models"]
 
 
 def _public_names() -> str:

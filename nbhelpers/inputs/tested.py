@@ -1,0 +1,42 @@
+"""How capture does on every type of transformers: the table that tests/families_walk.py measured."""
+
+from pathlib import Path
+
+import pandas as pd
+
+TABLE = Path(__file__).parent.parent / "data/families.csv"  # below a line with the versions
+
+_PAGE = """\
+# Tested models
+
+Capture on tiny random models of all causal, masked and encoder-decoder types of transformers, against what
+each model's own attention functions make of values that are one-hot vectors (for the route *module*: against
+its `output_attentions`). `python -m nbhelpers families` prints the same table, `make families` measures it.
+
+"""
+
+
+def tested_families() -> pd.DataFrame:
+    """Return a row for each model type, task and attention stream; `attrs["versions"]` says of what.
+
+    `verdict` is "exact" (`difference`: the largest from the model's own attention), "refused" (`said`: the
+    sentence) or "cannot be built" (`said`: why, in the words of the model's own code).
+    """
+    table = pd.read_csv(TABLE, dtype=str, keep_default_na=False, skiprows=1)
+    table.attrs["versions"] = TABLE.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
+    return table
+
+
+def summary(table: pd.DataFrame) -> str:
+    """Return the counts of a table in a sentence."""
+    n, largest = table["verdict"].value_counts(), pd.to_numeric(table["difference"]).max()
+    return (
+        f"{table['type'].nunique()} model types, {len(table)} attention streams: {n['exact']} exact (largest "
+        f"difference {largest:.0e}), {n['refused']} refused in a sentence, {n['cannot be built']} whose tiny "
+        f"model does not run ({table.attrs['versions']})."
+    )
+
+
+def page(table: pd.DataFrame) -> str:
+    """Return the site's page of tested models: what was done, the counts, a row for each stream."""
+    return f"{_PAGE}{summary(table)}\n\n{table.to_html(index=False, border=0)}\n"
