@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import os
 
@@ -80,12 +81,12 @@ def shipped():
 
 @pytest.fixture(scope="session")
 def verdict():
-    """Judge a claim by recorded numbers: ``verdict("C5", numbers)`` -> "contradicted"."""
+    """Apply a claim's rule, used or not, to recorded numbers: ``verdict("C5", numbers)`` is a verdict."""
 
     def judged(number, numbers):
         rows = {c.name: numbers[c.name] for c in claim(number).criteria if c.name in numbers}
         records = {name: estimate_of(row) for name, row in rows.items()}
-        return judge(claim(number), records).verdict
+        return judge(dataclasses.replace(claim(number), reach="", demonstration=""), records).verdict
 
     return judged
 
