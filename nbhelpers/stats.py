@@ -12,7 +12,6 @@ ANY, CORRELATION = (-np.inf, np.inf), (-1.0, 1.0)  # what a statistic may possib
 SHARE, NOT_NEGATIVE = (0.0, 1.0), (0.0, np.inf)
 SPREAD_FLOOR = 1e-6  # relative; attention is captured in float32, so a smaller spread is rounding
 OVER = ("heads", "heads of a layer", "sequences")
-EXTREME = {"two-sided": np.abs, "greater": np.positive, "less": np.negative}
 
 
 class Estimate(NamedTuple):
@@ -98,7 +97,7 @@ def student_interval(values, of_mean=None, *, possible=ANY, confidence=0.95):
     if values.ndim == 0 or not len(values) or lost:
         refuse("values", values, f"finite, of shape (sequence or seed, ...); {lost} of {values.size} are not")
     mean, n = values.mean(0), len(values)
-    value = mean if of_mean is None else of_mean(mean)
+    value = np.asarray(mean if of_mean is None else of_mean(mean))[()]
     if n < LEAST_SEQUENCES:
         return Estimate(value, *np.full((2, *np.shape(value)), np.nan), n=n)
     left_out = mean + (mean - values) / (n - 1)  # (unit, ...), the means without each
@@ -133,8 +132,8 @@ def distribution_over_heads(table, metric, *, confidence=0.95):
     """Return mean, std and iqr over heads of a metric, each with its interval (Table 3), by name.
 
     Heads take part with their mean over sequences; std has n − 1 in its denominator. Heads are not
-    independent draws, so the intervals are over sequences only;
-    those of std and iqr hold the truth about 92 times of 100, a little less than they say.
+    independent draws, so the intervals are over sequences only. Those of std and iqr hold the truth about 92
+    times of 100.
     """
     _require_sequences_kept(table)
     values = table.values(metric)
@@ -226,10 +225,8 @@ def known_mean(values, axis):
     return np.where(count > 0, np.where(known, values, 0.0).sum(axis) / np.maximum(count, 1), np.nan)[()]
 
 
-@checked(clusters=array, alternative=one_of(*EXTREME))
-def permutation_test(
-    values, other, *, clusters, statistic=None, alternative="two-sided", n_draws=999, seed=0
-):
+@checked(clusters=array)
+def permutation_test(values, other, *, clusters, statistic=None, n_draws=999, seed=0):
     """Test whether two properties of heads go together, exchanging whole KV groups within their layer.
 
     Heads that share keys are not independent draws, and layers differ for reasons of their own. So a draw
@@ -238,8 +235,8 @@ def permutation_test(
 
     `values` and `other` are finite, (layer, head); `clusters` is the KV group of each head, as
     `Profiles.kv_groups`, groups of one size. `statistic` takes the two arrays and returns a number, the
-    Pearson correlation over all heads if None; the alternative "two-sided" compares its absolute value, so it
-    should then be centred at 0 without an association.
+    Pearson correlation over all heads if None. Its absolute value is compared, so it should be centred at 0
+    without an association.
     """
     values, other = np.asarray(values, dtype=np.float64), np.asarray(other, dtype=np.float64)
     members = _members(clusters, values, other)  # (group, member)
@@ -258,23 +255,21 @@ def permutation_test(
             f"the statistic is not defined: observed {value}, {(~np.isfinite(draws)).sum()} of {n_draws} "
             "draws are NaN or infinite; an array that is constant has no association to test"
         )
-    extreme = EXTREME[alternative]
     # Equal arrangements may differ in the last digit, for their sums run in another order.
-    at_least = extreme(draws) >= extreme(value) - SPREAD_FLOOR * abs(value)
+    at_least = np.abs(draws) >= (1 - SPREAD_FLOOR) * abs(value)
     p_value = (1 + int(at_least.sum())) / (n_draws + 1)
     return Permutation(Estimate(value, null=float(draws.mean()), p_value=p_value), draws)
 
 
-@checked(method=one_of("bh", "by"))
-def false_discovery(p_values, *, method="bh"):
+def false_discovery(p_values):
     """Return p-values adjusted for the number of tests; those below q hold a share of at most q false ones.
 
-    All of them, of whatever shape, are one family. The method is "bh", Benjamini and Hochberg (independent or
-    positively dependent tests), or "by", Benjamini and Yekutieli (any dependence).
+    All of them, of whatever shape, are one family. The method is Benjamini and Hochberg's, for tests that are
+    independent or depend positively.
     """
     if not ((p_values >= 0) & (p_values <= 1)).all():
         refuse("p_values", p_values, "numbers from 0 to 1")
-    adjusted = scipy_stats.false_discovery_control(p_values.astype(np.float64), axis=None, method=method)
+    adjusted = scipy_stats.false_discovery_control(p_values.astype(np.float64), axis=None)
     return adjusted.reshape(p_values.shape)
 
 

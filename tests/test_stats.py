@@ -243,16 +243,12 @@ def test_p_value_is_the_share_of_all_arrangements():
         for pair in itertools.product(orders, repeat=2)
     ]  # 36 arrangements
     observed = within_layers(values, other)
-    more_extreme = {
-        "greater": np.array(every) >= observed - 1e-9,
-        "less": np.array(every) <= observed + 1e-9,
-        "two-sided": np.abs(every) >= abs(observed) - 1e-9,
-    }
-    options = {"clusters": [0, 0, 1, 1, 2, 2], "statistic": within_layers, "n_draws": 4000}
-    for alternative, extreme in more_extreme.items():
-        found = permutation_test(values, other, alternative=alternative, **options)
-        assert found.estimate.p_value == pytest.approx(extreme.mean(), abs=0.03)
-        assert np.isclose(found.draws[:, None], every).any(1).all(), "a draw is no such arrangement"
+    found = permutation_test(
+        values, other, clusters=[0, 0, 1, 1, 2, 2], statistic=within_layers, n_draws=4000
+    )
+    expected = np.mean(np.abs(every) >= abs(observed) - 1e-9)
+    assert found.estimate.p_value == pytest.approx(expected, abs=0.03)
+    assert np.isclose(found.draws[:, None], every).any(1).all(), "a draw is no such arrangement"
     assert found.estimate.value == pytest.approx(observed, rel=CLOSE)
 
 
@@ -269,9 +265,8 @@ def test_arrangements_as_extreme_as_the_observed_count_and_the_seed_decides():
     values, other = np.random.default_rng(1).normal(size=(2, 3, 9))
     kept = values.copy(), other.copy()
     options = {"clusters": GROUPS, "n_draws": 50}
-    for alternative in ("two-sided", "greater", "less"):
-        found = permutation_test(values, other, statistic=lambda *_: 0.0, alternative=alternative, **options)
-        assert found.estimate.p_value == 1, "a statistic that never changes rejects nothing"
+    found = permutation_test(values, other, statistic=lambda *_: 0.0, **options)
+    assert found.estimate.p_value == 1, "a statistic that never changes rejects nothing"
     first, again, third = (permutation_test(values, other, seed=s, **options) for s in (1, 1, 2))
     assert np.array_equal(first.draws, again.draws)
     assert not np.array_equal(first.draws, third.draws)
@@ -281,9 +276,8 @@ def test_arrangements_as_extreme_as_the_observed_count_and_the_seed_decides():
 
 def test_false_discovery_is_scipys_over_the_whole_family():
     p_values = np.random.default_rng(0).uniform(size=(4, 5)) ** 3
-    for method in ("bh", "by"):
-        expected = scipy_stats.false_discovery_control(p_values.ravel(), method=method).reshape(4, 5)
-        np.testing.assert_allclose(stats.false_discovery(p_values, method=method), expected, rtol=CLOSE)
+    expected = scipy_stats.false_discovery_control(p_values.ravel()).reshape(4, 5)
+    np.testing.assert_allclose(stats.false_discovery(p_values), expected, rtol=CLOSE)
 
 
 def test_equivalence_is_scipys_two_one_sided_tests():
@@ -323,7 +317,6 @@ AVERAGED = make_table(*RANDOM, averaged=True)
         (lambda: permutation_test(LAYERS, LAYERS, clusters=[0] * 9), "at least 2 of one size"),
         (lambda: permutation_test(LAYERS, LAYERS, clusters=[0, 1]), r"\(2,\)"),
         (lambda: permutation_test(LAYERS, np.ones((3, 9)), clusters=GROUPS), "observed nan"),
-        (lambda: permutation_test(LAYERS, LAYERS, clusters=GROUPS, alternative="bigger"), "alternative"),
         (lambda: stats.false_discovery([0.1, np.nan, 1.5]), "from 0 to 1"),
         (lambda: stats.equivalence_test([1.0, 2.0, 3.0], 0.0), "margin of .* got 0.0"),
         (lambda: stats.equivalence_test([1.0, 2.0, 3.0], 1.0, against=[1.0, 2.0]), r"\(3,\)"),

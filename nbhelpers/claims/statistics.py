@@ -10,20 +10,11 @@ import numpy as np
 import torch
 from scipy import stats as scipy_stats
 
+from nbhelpers import stats
 from nbhelpers.arguments import checked, head_table, mapping, such_that, text
 from nbhelpers.kernels import entropy, frames, rows, spectra
 from nbhelpers.protocol import PAPER
-from nbhelpers.stats import (
-    ANY,
-    CORRELATION,
-    LEAST_SEEDS,
-    NOT_NEGATIVE,
-    SHARE,
-    known_mean,
-    partial_correlation,
-    pearson,
-    student_interval,
-)
+from nbhelpers.stats import known_mean, partial_correlation, pearson, student_interval
 
 from . import paper
 from .verdicts import Claim
@@ -31,6 +22,8 @@ from .verdicts import Claim
 LOCAL, GLOBAL = 2 / 3, 1 / 3  # shares of attention nearby from which a head counts as local, and as global
 FLOAT32_RANK = 1e-6  # profiles are float32: smaller singular values, relatively, are rounding
 RANDOM_SETS = 64
+SHARE, POSITIVE, CORRELATION = stats.SHARE, stats.NOT_NEGATIVE, stats.CORRELATION
+OF_SEEDS = ("N1",)  # nulls that are networks of their own; others are drawn for the same sequences
 
 
 class Measured(NamedTuple):
@@ -52,7 +45,7 @@ class Statistic(NamedTuple):
     columns: object
     combine: object = staticmethod(lambda means: means[..., 0])
     null: object = None
-    possible: tuple = ANY
+    possible: tuple = stats.ANY
 
 
 @checked(
@@ -67,8 +60,8 @@ def measure_criteria(table, profiles, claim, *, nulls, protocol=PAPER, confidenc
     `profiles`, which hold key_profile and lag_profile. `claim` may be a number such as "C6". `nulls` has, by
     the names that criteria use, such as "N2", pairs (HeadTable, Profiles), or lists of pairs (seeds) of which
     the mean counts. The null of an estimate is the most conservative, None where no null defines the
-    statistic; its interval is over seeds where there are 3 or more, else over sequences, paired with those of
-    `table`. `seed` is of a null that is drawn anew.
+    statistic; its interval is over sequences, paired with those of `table`, or over untrained networks if 3
+    or more are given. `seed` is of a null that is drawn anew.
     """
     claim = paper.claim(claim) if isinstance(claim, str) else claim
     records = {}
@@ -83,17 +76,14 @@ def measure_criteria(table, profiles, claim, *, nulls, protocol=PAPER, confidenc
             )
         options = {"confidence": confidence, "possible": statistic.possible}
         found = student_interval(known, statistic.combine, **options)
-
-        def held(found, name, columns=columns, statistic=statistic):
-            return _held_against(found, columns, nulls[name], statistic, protocol, confidence)
-
+        beside = columns, nulls, statistic, protocol, confidence
         if less := _defined(criterion.name, criterion.less, nulls, protocol):
-            gap = held(found, max(less, key=less.get)).gap
+            gap = _held_against(found, max(less, key=less.get), *beside).gap
             found = found._replace(value=gap.value, low=gap.low, high=gap.high)
         if statistic.null:
             found = found.against(statistic.null(profiles, seed))
         elif defined := _defined(criterion.name, criterion.nulls, nulls, protocol):
-            found = held(found, criterion.most_conservative(found.value, defined)[0])
+            found = _held_against(found, criterion.most_conservative(found.value, defined)[0], *beside)
         records[criterion.name] = found.widened()
     return records
 
@@ -122,19 +112,19 @@ def null_values(name, nulls, *, protocol=PAPER):
     return values
 
 
-def _held_against(found, columns, of, statistic, protocol, confidence):
-    """Return an estimate with a null, a pair or a list of pairs, that defines the statistic."""
+def _held_against(found, label, columns, nulls, statistic, protocol, confidence):
+    """Return an estimate with a null that defines the statistic."""
     options = {"confidence": confidence, "possible": statistic.possible}
-    each = [_columns(statistic, one, protocol) for one in _seeds(of)]  # of (sequence, column)
+    each = [_columns(statistic, one, protocol) for one in _seeds(nulls[label])]  # of (sequence, column)
     each = [one for one in each if len(_finite_rows(one))]
     values = np.array([statistic.combine(_finite_rows(one).mean(0)) for one in each])  # (seed,)
-    if len(each) >= LEAST_SEEDS:
+    if label in OF_SEEDS and len(each) >= stats.LEAST_SEEDS:
         return found.against(student_interval(values, **options))
-    if {len(one) for one in each} != {len(columns)}:
-        return found.against(float(values.mean()))
-    both = _finite_rows(np.concatenate([columns, *each], 1)).reshape(-1, 1 + len(each), columns.shape[1])
+    paired = {len(one) for one in each} == {len(columns)}
+    both = _finite_rows(np.concatenate([columns, *each], 1)) if paired else columns[:0]
     if not len(both):
         return found.against(float(values.mean()))
+    both = both.reshape(len(both), 1 + len(each), -1)  # (sequence, itself and seeds, column)
 
     def null(means):
         return statistic.combine(means[1:]).mean(0)
@@ -285,19 +275,19 @@ STATISTICS = {
     "C2_mid": _metric("mid_band"),
     "C2_high": _metric("high_band"),
     "C3_low_change": Statistic(lambda t, p, protocol: _change_over_depth(t.values("low_band").mean(2))),
-    "C4_selectivity_over_null": _metric("frequency_selectivity"),
+    "C4_selectivity_over_null": _metric("frequency_selectivity", POSITIVE),
     "C4_tracks_peak": Statistic(_peak_tracking, possible=CORRELATION),
-    "C5_half": _metric("scale_sensitivity_0.5", NOT_NEGATIVE),
-    "C5_ratio": Statistic(_sensitivities, lambda means: means[..., 0] / means[..., 1], possible=NOT_NEGATIVE),
+    "C5_half": _metric("scale_sensitivity_0.5", POSITIVE),
+    "C5_ratio": Statistic(_sensitivities, lambda means: means[..., 0] / means[..., 1], possible=POSITIVE),
     "C6_rho": Statistic(_rho, possible=CORRELATION),
     "C6_partial_rho": Statistic(_partial_rho, possible=CORRELATION),
-    "C6_slack": Statistic(_slack, possible=NOT_NEGATIVE),
-    "C11_error": _metric("reconstruction_error", NOT_NEGATIVE),
+    "C6_slack": Statistic(_slack, possible=POSITIVE),
+    "C11_error": _metric("reconstruction_error", POSITIVE),
     "C12_change": Statistic(
         lambda t, p, protocol: _mean_over_heads(t.values("window_entropy_64") - t.values("window_entropy_16"))
     ),
     "C12_level": _metric("window_entropy_32"),
     "C14_constant_q": Statistic(_constant_q),
     "C14_coherence": Statistic(_coherence, possible=SHARE),
-    "C14_condition": Statistic(_condition, null=_random_condition, possible=NOT_NEGATIVE),
+    "C14_condition": Statistic(_condition, null=_random_condition, possible=POSITIVE),
 }

@@ -3,9 +3,7 @@
 The scorecard reads the results store alone; the tables of a notebook take what it measured itself.
 """
 
-import dataclasses
 import hashlib
-import json
 import math
 import shutil
 import subprocess
@@ -13,6 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from nbhelpers import stats
 from nbhelpers.claims import paper
 from nbhelpers.claims.verdicts import Planted, judge
 
@@ -23,7 +22,7 @@ PLANTED = {name: f"planted_{name}_" for name in Planted._fields}  # + rule, as 0
 COLUMNS = ("claim", "title", "the paper", "ours", "null", "verdict", "why")
 CRITERION_COLUMNS = (
     "claim", "criterion", "statistic", "least", "most", "printed_low", "printed_high",
-    "value", "low", "high", "null", "range", "distance",
+    "value", "low", "high", "null", "range", "distance", "p", "adjusted_p",
 )  # fmt: skip
 SIDE = {-1: "below", 0: "away from", 1: "above"}
 DISTANCE = {"beyond": "beyond its null", "within": "not beyond its null", "open": "perhaps beyond its null"}
@@ -53,7 +52,8 @@ def criteria(folder):
     """Return every criterion that was measured, with its claimed range and where its interval lies.
 
     Least and most are the claimed range; `range` is "inside", "outside" or "open", `distance` "beyond",
-    "within" or "open".
+    "within" or "open". `p` is `Criterion.p_value`, adjusted with all others as one family (Benjamini and
+    Hochberg); NaN without an interval of known units.
     """
     numbers = load_results(folder).set_index("name")
     measured = [(claim, c) for claim in paper.CLAIMS for c in claim.criteria if c.name in numbers.index]
@@ -61,8 +61,23 @@ def criteria(folder):
     for claim, c in measured:
         estimate, printed = _estimate(numbers.loc[c.name]), paper.printed_range(c) or (None, None)
         found = *estimate[:4], c.place(estimate), c.distance(estimate) if c.nulls else ""
+        found = *found, c.p_value(estimate), math.nan
         rows.append((claim.number, _short(c), c.statistic, *c.claimed, *printed, *found))
-    return pd.DataFrame(rows, columns=CRITERION_COLUMNS)
+    frame = pd.DataFrame(rows, columns=CRITERION_COLUMNS)
+    if (known := frame.p.notna()).any():
+        frame.loc[known, "adjusted_p"] = stats.false_discovery(frame.p[known].to_numpy())
+    return frame
+
+
+def multiplicity(criteria):
+    """Return in a sentence what it changes that all criteria of a card are tested as one family."""
+    tested = criteria[criteria.p.notna()]
+    alone, together = (tested[tested[column] < 0.05] for column in ("p", "adjusted_p"))
+    lost = [f"{row.claim} {row.criterion}" for row in alone.drop(together.index).itertuples()]
+    return (
+        f"Of {len(tested)} criteria {len(alone)} are decided at 5 % each on its own, {len(together)} as one "
+        f"family (Benjamini and Hochberg); what that leaves open: {', '.join(lost) or 'none'}."
+    )
 
 
 def planted_rates(folder):
@@ -88,10 +103,13 @@ def missing_notebooks(card):
 
 
 def rules_version():
-    """Return what identifies the verdict rules: a hash of them and, in a git checkout, their last commit."""
-    text = json.dumps([dataclasses.asdict(claim) for claim in paper.CLAIMS], sort_keys=True)
-    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-    commit = _last_commit(Path(paper.__file__))
+    """Return what identifies the verdict rules: a hash of the source of claims, verdicts and statistics.
+
+    In a git checkout also the last commit that changed them.
+    """
+    files = [*sorted(Path(paper.__file__).parent.glob("*.py")), Path(stats.__file__)]
+    digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
+    commit = _last_commit(files)
     return f"rules {digest}, " + (f"commit {commit}" if commit else "not a git checkout")
 
 
@@ -189,9 +207,9 @@ def _claimed(criterion):
     return f"{told} (printed {printed[0]:.3g} to {printed[1]:.3g}, Table {criterion.printed[0]})"
 
 
-def _last_commit(file):
+def _last_commit(files):
     if shutil.which("git") is None:
         return None
-    asked = ["git", "log", "-1", "--format=%h of %cs", "--", file.name]
-    answer = subprocess.run(asked, cwd=file.parent, capture_output=True, text=True, check=False)
+    asked = ["git", "log", "-1", "--format=%h of %cs", "--", *map(str, files)]
+    answer = subprocess.run(asked, cwd=files[0].parent, capture_output=True, text=True, check=False)
     return answer.stdout.strip() or None

@@ -8,15 +8,8 @@ import numpy as np
 from scipy import optimize
 from scipy import stats as scipy_stats
 
-from nbhelpers.stats import (
-    CORRELATION,
-    LEAST_SEEDS,
-    NOT_NEGATIVE,
-    Estimate,
-    equivalence_test,
-    jackknife_interval,
-    student_interval,
-)
+from nbhelpers import stats
+from nbhelpers.stats import LEAST_SEEDS, Estimate, student_interval
 
 MOST_KNOTS = 6
 LEAST_POINTS = 3  # between neighbouring knots, and between a knot and an end
@@ -46,7 +39,7 @@ class PiecewiseLinear(NamedTuple):
 
 
 class Breakpoints(NamedTuple):
-    """The fit of a mean curve, its knots (knot,) and the number of its rising steps, with intervals."""
+    """The fit of a mean curve, the mean knots of seeds (knot,) and the number of rising steps."""
 
     fit: PiecewiseLinear
     knots: Estimate
@@ -198,8 +191,9 @@ def breakpoints_with_intervals(x, curves, *, confidence=0.95, most_knots=MOST_KN
     """Fit the mean of curves (seed, sequence, point); intervals for its knots and number of rising steps.
 
     Intervals are Student's over seeds, without one for fewer than 3. Each seed's curve is fitted with as many
-    knots as the mean curve has; its rising steps are counted with as many as BIC takes for it. Intervals are
-    widened to hold the value where they do not, as the mean over seeds need not be that of their mean curve.
+    knots as the mean curve has, and knot k is the mean of the seeds' k-th. Rising steps are those of the mean
+    curve, counted for each seed with as many knots as BIC takes for it; their interval is widened to hold
+    the count.
     """
     curves = np.asarray(curves, dtype=np.float64)
     if curves.ndim != 3:
@@ -209,13 +203,12 @@ def breakpoints_with_intervals(x, curves, *, confidence=0.95, most_knots=MOST_KN
     by_seed = [piecewise_linear(x, curve, n_knots=len(fit.knots)).knots for curve in of_seeds]
     by_seed = np.stack([knots if len(knots) == len(fit.knots) else fit.knots * np.nan for knots in by_seed])
     counts = [len(rising_steps(x, piecewise_linear(x, curve, most_knots=most_knots))) for curve in of_seeds]
-    n_rising = student_interval(counts, possible=NOT_NEGATIVE, confidence=confidence)
+    n_rising = student_interval(counts, possible=stats.NOT_NEGATIVE, confidence=confidence)
     if np.isfinite(by_seed).all():
         knots = student_interval(by_seed, possible=(x[0], x[-1]), confidence=confidence)
     else:  # a seed has no room for so many
         knots = Estimate(fit.knots, fit.knots * np.nan, fit.knots * np.nan, n=len(curves))
-    n_rising = n_rising._replace(value=len(rising_steps(x, fit))).widened()
-    return Breakpoints(fit, knots._replace(value=fit.knots).widened(), n_rising, by_seed)
+    return Breakpoints(fit, knots, n_rising._replace(value=len(rising_steps(x, fit))).widened(), by_seed)
 
 
 def same_event(first, second, *, margin=ONE_EVENT, alpha=0.05):
@@ -225,7 +218,7 @@ def same_event(first, second, *, margin=ONE_EVENT, alpha=0.05):
     word what follows: "one" event where they reject, "two" where the interval of the difference leaves out 0
     and is not within the margin, else "open".
     """
-    apart = equivalence_test(first, margin, against=second, alpha=alpha)
+    apart = stats.equivalence_test(first, margin, against=second, alpha=alpha)
     if apart.p_value < alpha:
         return apart, "one"
     ends = student_interval(np.asarray(first) - np.asarray(second), confidence=1 - alpha)
@@ -312,7 +305,7 @@ def clustered_rank_correlation(x, y, clusters, *, confidence=0.95, seed=0):
         orders = [range(len(names)), *(generator.permutation(len(names)) for _ in range(MOST_ORDERS - 1))]
     as_far = sum(abs(_spearman(x, y[list(order)])) >= abs(value) - 1e-12 for order in orders)
     left_out = [_spearman(np.delete(x, k, 0), np.delete(y, k, 0)) for k in range(len(names))]
-    found = jackknife_interval(value, left_out, possible=CORRELATION, confidence=confidence)
+    found = stats.jackknife_interval(value, left_out, possible=stats.CORRELATION, confidence=confidence)
     return found._replace(p_value=as_far / len(orders))
 
 
@@ -361,36 +354,28 @@ def departures(parameters, means):
 def largest_departure(parameters, values, *, n_draws=2000, confidence=0.95, seed=0):
     """Return the largest departure of a size from the trend over the others (claim C7).
 
-    Parameters and values are as in :func:`trend_per_decade`. The interval inverts the noncentral F
-    distribution: exact for normal seeds and a size that was named before. For the null, the mean of the same
-    statistic if only seeds vary, and its p-value, deviations from the means of the sizes are drawn again
-    around the line through all sizes. Deviations of all sizes are one pool, widened by √(n / (n − 1)) for the
-    mean that was taken off; the pooled sd is the unit throughout.
+    Parameters and values are as in :func:`trend_per_decade`; the unit is the sd over seeds, of all sizes.
+    The interval inverts the noncentral F distribution: exact for normal seeds and a size that was named
+    before. The null is the mean of the same statistic of normal seeds around a line, the p-value exact then.
     """
     x, values = _sizes(parameters, values)
-    n_sizes, n_seeds = values.shape
-    means = values.mean(1)  # (size,)
-    pool = (values - means[:, None]).ravel() * np.sqrt(n_seeds / (n_seeds - 1))
-    sd = float(np.sqrt((pool**2).mean()))
+
+    def departing(of):  # (..., size, seed)
+        return np.abs(departures(10**x, of.mean(-1))), np.sqrt(of.var(-1, ddof=1).mean(-1))
+
+    found, sd = departing(values)
     if not sd > 0:
         raise ValueError("seeds of one size do not differ, so there is no unit to measure departures in")
-    generator = np.random.default_rng(seed)
-    noise = generator.choice(pool, (n_draws, n_sizes, n_seeds)).mean(-1)  # (draw, size)
-    line = np.polyval(np.polyfit(x, means, 1), x)  # (size,)
-
-    def largest(of):
-        return np.abs(departures(10**x, of)).max(-1) / sd
-
-    found = np.abs(departures(10**x, means))
-    value = float(found.max() / sd)
-    null = largest(line + noise)  # (draw,)
+    value, at = float(found.max() / sd), int(found.argmax())
+    drawn, unit = departing(np.random.default_rng(seed).normal(size=(n_draws, *values.shape)))
+    null = drawn.max(-1) / unit  # (draw,)
     p_value = (1 + int((null >= value - 1e-12).sum())) / (n_draws + 1)
-    at = int(found.argmax())
+    n_sizes, n_seeds = values.shape
     weight = np.linalg.norm(departures(10**x, np.eye(n_sizes))[:, at]) / np.sqrt(n_seeds)
     ends = _noncentrality((value / weight) ** 2, 1, n_sizes * (n_seeds - 1), confidence)
     low, high = (float(weight * np.sqrt(end)) for end in ends)
     estimate = Estimate(value, low, high, float(null.mean()), p_value, n_seeds)
-    return Departure(estimate.widened(), at, sd)
+    return Departure(estimate.widened(), at, float(sd))
 
 
 def _sizes(parameters, values):

@@ -68,8 +68,7 @@ def step_ticks(ax, last):
 def breakpoint_marks(log_step, breakpoints, *, ax, colour="0.2"):
     """Draw a fitted piecewise-linear curve over log10(step + 1), with the interval of each knot."""
     ax.plot(log_step, breakpoints.fit.fitted, color=colour, lw=1.4, ls="--")
-    knots = breakpoints.fit.knots
-    heights = np.interp(knots, log_step, breakpoints.fit.fitted)
+    heights = np.interp(breakpoints.knots.value, log_step, breakpoints.fit.fitted)
     for knot, low, high, height in zip(*breakpoints.knots[:3], heights, strict=True):
         ax.hlines(height, low, high, color=colour, lw=4, alpha=0.35)
         ax.plot(knot, height, "|", color=colour, ms=11, mew=2)

@@ -163,18 +163,18 @@ def test_the_null_on_record_is_the_most_conservative(planted, null_models, recor
 def test_nulls_have_intervals_over_pairs_or_seeds(planted, null_models, records):
     table, null = planted[1].table, null_models["N2"].table  # of the same sequences
     own, of_null = (t.values("low_band").mean((1, 2)) for t in (table, null))
-    only = Criterion(name="C2_low", statistic="x", claimed=(0, 1), nulls=("N2",))
-    rule = Claim(number="C0", title="", statement="", criteria=(only,))
 
-    def held(n2):
-        return statistics.measure_criteria(*planted[1], rule, nulls={"N2": n2})["C2_low"]
+    def held(label, of):
+        only = Criterion(name="C2_low", statistic="x", claimed=(0, 1), nulls=(label,))
+        rule = Claim(number="C0", title="", statement="", criteria=(only,))
+        return statistics.measure_criteria(*planted[1], rule, nulls={label: of})["C2_low"]
 
-    found = held(null_models["N2"])
+    found = held("N2", null_models["N2"])
     assert found.gap[:3] == pytest.approx(student_interval(own - of_null)[:3])
     assert (found.null_low, found.null_high) == pytest.approx(student_interval(of_null)[1:3])
     seeds = [null_models[name] for name in ("N0", "N2", "N3")]
     values = [of.table.values("low_band").mean() for of in seeds]
-    found = held(seeds)
+    found = held("N1", seeds)
     assert (found.null, found.null_low) == pytest.approx(student_interval(values)[:2])
     assert found.gap.high - found.gap.low > found.high - found.low
 

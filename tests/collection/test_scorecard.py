@@ -1,6 +1,11 @@
+from pathlib import Path
+
 import matplotlib.pyplot as plt
 import pytest
+from scipy.stats import t as t_distribution
 
+from nbhelpers import stats
+from nbhelpers.claims import paper
 from nbhelpers.claims.paper import CLAIMS, claim
 from nbhelpers.collection import scorecard
 from nbhelpers.collection.results import Results
@@ -56,10 +61,26 @@ def test_the_planted_rates_are_heeded(store, tmp_path):
     assert row(scorecard.scorecard(tmp_path), "C12").verdict == "the quantity cannot tell"
 
 
-def test_the_version_of_the_rules_changes_with_them(monkeypatch):
-    before = scorecard.rules_version()
-    monkeypatch.setattr("nbhelpers.claims.paper.CLAIMS", CLAIMS[1:])
-    assert before.split(",")[0] != scorecard.rules_version().split(",")[0]
+def test_the_version_of_the_rules_changes_with_their_source_and_that_of_the_statistics(monkeypatch, tmp_path):
+    found = {scorecard.rules_version().split(",")[0]}
+    for module in (paper, stats):
+        changed = tmp_path / Path(module.__file__).name
+        changed.write_bytes(Path(module.__file__).read_bytes() + b"# changed")
+        monkeypatch.setattr(module, "__file__", str(changed))
+        found.add(scorecard.rules_version().split(",")[0])
+    assert len(found) == 3
+
+
+def test_criteria_are_one_family(tmp_path):
+    store = Results("10_scale_invariance", tmp_path)
+    store.record("C5_half", Estimate(0.2, 0.18, 0.22, n=12), null=0.03)  # far above what is claimed, .1
+    store.record("C5_ratio", Estimate(1.7, 1.51, 1.89, n=12), null=1.0)  # just above the least, 1.5
+    found = scorecard.criteria(tmp_path).set_index("criterion")
+    t = {"half": 0.1 / 0.02, "ratio": 0.2 / 0.19}
+    expected = {name: 2 * t_distribution.sf(x * t_distribution.ppf(0.975, 11), 11) for name, x in t.items()}
+    assert found.p.to_dict() == pytest.approx(expected)
+    assert found.adjusted_p["half"] == pytest.approx(2 * expected["half"])
+    assert scorecard.multiplicity(found.reset_index()).startswith("Of 2 criteria 2 are decided")
 
 
 def test_an_empty_folder_is_refused(tmp_path):

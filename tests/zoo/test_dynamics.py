@@ -17,6 +17,7 @@ from nbhelpers.zoo.dynamics import (
     piecewise_linear,
     rise,
     rising_steps,
+    same_event,
     seed_variance,
     trend_per_decade,
     unexplained,
@@ -217,9 +218,35 @@ def test_a_planted_outlier_is_found_in_its_own_unit():
 
 
 def test_seeds_alone_depart_as_the_null_says():
-    found = [largest_departure(SIZES, sized(seed=k), n_draws=200, seed=k).estimate for k in range(60)]
-    assert np.median([f.value for f in found]) == pytest.approx(np.median([f.null for f in found]), rel=0.3)
-    assert np.mean([f.p_value < 0.05 for f in found]) <= 0.17
+    found = [largest_departure(SIZES, sized(seed=k), n_draws=199, seed=k).estimate for k in range(400)]
+    assert np.mean([f.value for f in found]) == pytest.approx(found[0].null, rel=0.1)
+    assert 0.03 < np.mean([f.p_value <= 0.05 for f in found]) < 0.075
+
+
+@pytest.mark.parametrize("departure", [0.15, 0.4])
+def test_intervals_hold_the_departure_of_a_size(departure):
+    found = [largest_departure(SIZES, sized(departure, seed=k), n_draws=1).estimate for k in range(400)]
+    assert 0.93 <= np.mean([f.low <= departure / 0.05 <= f.high for f in found]) <= 0.98
+
+
+def test_knots_are_held_by_intervals_over_three_seeds():
+    held = []
+    for seed in range(60):
+        shift = noise(0.08, seed, 3)  # each seed has its own place
+        curves = [ramps(X, (X[10] + s, X[22] + s)) for s in shift] + noise(0.02, seed, (3, len(X)))
+        knots = breakpoints_with_intervals(X, curves[:, None], most_knots=2).knots
+        if len(knots.value) == 2:
+            held.append((knots.low <= X[[10, 22]]) & (X[[10, 22]] <= knots.high))
+    assert len(held) > 50
+    assert 0.9 <= np.mean(held) <= 0.99
+
+
+def test_two_knots_are_one_event_only_by_a_test():
+    near, far = np.array([1.00, 1.05, 0.98]), np.array([2.00, 2.06, 1.97])
+    assert same_event(near, np.add(near, [0.02, 0.01, 0.03]))[1] == "one"
+    apart, events = same_event(near, far)
+    assert (apart.value, events) == (pytest.approx(-1.0), "two")
+    assert same_event(near, np.add(near, [0.3, -0.2, 0.5]))[1] == "open", "though intervals overlap"
 
 
 # Shares of variance
