@@ -41,6 +41,7 @@ SPECIAL = {
     "deberta-v2": DISENTANGLED,
     "gpt_neox": {"hidden_size": 64},
     "stablelm": {"hidden_size": 64},
+    "big_bird": {"attention_type": "original_full"},
     "esm": {"mask_token_id": 4, "position_embedding_type": "absolute"},
     "longformer": {"attention_window": 8},
     "convbert": {"num_attention_heads": 8, "head_ratio": 2, "hidden_size": 64},

@@ -146,7 +146,7 @@ CHANGES = {
     "scaling": lambda model: setattr(model.model.layers[1].self_attn, "scaling", 0.5),
     "scaling of the rotation": lambda model: setattr(model.model.rotary_emb, "attention_scaling", 1.5),
     "epsilon": lambda model: setattr(model.model.layers[0].input_layernorm, "variance_epsilon", 0.1),
-    "activation": lambda model: setattr(model.model.layers[0].mlp, "act_fn", torch.nn.ReLU()),
+    "activation": lambda model: setattr(model.model.layers[0].mlp, "act_fn", torch.nn.ReLU().eval()),
     "function": lambda model: setattr(model.model.layers[0].mlp, "forward", lambda x: x * SLOPE[0]),
     "method": lambda model: rebound(model.model.layers[0].mlp),
     "hidden object": lambda model: setattr(model.model.norm, "options", types.SimpleNamespace(gain=[1, 2])),

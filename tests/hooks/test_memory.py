@@ -1,6 +1,5 @@
 """Memory: what is chosen from what is free, and smaller steps where it runs out."""
 
-import math
 import os
 import subprocess
 import sys
@@ -108,13 +107,13 @@ def test_other_errors_are_not_called_out_of_memory(llama):
 
 def test_batch_and_chunk_come_from_free_memory(llama):
     assert plan(llama, 5, 20).chunk == 20  # never more rows than there are
-    roomy = plan(llama, 64, 128, free_bytes=math.inf)
+    roomy = plan(llama, 64, 128, free_bytes=2**60)
     assert (roomy.batch_size, roomy.n_sequences) == (memory.CPU_BATCH_TOKENS // 128, 64)
     tight = plan(llama, 64, 128, free_bytes=roomy.working_bytes)  # of which only a part may be used
     assert tight.batch_size == roomy.batch_size // 2
     assert tight.working_bytes <= memory.USABLE * roomy.working_bytes
-    one = plan(llama, 1, 256, free_bytes=math.inf)
-    narrow = plan(llama, 1, 256, free_bytes=0.9 * one.working_bytes)
+    one = plan(llama, 1, 256, free_bytes=2**60)
+    narrow = plan(llama, 1, 256, free_bytes=int(0.9 * one.working_bytes))
     assert (narrow.batch_size, narrow.chunk) == (1, one.chunk // 2)
 
 
