@@ -199,5 +199,7 @@ def over_heads(matrices, function):
 
 
 def n_hooks(model):
-    """Return how many forward hooks and pre-hooks sit on the modules of a model."""
-    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
+    """Return how many forward hooks and pre-hooks sit on a model; those by which transformers records stay."""
+    tables = [table for m in model.modules() for table in (m._forward_hooks, m._forward_pre_hooks)]
+    owners = [hook.__module__ for table in tables for hook in table.values()]
+    return sum(not owner.startswith("transformers.") for owner in owners)
