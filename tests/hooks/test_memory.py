@@ -117,6 +117,13 @@ def test_batch_and_chunk_come_from_free_memory(llama):
     assert (narrow.batch_size, narrow.chunk) == (1, one.chunk // 2)
 
 
+def test_the_estimate_counts_six_blocks_and_the_activations_of_a_layer(llama):
+    todo, config = plan(llama, 3, 100, batch_size=2, chunk=32), llama.config
+    assert todo.block_bytes == 4 * 2 * config.num_attention_heads * 32 * 100
+    wide = 3 * config.intermediate_size + 8 * config.hidden_size
+    assert todo.working_bytes == 6 * todo.block_bytes + 4 * 2 * 100 * wide
+
+
 def test_what_was_asked_for_is_refused_with_numbers_if_it_cannot_fit(llama):
     with pytest.raises(MemoryError, match=r"4 at a time.*1 MB are free on cpu.*to be chosen.*bfloat16"):
         plan(llama, 4, 256, batch_size=4, chunk=256, free_bytes=2**20)
