@@ -199,7 +199,7 @@ def over_heads(matrices, function):
 
 
 def n_hooks(model):
-    """Return how many forward hooks and pre-hooks sit on a model; those by which transformers records stay."""
+    """Return how many forward hooks and pre-hooks sit on a model, but for those of transformers itself."""
     tables = [table for m in model.modules() for table in (m._forward_hooks, m._forward_pre_hooks)]
     owners = [hook.__module__ for table in tables for hook in table.values()]
     return sum(not owner.startswith("transformers.") for owner in owners)
