@@ -9,6 +9,7 @@ from scipy import optimize
 from scipy import stats as scipy_stats
 
 from nbhelpers import stats
+from nbhelpers.arguments import array, check_all, checked, mapping
 from nbhelpers.stats import LEAST_SEEDS, Estimate, student_interval
 
 MOST_KNOTS = 6
@@ -259,6 +260,7 @@ def _settled(x, y, hinges, chosen):
 # Arms
 
 
+@checked(values=mapping)
 def advantage(values, of, *, confidence=0.95, n_draws=9999, seed=0):
     """Return by how much an arm's mean lies below that of the best other arm, the lowest, and which that is.
 
@@ -319,6 +321,7 @@ def _spearman(x, y):
 # Sizes
 
 
+@checked(parameters=array)
 def trend_per_decade(parameters, values, *, confidence=0.95):
     """Return the slope of values (size, seed) over log10 of the number of parameters (size,).
 
@@ -339,6 +342,7 @@ def trend_per_decade(parameters, values, *, confidence=0.95):
     return slope._replace(null=null, p_value=p_value)
 
 
+@checked(parameters=array)
 def departures(parameters, means):
     """Return how far each size is from the line through the others over log10 parameters, (..., size)."""
     x, means = np.log10(np.asarray(parameters, float)), np.asarray(means, dtype=np.float64)
@@ -351,6 +355,7 @@ def departures(parameters, means):
     return found
 
 
+@checked(parameters=array)
 def largest_departure(parameters, values, *, n_draws=2000, confidence=0.95, seed=0):
     """Return the largest departure of a size from the trend over the others (claim C7).
 
@@ -401,6 +406,7 @@ def _sizes(parameters, values):
 # by restricted likelihood gives the same estimates on such a table, and needs more to be trusted.
 
 
+@checked(values=mapping)
 def variance_share(values, factor, *, confidence=0.95):
     """Return the share of a factor in the variance between runs that differ in it and in their seed.
 
@@ -433,6 +439,7 @@ def variance_share(values, factor, *, confidence=0.95):
     return VarianceShare(estimate, variance, error)
 
 
+@checked(values=mapping)
 def seed_variance(values):
     """Return the unbiased variance of what a seed does to all arms (perhaps below 0), and what is left."""
     table, error, _ = _blocks(values)
@@ -471,3 +478,6 @@ def _noncentrality(ratio, df, df_error, confidence):
         return optimize.brentq(excess, 1e-12, most)
 
     return solve((1 + confidence) / 2), solve((1 - confidence) / 2)
+
+
+check_all(globals())
