@@ -39,7 +39,7 @@ class Observation:
     Attributes
     ----------
     profiles : Profiles
-        With key_profile, last_query, lag_profile and local_mass.
+        With key_profile, last_query, lag_profile, local_mass and, for the rules, stationary_profile.
     scaled : dict of float to Profiles
         Those of the scaled variants x_α (eq. 10), by α.
     scaled_variant : str
@@ -117,7 +117,7 @@ def observe(model, token_ids, protocol=PAPER, *, corpus=None, seed=0, **options)
     Observation
     """
     token_ids = torch.as_tensor(token_ids)
-    kept = [*SIGNALS, LocalMass((protocol.local_distance,))]
+    kept = [*SIGNALS, "stationary_profile", LocalMass((protocol.local_distance,))]
     options |= {"corpus": corpus, "seed": seed}
     scaled = {}
     with hashed_once():

@@ -117,7 +117,8 @@ class Profiles:
         Returns
         -------
         Profiles
-            key_profile, last_query, lag_profile, and local_mass at 0, the powers of two below n, and 16.
+            key_profile, last_query, lag_profile, stationary_profile, and local_mass at 0, the powers of two
+            below n, and 16.
         """
         attn = attn if isinstance(attn, torch.Tensor) else as_real(attn, "attn")
         if attn.ndim != 5 or attn.shape[-1] != attn.shape[-2] or attn.numel() == 0:
@@ -135,14 +136,21 @@ class Profiles:
             "key_profile": attn.mean(-2),
             "last_query": attn[..., -1, :].clone(),
             "lag_profile": lag_profile,
+            "stationary_profile": sum_over_second_half(attn, n, 0) / max(n // 2, 1),
             "local_mass": local_mass_of(lag_profile, lags, distances),
         }
         own = {"key_profile": "key", "last_query": "key", "lag_profile": "lag", "local_mass": "distance"}
-        positions = {"key": list(range(n)), "lag": lags, "distance": distances}
+        own["stationary_profile"] = "lag back"
+        positions = {
+            "key": list(range(n)),
+            "lag": lags,
+            "distance": distances,
+            "lag back": list(range(n // 2)),
+        }
         return cls(
             arrays=arrays,
-            axes={name: ("sequence", "layer", "head", axis) for name, axis in own.items()},
-            coordinates={name: positions[axis] for name, axis in own.items()},
+            axes={name: ("sequence", "layer", "head", own[name]) for name in arrays},
+            coordinates={name: positions[own[name]] for name in arrays},
             n_real=torch.full((len(attn),), n),
             kv_groups=list(range(attn.shape[2])) if kv_groups is None else kv_groups,
             provenance={} if provenance is None else provenance,
@@ -242,6 +250,25 @@ def local_mass_of(lag_profile, lags, distances):
     """Return the attention at most `distances` tokens away, (..., distance), from that at each lag."""
     apart = torch.as_tensor(lags).abs()  # (lag,)
     return torch.stack([lag_profile[..., apart <= distance].sum(-1) for distance in distances], -1)
+
+
+def sum_over_second_half(attn, n, start, weight=None):
+    """Return the sum of attention at the lags 0 to n // 2 − 1 over the last n // 2 of n queries, (..., lag).
+
+    `attn` (..., query, key) holds the queries from `start` on and all keys up to the last of them; `weight`
+    of its queries broadcasts to (..., query, 1). Key 0 is never reached.
+    """
+    n_lags, first = n // 2, max(n - n // 2 - start, 0)
+    n_rows = attn.shape[-2] - first
+    if n_rows <= 0 or n_lags == 0:
+        return attn.new_zeros(*attn.shape[:-2], n_lags)
+    # A row stride of one key more lines the diagonals up: column c is the lag n_lags − 1 − c.
+    *outer, row, key = attn.stride()
+    offset = attn.storage_offset() + first * row + (start + first - n_lags + 1) * key
+    lined_up = attn.as_strided((*attn.shape[:-2], n_rows, n_lags), (*outer, row + key, key), offset)
+    if weight is not None:
+        lined_up = lined_up * weight[..., first:, :]
+    return lined_up.sum(-2).flip(-1)
 
 
 def _mean_over_diagonals(attn):

@@ -140,12 +140,16 @@ def test_from_attention_is_the_slow_loop(n, causal):
     for i in range(n):
         for j in range(i + 1 if causal else n):
             by_lag[..., lags.index(i - j)] += attn[..., i, j] / n
+    late = range(n - n // 2, n)
+    back = [sum(attn[..., i, i - d] for i in late) / max(len(late), 1) for d in range(n // 2)]
+    by_lag_back = torch.stack(back, -1) if back else attn[..., 0, :0]
     distances = [d for d in (0, 1, 2, 4, 8, 16, 32) if d < n or d in (0, 16)]
     near = [[k for k, lag in enumerate(lags) if abs(lag) <= d] for d in distances]
     expected = {
         "key_profile": attn.mean(-2),
         "last_query": attn[..., -1, :],
         "lag_profile": by_lag,
+        "stationary_profile": by_lag_back,
         "local_mass": torch.stack([by_lag[..., within].sum(-1) for within in near], -1),
     }
     assert list(made.arrays) == list(expected)
@@ -161,7 +165,7 @@ def test_from_attention_is_the_slow_loop(n, causal):
 
 def test_from_attention_is_what_capture_keeps(tiny_llama):
     ids = torch.randint(2, 300, (2, 24), generator=torch.Generator().manual_seed(0))
-    names = ["key_profile", "last_query", "lag_profile", "local_mass"]
+    names = ["key_profile", "last_query", "lag_profile", "stationary_profile", "local_mass"]
     captured = capture(tiny_llama, ids, names, progress=False)
     attn = torch.from_numpy(eager_attention(tiny_llama.model, ids)).float()
     made = Profiles.from_attention(attn, causal=True, kv_groups=captured.kv_groups)

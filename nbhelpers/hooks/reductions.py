@@ -13,6 +13,7 @@ import torch
 from nbhelpers.arguments import one_of, several
 from nbhelpers.kernels import rows, spectra, wavelets
 from nbhelpers.kernels.checks import log_base
+from nbhelpers.profiles import sum_over_second_half
 from nbhelpers.protocol import PAPER
 
 
@@ -211,6 +212,35 @@ class LocalMass(LagProfile):
         centre = 0 if layout.causal else layout.n_keys - 1
         reach = [lags[..., max(0, centre - d) : centre + d + 1].sum(-1) for d in self.coordinates(layout)]
         return torch.stack(reach, -1)
+
+
+@register_reduction
+class StationaryProfile(LagProfile):
+    """Mean attention at each distance back, 0 to n // 2 − 1, over the real queries of the last n // 2.
+
+    All of these queries see all of these distances, and none of them is key 0: neither the mask nor the first
+    token is in it. It sums to less than 1. Zeros where padding leaves no query. Made for sequences without
+    padding, whose distances all lead to real keys.
+    """
+
+    name, axis = "stationary_profile", "lag back"
+
+    def coordinates(self, layout):
+        return list(range(layout.n_keys // 2))
+
+    def start(self, layout):
+        super().start(layout)
+        return layout.zeros(layout.n_keys // 2)
+
+    def update(self, state, block, layout):
+        weight = None if block.weight is None else block.weight[:, None, :, None]  # (batch, 1, row, 1)
+        state += sum_over_second_half(block.attn, layout.n_keys, block.start, weight)
+
+    def finish(self, state, layout):
+        n = layout.n_keys
+        if layout.weight is None:
+            return state / max(n // 2, 1)
+        return state / layout.weight[:, n - n // 2 :].sum(-1).clamp_min(1)[:, None, None]
 
 
 @register_reduction

@@ -37,6 +37,7 @@ __all__ = [
     "without_sink",
 ]
 
+DRAWN = (*SIGNALS, "stationary_profile")  # profiles that are drawn or computed each for itself
 MATRIX_BYTES = 2**25  # of the matrices of N4 that are held at once
 
 
@@ -76,12 +77,15 @@ def uniform_profiles(length, *, causal, distances=()):
     if causal:
         seen = 1 / torch.arange(1, length + 1, dtype=torch.float64)  # (query,)
         key_profile = lag_profile = seen.flip(0).cumsum(0).flip(0) / length  # (key,), and the same over lags
+        stationary = seen[length - length // 2 :].mean().expand(length // 2)
     else:
         key_profile, lag_profile = flat, (length - lags.abs().double()) / length**2
+        stationary = flat[: length // 2]
     own = {
         "key_profile": (key_profile, "key", list(range(length))),
         "last_query": (flat, "key", list(range(length))),
         "lag_profile": (lag_profile, "lag", lags.tolist()),
+        "stationary_profile": (stationary, "lag back", list(range(length // 2))),
     }
     if distances:
         own["local_mass"] = (local_mass_of(lag_profile, lags, distances), "distance", list(distances))
@@ -106,7 +110,7 @@ def iid_softmax(profiles, *, seed=0):
         support = 1 / (signal / signal.sum(-1, keepdim=True)).square().sum(-1)
         generator = torch.Generator().manual_seed(seed)
         scores = torch.randn(signal.shape, generator=generator, dtype=torch.float64)
-        return softmax_of_support(scores, support)
+        return softmax_of_support(scores, support) * signal.sum(-1, keepdim=True)
 
     return _each_signal(profiles, "N3 iid softmax", of_equal_support, seed)
 
@@ -124,7 +128,7 @@ def exponential(profiles, *, seed=0):
     distance = (lag_profile * lags.abs()).sum(-1) / lag_profile.sum(-1)  # (sequence, layer, head)
     decay = surrogates.exponential_decay(distance, n, causal=causal)  # (sequence, layer, head)
     made = surrogates.exponential_profiles(decay, n) if causal else _two_sided_profiles(decay, n)
-    return _null(profiles, "N4 exponential", {name: made[name] for name in SIGNALS if name in profiles})
+    return _null(profiles, "N4 exponential", {name: made[name] for name in DRAWN if name in profiles})
 
 
 def phase_surrogate(profiles, *, seed=0):
@@ -190,10 +194,11 @@ def permuted_heads(profiles, *, seed=0):
 def without_sink(profiles, *, seed=0):
     """N9: nothing on key 0, the rest divided by its sum.
 
-    A lag profile mixes key 0 into all lags and cannot be cleared of it, nor can the local mass: both stay.
+    A lag profile mixes key 0 into all lags and cannot be cleared of it, nor can the local mass: both stay,
+    and so does the stationary profile, which never reaches it.
     """
     _checked(profiles)
-    made = {name: profiles[name].double().clone() for name in SIGNALS if name in profiles}
+    made = {name: profiles[name].double().clone() for name in DRAWN if name in profiles}
     keyed = [name for name in ("key_profile", "last_query") if name in made]
     if not keyed:
         raise ValueError(f"without_sink needs key_profile or last_query; there is {', '.join(made)}")
@@ -247,7 +252,7 @@ NULLS = (
 
 def _checked(profiles, needs=None):
     """Return the number of tokens; refuse what no null can be made of."""
-    known = {*SIGNALS, "local_mass"}
+    known = {*DRAWN, "local_mass"}
     if not profiles.arrays or not known.issuperset(profiles.arrays):
         raise ValueError(
             f"nulls are made of {', '.join(sorted(known))}; these profiles hold "
@@ -280,7 +285,7 @@ def _each_signal(profiles, name, function, seed):
     """Apply a function of signals to every profile, each with a stream of its own."""
     n = _checked(profiles)
     made = {}
-    for place, signal in enumerate(SIGNALS):
+    for place, signal in enumerate(DRAWN):
         if signal in profiles:
             stream = int(np.random.SeedSequence([seed, place, n]).generate_state(1)[0])
             made[signal] = function(profiles[signal].double(), seed=stream)
@@ -293,7 +298,7 @@ def _two_sided_profiles(decay, n):
     for some in decay.flatten().split(max(1, MATRIX_BYTES // (8 * n * n))):
         attn = surrogates.exponential_attention(some, n, causal=False)  # (head, query, key)
         parts.append(Profiles.from_attention(attn[None, None], causal=False))
-    return {name: torch.cat([p[name][0, 0] for p in parts]).view(*decay.shape, -1) for name in SIGNALS}
+    return {name: torch.cat([p[name][0, 0] for p in parts]).view(*decay.shape, -1) for name in DRAWN}
 
 
 def _free_positions(token_ids, keep):

@@ -51,7 +51,8 @@ def exponential_decay(distance, length, *, causal):
 def exponential_profiles(decay, length):
     """Return the profiles of :func:`exponential_attention`, causal, without forming the matrix.
 
-    They are by name: key_profile and last_query, (..., key), and lag_profile, (..., lag); O(length) per head.
+    They are by name: key_profile and last_query, (..., key), lag_profile and stationary_profile, (..., lag);
+    O(length) per head.
     """
     s = as_double(decay, "decay")  # (...)
     n, a, far = length, s.abs()[..., None], s[..., None] > 0
@@ -69,7 +70,16 @@ def exponential_profiles(decay, length):
         "key_profile": torch.where(far, heavy, light),
         "last_query": torch.where(far, last, last.flip(-1)),
         "lag_profile": torch.where(far, light, heavy),
+        "stationary_profile": _stationary(s, n),
     }
+
+
+def _stationary(s, n):
+    """Mean over the last n // 2 queries q of exp(s·d) / Σ_{k≤q} exp(s·k), (..., d)."""
+    lag = torch.arange(n, dtype=torch.float64)
+    sums = (s[..., None] * lag).logcumsumexp(-1)[..., n - n // 2 :]  # (..., query)
+    inverse = (-sums).logsumexp(-1, keepdim=True) - math.log(n // 2)
+    return (s[..., None] * lag[: n // 2] + inverse).exp()
 
 
 def exponential_attention(decay, length, *, causal):

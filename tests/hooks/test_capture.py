@@ -12,7 +12,8 @@ from nbhelpers.hooks.store import weight_fingerprint
 from nbhelpers.inputs.text import load_text
 from nbhelpers.protocol import PAPER
 
-ALL = ["key_profile", "last_query", "lag_profile", "local_mass", "row_entropy", "row_metrics"]
+PLAIN = ["key_profile", "last_query", "lag_profile", "stationary_profile"]
+ALL = [*PLAIN, "local_mass", "row_entropy", "row_metrics"]
 
 
 def test_axes_coordinates_groups_and_provenance(llama):
@@ -20,6 +21,7 @@ def test_axes_coordinates_groups_and_provenance(llama):
     got = tiny.capture_quietly(llama, ids, ALL)
     own = {"row_entropy": (), "local_mass": ("distance",), "row_metrics": ("metric",)}
     own |= {"key_profile": ("key",), "last_query": ("key",), "lag_profile": ("lag",)}
+    own["stationary_profile"] = ("lag back",)
     for name in ALL:
         assert got.axes[name] == ("sequence", "layer", "head", *own[name])
         assert got[name].shape[:3] == (3, 2, 4)

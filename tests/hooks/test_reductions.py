@@ -89,11 +89,17 @@ def slow_mass(a, real):
     return [sum(a[i, j] for i in real for j in n if abs(i - j) <= d) / len(real) for d in DISTANCES]
 
 
+def slow_stationary(a, real, causal):
+    late = [i for i in real if i >= LENGTH - LENGTH // 2]
+    return [sum(a[i, i - d] for i in late) / max(len(late), 1) for d in range(LENGTH // 2)]
+
+
 DISTANCES = [0, 1, 2, 4, 8, 11, 16, 100]
 LOOPS = {
     "key_profile": lambda a, real, causal: sum(a[i] for i in real) / len(real),
     "last_query": lambda a, real, causal: a[real[-1]],
     "lag_profile": slow_lags,
+    "stationary_profile": slow_stationary,
     "local_mass": lambda a, real, causal: slow_mass(a, real),
     "row_entropy": lambda a, real, causal: sum(entropy(a[i]) for i in real) / len(real),
 }
@@ -113,7 +119,12 @@ def test_equal_to_a_loop(case, name):
     if name in ("key_profile", "lag_profile"):
         assert abs(got[name].sum(-1) - 1).max() < 1e-6
     lags = list(range(0 if causal else 1 - LENGTH, LENGTH))
-    own = {"local_mass": DISTANCES, "lag_profile": lags, "row_entropy": []}
+    own = {
+        "local_mass": DISTANCES,
+        "lag_profile": lags,
+        "row_entropy": [],
+        "stationary_profile": list(range(LENGTH // 2)),
+    }
     assert got.coordinates[name] == own.get(name, list(range(LENGTH)))
 
 
@@ -203,7 +214,7 @@ def test_reductions_are_found_by_name_or_given():
             resolve(wrong)
 
 
-@pytest.mark.parametrize("name", ["lag_profile", "local_mass"])
+@pytest.mark.parametrize("name", ["lag_profile", "local_mass", "stationary_profile"])
 def test_lags_are_refused_in_cross_attention(name):
     ids, decoder_ids = tiny.make_tokens(20), tiny.make_tokens(9, seed=2)
     with pytest.raises(ValueError, match=f"{name} needs .*9 queries.*20 keys"):

@@ -56,8 +56,10 @@ def test_exponential_attention_its_mean_distance_and_its_profiles(s, causal):
         made = surrogates.exponential_profiles(torch.full((2, 3), s, dtype=torch.float64), n)
         lags = np.array([expected.trace(offset=-lag) / n for lag in range(n)])
         rows = {"key_profile": expected.mean(0), "last_query": expected[-1], "lag_profile": lags}
+        late = range(n - n // 2, n)
+        rows["stationary_profile"] = [np.mean([expected[i, i - d] for i in late]) for d in range(n // 2)]
         for name, row in rows.items():
-            assert_close(made[name], torch.from_numpy(row).expand(2, 3, n))
+            assert_close(made[name], torch.as_tensor(row).expand(2, 3, -1))
 
 
 @pytest.mark.parametrize("causal", [True, False])
