@@ -1,0 +1,237 @@
+"""What the heads of a model do with distance: statistics of stationary lag profiles, for the second rules.
+
+A stationary lag profile K(d) is the mean attention at d tokens back over queries that all see d; neither the
+causal mask nor the first token is in it (:class:`nbhelpers.hooks.reductions.StationaryProfile`). Every
+statistic is made of K averaged over sequences and of its cross-power, so all of them come with the values
+that leave one sequence out.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from nbhelpers.stats import jackknife_interval
+
+LEAST_SEQUENCES = 3  # that a cross-power with one left out needs
+LEAST_HEADS = 3  # resolved heads of a layer, for a line over them
+LEVELS = torch.arange(1, 10, dtype=torch.float64) / 10  # of the quantiles that say where a kernel lies
+LEAST_KEPT, FARTHEST = 0.5, 0.75  # of a resolved head: mass over the median, 90 % quantile over the lags
+PROMINENCE = 0.06  # of a tuned head: height of its peak over the valley before it, in units of C(0)
+NEXT_PEAK = 0.5  # of it: how high any peak half an octave away may be
+FLOOR = 1e-3  # of an even profile: attention below it counts as so much
+
+
+class LagKernels(NamedTuple):
+    """The heads' kernels: of all sequences (first entry of `draw`), and with each sequence left out."""
+
+    kernel: torch.Tensor  # (draw, layer, head, lag), over its median, sum 1
+    resolved: torch.Tensor  # (draw, layer, head), bool
+    quantiles: torch.Tensor  # (draw, layer, head, level), log2 of tokens
+    power: torch.Tensor  # (draw, layer, head, freq), cross-power over sequences; noise cancels in it
+
+    @property
+    def counted(self):
+        """Which heads take part in lines over the heads of a layer."""
+        return self.resolved & (self.resolved.sum(-1, keepdim=True) >= LEAST_HEADS)
+
+    @property
+    def place(self):
+        """Where a kernel lies: mean of its log2 quantiles, (draw, layer, head)."""
+        return self.quantiles.mean(-1)
+
+    @property
+    def width(self):
+        """Entropy of a kernel in bits, (draw, layer, head)."""
+        return _bits(self.kernel)
+
+
+def lag_kernels(profile):
+    """Return the :class:`LagKernels` of profiles (sequence, layer, head, lag), 3 sequences or more.
+
+    Over sequences the geometric mean is taken, which few strong tokens do not move; the kernel is what lies
+    over the median of its lags. The cross-power of S sequences is
+    (|Σ F|² − Σ |F|²) / (S (S − 1)), F the transform of K under the falling half of a Hann window, padded to
+    twice its length: noise that sequences do not share has expectation 0 in it.
+    """
+    profile = torch.as_tensor(profile).double()
+    n, n_lags = len(profile), profile.shape[-1]
+    if n < LEAST_SEQUENCES:
+        raise ValueError(f"kernels need at least {LEAST_SEQUENCES} sequences, got {n}; draw more")
+    falling = torch.hann_window(2 * n_lags, periodic=False, dtype=torch.float64)[n_lags:]
+    line = torch.fft.rfft(profile * falling, n=2 * n_lags)  # (sequence, layer, head, freq)
+    total, squares = _leaving_out(line), _leaving_out(line.abs().square())
+    count = torch.tensor([n, *[n - 1] * n]).view(-1, 1, 1, 1)  # (draw, 1, 1, 1)
+    power = (total.abs().square() - squares) / (count * (count - 1))
+    shares = profile / profile.sum(-1, keepdim=True)
+    mean = (_leaving_out((shares + FLOOR / n_lags).log()) / count).exp()
+    mean = mean / mean.sum(-1, keepdim=True)  # (draw, layer, head, lag)
+    over = (mean - mean.median(-1, keepdim=True).values).clamp_min(0)
+    kept = over.sum(-1, keepdim=True)
+    kernel = torch.where(kept > 1e-9, over / kept.clamp_min(1e-9), mean)
+    cumulated = kernel.cumsum(-1)
+    near = (cumulated < 0.9).sum(-1) <= FARTHEST * n_lags
+    return LagKernels(kernel, (kept[..., 0] >= LEAST_KEPT) & near, _log_quantiles(cumulated), power)
+
+
+def resolved_share(kernels):
+    """Share of heads with a kernel: half of their attention over the median, 90 % of it within the lags."""
+    return kernels.resolved.double().mean((1, 2))
+
+
+def tuned_share(kernels):
+    """Share of heads whose spectrum has one outstanding peak away from frequency 0."""
+    return _peaks(kernels)[0].double().mean((1, 2))
+
+
+def peak_spread(kernels):
+    """Standard deviation over tuned heads of log2 of the frequency of their peak (octaves)."""
+    tuned, frequency = _peaks(kernels)
+    return _spread(torch.where(tuned, frequency.log2(), torch.nan).flatten(1)[:, None])
+
+
+def place_spread(kernels):
+    """Standard deviation over the resolved heads of a layer of their place (octaves)."""
+    return _spread(_of_counted(kernels, kernels.place))
+
+
+def width_spread(kernels):
+    """Standard deviation over the resolved heads of a layer of their width (bits)."""
+    return _spread(_of_counted(kernels, kernels.width))
+
+
+def width_slope(kernels):
+    """Slope of width on place over the resolved heads of a layer: 1 for dilated copies."""
+    return _line(kernels, kernels.place, kernels.width)[0]
+
+
+def width_fit(kernels):
+    """Share of the variance of width that its line on place explains."""
+    return _line(kernels, kernels.place, kernels.width)[1].square()
+
+
+def alignment(kernels):
+    """Share of the variance of all log quantiles that one shift of a common shape explains."""
+    quantiles = torch.where(kernels.counted[..., None], kernels.quantiles, torch.nan)
+    shift = quantiles.mean(-1, keepdim=True)
+    shape = quantiles - shift
+    rest = (shape - shape.nanmean(2, keepdim=True)).square().mean(-1).nansum((1, 2))
+    moved = _centred(shift[..., 0]).square().nansum((1, 2))
+    return moved / (moved + rest).clamp_min(1e-12)
+
+
+def shape_drift(kernels):
+    """Slope on place of the octaves between the quantiles .2 and .8: 0 for dilated copies."""
+    octaves = kernels.quantiles[..., 7] - kernels.quantiles[..., 1]
+    return _line(kernels, kernels.place, octaves)[0]
+
+
+def tradeoff(kernels):
+    """Correlation of width and spectral entropy over the resolved heads of a layer."""
+    return _line(kernels, kernels.width, _spectral_bits(kernels))[1]
+
+
+def exchange_rate(kernels):
+    """Slope of spectral entropy on width, bits for bits, over the resolved heads of a layer."""
+    return _line(kernels, kernels.width, _spectral_bits(kernels))[0]
+
+
+def coherence(kernels):
+    """Mean absolute cosine of centred kernels over the pairs of resolved heads of a layer; 1 without any."""
+    x = kernels.kernel - kernels.kernel.mean(-1, keepdim=True)
+    x = x / x.norm(dim=-1, keepdim=True).clamp_min(1e-30)
+    counted = kernels.counted
+    pair = counted[..., None] & counted[..., None, :] & ~torch.eye(x.shape[2], dtype=torch.bool)
+    cosine = torch.where(pair, (x @ x.mT).abs(), 0.0).sum((1, 2, 3))
+    return torch.where(pair.any(3).any(2).any(1), cosine / pair.sum((1, 2, 3)).clamp_min(1), 1.0)
+
+
+STATISTICS = (
+    resolved_share, tuned_share, peak_spread, place_spread, width_spread, width_slope, width_fit,
+    alignment, shape_drift,
+    tradeoff, exchange_rate, coherence,
+)  # fmt: skip
+BOUNDS = {
+    "resolved_share": (0, 1), "tuned_share": (0, 1), "width_fit": (0, 1), "alignment": (0, 1),
+    "coherence": (0, 1), "tradeoff": (-1, 1),
+}  # fmt: skip
+
+
+def measure_second(profiles, claim, *, confidence=0.95):
+    """Return an Estimate of everything that the second rule of a claim needs, by name of criterion.
+
+    `profiles` hold the stationary_profile of 3 or more sequences. The interval is a jackknife over sequences,
+    cut to the range that a share or a correlation can have.
+    """
+    kernels = lag_kernels(profiles.stationary_profile)
+    values = {statistic.__name__: statistic(kernels).numpy() for statistic in STATISTICS}
+    records = {}
+    for criterion in claim.second:
+        name = criterion.name.partition("_")[2]
+        value, *left_out = values[name]
+        estimate = jackknife_interval(float(value), np.array(left_out), confidence=confidence)
+        low, high = BOUNDS.get(name, (-np.inf, np.inf))
+        ends = max(estimate.low, low), min(estimate.high, high)
+        records[criterion.name] = estimate._replace(low=float(ends[0]), high=float(ends[1])).widened()
+    return records
+
+
+def _leaving_out(values):
+    """Sum over sequences of all, then of all but each: (1 + sequence, ...)."""
+    total = values.sum(0, keepdim=True)
+    return torch.cat([total, total - values])
+
+
+def _bits(share):
+    return -torch.xlogy(share, share).sum(-1) / np.log(2)
+
+
+def _spectral_bits(kernels):
+    power = kernels.power[..., 1:].clamp_min(0)
+    return _bits(power / power.sum(-1, keepdim=True).clamp_min(1e-30))
+
+
+def _log_quantiles(cumulated):
+    """log2 of the quantiles at LEVELS of cumulated kernels (..., lag); lag d reaches from d to d + 1."""
+    levels = LEVELS.expand(*cumulated.shape[:-1], len(LEVELS)).contiguous()
+    at = torch.searchsorted(cumulated.contiguous(), levels).clamp_max(cumulated.shape[-1] - 1)
+    above = cumulated.gather(-1, at)
+    below = torch.where(at > 0, cumulated.gather(-1, (at - 1).clamp_min(0)), 0.0)
+    within = (levels - below) / (above - below).clamp_min(1e-30)
+    return (at + within.clamp(1e-3, 1)).log2()
+
+
+def _peaks(kernels):
+    """Return which heads are tuned and the frequency of their highest peak, (draw, layer, head)."""
+    relative = (kernels.power / kernels.power[..., :1]).clamp_min(0)
+    prominence = relative - relative.cummin(-1).values
+    highest, at = prominence.max(-1)
+    octaves = torch.arange(relative.shape[-1]).log2() - at[..., None].log2()
+    following = torch.where(octaves.abs() > 0.5, prominence, 0.0).amax(-1)
+    tuned = (highest >= PROMINENCE) & (following <= NEXT_PEAK * highest)
+    return tuned, at.double() / (2 * (relative.shape[-1] - 1))
+
+
+def _of_counted(kernels, values):
+    return torch.where(kernels.counted, values, torch.nan)
+
+
+def _centred(values):
+    """Subtract the mean over the heads of each layer that are not NaN, (draw, layer, head)."""
+    return values - values.nanmean(2, keepdim=True)
+
+
+def _spread(values):
+    """Standard deviation of (draw, layer, head) within layers; 0 where nothing is known."""
+    centred = _centred(values)
+    known = ~centred.isnan()
+    freedom = known.sum((1, 2)) - known.any(2).sum(1)
+    return (centred.square().nansum((1, 2)) / freedom.clamp_min(1)).sqrt()
+
+
+def _line(kernels, x, y):
+    """Return slope of y on x and their correlation within layers, (draw,); 0 where nothing varies."""
+    x, y = (_centred(_of_counted(kernels, values)).nan_to_num(0.0).flatten(1) for values in (x, y))
+    xx, yy, xy = (x * x).sum(1), (y * y).sum(1), (x * y).sum(1)
+    both = (xx * yy).sqrt()
+    return torch.where(xx > 1e-9, xy / xx.clamp_min(1e-9), 0.0), torch.where(both > 1e-9, xy / both, 0.0)
