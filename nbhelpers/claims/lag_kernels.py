@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from nbhelpers.stats import jackknife_interval
+from nbhelpers.stats import ANY, CORRELATION, jackknife_interval
 
 LEAST_SEQUENCES = 3  # that a cross-power with one left out needs
 LEAST_HEADS = 3  # resolved heads of a layer, for a line over them
@@ -151,17 +151,17 @@ STATISTICS = (
     alignment, shape_drift,
     tradeoff, exchange_rate, coherence,
 )  # fmt: skip
-BOUNDS = {
+POSSIBLE = {
     "resolved_share": (0, 1), "tuned_share": (0, 1), "width_fit": (0, 1), "alignment": (0, 1),
-    "coherence": (0, 1), "tradeoff": (-1, 1),
+    "coherence": (0, 1), "tradeoff": CORRELATION,
 }  # fmt: skip
 
 
 def measure_second(profiles, claim, *, confidence=0.95):
     """Return an Estimate of everything that the second rule of a claim needs, by name of criterion.
 
-    `profiles` hold the stationary_profile of 3 or more sequences. The interval is a jackknife over sequences,
-    cut to the range that a share or a correlation can have.
+    `profiles` hold the stationary_profile of 3 or more sequences. The interval is that of
+    `jackknife_interval` over sequences.
     """
     kernels = lag_kernels(profiles.stationary_profile)
     values = {statistic.__name__: statistic(kernels).numpy() for statistic in STATISTICS}
@@ -169,10 +169,10 @@ def measure_second(profiles, claim, *, confidence=0.95):
     for criterion in claim.second:
         name = criterion.name.partition("_")[2]
         value, *left_out = values[name]
-        estimate = jackknife_interval(float(value), np.array(left_out), confidence=confidence)
-        low, high = BOUNDS.get(name, (-np.inf, np.inf))
-        ends = max(estimate.low, low), min(estimate.high, high)
-        records[criterion.name] = estimate._replace(low=float(ends[0]), high=float(ends[1])).widened()
+        possible = POSSIBLE.get(name, ANY)
+        records[criterion.name] = jackknife_interval(
+            float(value), left_out, possible=possible, confidence=confidence
+        ).widened()
     return records
 
 
