@@ -30,6 +30,11 @@ def _scales(n_heads, ratio, first):
     return first * ratio ** torch.arange(n_heads, dtype=torch.float64)[:, None]  # (head, 1)
 
 
+def _scattered_steps(n_heads, generator):
+    """One number at random in each of as many equal parts of 0 to 1 as there are heads, (head, 1)."""
+    return (torch.arange(n_heads)[:, None] + torch.rand(n_heads, 1, generator=generator).double()) / n_heads
+
+
 def _that_fit(made, reach, lag):
     """Heads whose kernel does not fit into half of the sequence look evenly."""
     return torch.where(reach <= len(lag) / 2 - 1, made, 1.0)
@@ -43,7 +48,7 @@ def _morlet(n_heads, lag, generator, *, ratio=2**0.5, place=4.0, period=1.0, hat
     scale = _scales(n_heads, ratio or 1.0, SHORTEST / period)
     if not ratio:
         widest = (len(lag) / 2 - 1) / (place + 2)
-        scale = scale * (widest / scale) ** torch.rand(n_heads, 1, generator=generator, dtype=torch.float64)
+        scale = scale * (widest / scale) ** _scattered_steps(n_heads, generator)
     x = (lag - place * scale) / scale
     wave = 1 + torch.cos(2 * torch.pi * x / period)
     if hats:
@@ -79,12 +84,13 @@ def _fading(n_heads, lag, generator, *, shape, ratio=2.0, first=1.5):
     """A shape of lag over scale; scales grow by `ratio`, or are drawn where it is 0."""
     scale = _scales(n_heads, ratio or 1.0, first)
     if not ratio:
-        scale = first * (len(lag) / 8 / first) ** torch.rand(n_heads, 1, generator=generator).double()
+        scale = first * (len(lag) / 8 / first) ** _scattered_steps(n_heads, generator)
     return _that_fit(SHAPES[shape](lag / scale), 2 * scale, lag)
 
 
 SHAPES = {  # of x = lag / scale
     "exponential": lambda x: torch.exp(-x),
+    "half Gaussian": lambda x: torch.exp(-0.5 * x**2),
     "box": lambda x: (x < 2).double(),
     "triangle": lambda x: (1 - x / 2).clamp_min(0),
     "ring": lambda x: ((x >= 1) & (x < 2)).double(),
@@ -225,47 +231,60 @@ DESIGN = {  # what rules may be tuned on
     "widening bumps": _kind(_widening, ("C6",), _WIDER),
     "token noise rises with depth": _kind(_flat, ("C3",), _TAPER, key=_by_depth(lambda depth: depth)),
     "token noise in the middle": _kind(_flat, (), "up and down", key=_by_depth(lambda d: 4 * d * (1 - d))),
-}  # fmt: skip
-TEST = {  # what they are tested on, once
-    "Morlet, steps of 1.5": _kind(_morlet, _FRAME, _WAVES, ratio=1.5, place=4.5, period=0.9),
-    "Morlet, steps of 1.9": _kind(_morlet, _FRAME, _WAVES, ratio=1.9, place=3.5, period=1.1, shortest=256),
-    "Morlet, narrow, steps of 1.6": _kind(_morlet, _FRAME, _WAVES, ratio=1.6, place=5.0, period=0.7),
+    "Morlet, narrow": _kind(_morlet, _FRAME, _WAVES, ratio=1.6, place=5.0, period=0.7, shortest=192),
     "Morlet, random scales": _kind(_morlet, _FRAME, _WAVES, ratio=0, place=5.0, period=0.8, shortest=256),
-    "Mexican hats, half octaves": _kind(_morlet, _FRAME, _WAVES, hats=True, shortest=192),
     "Mexican hats, steps of 1.7": _kind(_morlet, _FRAME, _WAVES, ratio=1.7, period=0.8, hats=True),
-    "Gabor, random frequencies": _kind(_gabor, ("C4",), _GABOR, at_random=True, width=1 / 18, place=3.0),
-    "Gabor, wide": _kind(_gabor, ("C4",), _GABOR, width=1 / 13),
-    "exponentials, steps of 1.5": _kind(_fade("exponential", 1.5, 1.2), ("C5",), _EXP, open=("C6",)),
-    "exponentials, random scales": _kind(_fade("exponential", 0, 1.0), ("C5",), _EXP, open=("C6",)),
-    "long exponentials of one scale": _kind(_fade("exponential", 1.0, 11.0), (), _ONE),
-    "boxes, steps of 1.6": _kind(_fade("box", 1.6, 1.5), _DILATED, _LOW),
     "boxes of one width": _kind(_fade("box", 1.0, 7.0), (), _ONE),
-    "triangles, steps of 1.8": _kind(_fade("triangle", 1.8, 2.0), _DILATED, _LOW),
-    "two-sided exponentials, octaves": _kind(_fade("peak", 2.0, 3.0), _DILATED, _LOW),
     "gamma bumps, steps of 1.7": _kind(_fade("gamma", 1.7, 4.0), _DILATED, _LOW),
     "steep power law of all scales": _kind(_fade("power law", 1.8), ("C5",), _LOW, open=("C6",)),
-    "steeper power laws": _kind(_power_laws, (), _SHAPES, open=("C6",), steepest=4.0),
     "combs": _kind(_periodic, ("C4",), _PERIOD, sharpness=1.5),
-    "damped waves, short": _kind(_damped, ("C4",), _GABOR, decay=1 / 12, ratio=1.3),
-    "shuffled Mexican hats": _kind(_shuffled, (), _SHUFFLED, of=_morlet, hats=True, ratio=1.6),
-    "shuffled boxes": _kind(_shuffled, (), _SHUFFLED, of=_fading, shape="box", ratio=1.7),
-    "window and sink": _kind(_fade("box", 1.0, 3.0), (), _ONE, sink=_sinks(0.0)),
     "polar with depth, windows": _kind(_fade("box", 1.0, 4.0), ("C1",), _POLAR, sink=_sinks(7.0)),
-    "polar with depth, near": _kind(_fade("exponential", 1.0, 2.0), ("C1",), _POLAR, sink=_sinks(8.0)),
-    "strong independent entries": _kind(_flat, (), _NONE, spread=1.5),
-    "tokens, white noise": _kind(_flat, (), _NONE, key=_tokens(0.0, 0.9)),
-    "uniform": _kind(_flat, (), _NONE),
-    "half Mexican hats, half flat": _kind(_half, _FRAME, _WAVES, shortest=192,
-        of=(_morlet, {"hats": True, "ratio": 1.8, "place": 4.5})),
     "half Morlet, half one exponential": _kind(_half, ("C4",), _TWO, open=("C6", "C14"),
         of=(_morlet, {"place": 4.5, "period": 0.8}), other=_fade("exponential", 1.0, 8.0)),
     "half ALiBi, half flat": _kind(_half, ("C5",), _EXP, open=("C6",), of=_fade("exponential")),
-    "bumps of one width": _kind(_windows, (), _ONE, width=8.0, soft=True),
     "one token at growing distances": _kind(_windows, (), _ONE, width=1.2, ratio=1.8),
-    "many scattered lags": _kind(_scattered, (), _SCATTER, ratio=1.5),
+    "token noise falls with depth": _kind(_flat, (), "the wrong way", key=_by_depth(lambda depth: 1 - depth)),
+}  # fmt: skip
+TEST = {  # what they are tested on, once
+    "Morlet, steps of 1.55": _kind(_morlet, _FRAME, _WAVES, ratio=1.55, place=4.8, period=0.75, shortest=192),
+    "Morlet, steps of 2.2": _kind(_morlet, _FRAME, _WAVES, ratio=2.2, place=3.2, period=1.05, shortest=256),
+    "Morlet, scattered scales": _kind(_morlet, _FRAME, _WAVES, ratio=0, place=4.5, period=0.9, shortest=256),
+    "Mexican hats, far": _kind(_morlet, _FRAME, _WAVES, ratio=1.5, place=4.5, hats=True, shortest=192),
+    "Mexican hats, steps of 1.8": _kind(_morlet, _FRAME, _WAVES, ratio=1.8, period=0.9, hats=True,
+        shortest=192),
+    "half Mexican hats, half flat": _kind(_half, _FRAME, _WAVES, shortest=192,
+        of=(_morlet, {"hats": True, "ratio": 1.8, "place": 4.2})),
+    "half Morlet, steps of 1.75, half flat": _kind(_half, _FRAME, _WAVES, shortest=192,
+        of=(_morlet, {"ratio": 1.75, "place": 4.5, "period": 0.9})),
+    "Gabor, random frequencies": _kind(_gabor, ("C4",), _GABOR, at_random=True, width=1 / 18, place=3.0),
+    "Gabor, wide": _kind(_gabor, ("C4",), _GABOR, width=1 / 13),
+    "half Gabor, half flat": _kind(_half, ("C4",), _GABOR, of=(_gabor, {"width": 1 / 20, "place": 3.5})),
+    "combs, steps of 1.6": _kind(_periodic, ("C4",), _PERIOD, sharpness=1.0, ratio=1.6),
+    "damped waves, short": _kind(_damped, ("C4",), _GABOR, decay=1 / 11, ratio=1.35),
+    "exponentials, steps of 1.6": _kind(_fade("exponential", 1.6, 1.4), ("C5",), _EXP, open=("C6",)),
+    "exponentials, scattered scales": _kind(_fade("exponential", 0, 1.8), ("C5",), _EXP, open=("C6",)),
+    "long exponentials of one scale": _kind(_fade("exponential", 1.0, 11.0), (), _ONE),
+    "boxes, steps of 1.45": _kind(_fade("box", 1.45, 2.0), _DILATED, _LOW),
+    "half boxes, half flat": _kind(_half, _DILATED, _LOW, of=_fade("box", 2.0, 1.5)),
+    "boxes of 10 tokens": _kind(_fade("box", 1.0, 5.0), (), _ONE),
+    "half Gaussians, steps of 1.7": _kind(_fade("half Gaussian", 1.7, 2.0), _DILATED, _LOW),
+    "two-sided exponentials, steps of 1.7": _kind(_fade("peak", 1.7, 3.5), _DILATED, _LOW),
+    "rings, steps of 1.7": _kind(_fade("ring", 1.7, 2.0), _DILATED, _LOW),
+    "flatter power laws": _kind(_power_laws, (), _SHAPES, open=("C6",), steepest=2.5),
+    "shuffled Mexican hats": _kind(_shuffled, (), _SHUFFLED, of=_morlet, hats=True, ratio=1.6),
+    "shuffled boxes": _kind(_shuffled, (), _SHUFFLED, of=_fading, shape="box", ratio=1.7),
+    "window and sink": _kind(_fade("box", 1.0, 3.0), (), _ONE, sink=_sinks(0.0)),
+    "polar with depth, near": _kind(_fade("exponential", 1.0, 2.0), ("C1",), _POLAR, sink=_sinks(7.5)),
+    "polar with depth, window of 6": _kind(_fade("box", 1.0, 3.0), ("C1",), _POLAR, sink=_sinks(6.5)),
+    "strong independent entries": _kind(_flat, (), _NONE, spread=1.4),
+    "tokens, white noise": _kind(_flat, (), _NONE, key=_tokens(0.0, 0.9)),
+    "uniform": _kind(_flat, (), _NONE),
+    "bumps of one width": _kind(_windows, (), _ONE, width=8.0, soft=True),
+    "many scattered lags": _kind(_scattered, (), _SCATTER, ratio=1.65),
     "bumps that widen fast": _kind(_widening, ("C6",), _WIDER, ratio=1.75),
     "token noise rises late": _kind(_flat, ("C3",), _TAPER, key=_by_depth(lambda depth: depth**1.5)),
-    "token noise falls with depth": _kind(_flat, (), "the wrong way", key=_by_depth(lambda depth: 1 - depth)),
+    "token noise rises a little": _kind(_flat, ("C3",), _TAPER, key=_by_depth(lambda d: 0.2 + 0.6 * d)),
+    "token noise falls early": _kind(_flat, (), "the wrong way", key=_by_depth(lambda d: (1 - d).square())),
     "token noise at both ends": _kind(_flat, (), "down, up", key=_by_depth(lambda d: (1 - 2 * d).square())),
 }  # fmt: skip
 KINDS = DESIGN | TEST

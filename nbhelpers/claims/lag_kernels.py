@@ -17,6 +17,7 @@ LEAST_SEQUENCES = 3  # that a cross-power with one left out needs
 LEAST_HEADS = 3  # resolved heads of a layer, for a line over them
 LEVELS = torch.arange(1, 10, dtype=torch.float64) / 10  # of the quantiles that say where a kernel lies
 LEAST_KEPT, FARTHEST = 0.5, 0.75  # of a resolved head: mass over the median, 90 % quantile over the lags
+MOST_AT_ITSELF = 0.5  # of its mass at lag 0; a narrower head has no shape that tokens could show
 PROMINENCE = 0.06  # of a tuned head: height of its peak over the valley before it, in units of C(0)
 NEXT_PEAK = 0.5  # of it: how high any peak half an octave away may be
 FLOOR = 1e-3  # of an even profile: attention below it counts as so much
@@ -70,12 +71,12 @@ def lag_kernels(profile):
     kept = over.sum(-1, keepdim=True)
     kernel = torch.where(kept > 1e-9, over / kept.clamp_min(1e-9), mean)
     cumulated = kernel.cumsum(-1)
-    near = (cumulated < 0.9).sum(-1) <= FARTHEST * n_lags
-    return LagKernels(kernel, (kept[..., 0] >= LEAST_KEPT) & near, _log_quantiles(cumulated), power)
+    within = ((cumulated < 0.9).sum(-1) <= FARTHEST * n_lags) & (cumulated[..., 0] <= MOST_AT_ITSELF)
+    return LagKernels(kernel, (kept[..., 0] >= LEAST_KEPT) & within, _log_quantiles(cumulated), power)
 
 
 def resolved_share(kernels):
-    """Share of heads with a kernel: half of their attention over the median, 90 % of it within the lags."""
+    """Share of heads with a kernel: half of their attention over the median, not at lag 0 and not beyond."""
     return kernels.resolved.double().mean((1, 2))
 
 
@@ -136,7 +137,7 @@ def exchange_rate(kernels):
     return _line(kernels, kernels.width, _spectral_bits(kernels))[0]
 
 
-def coherence(kernels):
+def overlap(kernels):
     """Mean absolute cosine of centred kernels over the pairs of resolved heads of a layer; 1 without any."""
     x = kernels.kernel - kernels.kernel.mean(-1, keepdim=True)
     x = x / x.norm(dim=-1, keepdim=True).clamp_min(1e-30)
@@ -149,11 +150,11 @@ def coherence(kernels):
 STATISTICS = (
     resolved_share, tuned_share, peak_spread, place_spread, width_spread, width_slope, width_fit,
     alignment, shape_drift,
-    tradeoff, exchange_rate, coherence,
+    tradeoff, exchange_rate, overlap,
 )  # fmt: skip
 POSSIBLE = {
     "resolved_share": (0, 1), "tuned_share": (0, 1), "width_fit": (0, 1), "alignment": (0, 1),
-    "coherence": (0, 1), "tradeoff": CORRELATION,
+    "overlap": (0, 1), "tradeoff": CORRELATION,
 }  # fmt: skip
 
 

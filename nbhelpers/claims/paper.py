@@ -56,7 +56,7 @@ _DILATED = (
         "share of the variance of kernels' quantiles that shifts along log distance explain",
         (0.9, 1.0),
     ),
-    ("shape_drift", "change of shape (octaves between quantiles) with distance", (-0.15, 0.15)),
+    ("shape_drift", "change of shape (octaves between quantiles) with distance", (-0.22, 0.22)),
 )
 _TUNED = ("tuned_share", "share of heads whose kernel has one outstanding frequency", (1 / 3, 1.0))
 SECOND = {  # on stationary lag profiles; tuned on design banks, fixed before they saw a model
@@ -76,7 +76,7 @@ SECOND = {  # on stationary lag profiles; tuned on design banks, fixed before th
         *_DILATED,
         _TUNED,
         (
-            "coherence",
+            "overlap",
             "mean absolute cosine of centred kernels over the pairs of heads of a layer",
             (0.0, 0.35),
         ),

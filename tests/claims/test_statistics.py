@@ -26,7 +26,7 @@ def observe_planted(bank, **options):
 
 @pytest.fixture(scope="module")
 def planted():
-    return observe_planted("alibi", noise=0.7, key_noise=0.7, seed=2)
+    return observe_planted("exponentials, octaves (ALiBi)", noise=0.7, key_noise=0.7, seed=2)
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +181,7 @@ def test_nulls_have_intervals_over_pairs_or_seeds(planted, null_models, records)
 
 def test_a_null_that_does_not_define_a_statistic_is_left_out(null_models):
     assert np.isnan(statistics.criterion_value("C6_rho", *null_models["N0"])), "all heads are alike"
-    _, iid = observe_planted("iid", noise=0.2)
+    _, iid = observe_planted("independent entries", noise=0.2)
     given = null_models | {"N1": null_models["N0"]}
     found = statistics.measure_criteria(*iid, "C6", nulls=given)["C6_rho"].null
     assert found == min(
