@@ -6,9 +6,9 @@ statistic is made of K averaged over sequences and of its cross-power, so all of
 that leave one sequence out.
 """
 
+import math
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
 from nbhelpers.stats import ANY, CORRELATION, jackknife_interval
@@ -21,6 +21,9 @@ MOST_AT_ITSELF = 0.5  # of its mass at lag 0; a narrower head has no shape that 
 PROMINENCE = 0.06  # of a tuned head: height of its peak over the valley before it, in units of C(0)
 NEXT_PEAK = 0.5  # of it: how high any peak half an octave away may be
 FLOOR = 1e-3  # of an even profile: attention below it counts as so much
+CONSTANTS = (
+    "LEAST_HEADS", "LEAST_KEPT", "FARTHEST", "MOST_AT_ITSELF", "PROMINENCE", "NEXT_PEAK", "FLOOR",
+)  # fmt: skip
 
 
 class LagKernels(NamedTuple):
@@ -158,23 +161,21 @@ POSSIBLE = {
 }  # fmt: skip
 
 
-def measure_second(profiles, claim, *, confidence=0.95):
-    """Return an Estimate of everything that the second rule of a claim needs, by name of criterion.
+def measure_second(profile, *claims, confidence=0.95):
+    """Return an Estimate of everything that the second rules of claims need, by name of criterion.
 
-    `profiles` hold the stationary_profile of 3 or more sequences. The interval is that of
-    `jackknife_interval` over sequences.
+    `profile` are the stationary profiles (sequence, layer, head, lag) of 3 or more sequences. The interval is
+    that of `jackknife_interval` over sequences.
     """
-    kernels = lag_kernels(profiles.stationary_profile)
-    values = {statistic.__name__: statistic(kernels).numpy() for statistic in STATISTICS}
-    records = {}
-    for criterion in claim.second:
-        name = criterion.name.partition("_")[2]
-        value, *left_out = values[name]
-        possible = POSSIBLE.get(name, ANY)
-        records[criterion.name] = jackknife_interval(
-            float(value), left_out, possible=possible, confidence=confidence
-        ).widened()
-    return records
+    kernels = lag_kernels(profile)
+    found = {}
+    for statistic in STATISTICS:
+        value, *left_out = statistic(kernels).tolist()
+        possible = POSSIBLE.get(statistic.__name__, ANY)
+        estimate = jackknife_interval(value, left_out, possible=possible, confidence=confidence)
+        found[statistic.__name__] = estimate.widened()
+    names = [criterion.name for claim in claims for criterion in claim.second]
+    return {name: found[name.partition("_")[2]] for name in names}
 
 
 def _leaving_out(values):
@@ -184,7 +185,7 @@ def _leaving_out(values):
 
 
 def _bits(share):
-    return -torch.xlogy(share, share).sum(-1) / np.log(2)
+    return -torch.xlogy(share, share).sum(-1) / math.log(2)
 
 
 def _spectral_bits(kernels):

@@ -4,6 +4,7 @@ Every one is a function of means over sequences, so one interval over sequences 
 measure a model, its nulls and planted attention; nothing here knows which of them it is given.
 """
 
+import hashlib
 from typing import NamedTuple
 
 import numpy as np
@@ -16,8 +17,8 @@ from nbhelpers.kernels import entropy, frames, rows, spectra
 from nbhelpers.protocol import PAPER
 from nbhelpers.stats import known_mean, partial_correlation, pearson, student_interval
 
-from . import paper
-from .verdicts import Claim
+from . import lag_kernels, paper
+from .verdicts import LEAST_RATE, Claim
 
 LOCAL, GLOBAL = 2 / 3, 1 / 3  # shares of attention nearby from which a head counts as local, and as global
 FLOAT32_RANK = 1e-6  # profiles are float32: smaller singular values, relatively, are rounding
@@ -86,6 +87,18 @@ def measure_criteria(table, profiles, claim, *, nulls, protocol=PAPER, confidenc
             found = _held_against(found, criterion.most_conservative(found.value, defined)[0], *beside)
         records[criterion.name] = found.widened()
     return records
+
+
+def rules_digest():
+    """Return a hash of everything in the rules that is a number or names a null, 12 digits (hex).
+
+    `paper.rule_changes` lists the changes; its last line holds the digest of the rules as they are.
+    """
+    parts = [LEAST_RATE, LOCAL, GLOBAL, *(getattr(lag_kernels, name) for name in lag_kernels.CONSTANTS)]
+    for known in paper.CLAIMS:
+        for c in known.criteria + known.second:
+            parts.append((c.name, c.claimed, c.nulls, c.less, c.away, c.margin))
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
 
 
 @checked(name=text, table=head_table)

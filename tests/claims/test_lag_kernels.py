@@ -1,7 +1,5 @@
 """Statistics of stationary lag profiles against slow loops and against kernels whose values are known."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
@@ -102,7 +100,7 @@ def test_a_wave_is_found_at_its_period():
 
 
 def test_records_are_jackknife_intervals_of_the_second_criteria(profile):
-    records = lk.measure_second(SimpleNamespace(stationary_profile=profile), claim("C14"))
+    records = lk.measure_second(profile, claim("C14"))
     assert list(records) == [criterion.name for criterion in claim("C14").second]
     value, *left_out = lk.width_slope(lk.lag_kernels(profile)).tolist()
     assert records["C14_width_slope"][:3] == jackknife_interval(value, left_out)[:3]
