@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import signal
 import sys
+import textwrap
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -102,8 +103,9 @@ def _parser() -> argparse.ArgumentParser:
     families = commands.add_parser("families", help="print how capture does on every type of transformers")
     families.set_defaults(command=_families)
 
-    report = commands.add_parser("report", help="print the numbers a run recorded")
+    report = commands.add_parser("report", help="print the verdicts on what a run recorded")
     report.set_defaults(command=_report)
+    report.add_argument("--numbers", action="store_true", help="and every number, by the name of its record")
 
     site = commands.add_parser("site", help="turn executed notebooks into pages, offline")
     site.set_defaults(command=_site)
@@ -179,26 +181,31 @@ def _families(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
+    from nbhelpers.collection import scorecard as cards
     from nbhelpers.collection.results import load_results
-    from nbhelpers.collection.scorecard import missing_notebooks, rules_version, scorecard, scorecard_markdown
     from nbhelpers.files import replacing
 
     numbers = load_results(options.folder)
-    for notebook, rows in numbers.groupby("notebook"):
+    for notebook, rows in numbers.groupby("notebook") if options.numbers else ():
         print(notebook)
         shown = rows.drop(columns=["notebook", "note"]).astype(object)
         shown = shown.where(shown.notna(), "")
         print(shown.to_string(index=False, float_format=lambda number: f"{number:.4g}"), end="\n\n")
-    print(f"{len(numbers)} numbers of {numbers['notebook'].nunique()} notebooks in {options.folder}\n")
-    card = scorecard(options.folder)
+    card = cards.scorecard(options.folder)
     path = Path(options.folder) / "scorecard.csv"
     with replacing(path) as partial:
         card.to_csv(partial, index=False)
     with replacing(path.with_suffix(".md")) as partial:
-        partial.write_text(scorecard_markdown(card), encoding="utf-8")
-    print(card[["claim", "title", "verdict", "why"]].to_string(index=False))
-    print(f"{rules_version()}; scorecard: {path} and .md")
-    if missing := missing_notebooks(card):
+        partial.write_text(cards.scorecard_markdown(card, cards.ANSWERS), encoding="utf-8")
+    for group, rows in card.groupby("group", sort=False):
+        print(f"{group[0].upper()}{group[1:]}")
+        for row in rows.itertuples():
+            print(f"  {row.claim} {row.title}: {row.verdict}")
+            print(textwrap.fill(row.why, 100, initial_indent="      ", subsequent_indent="      "))
+    print(f"\n{textwrap.fill(cards.in_short(card), 100)}\n")
+    print(f"{len(numbers)} numbers of {numbers['notebook'].nunique()} notebooks in {options.folder}")
+    print(f"{cards.rules_version()}; scorecard: {path} and .md")
+    if missing := cards.missing_notebooks(card):
         print(f"to measure the rest: python -m nbhelpers run {' '.join(missing)} --out {options.folder}")
     return 0
 

@@ -4,6 +4,8 @@ Each function draws numbers that a table already holds; an interval is over sequ
 the caller computed.
 """
 
+import textwrap
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -134,45 +136,106 @@ def compare_rows(frame, *, axes=None, metrics=None):
     return axes
 
 
-def criterion_panels(frame, *, columns=4):
-    """Draw every criterion of a scorecard in a panel of its own: claimed range, interval and null.
+VERDICT_SIGNS = {  # sign and colour; no verdict is told by its colour alone
+    "supported": ("✓", "#1b7837"),
+    "explained by the null": ("≈", "#b35806"),
+    "contradicted": ("✗", "#b2182b"),
+    "the quantity cannot tell": ("⊘", "#5e3c99"),
+    "undecided": ("?", "#555555"),
+    "out of reach here": ("…", "#555555"),
+    "not measured": ("–", "#555555"),
+}
+SCALE = (-1.0, 2.0)  # of the summary figure, the claimed range being 0 to 1
 
-    `frame` is that of :func:`nbhelpers.collection.scorecard.criteria`. Returns the axes, one per row.
+
+def verdict_figure(card, *, narrow=False):
+    """Draw a scorecard in one figure: a row per claim, the number that decides it, what was seen in words.
+
+    `card` is that of :func:`nbhelpers.collection.scorecard.scorecard`. Numbers are rescaled so that the
+    claimed range, grey, is 0 to 1; a range without an end is one |other end| wide (|value| where that is 0)
+    and its grey runs on. Arrows stand for what lies further off. `narrow` stacks each row for a phone: 4.5
+    inches wide, letters of 9 pixels or more at 328. Returns the figure.
     """
-    if frame.empty:
-        raise ValueError("no criterion was measured, so there is nothing to draw; run 07 to 13 first")
-    rows = -(-len(frame) // columns)
-    shape = {"figsize": (2.8 * columns, 1.15 * rows + 0.7), "layout": "constrained"}
-    figure, grid = plt.subplots(rows, columns, squeeze=False, **shape)
-    for ax, row in zip(grid.flat, frame.itertuples(), strict=False):
-        _criterion(ax, row)
-    for ax in grid.flat[len(frame) :]:
-        ax.set_visible(False)
-    marks = {}  # of all panels: the first need not have a null
-    for ax in grid.flat:
-        handles, labels = ax.get_legend_handles_labels()
-        marks |= dict(zip(labels, handles, strict=True))
-    figure.legend(marks.values(), marks, loc="outside upper center", ncols=len(marks), frameon=False)
-    return grid.ravel()[: len(frame)]
+    width, size = (4.5, 9.1) if narrow else (10.0, 10.4)
+    line = size * 0.0178  # inches
+    names, strip, words = ((0.1, 4.4),) * 3 if narrow else ((0.1, 2.55), (2.65, 4.85), (5.0, 9.9))
+    texts, strips, y, group = [], [], 3.4 * line if narrow else 2 * line, None
+
+    def write(text, column, y, **style):
+        letter = size * (0.0082 if "weight" in style else 0.0077)  # inches
+        lines = textwrap.wrap(text, int((column[1] - column[0]) / letter))
+        texts.extend((column[0], y + line * k, part, style) for k, part in enumerate(lines))
+        return y + line * len(lines)
+
+    for row in card.itertuples():
+        if row.group != group:
+            group, y = row.group, y + 0.9 * line
+            y = write(group[0].upper() + group[1:], (0.1, width), y, weight="bold") + 0.3 * line
+        sign, colour = VERDICT_SIGNS[row.verdict]
+        end = write(f"{sign} {row.claim} {row.title}", names, y, color=colour, weight="bold")
+        end = write(row.verdict, names, end, color=colour)
+        middle = (end if narrow else y) + 0.9 * line
+        if drawn := bool(np.isfinite(row.value)):
+            strips.append((row, middle, colour))
+        below = (end + 2 * line * drawn) if narrow else y
+        y = max(write(row.why.partition(". ")[0].removesuffix("."), words, below), end) + 0.5 * line
+    figure = plt.figure(figsize=(width, y + 0.1), dpi=120)
+    ax = figure.add_axes((0, 0, 1, 1))
+    ax.set(xlim=(0, width), ylim=(y + 0.1, 0))
+    ax.axis("off")
+    for x, at, part, style in texts:
+        ax.text(x, at, part, va="top", fontsize=size, **style)
+    for row, at, colour in strips:
+        _verdict_strip(ax, row, at, strip, colour)
+    ours, null, paper = (
+        ax.plot([], [], marker, color=colour, label=label)[0]
+        for label, marker, colour in (
+            ("the model, with interval", "o", "0.2"), ("its null", "D", SOURCES["null"][0]),
+            ("printed by the paper", "s", SOURCES["paper"][0]),
+        )
+    )  # fmt: skip
+    band = ax.fill_between([], [], color="0.87", label="what the claim says")
+    marks = {"handles": [ours, null, paper, band], "fontsize": size, "frameon": False, "loc": "upper center"}
+    ax.legend(ncols=2 if narrow else 4, columnspacing=1, handletextpad=0.4, borderaxespad=0.2, **marks)
+    return figure
 
 
-def _criterion(ax, row):
-    """Draw one criterion; an infinite end of the claimed range runs to the end of the axis."""
-    ours, null = SOURCES["ours"], SOURCES["null"]
-    shown = [
-        x for x in (row.low, row.high, row.null, row.least, row.most) if x is not None and np.isfinite(x)
-    ]
-    pad = 0.08 * (max(shown) - min(shown)) or 0.1
-    left, right = min(shown) - pad, max(shown) + pad
-    ax.axvspan(max(row.least, left), min(row.most, right), color="0.88", zorder=0, label="claimed range")
-    ax.hlines(0, row.low, row.high, color=ours[0], linewidth=3, alpha=0.6)
-    ax.scatter(row.value, 0, color=ours[0], marker=ours[1], s=36, zorder=3, label="ours, with interval")
-    if row.null is not None and np.isfinite(row.null):
-        ax.scatter(row.null, 0, color=null[0], marker=null[1], s=36, zorder=2, label="most conservative null")
-    ax.set(xlim=(left, right), ylim=(-1, 1), yticks=[])
-    ax.set_title(f"{row.claim} {row.criterion}", fontsize=9, loc="left")
-    ax.tick_params(labelsize=8)
-    ax.spines[["left", "top", "right"]].set_visible(False)
+def _verdict_strip(ax, row, y, ends, colour):
+    """Draw the deciding number of one claim between two ends, in inches."""
+    least, most = row.least, row.most
+    if np.isinf(least) or np.isinf(most):
+        end = most if np.isinf(least) else least
+        unit = abs(end) or abs(row.value) or 1.0
+        least, most = (end - unit, end) if np.isinf(least) else (end, end + unit)
+
+    def place(number):
+        share = ((number - least) / (most - least) - SCALE[0]) / (SCALE[1] - SCALE[0])
+        return ends[0] + (ends[1] - ends[0]) * share
+
+    left = ends[0] if np.isinf(row.least) else place(least)
+    right = ends[1] if np.isinf(row.most) else place(most)
+    ax.fill_betweenx([y - 0.12, y + 0.12], left, right, color="0.87", linewidth=0)
+    ax.plot(ends, [y, y], color="0.75", linewidth=0.6)
+    null, paper = SOURCES["null"], SOURCES["paper"]
+    marks = (
+        (row.value, row.low, row.high, colour, "o", 0.0),
+        (row.null, row.null_low, row.null_high, *null, 0.07),
+        (row.printed_low, row.printed_low, row.printed_high, *paper, -0.07),
+        (row.printed_high, np.nan, np.nan, *paper, -0.07),
+    )
+    for value, low, high, shade, marker, shift in marks:
+        if not np.isfinite(value):
+            continue
+        x = place(value)
+        inside = np.clip(x, ends[0] + 0.12, ends[1] - 0.12)
+        ax.plot(inside, y + shift, marker, color=shade, markersize=5, zorder=3)
+        if x < ends[0] or x > ends[1]:
+            edge = ends[0] if x < ends[0] else ends[1]
+            ax.annotate(
+                "", (edge, y + shift), (inside, y + shift), arrowprops={"arrowstyle": "-|>", "color": shade}
+            )
+        elif np.isfinite(low):
+            ax.plot(np.clip([place(low), place(high)], *ends), [y + shift] * 2, color=shade, linewidth=2)
 
 
 def _checked_comparison(frame, metrics):

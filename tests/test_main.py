@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -149,13 +150,20 @@ def test_one_signal_ends_a_command_and_the_next_ones_do_nothing(signals):
     assert told == f"status {130 if signals else None}\n"
 
 
-def test_report_prints_the_numbers(folder, capsys):
+def test_report_says_the_verdicts_in_words_and_the_numbers_if_asked(folder, capsys):
     Results("05_bands", folder).record("share", Estimate(0.123456, 0.1, 0.2), unit="1")
+    Results("07_frequency_bands", folder).record("C3_low_change", Estimate(0.2, 0.17, 0.24), null=0.0)
     assert main(["report", str(folder)]) == 0
     told = capsys.readouterr().out
-    assert all(part in told for part in ("05_bands", "0.1235", "1 numbers of 1 notebooks", "C5"))
+    assert "C3 the low band tapers with depth: contradicted" in told
+    assert "changes by +20 percentage points" in told
+    assert not re.search(r"C\d+_|0\.1235", told), "names are for those who ask for the numbers"
+    assert "2 numbers of 2 notebooks" in told
     assert "10_scale_invariance" in told.splitlines()[-1]  # the command that measures what is missing
-    assert (folder / "scorecard.csv").read_text().startswith("claim,title")
+    assert (folder / "scorecard.csv").read_text().startswith("claim,title,group,verdict,why")
+    assert main(["report", "--numbers", str(folder)]) == 0
+    told = capsys.readouterr().out
+    assert all(part in told for part in ("05_bands", "0.1235", "C3_low_change"))
 
 
 def test_models_lists_the_offline_names(capsys):

@@ -13,12 +13,15 @@ import nbformat
 import pytest
 import yaml
 from packaging.requirements import Requirement
-from readme_verdicts import BLOCK, README, STORED, block
+from PIL import Image
+from readme_verdicts import BLOCK, FIGURES, README, STORED, block
 from tiny_notebooks import make_notebook
 
 import nbhelpers
 from nbhelpers.collection.plan import list_notebooks, load_sizes, notebook_parameters
 from nbhelpers.collection.results import load_results
+from nbhelpers.collection.scorecard import in_short, scorecard
+from nbhelpers.collection.site import home
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -115,6 +118,12 @@ def test_the_verdicts_of_the_readme_are_those_of_the_stored_numbers():
     judged = load_results(STORED)
     judged = judged[judged.name.str.match(r"C\d+_")]
     assert (judged.low < judged.high).all(), "every number has an interval"
+    for name in home.FIGURES:
+        with Image.open(FIGURES / name) as image:
+            drawn = image.info["Description"]
+        assert drawn == in_short(scorecard(STORED)), (
+            f"{name} is of another run: python tests/readme_verdicts.py"
+        )
 
 
 # Floors of imports: a room imports from lower floors only, and from no other room of its own.

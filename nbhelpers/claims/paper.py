@@ -6,6 +6,7 @@ from importlib import resources
 import pandas as pd
 
 from nbhelpers.arguments import checked, one_of, text
+from nbhelpers.protocol import SIGNALS
 
 from .verdicts import Claim, Criterion
 
@@ -102,11 +103,13 @@ CLAIMS = (
         criteria=(
             Criterion(
                 name="C1_mixed_share",
+                sentence="{%} of heads are neither local nor global",
                 statistic="share of heads with 1/3 to 2/3 of their attention within 16 tokens",
                 claimed=(0.0, 1 / 3),  # shares spread evenly over [0, 1] would give a third
             ),
             Criterion(
                 name="C1_rarer_share",
+                sentence="{%} of heads are of the rarer kind, local or global",
                 statistic="share of local heads (over 2/3) or of global heads (under 1/3), the smaller",
                 claimed=(0.1, 0.5),
                 nulls=UNLEARNED,
@@ -115,6 +118,7 @@ CLAIMS = (
             ),
             Criterion(
                 name="C1_mixed_change",
+                sentence="from the first to the last layer the share of mixed heads changes by {points}",
                 statistic="change of the share of mixed heads from the first to the last layer",
                 claimed=(-1.0, -0.05),
                 nulls=UNTRAINED,
@@ -135,7 +139,9 @@ CLAIMS = (
         criteria=tuple(
             Criterion(
                 name=f"C2_{band}",
+                sentence=f"heads hold {{%}} of their power in the {band} band",
                 statistic=f"mean share of the {band} band over heads",
+                readings=tuple((f"the {s}", f"{band}_band_{s.replace(' ', '_')}") for s in SIGNALS[1:]),
                 claimed=claimed,
                 nulls=UNLEARNED,
                 margin=0.05,
@@ -151,6 +157,7 @@ CLAIMS = (
         criteria=(
             Criterion(
                 name="C3_low_change",
+                sentence="from the first to the last layer the low band changes by {points}",
                 statistic="change of the mean low-band share, along a line, from the first to the last layer",
                 claimed=(-1.0, -0.05),
                 nulls=UNTRAINED,
@@ -171,13 +178,14 @@ CLAIMS = (
         criteria=(
             Criterion(
                 name="C4_selectivity_over_null",
+                sentence="the heads' mean selectivity less that of attention that learned nothing is {}",
                 statistic="mean S over heads, less the largest mean S of N0 uniform and N1 random weights",
                 claimed=(0.05, INFINITE),
                 less=UNTRAINED,
-                printed=(3, "frequency_selectivity_mean"),
             ),
             Criterion(
                 name="C4_tracks_peak",
+                sentence="over heads, selectivity and the largest peak above the low band correlate at {}",
                 statistic="rank correlation over heads of S with the share of power in the largest bin above "
                 "the low band",
                 claimed=(0.3, 1.0),
@@ -200,6 +208,13 @@ CLAIMS = (
         criteria=(
             Criterion(
                 name="C5_half",
+                sentence="scale sensitivity at half the length is {}",
+                readings=(
+                    ("without the first token", "half_sink_dropped"),
+                    ("the same level of both", "same_level_0.5"),
+                    ("the lowest of all pipelines", "half_least"),
+                    ("the highest of all pipelines", "half_most"),
+                ),
                 statistic="mean scale sensitivity at 0.5x over heads",
                 claimed=(0.0, 0.1),
                 nulls=UNTRAINED,
@@ -209,6 +224,8 @@ CLAIMS = (
             ),
             Criterion(
                 name="C5_ratio",
+                sentence="scale sensitivity at a quarter of the length is {} times that at half",
+                readings=(("without the first token", "ratio_sink_dropped"),),
                 statistic="mean scale sensitivity at 0.25x over that at 0.5x",
                 claimed=(1.5, 3.0),
                 nulls=UNTRAINED,
@@ -228,6 +245,13 @@ CLAIMS = (
         criteria=(
             Criterion(
                 name="C6_rho",
+                sentence="over the heads of a layer, positional and spectral entropy correlate at {}",
+                readings=(
+                    ("without the first token", "rho_of_N9_without_sink"),
+                    ("over sequences", "rho_sequences"),
+                    ("the lowest of all pipelines", "rho_least"),
+                    ("the highest of all pipelines", "rho_most"),
+                ),
                 statistic="correlation of positional and spectral entropy over the heads of a layer",
                 claimed=(-1.0, -0.2),
                 nulls=("N1", "N3", "N4"),
@@ -237,6 +261,7 @@ CLAIMS = (
             ),
             Criterion(
                 name="C6_partial_rho",
+                sentence="at equal support, positional and spectral entropy correlate at {}",
                 statistic="the same correlation given the effective support",
                 claimed=(-1.0, -0.1),
                 nulls=("N2",),
@@ -245,6 +270,7 @@ CLAIMS = (
             ),
             Criterion(
                 name="C6_slack",
+                sentence="the entropies lie {nats} above their lower bound",
                 statistic="mean slack of the entropic bound for the square root of the profile (nats)",
                 claimed=(0.0, INFINITE),
                 nulls=("N1", "N2", "N4"),
@@ -263,6 +289,7 @@ CLAIMS = (
         criteria=(
             Criterion(
                 name="C7_largest_departure",
+                sentence="the size that stands out most departs from the trend by {} standard deviations",
                 statistic="largest departure of a size's mean spectral entropy from the trend over the other "
                 "sizes, in standard deviations over seeds",
                 claimed=(3.0, INFINITE),
@@ -281,13 +308,13 @@ CLAIMS = (
         criteria=(
             Criterion(
                 name="C8_rope_advantage",
+                sentence="RoPE's scale sensitivity less that of the best other encoding is {}",
                 statistic="mean scale sensitivity at 0.5x of RoPE less that of the best other encoding, same "
                 "mask and training",
                 claimed=(-INFINITE, -0.1),  # Table 4 prints .038 against .141
                 nulls=("the same with encodings exchanged over seeds",),
                 away=-1,
                 margin=0.02,
-                printed=(4, "scale_sensitivity_0.5_mean"),
             ),
         ),
     ),
@@ -300,9 +327,10 @@ CLAIMS = (
         criteria=(
             Criterion(
                 name="C9_interior_peak",
+                sentence="spectral entropy peaks {nats} above both ends of training",
                 statistic="largest mean spectral entropy during training less the larger of its ends (nats)",
                 claimed=(0.1, INFINITE),
-                nulls=("any arm without RoPE",),
+                nulls=("models without RoPE",),
                 away=1,
                 margin=0.1,
             ),
@@ -316,14 +344,16 @@ CLAIMS = (
         criteria=(
             Criterion(
                 name="C10_rise",
+                sentence="over training, scale sensitivity changes by {}",
                 statistic="scale sensitivity at 0.5x at the end of training less that at step 0",
                 claimed=(0.05, INFINITE),
-                nulls=("any arm without RoPE",),
+                nulls=("models without RoPE",),
                 away=1,
                 margin=0.05,
             ),
             Criterion(
                 name="C10_steps",
+                sentence="scale sensitivity rises in {} steps",
                 statistic="number of rising change points of scale sensitivity at 0.5x over log step",
                 claimed=(1.5, 2.5),
             ),
@@ -339,6 +369,7 @@ CLAIMS = (
         criteria=(
             Criterion(
                 name="C11_error",
+                sentence="the mean reconstruction error is {}",
                 statistic="mean reconstruction error in float32",
                 claimed=(0.0, 1e-6),
                 nulls=("N0", "N2", "white noise"),
@@ -356,6 +387,8 @@ CLAIMS = (
         criteria=(
             Criterion(
                 name="C12_change",
+                sentence="from 16 to 64 tokens, window entropy over its maximum changes by {}",
+                readings=(("without the first token", "table2_change_without_key_0"),),
                 statistic="mean window entropy at 64 tokens less that at 16, each over its maximum",
                 claimed=(-0.02, 0.02),
                 nulls=UNLEARNED,
@@ -363,6 +396,7 @@ CLAIMS = (
             ),
             Criterion(
                 name="C12_level",
+                sentence="window entropy at 32 tokens is {} of its maximum",
                 statistic="mean window entropy at 32 tokens over its maximum",
                 claimed=(0.68, 0.93),
                 nulls=UNLEARNED,
@@ -379,6 +413,8 @@ CLAIMS = (
         criteria=(
             Criterion(
                 name="C13_rank_correlation",
+                sentence="over scales, our wavelet entropies rank like the paper's with a correlation of {}",
+                readings=(("equation 5 as printed", "C13_literal_rank_correlation"),),
                 statistic="rank correlation over scales of our mean wavelet entropies with the mean of the "
                 "paper's models",
                 claimed=(0.7, 1.0),
@@ -400,6 +436,7 @@ CLAIMS = (
         criteria=(
             Criterion(
                 name="C14_constant_q",
+                sentence="the bandwidth of heads grows with their frequency at a slope of {}",
                 statistic="slope over heads of log bandwidth on log centroid frequency, lag profiles; "
                 "wavelets have 1",
                 claimed=(0.75, 1.25),
@@ -408,6 +445,11 @@ CLAIMS = (
             ),
             Criterion(
                 name="C14_coherence",
+                sentence="the heads of a layer have a mean absolute cosine of {}",
+                readings=(
+                    ("the key profile", "coherence_key_profile"),
+                    ("the last query", "coherence_last_query"),
+                ),
                 statistic="mean absolute cosine of centred lag profiles over the pairs of heads of a layer",
                 claimed=(0.0, 0.2),
                 nulls=("N1", "N4"),
@@ -416,6 +458,7 @@ CLAIMS = (
             ),
             Criterion(
                 name="C14_condition",
+                sentence="the frame bounds of a layer's heads are {} decades apart",
                 statistic="log10 of the ratio B/A of the frame bounds of a layer's lag profiles",
                 claimed=(0.0, INFINITE),
                 nulls=("random sets of as many non-negative profiles of equal effective support",),
@@ -464,6 +507,7 @@ CLAIMS = (
         criteria=(
             Criterion(
                 name="C19_scale_sensitivity_trend",
+                sentence="scale sensitivity changes by {} per decade of parameters",
                 statistic="change of mean scale sensitivity at 0.5x per decade of parameters",
                 claimed=(-INFINITE, -0.01),
                 nulls=("the same with sizes exchanged",),

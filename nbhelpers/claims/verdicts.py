@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 from nbhelpers.stats import Estimate
 
+from .sentences import sentence
+
 VERDICTS = (
     "supported",
     "explained by the null",
@@ -29,6 +31,13 @@ NULL_NAMES = {  # of the null models that rules name by number
     "N3": "N3 iid softmax",
     "N4": "N4 exponential",
 }
+OUTCOMES = {  # the first that is true of a criterion decides about its claim
+    "outside": "contradicted",
+    "open range": "undecided",
+    "within": "explained by the null",
+    "open distance": "undecided",
+    "beyond": "supported",
+}
 NEAREST = {1: "the largest of", 0: "the nearest of", -1: "the smallest of"}
 
 
@@ -44,6 +53,8 @@ class Criterion:
     away: int = 0  # on which side of the null the claim lies: 1 above, −1 below, 0 either
     margin: float = 0.0  # how far from the null at least, in the unit of the statistic
     printed: tuple[int, str] | None = None  # table and column of the paper
+    sentence: str = ""  # what was seen, with the unit of its number in braces
+    readings: tuple[tuple[str, str], ...] = ()  # what else was read, in words, and its record
 
     @property
     def null(self):
@@ -154,38 +165,47 @@ def judge(claim, records, *, planted=None):
     """
     if claim.reach:
         return Verdict("out of reach here", claim.reach)
-    missing = [criterion.name for criterion in claim.criteria if criterion.name not in records]
-    if missing or not claim.criteria:
-        lacking = f"no record of {', '.join(missing)}; run {claim.notebook}" if missing else claim.untested
-        return Verdict("not measured", lacking)
+    if not claim.criteria or any(criterion.name not in records for criterion in claim.criteria):
+        left_out = f"; {claim.untested.rstrip('.')}" if claim.untested else ""
+        return Verdict("not measured", f"To be measured by {claim.notebook}{left_out}")
+    state, criterion = deciding(claim, records)
+    estimate = records[criterion.name]
+    verdict, reason = OUTCOMES[state], sentence(criterion, estimate)
     if claim.demonstration if planted is None else not planted.usable:
-        reason = (
-            "the rule is right about {:.0%} of the planted cases where the claim holds and {:.0%} of the "
+        verdict = "the quantity cannot tell"
+        rates = (
+            "where truth is planted, the rule finds {:.0%} of the cases and leaves {:.0%} of the others alone"
         )
-        reason = reason.format(*(r.value for r in planted)) + "others" if planted else ""
-        told = "; ".join(part for part in (claim.demonstration.rstrip("."), reason) if part)
-        verdict, reason = "the quantity cannot tell", told
-    else:
-        verdict, reason = _of_criteria(claim, records)
+        rates = rates.format(*(rate.value for rate in planted)) if planted else ""
+        reason += ". But " + "; ".join(part for part in (claim.demonstration.rstrip("."), rates) if part)
+    elif verdict == "undecided":
+        reason += _spans(state, criterion, estimate)
     left_out = f". Not tested: {claim.untested.rstrip('.')}" if claim.untested else ""
     return Verdict(verdict, reason + left_out)
 
 
-def _of_criteria(claim, records):
-    found = {criterion.name: _states(criterion, records[criterion.name]) for criterion in claim.criteria}
+def _spans(state, criterion, estimate):
+    """Return what the interval of an undecided criterion spans, and how many units would narrow it enough."""
+    ends, what = [end for end in criterion.claimed if math.isfinite(end)], "an end of the claimed range"
+    if state == "open distance":
+        if estimate.null is None or math.isnan(estimate.null):
+            return ". Its null was not measured"
+        ends, what = [-criterion.margin, criterion.margin], "the margin around its null"
+        estimate = estimate.gap
+    nearest, needed = min(abs(estimate.value - end) for end in ends), ""
+    if nearest and estimate.n and estimate.n > 0:  # nor NaN
+        n = math.ceil(estimate.n * ((estimate.high - estimate.low) / 2 / nearest) ** 2)
+        needed = f"; if the number stays, {n} passages or seeds in place of {estimate.n:.0f} decide"
+    return f". The interval spans {what}{needed}"
 
-    def having(state):
-        return ", ".join(name for name, states in found.items() if state in states)
 
-    if names := having("outside"):
-        return Verdict("contradicted", f"outside the claimed range: {names}")
-    if names := having("open range"):
-        return Verdict("undecided", f"the interval spans an end of the claimed range: {names}")
-    if names := having("within"):
-        return Verdict("explained by the null", f"no further from the null than the margin: {names}")
-    if names := having("open distance"):
-        return Verdict("undecided", f"the interval spans the margin around the null, or no null: {names}")
-    return Verdict("supported", "every criterion lies in its claimed range and beyond its null")
+def deciding(claim, records):
+    """Return what decides about a claim, a key of :data:`OUTCOMES`, and the first criterion it is true of."""
+    found = [(_states(criterion, records[criterion.name]), criterion) for criterion in claim.criteria]
+    for state in OUTCOMES:
+        for states, criterion in found:
+            if state in states:
+                return state, criterion
 
 
 def _states(criterion, estimate):

@@ -137,7 +137,7 @@ def load_results(folder: str | Path) -> pd.DataFrame:
 def estimate_of(row: Any) -> Estimate:
     """Return the Estimate in a row of :func:`load_results`, as it was recorded."""
     found = Estimate(row.value, **{end: getattr(row, end) for end in ENDS})
-    return found._replace(null=None) if math.isnan(row.null) else found
+    return found._replace(**{end: None for end in ("null", "n") if math.isnan(getattr(row, end))})
 
 
 def load_tables(folder: str | Path) -> dict[tuple[str, str], pd.DataFrame]:

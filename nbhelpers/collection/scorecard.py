@@ -13,57 +13,95 @@ import pandas as pd
 
 from nbhelpers import stats
 from nbhelpers.claims import paper
-from nbhelpers.claims.verdicts import Planted, judge
+from nbhelpers.claims.sentences import UNLEARNED, claimed, number, sentence
+from nbhelpers.claims.verdicts import NULL_NAMES, SECOND, Planted, deciding, judge
+from nbhelpers.stats import Estimate
 
 from .plan import list_notebooks
 from .results import estimate_of, load_results
 
 PLANTED = {name: f"planted_{name}_" for name in Planted._fields}  # + rule, as 04_planted_truth records them
-COLUMNS = ("claim", "title", "the paper", "ours", "null", "verdict", "why")
-CRITERION_COLUMNS = (
-    "claim", "criterion", "statistic", "least", "most", "printed_low", "printed_high",
-    "value", "low", "high", "null", "range", "distance", "p", "adjusted_p",
+SEEN, UNTAUGHT, FOUND, READINGS = ANSWERS = (
+    "number seen here", "also where nothing was learned", "found where planted", "same in other readings",
 )  # fmt: skip
+GROUPS = (
+    "holds", "true of any signal", f"met by {UNLEARNED}", "met by its control",
+    "changes with the reading or the first token", "not seen here", "the statistic measures something else",
+    "open", "out of reach",
+)  # fmt: skip
+DECIDING = (
+    "least", "most", "printed_low", "printed_high", "value", "low", "high", "null", "null_low", "null_high",
+)  # fmt: skip
+COLUMNS = ("claim", "title", "group", "verdict", "why", *ANSWERS, "by another quantity", *DECIDING)
 SIDE = {-1: "below", 0: "away from", 1: "above"}
-DISTANCE = {"beyond": "beyond its null", "within": "not beyond its null", "open": "perhaps beyond its null"}
 
 
 def scorecard(folder):
-    """Judge every claim by what the notebooks recorded in a folder of results, one row per claim.
+    """Judge every claim by what the notebooks recorded in a folder of results, one row per claim, by group.
 
-    The columns are claim, title, the paper (the range claimed and the values printed), ours (value and
-    interval), null, verdict, why. A claim without its measurements says which notebook makes them.
+    The columns are claim, title, group, verdict, why (a sentence with its numbers), four answers, what
+    another quantity says where the paper's cannot tell, and the number that decides: its claimed range from
+    least to most, what the paper prints, value and null with their intervals; NaN where nothing was measured.
     """
     numbers, planted = load_results(folder), planted_rates(folder)
-    return pd.DataFrame([_row(c, numbers, planted.get(c.number)) for c in paper.CLAIMS], columns=COLUMNS)
+    card = pd.DataFrame([_row(c, numbers, planted) for c in paper.CLAIMS], columns=COLUMNS)
+    card = card.astype(dict.fromkeys(DECIDING, float))
+    return card.sort_values(
+        "group", key=lambda group: group.map(GROUPS.index), kind="stable", ignore_index=True
+    )
 
 
-def scorecard_markdown(card):
-    """Return a scorecard as a table in Markdown: claim, ours, the null's, and the verdict with its reason."""
-    lines = ["| claim | ours [95 % interval] | its null | verdict |", "|---|---|---|---|"]
-    for row in card.itertuples():
-        verdict = f"**{row.verdict}**: {row.why.rstrip('.')}"
-        cells = f"{row.claim} {row.title}", row.ours or "not measured", row.null or "not measured", verdict
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+def in_short(card):
+    """Return a scorecard in a paragraph: what holds, what needs no learning, the rest, the main surprise."""
+    of = {group: ", ".join(part.claim) for group, part in card.groupby("group")}
+    n_hold, n_met = (int(card.group.isin(groups).sum()) for groups in (GROUPS[:1], GROUPS[1:3]))
+    met = ", ".join(of[group] for group in GROUPS[1:3] if group in of)
+    parts = [f"Of the paper's {len(card)} claims {n_hold or 'none'} hold{'s' if n_hold < 2 else ''} here"]
+    parts[0] += f" ({of['holds']})" if n_hold else ""
+    if n_met:
+        parts.append(f"{n_met} {'is' if n_met == 1 else 'are'} explained by {UNLEARNED} ({met})")
+    if rest := [f"{group} ({of[group]})" for group in GROUPS[3:] if group in of]:
+        parts.append(f"The others: {'; '.join(rest)}")
+    further = _outside(card, "value") - _outside(card, "null")
+    further = further[card.verdict.isin(["contradicted", "explained by the null"])]
+    if (further > 0).any():
+        row = card.loc[further.idxmax()]
+        parts.append(
+            f"Most surprising is {row.claim}, {row.title}: {UNLEARNED} comes closer to the claim than"
+        )
+        parts[-1] += f" the model. {row.why.removesuffix('.')}"
+    return ". ".join(parts) + "."
+
+
+def _outside(card, of):
+    """Return how far a number lies outside the claimed range, in widths of it."""
+    width = (card.most - card.least).where(lambda width: width < math.inf, card.value.abs())
+    return pd.concat([card.least - card[of], card[of] - card.most], axis=1).max(axis=1).clip(lower=0) / width
+
+
+def scorecard_markdown(card, columns=()):
+    """Return a scorecard as a table in Markdown: claim, verdict, the sentence that says why, more columns."""
+    lines = [("claim", "verdict", "what was seen", *columns), ["---"] * (3 + len(columns))]
+    for _, row in card.iterrows():
+        lines.append((f"{row.claim} {row.title}", f"**{row.verdict}**", row.why, *row[list(columns)]))
+    return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
 
 
 def criteria(folder):
-    """Return every criterion that was measured, with its claimed range and where its interval lies.
+    """Return every number of a rule that was measured: its claim, what it is, in a sentence, in numbers.
 
-    Least and most are the claimed range; `range` is "inside", "outside" or "open", `distance` "beyond",
-    "within" or "open". `p` is `Criterion.p_value`, adjusted with all others as one family (Benjamini and
-    Hochberg); NaN without an interval of known units.
+    `p` is `Criterion.p_value`, `adjusted_p` that of all as one family (Benjamini and Hochberg); NaN without
+    an interval of known units.
     """
-    numbers = load_results(folder).set_index("name")
-    measured = [(claim, c) for claim in paper.CLAIMS for c in claim.criteria if c.name in numbers.index]
-    rows = []
-    for claim, c in measured:
-        estimate, printed = _estimate(numbers.loc[c.name]), paper.printed_range(c) or (None, None)
-        found = *estimate[:4], c.place(estimate), c.distance(estimate) if c.nulls else ""
-        found = *found, c.p_value(estimate), math.nan
-        rows.append((claim.number, _short(c), c.statistic, *c.claimed, *printed, *found))
-    frame = pd.DataFrame(rows, columns=CRITERION_COLUMNS)
+    numbers, rows = load_results(folder), []
+    for claim in paper.CLAIMS:
+        every = (*claim.criteria, *claim.second)
+        records = _records(every, numbers)
+        rows += [
+            (claim.number, c.statistic, sentence(c, e), *_numbers(c, e), c.p_value(e), math.nan)
+            for c, e in ((c, records[c.name]) for c in every if c.name in records)
+        ]
+    frame = pd.DataFrame(rows, columns=["claim", "statistic", "sentence", *DECIDING, "p", "adjusted_p"])
     if (known := frame.p.notna()).any():
         frame.loc[known, "adjusted_p"] = stats.false_discovery(frame.p[known].to_numpy())
     return frame
@@ -73,10 +111,10 @@ def multiplicity(criteria):
     """Return in a sentence what it changes that all criteria of a card are tested as one family."""
     tested = criteria[criteria.p.notna()]
     alone, together = (tested[tested[column] < 0.05] for column in ("p", "adjusted_p"))
-    lost = [f"{row.claim} {row.criterion}" for row in alone.drop(together.index).itertuples()]
+    lost = [f"{row.claim}, {row.statistic}" for row in alone.drop(together.index).itertuples()]
     return (
-        f"Of {len(tested)} criteria {len(alone)} are decided at 5 % each on its own, {len(together)} as one "
-        f"family (Benjamini and Hochberg); what that leaves open: {', '.join(lost) or 'none'}."
+        f"Of {len(tested)} numbers {len(alone)} are decided at 5 % each on its own, {len(together)} as one "
+        f"family (Benjamini and Hochberg); what that leaves open: {'; '.join(lost) or 'none'}."
     )
 
 
@@ -122,12 +160,12 @@ def rule_table(claims):
     for claim in claims:
         for c in claim.criteria:
             null = f"{SIDE[c.away]} {c.null} by {c.margin:g}" if c.nulls else "–"
-            rows.append((claim.number, c.statistic, told_range(*c.claimed), null))
-    return pd.DataFrame(rows, columns=["claim", "statistic", "the claim puts it", "and"])
+            rows.append((claim.number, c.statistic, claimed(c.claimed), null))
+    return pd.DataFrame(rows, columns=["claim", "statistic", "the claim", "and it lies"])
 
 
 def verdict_table(claim, records):
-    """Return one row per criterion: what the paper prints, what was measured, what the null says.
+    """Return one row per criterion: what the paper prints, and what was measured in a sentence with its null.
 
     `records` are estimates by name of criterion; one that is missing is shown as not measured.
     """
@@ -135,12 +173,8 @@ def verdict_table(claim, records):
     for c in claim.criteria:
         printed = paper.printed_range(c)
         prints = "–" if printed is None else f"{printed[0]:.3g} to {printed[1]:.3g} (Table {c.printed[0]})"
-        row = {"statistic": c.statistic, "the paper says": f"{told_range(*c.claimed)}; prints {prints}"}
-        row |= {"we measure": "not measured", "null says": "–", "so it is": "–"}
-        if estimate := records.get(c.name):
-            row |= {"we measure": f"{estimate:.3f}", "so it is": so_it_is(c, estimate)}
-            row["null says"] = "–" if estimate.null is None else f"{estimate.null:.3f}"
-        rows.append(row)
+        seen = sentence(c, records[c.name]) if c.name in records else "not measured"
+        rows.append({"statistic": c.statistic, "the paper prints": prints, "we see": seen})
     return pd.DataFrame(rows)
 
 
@@ -150,20 +184,9 @@ def verdict_line(claim, records, folder):
     The folder of results says whether the rule was right about planted cases.
     """
     verdict = judge(claim, records, planted=planted_rates(folder).get(claim.number))
-    return f"**{claim.number}, {claim.title}: {verdict.verdict}.** {verdict.reason}."
-
-
-def so_it_is(criterion, estimate):
-    """Return in words where an estimate lies, seen from the claimed range and from the null."""
-    so = f"{criterion.place(estimate)} the claimed range"
-    return f"{so}, {DISTANCE[criterion.distance(estimate)]}" if criterion.nulls else so
-
-
-def told_range(low, high):
-    """Return a range in words; an end may be infinite."""
-    if math.isinf(low):
-        return f"at most {high:.3g}"
-    return f"at least {low:.3g}" if math.isinf(high) else f"{low:.3g} to {high:.3g}"
+    number = claim.number.removesuffix(SECOND)
+    title = claim.title if claim.number == number else f"{claim.title}, by another quantity"
+    return f"**{number}, {title}: {verdict.verdict}.** {verdict.reason}."
 
 
 def wrapped(frame):
@@ -172,39 +195,88 @@ def wrapped(frame):
 
 
 def _row(claim, numbers, planted):
-    known = numbers[numbers.name.isin([criterion.name for criterion in claim.criteria])]
-    records = {row.name: _estimate(row) for row in known.itertuples(index=False)}
-    verdict, why = judge(claim, records, planted=planted)
-    found = [c for c in claim.criteria if c.name in records]
-    told = {name: "not measured" if e.null is None else f"{e.null:.3g}" for name, e in records.items()}
-    if verdict == "not measured" and claim.notebook not in {path.stem for path in list_notebooks()}:
-        why = f"{claim.notebook} will measure it; {claim.untested}"
-    return {
-        "claim": claim.number,
-        "title": claim.title,
-        "the paper": "; ".join(_claimed(c) for c in claim.criteria) or claim.statement,
-        "ours": "; ".join(f"{_short(c)} {records[c.name]:.3g}" for c in found),
-        "null": "; ".join(f"{_short(c)} {told[c.name] if c.nulls else 'has none'}" for c in found),
-        "verdict": verdict,
-        "why": why,
-    }
+    records = _records(claim.criteria, numbers)
+    verdict, why = judge(claim, records, planted=planted.get(claim.number))
+    measured = len(records) == len(claim.criteria) > 0
+    row = {"claim": claim.number, "title": claim.title, "verdict": verdict, "why": why + "."}
+    row |= dict(zip(ANSWERS, _answers(claim, records, numbers, planted), strict=True))
+    row |= {"group": _group(claim, verdict, row), "by another quantity": ""}
+    if measured:
+        chosen = deciding(claim, records)[1]
+        row |= dict(zip(DECIDING, _numbers(chosen, records[chosen.name]), strict=True))
+    if claim.other and len(again := _records(claim.second, numbers)) == len(claim.second):
+        other = judge(claim.other, again, planted=planted.get(claim.other.number))
+        row["by another quantity"] = f"{other.verdict}: {other.reason}."
+    return row
+
+
+def _answers(claim, records, numbers, planted):
+    """Return the four answers in words."""
+    known = [(c, records[c.name]) for c in claim.criteria if c.name in records]
+    places = [c.place(estimate) for c, estimate in known]
+    nulls = [c.place(Estimate(e.null, e.null, e.null)) for c, e in known if e.null is not None]
+    rates = planted.get(claim.number)
+    tried = "not tried"
+    if rates:
+        told = "sensitivity {:.0%}, specificity {:.0%}".format(*(rate.value for rate in rates))
+        tried = f"{'yes' if rates.usable else 'no'}: {told}"
+    return _share(places), _share(nulls) if nulls else "no null", tried, _in_readings(known, numbers)
+
+
+def _share(places):
+    """Return how many of some numbers lie in their claimed range, in words."""
+    inside = places.count("inside")
+    if not places or (inside < len(places) and "outside" not in places):
+        return "open" if places else "not measured"
+    return {0: "no", len(places): "yes"}.get(inside, f"{inside} of {len(places)} numbers")
+
+
+def _in_readings(known, numbers):
+    """Return whether each number lies on the same side of its claimed range in every other reading."""
+    values = numbers.drop_duplicates("name", keep=False).set_index("name").value
+    n_read = 0
+    for criterion, estimate in known:
+        for words, name in criterion.readings:
+            if name in values.index:
+                n_read += 1
+                place = criterion.place(Estimate(values[name], values[name], values[name]))
+                if {place, criterion.place(estimate)} == {"inside", "outside"}:
+                    return f"no: {words} gives {number(criterion, values[name])}"
+    return f"yes, {n_read} of them" if n_read else "not tried"
+
+
+def _group(claim, verdict, answers):
+    """Return the group of a claim, which follows from its verdict and its answers."""
+    nulls = {null for criterion in claim.criteria for null in criterion.nulls}
+    if verdict == "out of reach here":
+        return "out of reach"
+    if verdict in ("undecided", "not measured"):
+        return "open"
+    if "white noise" in nulls and answers[SEEN] == answers[UNTAUGHT] == "yes":
+        return "true of any signal"
+    if verdict == "the quantity cannot tell":
+        return "the statistic measures something else"
+    if verdict == "explained by the null":
+        return f"met by {UNLEARNED}" if nulls & NULL_NAMES.keys() else "met by its control"
+    if answers[READINGS].startswith("no:"):
+        return "changes with the reading or the first token"
+    return "holds" if verdict == "supported" else "not seen here"
+
+
+def _records(criteria, numbers):
+    known = numbers[numbers.name.isin([criterion.name for criterion in criteria])]
+    return {row.name: _estimate(row) for row in known.itertuples(index=False)}
+
+
+def _numbers(criterion, estimate):
+    """Return what :data:`DECIDING` names."""
+    printed = paper.printed_range(criterion) or (math.nan, math.nan)
+    return (*criterion.claimed, *printed, *estimate[:4], estimate.null_low, estimate.null_high)
 
 
 def _estimate(row):
     known, value = estimate_of(row), row.value
     return known if math.isfinite(known.low) else known._replace(low=value, high=value)
-
-
-def _short(criterion):
-    return criterion.name.partition("_")[2].replace("_", " ")
-
-
-def _claimed(criterion):
-    told = f"{_short(criterion)} {told_range(*criterion.claimed)}"
-    printed = paper.printed_range(criterion)
-    if printed is None:
-        return told
-    return f"{told} (printed {printed[0]:.3g} to {printed[1]:.3g}, Table {criterion.printed[0]})"
 
 
 def _last_commit(files):

@@ -70,7 +70,7 @@ def test_every_criterion_must_hold():
     assert judge(both, {"x": good, "y": Estimate(0.5, 0.4, 0.6)}).verdict == "supported"
     found = judge(both, {"x": good, "y": bad})
     assert found.verdict == "contradicted"
-    assert "y" in found.reason
+    assert found.reason.startswith("The y is 2.0")
 
 
 def test_a_demonstration_stands_until_planted_cases_say_otherwise():
@@ -79,11 +79,11 @@ def test_a_demonstration_stands_until_planted_cases_say_otherwise():
         number="C0", title="", statement="", criteria=(BELOW,), second=(second,), demonstration="blind."
     )
     records = {"x": Estimate(0.2, 0.15, 0.25, 0.4), "y": Estimate(0.5, 0.4, 0.6)}
-    assert judge(made, records) == ("the quantity cannot tell", "blind")
+    verdict, reason = judge(made, records)
+    assert (verdict, reason.endswith(". But blind")) == ("the quantity cannot tell", True)
     assert judge(made, records, planted=Planted(Estimate(1, 0.96, 1), Estimate(1, 0.96, 1)))[0] == "supported"
     told = judge(made, records, planted=Planted(Estimate(0.0, 0.0, 0.04), Estimate(1, 0.96, 1))).reason
-    assert told.startswith("blind; ")
-    assert "0% of the planted cases where the claim holds and 100%" in told
+    assert "But blind; where truth is planted, the rule finds 0% of the cases and leaves 100%" in told
     assert made.other.number == "C0_second"
     assert judge(made.other, records).verdict == "supported"
     assert made.other.other is None
@@ -93,7 +93,7 @@ def test_what_was_not_measured_has_no_verdict_and_what_makes_no_sense_is_refused
     made = Claim(number="C0", title="", statement="", notebook="08_scale", criteria=(BELOW,))
     assert judge(made, {}).verdict == "not measured"
     untested = Claim(number="C0", title="", statement="", notebook="09", untested="why")
-    assert judge(untested, {}) == ("not measured", "why")
+    assert judge(untested, {}) == ("not measured", "To be measured by 09; why")
     far = dataclasses.replace(made, reach="they are larger")
     assert judge(far, {"x": Estimate(0.2, 0.15, 0.25, 0.4)}) == ("out of reach here", "they are larger")
     for record in ((math.nan, 0, 1), (0.5, 0.6, 0.7), (0.5, -math.inf, 0.7)):
@@ -122,3 +122,11 @@ def test_what_is_printed_is_read_from_the_tables():
     assert printed_range(claim("C3").criteria[0]) is None
     with pytest.raises(LookupError, match="C19"):
         claim("C20")
+
+
+def test_what_is_undecided_says_how_many_would_decide():
+    made = Claim(number="C0", title="", statement="", notebook="00", criteria=(BELOW,))
+    reason = judge(made, {"x": Estimate(0.3, 0.05, 0.55, 0.9, n=3)}).reason
+    assert reason.endswith("claimed range; if the number stays, 5 passages or seeds in place of 3 decide")
+    assert judge(made, {"x": Estimate(0.2, 0.15, 0.25, 0.3)}).reason.endswith("the margin around its null")
+    assert judge(made, {"x": Estimate(0.2, 0.15, 0.25)}).reason.endswith("Its null was not measured")

@@ -1,3 +1,4 @@
+import html
 import re
 
 import pytest
@@ -51,6 +52,17 @@ def test_index_has_title_question_status_and_links_and_sphinx_nothing_to_warn_of
     assert re.search(r"skipped, \d+ s, \d+ MB", index)
     assert "2 of 4 notebooks passed, 1 did not. 1 skipped: not to be had of this model." in index
     assert all(known.title in index for known in CLAIMS), "the verdicts of the store"
+    assert "Of the paper's 19 claims none holds" in html.unescape(index).replace("’", "'")
+    assert not re.search(r"C\d+_\w", index), "no name of a record"
+
+
+def test_the_summary_figure_has_a_narrow_form_for_phones_and_words_in_its_place(site):
+    index = (site / "index.html").read_text()
+    told = (
+        r'<picture><source media="\(max-width: 600px\)" srcset="([^"]+)"><img src="([^"]+)" alt="Of the paper'
+    )
+    narrow, wide = re.search(told, index).groups()
+    assert all((site / name).read_bytes().startswith(b"\x89PNG") for name in (narrow, wide))
 
 
 def test_figure_is_a_file_that_its_page_and_the_home_page_show(site):

@@ -44,7 +44,8 @@ def build_site(
         _write_static(source)
         pages = [prepare_page(path, runs.get(path.stem), source) for path in notebooks]
         names = write_reference(source) if reference else []
-        (source / "index.md").write_text(home_page(pages, names, executed.parent), encoding="utf-8")
+        home = home_page(pages, names, executed.parent, source / "_static")
+        (source / "index.md").write_text(home, encoding="utf-8")
         warnings = _run_sphinx(source, out.resolve())
     (out / "sphinx-warnings.txt").write_text(warnings, encoding="utf-8")
     if warnings and show_warnings:

@@ -1,11 +1,16 @@
 """The home page: what the collection asks, what it finds, its best figures, and the way into it."""
 
+import html
 from pathlib import Path
 
-from nbhelpers.collection.scorecard import scorecard
+import matplotlib.pyplot as plt
+
+from nbhelpers.collection.scorecard import ANSWERS, in_short, scorecard, scorecard_markdown
 from nbhelpers.collection.site.pages import Page
+from nbhelpers.plots import verdict_figure
 
 SCORECARD = "20_scorecard"
+FIGURES = {"scorecard.png": False, "scorecard_narrow.png": True}  # file, and whether it is narrow
 _STATUS = {
     "passed": "passed", "kept": "passed", "skipped": "skipped", "failed": "**failed**",
     "interrupted": "**interrupted**",
@@ -36,11 +41,14 @@ Executed with papermill; the numbers are those of this run. {counts}
 {reference_tree}"""
 
 
-def home_page(pages: list[Page], reference: list[str], folder: Path) -> str:
-    """Return the Markdown of the home page; `folder`, the output of a run, has the results."""
+def home_page(pages: list[Page], reference: list[str], folder: Path, static: Path) -> str:
+    """Return the Markdown of the home page; `folder`, the output of a run, has the results.
+
+    The summary figure is written to `static`, the folder ``_static`` of the pages.
+    """
     tree = "\n".join(reference)
     return _HOME.format(
-        verdicts=_verdicts(pages, folder),
+        verdicts=_verdicts(pages, folder, static),
         gallery=_gallery(pages),
         counts=_counts(pages),
         rows="\n".join(f"| {_link(page)} | {_cell(page.question)} | {_ending(page)} |" for page in pages),
@@ -50,19 +58,36 @@ def home_page(pages: list[Page], reference: list[str], folder: Path) -> str:
     )
 
 
-def _verdicts(pages: list[Page], folder: Path) -> str:
-    """Return the scorecard in short, where its notebook ran."""
+def write_figures(card, folder):
+    """Write the summary figure of a scorecard, wide and narrow, to a folder, for :func:`picture`."""
+    for name, narrow in FIGURES.items():
+        figure = verdict_figure(card, narrow=narrow)
+        figure.savefig(Path(folder) / name, metadata={"Software": None, "Description": in_short(card)})
+        plt.close(figure)
+
+
+def picture(card, folder):
+    """Return the HTML that shows the figures of a folder, the narrow one on a phone, with words in place."""
+    wide, narrow = (f"{folder}/{name}" for name in FIGURES)
+    told = html.escape(in_short(card))
+    return (
+        f'<picture><source media="(max-width: 600px)" srcset="{narrow}">'
+        f'<img src="{wide}" alt="{told}" width="100%"></picture>'
+    )
+
+
+def _verdicts(pages: list[Page], folder: Path, static: Path) -> str:
+    """Return what the scorecard says in short, its figure and the card as a table, where its notebook ran."""
     if SCORECARD not in {page.name for page in pages} or not (folder / "results").is_dir():
         return ""
-    rows = "\n".join(
-        f'| {row.claim} | {_cell(row.title)} | <span class="verdict {row.verdict.replace(" ", "-")}">'
-        f"{row.verdict}</span> | {_cell(row.why)} |"
-        for row in scorecard(folder).itertuples()
-    )
+    card = scorecard(folder)
+    write_figures(card, static)
     return (
-        "\n## Verdicts\n\nBy rules committed before the notebooks that apply them; "
+        f"\n## Verdicts\n\n{in_short(card)}\n\n{picture(card, static.name)}\n\n"
+        "By rules committed before the notebooks that apply them; "
         f"[how they came about]({SCORECARD}.ipynb).\n\n"
-        f"| | claim | verdict | why |\n|---|---|---|---|\n{rows}\n"
+        "<details><summary>The same as a table, with four answers for each claim</summary>\n\n"
+        f"{scorecard_markdown(card, ANSWERS)}\n</details>\n"
     )
 
 
