@@ -83,7 +83,7 @@ def test_planted_cases_say_whether_the_quantity_can_tell(store, tmp_path):
         ("C13", 0.1, 0.95, "not seen here"),
         ("C11", 1e-7, 1e-7, "true of any signal"),
         ("C5", 0.05, 0.05, "the statistic measures something else"),
-        ("C8", -0.05, 0.0, "open"),
+        ("C8", -0.1, 0.0, "open"),
         ("C7", 5.0, 0.0, "out of reach"),
     ],
 )

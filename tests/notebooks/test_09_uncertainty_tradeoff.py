@@ -66,7 +66,7 @@ def test_each_criterion_is_held_against_the_most_conservative_null(numbers):
 
 
 def test_the_verdict_follows_from_the_records(numbers, verdict):
-    assert verdict("C6", numbers) == "the quantity cannot tell"
+    assert verdict("C6", numbers) == "explained by the null"
 
 
 def test_nulls_are_negative_too(tables):
