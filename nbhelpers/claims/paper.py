@@ -472,14 +472,14 @@ CLAIMS = (
         number="C15",
         title="bands have linguistic roles",
         statement="The high band carries syntax, the mid band sentences, the low band discourse.",
-        notebook="15_head_kernels",
+        notebook="16_rotary_bands",
         untested="the paper has no experiment",
     ),
     Claim(
         number="C16",
         title="practical implications",
         statement="Heads can be pruned by frequency, training monitored, heads pre-initialised.",
-        notebook="16_interventions",
+        notebook="16_rotary_bands",
         untested="the paper has no experiment",
     ),
     Claim(
@@ -487,7 +487,7 @@ CLAIMS = (
         title="harmonics in MLPs",
         statement="MLPs create harmonics of the RoPE frequencies, and phase alignment sharpens attention "
         "(version 1).",
-        notebook="17_mlp_harmonics",
+        notebook="17_harmonics_and_phases",
         untested="only attention is captured, MLP activations are not",
     ),
     Claim(

@@ -34,7 +34,7 @@ def wilson(k, n, z=1.959963984540054):
 
 @pytest.mark.parametrize("rule", ["C1", "C3", "C4", "C5", "C6", "C14", *(c.other.number for c in SECONDS)])
 @pytest.mark.parametrize(("name", "holds"), [("sensitivity", True), ("specificity", False)])
-def test_rates_are_shares_of_cases_told_right(numbers, tables, rule, name, holds):
+def test_rates_are_shares_of_cases_judged_correctly(numbers, tables, rule, name, holds):
     cases = tables["cases"].query("bank == 'test'") if rule.endswith("second") else tables["literal"]
     right = cases[(cases.rule == rule) & (cases.holds == holds)].right
     row = numbers[f"planted_{name}_{rule}"]
