@@ -45,7 +45,7 @@ def block(folder=STORED):
     card = scorecard(folder)
     shown = f"{in_short(card)}\n\n{picture(card, FIGURES.relative_to(ROOT).as_posix())}"
     folded = "<details><summary>The same as a table, with the reasons</summary>"
-    table = f"{folded}\n\n{scorecard_markdown(card, ["by another quantity"])}\n</details>"
+    table = f"{folded}\n\n{scorecard_markdown(card, ['by another quantity'])}\n</details>"
     return f"\n{shown}\n\nFrom `{facts['command']}` at commit `{facts['commit']}`: {of}.\n\n{table}\n\n"
 
 
