@@ -41,6 +41,15 @@ EQUIVALENT = (
     ("attention.py", "CUDA_BLOCK_BYTES", "Mult to Div", "decides on the size of a block"),
     ("attention.py", "for reduction, state in zip", "True to False", "one list is made from the other"),
     ("attention.py", 'inputs["use_cache"]', "False to True", "a cache takes memory and changes nothing"),
+    ("attention.py", "CUDA_BLOCK_BYTES", "2 to 3", "decides on the size of a block"),
+    (
+        "flash.py",
+        "LEAST_KEYS",
+        "2048 to 2049",
+        "decides which way a GPU takes, both of which are tested there",
+    ),
+    ("frames.py", "spans = (singular", "Gt to GtE", "what is 0 does not lie above rtol times 0"),
+    ("rows.py", "at_end = n + n_taps > full", "Gt to GtE", "one sample more is treated as near the end"),
     ("wavelets.py", "before, after, count = n_taps", "Sub to Add", "no tap reads beyond what is needed"),
 )
 

@@ -35,6 +35,8 @@ def test_refusals():
     with pytest.raises(ValueError, match=r"one sequence .* got \(2, 21\)"):
         cache_attention(model, make_tokens(LENGTH, n=2))
     kept = cache_attention(model, make_tokens(LENGTH, n=1))
+    heads = model.config.num_attention_heads + model.config.num_key_value_heads
+    assert kept.nbytes == 2 * 4 * LENGTH * heads * 8, "queries and keys of two layers, heads of 8, float32"
     for layer in (-1, 2):
         with pytest.raises(IndexError, match=f"layer {layer} .* 0 to 1"):
             kept.layer(layer)
