@@ -200,10 +200,13 @@ def _spans(state, criterion, estimate):
 
 
 def deciding(claim, records):
-    """Return what decides about a claim, a key of :data:`OUTCOMES`, and the first criterion it is true of."""
+    """Return what decides about a claim, a key of :data:`OUTCOMES`, and the first criterion it is true of.
+
+    Where all are beyond their nulls it is the last, for the first say what the others are about.
+    """
     found = [(_states(criterion, records[criterion.name]), criterion) for criterion in claim.criteria]
     for state in OUTCOMES:
-        for states, criterion in found:
+        for states, criterion in reversed(found) if state == "beyond" else found:
             if state in states:
                 return state, criterion
 

@@ -62,6 +62,12 @@ def in_short(card):
         parts.append(f"{n_met} {'is' if n_met == 1 else 'are'} explained by {UNLEARNED} ({met})")
     if rest := [f"{group} ({of[group]})" for group in GROUPS[3:] if group in of]:
         parts.append(f"The others: {'; '.join(rest)}")
+    other = card["by another quantity"].str.partition(":")[0]
+    told = {verdict: ", ".join(part.claim) for verdict, part in card[other != ""].groupby(other)}
+    if told:
+        parts.append(
+            f"By another quantity, which can tell: {'; '.join(f'{v} {claims}' for v, claims in told.items())}"
+        )
     further = _outside(card, "value") - _outside(card, "null")
     further = further[card.verdict.isin(["contradicted", "explained by the null"])]
     if (further > 0).any():
