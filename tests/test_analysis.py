@@ -250,7 +250,7 @@ def test_what_was_not_observed_is_refused(observed, changes, message):
         (23, {}, {}, "5 tokens"),
         (3, {}, {}, "of 3 tokens"),
         (24, {"signal": "rows", "order": "mean then metric"}, {}, "use order"),
-        (24, {}, {"attention_mask": torch.ones(2, 24)}, "padding"),
+        (24, {}, {"attention_mask": torch.ones(2, 24)}, "without attention_mask"),
         (257, {}, {}, "257 tokens"),
     ],
 )
