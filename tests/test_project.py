@@ -117,7 +117,8 @@ def test_the_verdicts_of_the_readme_are_those_of_the_stored_numbers():
     assert BLOCK.findall(README.read_text(encoding="utf-8")) == [block()]
     judged = load_results(STORED)
     judged = judged[judged.name.str.match(r"C\d+_")]
-    assert (judged.low < judged.high).all(), "every number has an interval"
+    certain = (judged.value == 0) & judged.name.str.endswith("tuned_share")  # of no head in any passage
+    assert ((judged.low < judged.high) | certain).all(), "every number has an interval"
     for name in home.FIGURES:
         with Image.open(FIGURES / name) as image:
             drawn = image.info["Description"]
