@@ -183,7 +183,7 @@ _NAMES = {
     "statistic function": such_that(callable, "a function"),
     "ax": such_that(lambda value: hasattr(value, "plot"), "an Axes of matplotlib"),
     "label ylabel": such_that(lambda value: isinstance(value, str), "text"),
-    "free_bytes": whole(0, 2**63 - 1),
+    "free_bytes": such_that(lambda value: isinstance(value, numbers.Real) and value >= 0, "bytes, 0 or more"),
     "max_characters": whole(1),
     "bands": several(text, least=1),
     "base": log_base,

@@ -124,6 +124,7 @@ def test_wrappers_are_taken_off_and_compiled_layers_run_as_written():
     for wrapped in (parallel(model), compiled, parallel(compiled), Prompted(model, False)):
         assert torch.equal(tiny.capture_quietly(wrapped, ids).key_profile, expected.key_profile)
     met = []
+    torch.compiler.reset()
 
     def backend(graph, inputs):
         return lambda *args: met.append(graph) or graph(*args)

@@ -70,7 +70,7 @@ def test_the_planted_advantage_is_found(whole, verdict):
     numbers, _, _ = whole
     row = numbers["C8_rope_advantage"]
     assert row.low <= LEVEL["rope"] - LEVEL["alibi"] <= row.high
-    assert row.value == pytest.approx(-0.1, abs=0.02)
+    assert row.value == pytest.approx(-0.15, abs=0.02)
     assert row.null > 0.02
     assert verdict("C8", numbers) == "supported"
 
