@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 SIZE   ?= reader
 MODEL  ?=
 OUT    ?= build/demo
-JOBS   ?= 4
+JOBS   ?= 3
 
 VENV := .venv
 BIN  := $(VENV)/bin
@@ -25,7 +25,7 @@ endif
 
 help: ## print this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-6s %s\n", $$1, $$2}'
-	@echo "  settings: SIZE=smoke|reader|full MODEL=name OUT=folder JOBS=4 PYTHON=python3.11"
+	@echo "  settings: SIZE=smoke|reader|full MODEL=name OUT=folder JOBS=3 PYTHON=python3.11"
 
 setup: $(VENV)/.installed ## make .venv with the versions of requirements.lock, nothing else
 
