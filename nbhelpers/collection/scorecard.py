@@ -97,17 +97,27 @@ def criteria(folder):
     """Return every number of a rule that was measured: its claim, what it is, in a sentence, in numbers.
 
     `p` is `Criterion.p_value`, `adjusted_p` that of all as one family (Benjamini and Hochberg); NaN without
-    an interval of known units.
+    an interval of known units. `stands while` tells for which ends of the claimed range the interval lies
+    where it does: how far a threshold could be another.
     """
     numbers, rows = load_results(folder), []
     for claim in paper.CLAIMS:
         every = (*claim.criteria, *claim.second)
         records = _records(every, numbers)
         rows += [
-            (claim.number, c.statistic, sentence(c, e), *_numbers(c, e), c.p_value(e), math.nan)
+            (
+                claim.number,
+                c.statistic,
+                sentence(c, e),
+                _stands(c, e),
+                *_numbers(c, e),
+                c.p_value(e),
+                math.nan,
+            )
             for c, e in ((c, records[c.name]) for c in every if c.name in records)
         ]
-    frame = pd.DataFrame(rows, columns=["claim", "statistic", "sentence", *DECIDING, "p", "adjusted_p"])
+    columns = ["claim", "statistic", "sentence", "stands while", *DECIDING, "p", "adjusted_p"]
+    frame = pd.DataFrame(rows, columns=columns)
     if (known := frame.p.notna()).any():
         frame.loc[known, "adjusted_p"] = stats.false_discovery(frame.p[known].to_numpy())
     return frame
@@ -267,6 +277,19 @@ def _group(claim, verdict, answers):
     if answers[READINGS].startswith("no:"):
         return "changes with the reading or the first token"
     return "holds" if verdict == "supported" else "not seen here"
+
+
+def _stands(criterion, estimate):
+    (least, most), (low, high) = criterion.claimed, (f"{end:.3g}" for end in estimate[1:3])
+    place = criterion.place(estimate)
+    if place == "open":
+        return f"an end of the range lies between {low} and {high}"
+    if place == "outside":
+        return f"the range ends below {low}" if estimate.low > most else f"the range begins above {high}"
+    ends = [f"begins at most at {low}"] * math.isfinite(least) + [f"ends at least at {high}"] * math.isfinite(
+        most
+    )
+    return f"the range {' and '.join(ends)}"
 
 
 def _records(criteria, numbers):

@@ -141,6 +141,10 @@ def test_criteria_are_one_family(tmp_path):
     expected = {name: 2 * t_distribution.sf(x * t_distribution.ppf(0.975, 11), 11) for name, x in t.items()}
     assert found.p.to_dict() == pytest.approx(expected)
     assert found.adjusted_p["half"] == pytest.approx(2 * expected["half"])
+    assert found["stands while"].tolist() == [
+        "the range ends below 0.18",
+        "the range begins at most at 1.51 and ends at least at 1.89",
+    ]
     assert scorecard.multiplicity(found).startswith("Of 2 numbers 2 are decided")
 
 
