@@ -125,7 +125,7 @@ class TestAlibi:
 
 class TestT5:
     @pytest.mark.parametrize("bidirectional", [False, True])
-    @pytest.mark.parametrize(("n_buckets", "max_distance"), [(32, 128), (16, 64), (8, 500), (32, 17)])
+    @pytest.mark.parametrize(("n_buckets", "max_distance"), [(32, 128), (16, 64), (8, 500), (32, 17), (4, 16)])
     def test_buckets_are_t5s_at_every_distance(self, bidirectional, n_buckets, max_distance):
         positions = torch.arange(-3000, 3001)
         expected = T5Attention._relative_position_bucket(positions, bidirectional, n_buckets, max_distance)
@@ -163,6 +163,7 @@ class TestSinusoidal:
         (lambda: rope.rotate(normal(5, 8), torch.arange(5), rope.inverse_frequencies(16)), "head_dim of 16"),
         (lambda: rope.t5_bucket(3, n_buckets=2), "n_buckets 2"),
         (lambda: rope.t5_bucket(3, max_distance=8), "max_distance"),
+        (lambda: rope.t5_bucket(3, bidirectional=True, max_distance=8), "8 of them for single distances"),
     ],
 )
 def test_bad_input_is_refused(call, message):
