@@ -54,7 +54,7 @@ _DILATED = (
     ("width_fit", "share of the variance of width that this line explains", (0.8, 1.0)),
     (
         "alignment",
-        "share of the variance of kernels' quantiles that shifts along log distance explain",
+        "share of the variance of log quantiles that a shift of one shape explains",
         (0.9, 1.0),
     ),
     ("shape_drift", "change of shape (octaves between quantiles) with distance", (-0.22, 0.22)),
