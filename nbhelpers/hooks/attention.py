@@ -9,7 +9,6 @@ Whose call it is, the context says: other threads, other models and captures ins
 
 import contextlib
 import inspect
-import sys
 from contextvars import ContextVar
 
 import torch
@@ -22,7 +21,7 @@ from nbhelpers.kernels.entropy import SUM_TOLERANCE, SUM_TOLERANCE_HALF
 from nbhelpers.profiles import Profiles
 
 from . import flash, proof
-from .exchange import attention_entries, exchanged
+from .exchange import as_written, attention_entries, exchanged
 from .layers import layer_numbers, names_of
 from .reductions import Block, Layout
 
@@ -517,8 +516,7 @@ def forward(model, recorder, ids, *, attention_mask=None, decoder_ids=None, deco
     with contextlib.ExitStack() as undo:
         undo.enter_context(fresh_rotations(model))
         undo.enter_context(cross_attention_seen(model, recorder))
-        if "torch._dynamo" in sys.modules:  # compiled layers run as they are written: hooks then see them
-            undo.enter_context(torch.compiler.set_stance("force_eager"))
+        undo.enter_context(as_written())
         backbone(**inputs, **undo.enter_context(route(model, recorder)))
 
 

@@ -1,13 +1,15 @@
-"""Exchange functions that models look up by name, while blocks of any thread run."""
+"""Exchange what models look up by name, and stop torch.compile, while blocks of any thread run."""
 
 import contextlib
 import sys
 import threading
 
+import torch
 from transformers import AttentionInterface
 
 _LOCK = threading.Lock()
 _EXCHANGED = {}  # by (id of a table, key): [what was there, blocks that run]
+_EAGER = []  # one for every block of `as_written` that runs; the first holds what the last undoes
 
 
 @contextlib.contextmanager
@@ -33,6 +35,26 @@ def exchanged(entries, wrap):
                 if not held[1]:
                     table[key] = held[0]
                     del _EXCHANGED[id(table), key]
+
+
+@contextlib.contextmanager
+def as_written():
+    """Run a block in which compiled layers run as they are written, so that hooks see them.
+
+    The stance of torch.compile is one for all threads: the first block takes it, the last gives it back.
+    """
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled
+        yield
+        return
+    with _LOCK:
+        _EAGER.append(_EAGER[0] if _EAGER else torch.compiler.set_stance("force_eager"))
+    try:
+        yield
+    finally:
+        with _LOCK:
+            stance = _EAGER.pop()
+            if not _EAGER:
+                stance.__exit__(None, None, None)
 
 
 def attention_entries(modules):

@@ -169,6 +169,21 @@ def test_threads_do_not_meet(family):
     assert model.config._attn_implementation == "sdpa"
 
 
+def test_the_stance_of_the_compiler_is_given_back_by_the_last_of_two_blocks():
+    """The first to begin is the first to end, as in two threads; then compiled layers are compiled again."""
+    met = []
+    compiled = torch.compile(lambda x: x + 1, backend=lambda graph, inputs: met.append(graph) or graph.forward)
+    blocks = exchange.as_written(), exchange.as_written()
+    for block in blocks:
+        block.__enter__()
+    for block in blocks:
+        compiled(torch.ones(2))
+        assert not met
+        block.__exit__(None, None, None)
+    compiled(torch.ones(2))
+    assert met
+
+
 @pytest.mark.parametrize("family", ["llama", "bloom"])
 def test_a_capture_inside_a_capture(family):
     """Of the same model and of another one: both are right."""
