@@ -35,6 +35,7 @@ SWAPS = {
 # Changes that no result shows: module, start of the line, change, reason.
 EQUIVALENT = (
     ("frames.py", "mean = values.sum(-1", "1 to 2", "fewer than three heads have no slope"),
+    ("frames.py", "x = x / torch.where(norm > 0", "1.0 to 2.0", "zero divided by either is zero"),
     ("frames.py", "BISECTIONS =", "64 to 65", "64 halvings reach the last digit of float64"),
     ("store.py", "digest.update(network.config", "False to True", "either form holds all that was set"),
     ("attention.py", "self.errors.append(0 *", "Add to Sub", "what is infinite becomes NaN either way"),
@@ -48,6 +49,9 @@ EQUIVALENT = (
         "2048 to 2049",
         "decides which way a GPU takes, both of which are tested there",
     ),
+    ("flash.py", "return found[..., :", "2 to 3", "what a GPU's kernel pads, which is tested there"),
+    ("memory.py", "chosen = _estimate(model, Plan(", "0 to 1", "both zeros are then estimated"),
+    ("rows.py", 'if mode == "periodization"', "Lt to LtE", "so short a row takes either way"),
     ("frames.py", "spans = (singular", "Gt to GtE", "what is 0 does not lie above rtol times 0"),
     ("rows.py", "at_end = n + n_taps > full", "Gt to GtE", "one sample more is treated as near the end"),
     ("wavelets.py", "before, after, count = n_taps", "Sub to Add", "no tap reads beyond what is needed"),

@@ -46,11 +46,9 @@ class AttentionCache:
     @torch.inference_mode()
     def _from_scores(self, layer):
         module, query, key, mask, options = self._calls[self.layers.index(layer)]
-        n_keys = key.shape[2]
         with torch.autocast(query.device.type, enabled=False):
-            blocks = score_blocks(module, query, key, mask, query.shape[2], **options)
-            parts = [torch.nn.functional.pad(attn, (0, n_keys - attn.shape[-1])) for _, _, attn in blocks]
-        return torch.cat(parts, -2)[0]  # (head, query, key)
+            [(_, _, attn)] = score_blocks(module, query, key, mask, query.shape[2], **options)
+        return attn[0]  # (head, query, key)
 
     def _from_the_model(self, layer):
         recorder = _OneLayer(self._network, self.layers.index(layer))

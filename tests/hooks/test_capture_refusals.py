@@ -1,12 +1,14 @@
 """capture: what it refuses, and what its errors say."""
 
 import functools
+from types import SimpleNamespace
 
 import families_walk as walk
 import pytest
 import torch
 from tiny_models import capture_quietly, make_model, make_padding, make_tokens
 
+from nbhelpers.hooks.layers import layer_numbers
 from nbhelpers.hooks.recompute import cache_attention
 from nbhelpers.inputs import families
 from nbhelpers.inputs.models import describe
@@ -88,3 +90,12 @@ def test_a_family_that_bypasses_the_interface(monkeypatch):
     monkeypatch.setitem(families.FAMILIES, "bloom", families.Family("bloom", "alibi", route="interface"))
     with pytest.raises(RuntimeError, match=r"bloom: no attention was seen.*register_family\("):
         capture_quietly(make_model("bloom"), make_tokens(8))
+
+
+def test_two_modules_that_state_the_same_layer():
+    halves = [torch.nn.Linear(1, 1) for _ in range(2)]
+    for half in halves:
+        half.layer_idx = 0
+    names = {half: [f"layer.{name}"] for half, name in zip(halves, ("left", "right"), strict=True)}
+    with pytest.raises(RuntimeError, match="ran 2 times in 2 modules of one pass \\(1 layers"):
+        layer_numbers(halves, names, SimpleNamespace(num_hidden_layers=1, model_type="halves"))

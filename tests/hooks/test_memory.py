@@ -112,6 +112,8 @@ def test_batch_and_chunk_come_from_free_memory(llama):
     tight = plan(llama, 64, 128, free_bytes=roomy.working_bytes)  # of which only a part may be used
     assert tight.batch_size == roomy.batch_size // 2
     assert tight.working_bytes <= memory.USABLE * roomy.working_bytes
+    assert roomy.working_bytes == memory.USABLE * (roomy.working_bytes * 5 / 4)
+    assert plan(llama, 64, 128, free_bytes=roomy.working_bytes * 5 / 4) == roomy, "it just fits"
     one = plan(llama, 1, 256, free_bytes=2**60)
     narrow = plan(llama, 1, 256, free_bytes=int(0.9 * one.working_bytes))
     assert (narrow.batch_size, narrow.chunk) == (1, one.chunk // 2)

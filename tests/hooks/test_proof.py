@@ -172,7 +172,9 @@ def test_threads_do_not_meet(family):
 def test_the_stance_of_the_compiler_is_given_back_by_the_last_of_two_blocks():
     """The first to begin is the first to end, as in two threads; then compiled layers are compiled again."""
     met = []
-    compiled = torch.compile(lambda x: x + 1, backend=lambda graph, inputs: met.append(graph) or graph.forward)
+    compiled = torch.compile(
+        lambda x: x + 1, backend=lambda graph, inputs: met.append(graph) or graph.forward
+    )
     blocks = exchange.as_written(), exchange.as_written()
     for block in blocks:
         block.__enter__()

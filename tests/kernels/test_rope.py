@@ -24,6 +24,7 @@ def test_frequencies_closed_form():
     assert frequency.dtype == torch.float64
     assert_close(frequency, np.array([1.0, 0.1, 0.01, 0.001]))
     assert_close(rope.wavelengths(frequency), 2 * math.pi * np.array([1.0, 10, 100, 1000]))
+    assert rope.inverse_frequencies(2).tolist() == [1.0]
 
 
 class TestRotate:
