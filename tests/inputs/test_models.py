@@ -85,10 +85,14 @@ def test_the_same_model_on_a_gpu(tiny_llama_folder, tiny_llama):
     assert torch.equal(torch.cuda.get_rng_state(), state)
 
 
-def test_available_models_all_load_offline():
-    packaged = [name for name in available_models() if not name.startswith("zoo:")]
-    assert packaged == ["smollm2-135m", "minilm-l6", "random:smollm2-135m", "random:minilm-l6"]
-    assert all(available_models().values())
+def test_available_models_say_how_to_get_what_is_not_here(tmp_path, monkeypatch):
+    monkeypatch.setenv("NBHELPERS_CACHE", str(tmp_path))
+    names = ["smollm2-135m", "minilm-l6", "gemma3-270m", "qwen2.5-coder-0.5b"]
+    listed = available_models()
+    packaged = [name for name in listed if not name.startswith("zoo:")]
+    assert packaged == names + [f"random:{name}" for name in names]
+    away = [name for name, about in listed.items() if about.endswith(f"nbhelpers models get {name}")]
+    assert away == names[2:]
 
 
 @torch.no_grad()
