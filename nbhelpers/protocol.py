@@ -28,6 +28,7 @@ REASONS = {
     "window": ("'a Hann window' (eq. 1)", "numpy.hanning, the symmetric form of the paper's stack"),
     "pad": ("'zero padding', length not given", "none: sequences of one length need none"),
     "sided": ("not mentioned", "real input; a one-sided spectrum is what an rfft returns"),
+    "dc": ("not mentioned; eq. 2 begins its low band at 0", "nothing is taken out of the spectrum"),
     "edges": ("low 0-0.25, mid 0.25-0.75, high 0.75-1 of Nyquist (eq. 2)",
               "as printed; DC falls in the low band"),
     "log_base": ("not mentioned", "natural logarithm (None); the printed entropies lie in its range"),
@@ -73,7 +74,7 @@ class Protocol:
         row while attention streams by, metrics averaged over rows).
     sink : str
         ``keep``, or ``drop_renormalise``: key 0 is removed and the signal divided by what remains.
-    detrend, window, pad, sided
+    detrend, window, pad, sided, dc
         As in :func:`nbhelpers.kernels.spectra.psd`.
     edges : tuple of float
         Band edges as fractions of the Nyquist frequency (eq. 2).
@@ -103,6 +104,7 @@ class Protocol:
     window: str = "hann"
     pad: int | str = 1
     sided: str = "one"
+    dc: str = "keep"
     edges: tuple[float, ...] = (0.25, 0.75)
     log_base: float | None = None
     wavelet: str = "db2"
@@ -130,13 +132,17 @@ class Protocol:
 
     @property
     def hash(self):
-        """Twelve hexadecimal digits that change when any field does."""
-        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:12]
+        """Twelve hexadecimal digits that change when any field does.
+
+        `dc` counts where it is not "keep", which is what records from before the field was there did.
+        """
+        told = {name: value for name, value in self.to_dict().items() if (name, value) != ("dc", "keep")}
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
 
     @property
     def spectrum_options(self):
         """The keyword arguments of :func:`nbhelpers.kernels.spectra.psd`."""
-        return {name: getattr(self, name) for name in ("window", "pad", "detrend", "sided")}
+        return {name: getattr(self, name) for name in ("window", "pad", "detrend", "sided", "dc")}
 
     @property
     def band_names(self):

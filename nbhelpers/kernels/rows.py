@@ -30,8 +30,8 @@ def drop_sink(attn):
 def row_psd(rows, length, **options):
     """Return the power spectrum (..., freq) of signals of `length` samples with a zero tail.
 
-    `rows` (..., key) are the first samples; the rest are zero. `options` are `window`, `pad`, `detrend` and
-    `sided` of :func:`nbhelpers.kernels.spectra.psd`.
+    `rows` (..., key) are the first samples; the rest are zero. `options` are `window`, `pad`, `detrend`,
+    `sided` and `dc` of :func:`nbhelpers.kernels.spectra.psd`.
     """
     n_given = rows.shape[-1]
     if options["detrend"] != "none":
@@ -42,7 +42,10 @@ def row_psd(rows, length, **options):
     torch.mul(rows, taper[:n_given], out=tapered[..., :n_given])
     transform = torch.fft.rfft(tapered) if options["sided"] == "one" else torch.fft.fft(tapered)
     squares = torch.view_as_real(transform).square_()  # (..., freq, 2): contiguous, so one fast pass
-    return squares[..., 0] + squares[..., 1]  # (..., freq)
+    power = squares[..., 0] + squares[..., 1]  # (..., freq)
+    if options["dc"] == "drop":
+        power[..., 0] = 0
+    return power
 
 
 @lru_cache(maxsize=16)

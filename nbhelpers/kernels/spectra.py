@@ -59,7 +59,7 @@ def frequencies(length, *, pad=1, sided="one"):
     return torch.where(bins < (n + 1) // 2, bins, bins - n) / n
 
 
-def psd(signal, *, window="hann", pad=1, detrend="none", sided="one", check=True):
+def psd(signal, *, window="hann", pad=1, detrend="none", sided="one", dc="keep", check=True):
     """Return the power spectrum of a signal, the squared modulus of its windowed DFT (eq. 1).
 
     Costs O(N log N) per signal. Differentiable everywhere.
@@ -70,7 +70,7 @@ def psd(signal, *, window="hann", pad=1, detrend="none", sided="one", check=True
         Real signal. Not modified.
     window : {"hann", "boxcar"}
         See `window`. The window spans the signal, not the padding.
-    pad : {1, 2, "next_pow2"}
+    pad : {1, 2, 4, "next_pow2"}
         Zero padding: to `pad` times the length, or to the next power of two not below the length.
     detrend : {"none", "mean"}
         "mean" subtracts the mean of each signal before the window. A Hann window then lets a little power
@@ -80,6 +80,8 @@ def psd(signal, *, window="hann", pad=1, detrend="none", sided="one", check=True
         doubled: this is the literal reading of eq. 1, which squares the transform and says no more, and it
         weighs the zero-frequency bin twice as much as a doubled spectrum would. "two": all N bins, whose
         sum is N times the energy of the windowed signal (Parseval).
+    dc : {"keep", "drop"}
+        "drop" sets the zero-frequency bin to 0, so that it counts in no number read from the spectrum.
     check : bool
         Look for NaN and infinity first. On CUDA this waits for the device; False skips it.
 
@@ -97,7 +99,10 @@ def psd(signal, *, window="hann", pad=1, detrend="none", sided="one", check=True
         x = x - x.mean(-1, keepdim=True)  # (..., position)
     x = _apply_window(x, window)  # (..., position)
     transform = torch.fft.rfft(x, n=n) if sided == "one" else torch.fft.fft(x, n=n)  # (..., freq)
-    return transform.real.square() + transform.imag.square()  # (..., freq)
+    power = transform.real.square() + transform.imag.square()  # (..., freq)
+    if dc == "drop":
+        power[..., 0] = 0
+    return power
 
 
 @checked(edges=several(share, rising=True))

@@ -60,9 +60,15 @@ CALLS = {
     "t5_bucket": [lambda on: rope.t5_bucket(on(torch.arange(-300, 300)))],
     "t5_bias": [lambda on: rope.t5_bias(on(TABLE), 300), lambda on: rope.t5_bias(on(TABLE), 9)],
     "row_psd": [
-        lambda on: rows.row_psd(on(SIGNAL), 150, window="hann", pad=1, detrend="none", sided="one"),
-        lambda on: rows.row_psd(on(SIGNAL), 150, window="boxcar", pad=2, detrend="mean", sided="two"),
-        lambda on: rows.row_psd(on(SIGNAL), 150, window="hann", pad=1, detrend="mean", sided="one"),
+        lambda on: rows.row_psd(
+            on(SIGNAL), 150, window="hann", pad=1, detrend="none", sided="one", dc="keep"
+        ),
+        lambda on: rows.row_psd(
+            on(SIGNAL), 150, window="boxcar", pad=2, detrend="mean", sided="two", dc="drop"
+        ),
+        lambda on: rows.row_psd(
+            on(SIGNAL), 150, window="hann", pad=1, detrend="mean", sided="one", dc="keep"
+        ),
     ],
     "row_spectral_metrics": [
         lambda on: rows.row_spectral_metrics(on(SIGNAL), RUNS),

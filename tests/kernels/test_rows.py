@@ -12,8 +12,8 @@ from nbhelpers.arguments import OPTIONS
 from nbhelpers.kernels import rows, spectra, wavelets
 
 SPECTRA = [
-    dict(zip(("window", "pad", "detrend", "sided"), options, strict=True))
-    for options in itertools.product(OPTIONS["window"], OPTIONS["pad"], OPTIONS["detrend"], OPTIONS["sided"])
+    dict(zip(("window", "pad", "detrend", "sided", "dc"), options, strict=True))
+    for options in itertools.product(*map(OPTIONS.get, ("window", "pad", "detrend", "sided", "dc")))
 ]
 LENGTHS = [(1, 1), (1, 2), (2, 2), (3, 8), (8, 8), (5, 17), (17, 17), (40, 64), (64, 64), (31, 101), (89, 97)]
 
@@ -32,14 +32,15 @@ def whole(given, length):
     return np.pad(given.double().numpy(), tail)
 
 
-def oracle_psd(signal, *, window, pad, detrend, sided):
+def oracle_psd(signal, *, window, pad, detrend, sided, dc):
     """Eq. 1 by numpy, in float64."""
     n = signal.shape[-1]
-    n_bins = {1: n, 2: 2 * n, "next_pow2": 2 ** int(np.ceil(np.log2(n)))}[pad]
+    n_bins = {"next_pow2": 2 ** int(np.ceil(np.log2(n)))}.get(pad) or pad * n
     if detrend == "mean":
         signal = signal - signal.mean(-1, keepdims=True)
     signal = signal * (np.hanning(n) if window == "hann" else np.ones(n))
-    return abs((np.fft.rfft if sided == "one" else np.fft.fft)(signal, n_bins)) ** 2
+    power = abs((np.fft.rfft if sided == "one" else np.fft.fft)(signal, n_bins)) ** 2
+    return power * (np.arange(power.shape[-1]) > 0) if dc == "drop" else power
 
 
 def oracle_wavelet_entropies(signal, *, wavelet, mode, level):

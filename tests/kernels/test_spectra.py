@@ -39,7 +39,7 @@ class TestPsd:
     @pytest.mark.parametrize("pad", OPTIONS["pad"])
     def test_is_the_squared_dft(self, dtype, length, window, pad):
         signal = uniform(length, dtype=dtype)
-        n = {1: length, 2: 2 * length, "next_pow2": 2 ** math.ceil(math.log2(length))}[pad]
+        n = {"next_pow2": 2 ** math.ceil(math.log2(length))}.get(pad) or pad * length
         weights = np.hanning(length) if window == "hann" else np.ones(length)
         expected = slow_psd(signal.double().numpy(), weights, n)
         two = spectra.psd(signal, window=window, pad=pad, sided="two")
@@ -47,6 +47,9 @@ class TestPsd:
         assert two.dtype == one.dtype == dtype
         assert_close(two, expected)
         assert_close(one, expected[: n // 2 + 1])
+        dropped = spectra.psd(signal, window=window, pad=pad, dc="drop")
+        assert torch.equal(dropped[1:], one[1:])
+        assert dropped[0] == 0
         assert len(one) == len(spectra.frequencies(length, pad=pad))
 
     def test_cosine_puts_its_power_at_its_frequency(self):
@@ -170,7 +173,7 @@ def test_gradients(function):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: spectra.psd(torch.ones(8), pad=3), "pad of psd must be one of 1, 2, 'next_pow2'; got 3"),
+        (lambda: spectra.psd(torch.ones(8), pad=3), "pad of psd must be one of 1, 2, 4, 'next_pow2'; got 3"),
         (lambda: spectra.psd(torch.ones(8), window="blackman"), "window"),
         (lambda: spectra.psd(torch.ones(3, 0)), r"\(3, 0\)"),
         (lambda: spectra.psd(torch.tensor([1.0, math.nan])), "1 of 2 entries"),
