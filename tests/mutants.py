@@ -36,13 +36,16 @@ SWAPS = {
 EQUIVALENT = (
     ("frames.py", "mean = values.sum(-1", "1 to 2", "fewer than three heads have no slope"),
     ("frames.py", "x = x / torch.where(norm > 0", "1.0 to 2.0", "zero divided by either is zero"),
+    ("frames.py", "apart = ~torch.eye", "1 to 2", "the matrix is square"),
     ("frames.py", "BISECTIONS =", "64 to 65", "64 halvings reach the last digit of float64"),
     ("store.py", "digest.update(network.config", "False to True", "either form holds all that was set"),
     ("attention.py", "self.errors.append(0 *", "Add to Sub", "what is infinite becomes NaN either way"),
-    ("attention.py", "CUDA_BLOCK_BYTES", "Mult to Div", "decides on the size of a block"),
+    *(
+        ("attention.py", "CUDA_BLOCK_BYTES", change, "decides on the size of a block")
+        for change in ("Mult to Div", "Pow to Mult", "2 to 3", "20 to 21", "256 to 257")
+    ),
     ("attention.py", "for reduction, state in zip", "True to False", "one list is made from the other"),
     ("attention.py", 'inputs["use_cache"]', "False to True", "a cache takes memory and changes nothing"),
-    ("attention.py", "CUDA_BLOCK_BYTES", "2 to 3", "decides on the size of a block"),
     (
         "flash.py",
         "LEAST_KEYS",
@@ -54,6 +57,24 @@ EQUIVALENT = (
     ("rows.py", 'if mode == "periodization"', "Lt to LtE", "so short a row takes either way"),
     ("frames.py", "spans = (singular", "Gt to GtE", "what is 0 does not lie above rtol times 0"),
     ("rows.py", "at_end = n + n_taps > full", "Gt to GtE", "one sample more is treated as near the end"),
+    (
+        "rows.py",
+        "total = torch.where(valid",
+        "1.0 to 2.0",
+        "what is not valid becomes zero",
+    ),
+    ("spectra.py", "order = band.argsort", "True to False", "bins of one band are summed in any order"),
+    ("attention.py", "shown = mask if", "Gt to GtE", "no mask holds half of the least number"),
+    (
+        "store.py",
+        "own = [*module.named_parameters",
+        "False to True",
+        "inner tensors count twice",
+    ),
+    ("reductions.py", 'if len(state["scratch"])', "Mult to Div", "the first block makes room for the others"),
+    ("wavelets.py", "torch.cat([_shorten", "True to False", "counts are made from the same levels"),
+    ("wavelets.py", "start, length = 0, 2", "Sub to Add", "there are no more positions than that"),
+    ("wavelets.py", "before, after, count = n_taps", "Mod to Mult", "no tap reads beyond what is needed"),
     ("wavelets.py", "before, after, count = n_taps", "Sub to Add", "no tap reads beyond what is needed"),
 )
 

@@ -137,6 +137,7 @@ FLOORS = (
     {"analysis", "collection"},
     {"nulls"},
     {"sweeps", "inspector"},
+    {"specifications"},
     {"zoo", "__main__"},
     {"zoo.training"},
 )

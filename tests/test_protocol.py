@@ -37,8 +37,9 @@ def test_paper_is_the_literal_reading():
     # Section 4a of the specification of the paper, field by field.
     assert PAPER.to_dict() == {
         "signal": "key_profile", "sink": "keep", "detrend": "none", "window": "hann", "pad": 1,
-        "sided": "one", "dc": "keep", "edges": [0.25, 0.75], "log_base": None, "wavelet": "db2", "mode": "symmetric",
-        "level": "shortest", "order": "metric then mean", "factors": [0.5, 0.25], "scaled_variant": "prefix",
+        "sided": "one", "dc": "keep", "edges": [0.25, 0.75], "log_base": None, "wavelet": "db2",
+        "mode": "symmetric", "level": "shortest", "order": "metric then mean", "factors": [0.5, 0.25],
+        "scaled_variant": "prefix",
         "alignment": "concatenate-truncate", "local_distance": 16, "entropy_windows": [16, 32, 64],
     }  # fmt: skip
 

@@ -145,13 +145,13 @@ def load_grid(name: str | Path) -> Grid:
         names = ", ".join(shipped)
         raise FileNotFoundError(f"there is no grid file {str(name)!r}; the package comes with {names}")
     try:
-        raw = _read_small(path if path.is_file() else SHIPPED.joinpath(f"{name}.yaml"))
+        raw = read_small_yaml(path if path.is_file() else SHIPPED.joinpath(f"{name}.yaml"))
     except (yaml.YAMLError, ValueError) as error:
         raise ValueError(f"the grid {name} is not YAML of the kind that is read: {error}") from error
     return make_grid(raw, name=path.name.removesuffix(".yaml").removesuffix(".yml"))
 
 
-def _read_small(file):
+def read_small_yaml(file):
     """Return what YAML holds; refuse, before it is made, what is or would grow beyond any memory."""
     with file.open("rb") as opened:
         raw = opened.read(MOST_BYTES + 1)

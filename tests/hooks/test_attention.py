@@ -96,6 +96,12 @@ def test_a_single_query_sees_every_key():
     assert abs(block[2].double().numpy() - oracle(query, key)[:, :, -1:]).max() < 1e-6
 
 
+def test_a_module_that_does_not_say_so_is_causal():
+    query, key = vectors()
+    got = assembled(score_blocks(nn.Identity(), query, key, None, 4))
+    assert abs(got - oracle(query, key, TRIANGLE)).max() < 1e-6
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_widened_before_the_product(dtype):
     query, key = vectors(dtype=dtype)

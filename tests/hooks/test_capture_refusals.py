@@ -88,8 +88,12 @@ def test_nan_weights_name_the_layer(family, layer):
 
 def test_a_family_that_bypasses_the_interface(monkeypatch):
     monkeypatch.setitem(families.FAMILIES, "bloom", families.Family("bloom", "alibi", route="interface"))
-    with pytest.raises(RuntimeError, match=r"bloom: no attention was seen.*register_family\("):
+    with pytest.raises(RuntimeError, match=r"bloom: no attention was seen.*\(0 calls\).*register_family\("):
         capture_quietly(make_model("bloom"), make_tokens(8))
+
+
+def test_the_last_position_is_one():
+    assert capture_quietly(make_model("gpt2"), make_tokens(256)).n_real.tolist() == [256, 256]
 
 
 def test_two_modules_that_state_the_same_layer():

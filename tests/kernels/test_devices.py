@@ -190,3 +190,11 @@ def test_what_is_wrong_on_a_gpu_is_said():
     broken[1, 2, 3] = math.nan
     with pytest.raises(ValueError, match=r"1 of 1300 entries .* at index \(1, 2, 3\)"):
         checks.require_finite(broken, "signal")
+
+
+def test_input_is_looked_at_unless_that_is_switched_off():
+    functions = [getattr(module, name) for module in MODULES for name in module.__all__]
+    checks = [inspect.signature(f).parameters.get("check") for f in functions if callable(f)]
+    defaults = [check.default for check in checks if check]
+    assert len(defaults) > 8
+    assert all(default is True for default in defaults)

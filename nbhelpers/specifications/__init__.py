@@ -1,0 +1,32 @@
+"""Every defensible reading at once: a number under each specification of a grid, for a model and its nulls.
+
+`curve` measures and decides which choices matter, `worlds` runs a model and what learned nothing, `figure`
+draws. The method is the specification curve of Simonsohn, Simmons & Nelson (Nature Human Behaviour 4, 2020).
+"""
+
+from .curve import (
+    distinct,
+    joint_inference,
+    load_choices,
+    map_variants,
+    observe_variants,
+    shapley_shares,
+    specification_curve,
+)
+from .figure import curve_figure, explore
+from .worlds import Worlds, claims_hold, measure_worlds
+
+__all__ = [
+    "Worlds",
+    "claims_hold",
+    "curve_figure",
+    "distinct",
+    "explore",
+    "joint_inference",
+    "load_choices",
+    "map_variants",
+    "measure_worlds",
+    "observe_variants",
+    "shapley_shares",
+    "specification_curve",
+]

@@ -1,0 +1,291 @@
+"""A number under each specification of a grid, which choices move it, and whether chance does the same.
+
+A specification is a protocol in what decides a number: of spectra, or of wavelet coefficients.
+"""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Mapping
+from functools import partial
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from nbhelpers.analysis import Observation, observe, signals_of
+from nbhelpers.arguments import checked, such_that
+from nbhelpers.claims.statistics import criterion_value
+from nbhelpers.kernels.spectra import frequencies
+from nbhelpers.metrics import OF_SPECTRA, measure_signals
+from nbhelpers.protocol import BANDS, PAPER
+from nbhelpers.sweeps.grid import read_small_yaml
+from nbhelpers.table import HeadTable
+
+SHIPPED = resources.files("nbhelpers.data").joinpath("specifications.yaml")
+OF_ALL = ("signal", "sink", "order")
+CHOICES = {
+    "spectra": (*OF_ALL, *OF_SPECTRA, "log_base"),
+    "wavelets": (*OF_ALL, "wavelet", "mode", "level", "alignment", "scaled_variant"),
+}
+JOINED = (("signal", "sink"), ("level", "alignment"))  # not every pair of these can be measured
+MEASURED = {
+    "spectra": ("spectral_entropy", "frequency_selectivity", *BANDS, "positional_entropy"),
+    "wavelets": ("scale_sensitivity_*",),
+}
+
+
+def _mean(metric):
+    return lambda table, profiles, protocol: float(table.values(metric).mean())
+
+
+def _criterion(name):
+    return partial(criterion_value, name)
+
+
+STATISTICS = {
+    "spectra": {
+        "spectral entropy": _mean("spectral_entropy"),
+        "selectivity": _mean("frequency_selectivity"),
+        "low band": _criterion("C2_low"),
+        "mid band": _criterion("C2_mid"),
+        "high band": _criterion("C2_high"),
+        "low band over depth": _criterion("C3_low_change"),
+        "position-spectrum correlation": _criterion("C6_rho"),
+    },
+    "wavelets": {
+        "S(0.5)": _criterion("C5_half"),
+        "S(0.25)": _mean("scale_sensitivity_0.25"),
+        "S(0.25) / S(0.5)": _criterion("C5_ratio"),
+    },
+}
+
+_world = such_that(
+    lambda w: isinstance(w, Observation) or (isinstance(w, Mapping) and w),
+    "an Observation, or one by variant",
+)
+
+
+def load_choices(path=None):
+    """Return a grid, field of Protocol → options, of a YAML file; the package's own if None.
+
+    A field that the file lacks keeps the paper's choice. ValueError for an unknown field, an option that
+    Protocol does not take, or a grid without a specification.
+    """
+    name = path or SHIPPED.name
+    try:
+        raw = read_small_yaml(SHIPPED if path is None else Path(path))
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(f"{name} is not YAML of the kind that is read: {error}") from error
+    known = dict.fromkeys(itertools.chain(*CHOICES.values()))
+    if not isinstance(raw, Mapping) or not raw:
+        raise ValueError(f"{name} holds no fields of a protocol with their options")
+    grid = {}
+    for field, options in raw.items():
+        if field not in known:
+            raise ValueError(
+                f"{name}: {field!r} is not a choice of a specification; those are {', '.join(known)}"
+            )
+        grid[field] = tuple(options) if isinstance(options, list) else (options,)
+        try:
+            grid[field] = tuple(getattr(PAPER.replace(**{field: option}), field) for option in grid[field])
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+    return whole_grid(grid)
+
+
+def whole_grid(grid):
+    """Return a grid of all fields; ValueError if no specification is left that can be measured."""
+    whole = {field: grid.get(field, (getattr(PAPER, field),)) for f in CHOICES.values() for field in f}
+    for kind in CHOICES:
+        if not any(True for _ in specifications(whole, kind)):
+            raise ValueError(f"no specification of {kind} is left: {whole} has no pair that can be measured")
+    return whole
+
+
+def specifications(grid, kind):
+    """Yield the protocols of a grid that differ in what `kind`, spectra or wavelets, depends on."""
+    fields = CHOICES[kind]
+    for options in itertools.product(*(grid[field] for field in fields)):
+        protocol = PAPER.replace(**dict(zip(fields, options, strict=True)))
+        lag_without_key = protocol.signal == "lag_profile" and protocol.sink != "keep"
+        levels_unpaired = protocol.level == "own" and protocol.alignment != PAPER.alignment
+        if not lag_without_key and not levels_unpaired:
+            yield protocol
+
+
+@checked(model=None, protocol=None)
+def observe_variants(model, token_ids, grid, **options):
+    """Observe a model once for each scaled variant of a grid, variant → Observation, as `observe` does."""
+    return {
+        how: observe(model, token_ids, PAPER.replace(scaled_variant=how), **options)
+        for how in grid["scaled_variant"]
+    }
+
+
+def map_variants(world, function):
+    """Return observations by variant with a null made of each; the whole texts are made once."""
+    profiles = function(next(iter(world.values())).profiles)
+    scaled = {how: {a: function(part) for a, part in seen.scaled.items()} for how, seen in world.items()}
+    return {how: Observation(profiles, parts, how) for how, parts in scaled.items()}
+
+
+@checked(observation=_world, grid=such_that(lambda g: isinstance(g, Mapping), "a dict"))
+def specification_curve(observation, grid, kind="spectra", statistics=None):
+    """Return statistics under every specification of a grid, each equal to what `measure` gives.
+
+    Spectra and coefficients are shared between specifications, and a specification of spectra does not know
+    the fields of wavelets, nor the other way round.
+
+    Parameters
+    ----------
+    observation : Observation or dict of str to Observation
+        What was seen, by `scaled_variant` where the grid has several.
+    grid : dict of str to tuple
+        Options by field of :class:`nbhelpers.Protocol`, from :func:`load_choices`.
+    kind : {"spectra", "wavelets"}
+    statistics : dict of str to callable, optional
+        (HeadTable, Profiles, protocol=Protocol) → float; those of :data:`STATISTICS` if not given.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row per specification, indexed by its choices; a column per statistic.
+    """
+    world = observation
+    if isinstance(world, Observation):
+        world = {world.scaled_variant: world}
+    statistics = STATISTICS[kind] if statistics is None else statistics
+    profiles = next(iter(world.values())).profiles
+    known, kept, rows = {}, {}, {}
+    for protocol in specifications(grid, kind):
+        natural = protocol.replace(log_base=None)
+        if natural not in known:
+            known = {natural: _arrays(world, natural, kind, kept)}
+        arrays = known[natural]
+        if protocol.log_base is not None:
+            scale = math.log(protocol.log_base)
+            arrays = {n: a / scale if n.endswith("entropy") else a for n, a in arrays.items()}
+        table = HeadTable(arrays, profiles.kv_groups)
+        key = tuple(_shown(getattr(protocol, field)) for field in CHOICES[kind])
+        rows[key] = [function(table, profiles, protocol=protocol) for function in statistics.values()]
+    index = pd.MultiIndex.from_tuples(rows, names=CHOICES[kind])
+    return pd.DataFrame(rows.values(), index=index, columns=list(statistics))
+
+
+def _shown(option):
+    """Return an option as the index holds it: bases of logarithms as "e", "2", "10"."""
+    return "e" if option is None else f"{option:g}" if isinstance(option, float) else option
+
+
+def _arrays(world, protocol, kind, kept):
+    """Return the metrics of a specification, (sequence, layer, head) each; of one average if averaged.
+
+    `kept` holds the signals of the last specification of each signal and variant.
+    """
+    how = protocol.scaled_variant if kind == "wavelets" else next(iter(world))
+    if how not in world:
+        raise ValueError(f"the grid asks for {how} variants; observed were {', '.join(world)}")
+    source = tuple(getattr(protocol, field) for field in OF_ALL)
+    if source not in kept:
+        kept.clear()  # the signals come one after another
+        kept[source] = {}
+    last = kept[source]
+    if how not in last:
+        last[how] = signals_of(world[how], protocol.replace(scaled_variant=how))
+        if protocol.order != PAPER.order:  # without those that leave a sequence out
+            last[how] = _first(last[how])
+    last[how] = last[how].under(protocol)
+    measured = measure_signals(last[how], MEASURED[kind])
+    return {name: values.numpy() for name, values in measured.items()}
+
+
+def _first(signals):
+    scaled = {factor: signal[:1] for factor, signal in signals.scaled.items()}
+    return dataclasses.replace(signals, signal=signals.signal[:1], scaled=scaled, local_mass={})
+
+
+def distinct(curve, length):
+    """Return how many rows of a curve differ by more than rounding, for signals of a length.
+
+    Without its mean and without a window a signal has no zero-frequency bin to drop, and two paddings may
+    give the same length.
+    """
+    rows = curve.index.to_frame(index=False)
+    if "dc" in rows:
+        rows.loc[(rows.detrend == "mean") & (rows.window == "boxcar"), "dc"] = "keep"
+        rows["pad"] = [
+            len(frequencies(length - (sink != "keep"), pad=pad, sided="two"))
+            for sink, pad in zip(rows.sink, rows["pad"], strict=True)
+        ]
+    return len(rows.drop_duplicates())
+
+
+def shapley_shares(values):
+    """Return each choice's share of the variance of a number over specifications, summing to 1.
+
+    Exact Shapley values (Owen, 2014, SIAM/ASA J. Uncertainty Quantification 2): what a choice adds to the
+    variance of the mean over all others, averaged over every order in which choices may become known. Choices
+    of which not every pair can be measured count as one.
+
+    Parameters
+    ----------
+    values : pandas.Series
+        A column of `specification_curve`; its rows must be a whole product.
+    """
+    choices = {name: values.index.get_level_values(name) for name in values.index.names}
+    for pair in JOINED:
+        if set(pair) <= set(choices):
+            choices[" and ".join(pair)] = pd.Index(zip(*map(choices.pop, pair), strict=True))
+    codes = {name: pd.factorize(column)[0] for name, column in choices.items()}
+    shape = [code.max() + 1 for code in codes.values()]
+    if math.prod(shape) != len(values) or not np.isfinite(values).all():
+        raise ValueError(
+            f"shares of variance need a finite number for each of the {math.prod(shape)} specifications of a "
+            f"whole grid; {int(np.isfinite(values).sum())} of {len(values)} are there"
+        )
+    cube = np.empty(shape)
+    cube[tuple(codes.values())] = values
+    n, every = len(shape), range(len(shape))
+    known = {
+        chosen: cube.mean(axis=tuple(set(every) - set(chosen))).var()
+        for size in range(n + 1)
+        for chosen in itertools.combinations(every, size)
+    }
+    shares = np.zeros(n)
+    for chosen, variance in known.items():
+        weight = 1 / (n * math.comb(n - 1, len(chosen))) if len(chosen) < n else 0
+        for other in set(every) - set(chosen):
+            shares[other] += weight * (known[tuple(sorted((*chosen, other)))] - variance)
+    shares = pd.Series(shares / known[tuple(every)] if known[tuple(every)] > 0 else shares, list(codes))
+    return shares.sort_values(ascending=False)
+
+
+def joint_inference(curve, draws, *, above, level=0.05):
+    """Return in how many specifications a number lies beyond permuted data, and how often those do so too.
+
+    Parameters
+    ----------
+    curve : pandas.Series
+        A number of the model under every specification.
+    draws : pandas.DataFrame
+        The same of permuted data: a row per specification, a column per draw.
+    above : bool
+        Whether the claim says larger than chance, or smaller.
+
+    Returns
+    -------
+    dict
+        share: of specifications in which the model is among the most extreme `level` of model and draws;
+        usual: the same of the middle draw; p_value: (1 + draws whose share is as large) / (1 + draws), which
+        cannot be less than `floor`. Model and draws are held to one rule, so the p-value is exact.
+    """
+    every = np.column_stack([curve, draws]) * (1 if above else -1)  # (specification, 1 + draw)
+    every = every[np.isfinite(every).all(1)]
+    n = every.shape[1]
+    most = max(1, int(level * n + 1e-9))
+    beyond = (every >= np.sort(every, 1)[:, [n - most]]).mean(0)  # (1 + draw,)
+    shares = {"share": beyond[0], "usual": np.median(beyond[1:])}
+    return shares | {"p_value": (beyond >= beyond[0]).sum() / n, "floor": 1 / n}

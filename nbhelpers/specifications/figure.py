@@ -1,0 +1,112 @@
+"""The figure of a specification curve, and dropdowns that find one specification on it."""
+
+import itertools
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+
+from .curve import shapley_shares
+
+SHOWN = {"N1 random weights": "C3", "N0 uniform": "C0", "N4 exponential": "C2"}  # beside the permuted draws
+N_BINS = 96  # of the sorted specifications, in which options are counted
+
+
+def curve_figure(worlds, statistic, *, claimed=None, marked=None):
+    """Draw a statistic under every specification, sorted, over a rug of the choices; return the figure.
+
+    Parameters
+    ----------
+    worlds : Worlds
+    statistic : str
+        A name of :data:`~nbhelpers.specifications.curve.STATISTICS`.
+    claimed : tuple of float, optional
+        The range that the paper claims or prints.
+    marked : tuple, optional
+        A specification, a row of the curve's index, to be shown on it.
+    """
+    table = worlds.column(statistic)
+    model = table.columns[0]
+    table = table.sort_values(model)
+    place = np.arange(len(table))
+    fig, (top, rug) = plt.subplots(
+        2, sharex=True, figsize=(10, 7.5), layout="constrained", height_ratios=(1.15, 1)
+    )
+    if claimed is not None:
+        top.axhspan(*claimed, color="C8", alpha=0.25, lw=0, label="the paper's range")
+    if worlds.draws:
+        drawn = worlds.drawn(statistic).reindex(table.index)
+        ends = drawn.min(axis=1), drawn.max(axis=1)
+        top.fill_between(place, *ends, color="0.6", lw=0, label=f"{drawn.shape[1]} permuted draws, all")
+    for world, color in SHOWN.items():
+        if world in table:
+            top.plot(place, table[world], ".", ms=2, color=color, alpha=0.6, label=world)
+    top.plot(place, table[model], "k.", ms=3, label=model)
+    if marked is not None:
+        at = table.index.get_loc(marked)
+        top.plot(at, table[model].iloc[at], "o", ms=12, mfc="none", mec="C1", mew=2.5)
+        rug.axvline(at, color="C1", lw=1.5)
+    top.set(ylabel=statistic, xlim=(0, len(table) - 1))
+    values = table[model].to_numpy()
+    if (values > 0).all() and values.max() > 100 * values.min():
+        top.set_yscale("log")
+        top.set_ylim(values.min() / 3, values.max() * 3)
+    top.legend(frameon=False, fontsize=8, markerscale=4, loc="upper left", bbox_to_anchor=(1, 1))
+    _draw_rug(rug, table[model])
+    return fig
+
+
+def _draw_rug(ax, values):
+    """Draw how many of the specifications at each place of the sorted curve take each option."""
+    shares = shapley_shares(values)
+    options = {name: values.index.get_level_values(name).map(str) for name in values.index.names}
+    bins = np.arange(len(values)) * N_BINS // len(values)
+    rows, names, starts = [], [], []
+    for choice, share in shares.items():
+        starts.append((len(rows), f"{choice.replace('_', ' ')} ({share:.0%})"))
+        named = pd.Series(list(zip(*(options[part] for part in choice.split(" and ")), strict=True)))
+        for option in named.unique():
+            chosen = (named == option).to_numpy(float)
+            rows.append(np.bincount(bins, chosen) / np.bincount(bins))
+            names.append(", ".join(option).replace("_", " "))
+    ax.imshow(rows, aspect="auto", cmap="Greys", vmin=0, vmax=1, extent=(0, len(values), len(rows), 0))
+    ax.set_yticks(np.arange(len(rows)) + 0.5, names, fontsize=7)
+    for start, _ in starts[1:]:
+        ax.axhline(start, color="k", lw=0.8)
+    right = ax.secondary_yaxis("right")
+    ends = [*(start for start, _ in starts), len(rows)]
+    right.set_yticks([(a + b) / 2 for a, b in itertools.pairwise(ends)], [t for _, t in starts], fontsize=7)
+    ax.set_xlabel("specification, sorted; the darker, the more of these specifications take the option")
+
+
+def explore(worlds, statistic, **options):
+    """Return dropdowns, one per choice, that light up a specification on the curve."""
+    import ipywidgets as widgets
+
+    curve = worlds.column(statistic)
+    fields = {
+        name: widgets.Dropdown(
+            options=[(str(option), option) for option in dict.fromkeys(curve.index.get_level_values(name))],
+            description=name.replace("_", " "),
+            style={"description_width": "initial"},
+        )
+        for name in curve.index.names
+    }
+    said, shown = widgets.HTML(), widgets.Output()
+
+    def draw(_=None):
+        chosen = tuple(field.value for field in fields.values())
+        known = chosen in curve.index
+        value = f"{statistic} = {curve.loc[chosen].iloc[0]:.4g}" if known else "this pair cannot be measured"
+        said.value = f"<b>{value}</b>"
+        shown.clear_output(wait=True)
+        with shown:
+            fig = curve_figure(worlds, statistic, marked=chosen if known else None, **options)
+            plt.show()
+            plt.close(fig)
+
+    for each in fields.values():
+        each.observe(draw, "value")
+    draw()
+    box = widgets.HBox(list(fields.values()), layout=widgets.Layout(flex_flow="row wrap"))
+    return widgets.VBox([box, said, shown])

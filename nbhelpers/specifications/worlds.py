@@ -1,0 +1,143 @@
+"""The curves of a model beside those of attention that learned nothing and of permuted data."""
+
+import math
+import operator
+from dataclasses import dataclass, field
+from functools import partial, reduce
+
+import pandas as pd
+from tqdm.auto import tqdm
+
+from nbhelpers.arguments import checked, mapping, path, whole
+from nbhelpers.claims.paper import claim
+from nbhelpers.files import write_parquet
+from nbhelpers.inputs.models import load_model
+from nbhelpers.inputs.text import load_text
+from nbhelpers.nulls import models as nulls
+
+from .curve import CHOICES, map_variants, observe_variants, specification_curve
+
+BASED = ("spectral entropy",)
+UNTRAINED = "N1 random weights"
+CRITERIA = {
+    "C2": {"C2_low": "low band", "C2_mid": "mid band", "C2_high": "high band"},
+    "C3": {"C3_low_change": "low band over depth"},
+    "C5": {"C5_half": "S(0.5)", "C5_ratio": "S(0.25) / S(0.5)"},
+    "C6": {"C6_rho": "position-spectrum correlation"},
+}
+DRAWN = {
+    "N0 uniform": nulls.uniform,
+    "N2 permuted": nulls.permuted,
+    "N3 iid softmax": nulls.iid_softmax,
+    "N4 exponential": nulls.exponential,
+}
+
+
+@dataclass(frozen=True)
+class Worlds:
+    """Specification curves by kind and world.
+
+    Attributes
+    ----------
+    curves : dict of str to dict of str to pandas.DataFrame
+        World, the model first, → kind → what `specification_curve` returns.
+    draws : list of dict of str to pandas.DataFrame
+        The same of permuted data, a draw each; logarithms are natural there.
+    length : int
+        Tokens of a sequence.
+    """
+
+    curves: dict
+    draws: list = field(default_factory=list)
+    length: int = 0
+
+    def column(self, statistic):
+        """Return a statistic as a DataFrame, a row per specification and a column per world.
+
+        Only an entropy knows the base of its logarithm; the others have one row for all.
+        """
+        kind = next(k for k, curve in next(iter(self.curves.values())).items() if statistic in curve)
+        table = pd.DataFrame({world: curves[kind][statistic] for world, curves in self.curves.items()})
+        based = "log_base" in table.index.names
+        return table.xs("e", level="log_base") if based and statistic not in BASED else table
+
+    def drawn(self, statistic):
+        """Return a statistic of permuted data, the rows of :meth:`column` and a column per draw."""
+        kind = next(k for k, curve in self.draws[0].items() if statistic in curve)
+        drawn = pd.concat([curves[kind][statistic] for curves in self.draws], axis=1, ignore_index=True)
+        if statistic in BASED:
+            drawn, index = drawn.droplevel("log_base"), self.column(statistic).index
+            scales = {b: 1 if b == "e" else math.log(float(b)) for b in index.unique("log_base")}
+            drawn = pd.concat({b: drawn / scale for b, scale in scales.items()}, names=["log_base"])
+            return drawn.reorder_levels(index.names).reindex(index)
+        return drawn.droplevel("log_base") if "log_base" in drawn.index.names else drawn
+
+    def to_parquet(self, file, provenance=None):
+        """Write every curve, world by world, to one Parquet file; return its path."""
+        parts = [
+            curve.reset_index().melt(CHOICES[kind], var_name="statistic").assign(world=world)
+            for world, curves in self.curves.items()
+            for kind, curve in curves.items()
+        ]
+        frame = pd.concat(parts, ignore_index=True)
+        frame["pad"] = frame["pad"].astype(str)
+        return write_parquet(frame, file, provenance or {})
+
+
+def claims_hold(worlds):
+    """Return in which specifications the criteria of a claim hold for each world, claim → DataFrame of bool.
+
+    Their ranges are those of the rules of :mod:`nbhelpers.claims.paper`.
+    """
+    held = {}
+    for name, columns in CRITERIA.items():
+        ranges = {c.name: c.claimed for c in claim(name).criteria}
+        tables = {criterion: worlds.column(statistic) for criterion, statistic in columns.items()}
+        inside = [(ranges[c][0] <= table) & (table <= ranges[c][1]) for c, table in tables.items()]
+        held[name] = reduce(operator.and_, inside)
+    return held
+
+
+@checked(model=path, text=path, grid=mapping, n_draws=whole(0, 10_000))
+def measure_worlds(
+    model,
+    text,
+    grid,
+    *,
+    n_sequences=6,
+    length=256,
+    bos="tokenizer",
+    seed=0,
+    n_draws=19,
+    cache=None,
+    progress=True,
+):
+    """Return the :class:`Worlds` of a model: itself, with random weights, four nulls, and permuted draws.
+
+    `model` and `text` are names as in :func:`nbhelpers.load_model` and :func:`nbhelpers.load_text`, `grid` is
+    that of :func:`load_choices`. One model is held at a time; `cache` is a folder for what was seen of it.
+    """
+    options = {"corpus": text, "seed": seed, "cache": cache, "progress": False}
+    with tqdm(total=2 + len(DRAWN) + n_draws, unit="world", disable=None if progress else True) as bar:
+
+        def curves(world, grid=grid):
+            found = {kind: specification_curve(world, grid, kind) for kind in CHOICES}
+            bar.update()
+            return found
+
+        loaded = load_model(model)
+        ids = load_text(text, loaded, n_sequences=n_sequences, length=length, bos=bos, seed=seed)
+        seen = observe_variants(loaded, ids, grid, **options)
+        del loaded
+        control = load_model(f"random:{model.removeprefix('random:')}", seed=seed)
+        unlearned = observe_variants(control, ids, grid, **options)
+        del control
+        found = {model: curves(seen), UNTRAINED: curves(unlearned)}
+        for name, null in DRAWN.items():
+            found[name] = curves(map_variants(seen, partial(null, seed=seed)))
+        natural = dict(grid) | {"log_base": (None,)}
+        draws = [
+            curves(map_variants(seen, partial(nulls.permuted, seed=draw)), natural)
+            for draw in range(seed + 1, seed + 1 + n_draws)
+        ]
+    return Worlds(found, draws, length)
