@@ -187,6 +187,22 @@ def pearson(x, y, *, axis):
     return ((x * y).sum(axis, keepdims=True) / (count * x_spread * y_spread)).squeeze(axis)
 
 
+@checked(predicted=array, measured=array)
+def agreement(predicted, measured):
+    """Return Pearson's r and R² of predicted curves with measured ones, over their last axis.
+
+    R² is the share of the variance of `measured` that `predicted` explains with no rescaling, only the means
+    taken off: 1 − Σ (y − x)² / Σ y². It is 0 for a flat prediction and negative for a worse one. Counted are
+    the points that are finite in both; NaN where the measured curve does not vary, and r where either does.
+    """
+    r = pearson(predicted, measured, axis=-1)
+    known = np.isfinite(predicted) & np.isfinite(measured)
+    x, y = (np.where(known, curve, np.nan) for curve in (predicted, measured))
+    x, y = (curve - known_mean(curve, -1)[..., None] for curve in (x, y))
+    spread = np.nansum(y**2, -1)
+    return r, 1 - np.nansum((y - x) ** 2, -1) / np.where(spread > 0, spread, np.nan)
+
+
 @checked(given=several(any_array))
 def partial_correlation(x, y, given):
     """Return the Pearson correlation of what a linear fit on other variables leaves of x and y.

@@ -177,6 +177,18 @@ def test_partial_correlation_given_one_is_the_closed_form(samples):
         assert stats.partial_correlation(x, y, [z]) == pytest.approx(expected, abs=CLOSE)
 
 
+def test_agreement_forgives_an_offset_and_no_scale(samples):
+    _, x, _ = samples
+    r, explained = stats.agreement(np.stack([x + 7, 2 * x, np.ones_like(x)]), np.stack([x, x, x]))
+    np.testing.assert_allclose(r, [[1.0] * 3, [1.0] * 3, [np.nan] * 3], atol=CLOSE)
+    np.testing.assert_allclose(explained, [[1.0] * 3, [0.0] * 3, [0.0] * 3], atol=CLOSE)
+    other = np.where(np.arange(30) < 5, np.nan, x + np.cos(np.arange(30)))
+    left = other[:, 5:] - other[:, 5:].mean(1, keepdims=True) - x[:, 5:] + x[:, 5:].mean(1, keepdims=True)
+    expected = 1 - left.var(1) / other[:, 5:].var(1)
+    np.testing.assert_allclose(stats.agreement(x, other)[1], expected, atol=CLOSE)
+    assert np.isnan(stats.agreement(x, np.ones_like(x))).all()
+
+
 def test_constants_repeats_scale_and_sign_of_the_given_change_nothing(samples):
     x, y, given = samples
     plain = [np.corrcoef(a, b)[0, 1] for a, b in zip(x, y, strict=True)]

@@ -5,6 +5,7 @@ at the end of the layer gives an array (batch, head, *own axis*). New ones are a
 :func:`register_reduction`.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,6 +16,9 @@ from nbhelpers.kernels import rows, spectra, wavelets
 from nbhelpers.kernels.checks import log_base
 from nbhelpers.profiles import sum_over_second_half
 from nbhelpers.protocol import PAPER
+
+EARLY = 8  # positions at the start of a text that means over scores, queries and keys leave out
+LEAST_SCORE = -3e4  # what is below is masked: -65504 where the mask is float16
 
 
 @dataclass(frozen=True)
@@ -241,6 +245,34 @@ class StationaryProfile(LagProfile):
         if layout.weight is None:
             return state / max(n // 2, 1)
         return state / layout.weight[:, n - n // 2 :].sum(-1).clamp_min(1)[:, None, None]
+
+
+@register_reduction
+class LagLogits(LagProfile):
+    """Mean score before the softmax at each distance, over real queries and the keys that they see.
+
+    Key 0 and the first :data:`EARLY` queries are left out, since the first token is like no other. NaN where
+    no pair is left, and where scores are not known (the module route, learned sinks). Made for sequences
+    without padding.
+    """
+
+    name = "lag_logits"
+
+    def start(self, layout):
+        return {"score": super().start(layout), "count": super().start(layout)}
+
+    def update(self, state, block, layout):
+        if block.scores is None:
+            return
+        seen = block.scores > LEAST_SCORE  # (batch, head, row, key)
+        seen[..., 0] = False
+        seen[:, :, : max(0, EARLY - block.start)] = False
+        for name, values in (("score", block.scores.where(seen, 0.0)), ("count", seen.float())):
+            super().update(state[name], dataclasses.replace(block, attn=values), layout)
+
+    def finish(self, state, layout):
+        total, count = (super(LagLogits, self).finish(state[name], layout) for name in ("score", "count"))
+        return total / count.where(count > 0, torch.nan)
 
 
 @register_reduction

@@ -73,15 +73,21 @@ class ZooConfig(PreTrainedConfig):
         return ROTARY_SHARE.get(self.position_encoding)
 
 
-@torch.compiler.assume_constant_result  # compiled, each layer would compute it anew
-def rotations(config, length, device):
-    """Return (cos, sin) of the rotation angles, (position, pair) each; None where nothing rotates."""
+def frequencies(config):
+    """Return the angular frequency of each pair in radians/token, (pair,); None where nothing rotates."""
     if config.partial_rotary_factor is None:
         return None
     head_dim = config.hidden_size // config.num_attention_heads
     frequency = rope.inverse_frequencies(head_dim, theta=config.rope_theta)  # (pair,)
     n_rotated = round(config.partial_rotary_factor * len(frequency))  # the fastest pairs
-    frequency = torch.where(torch.arange(len(frequency)) < n_rotated, frequency, 0.0)
+    return torch.where(torch.arange(len(frequency)) < n_rotated, frequency, 0.0)
+
+
+@torch.compiler.assume_constant_result  # compiled, each layer would compute it anew
+def rotations(config, length, device):
+    """Return (cos, sin) of the rotation angles, (position, pair) each; None where nothing rotates."""
+    if (frequency := frequencies(config)) is None:
+        return None
     angle = torch.arange(length, dtype=torch.float64)[:, None] * frequency  # (position, pair)
     return angle.cos().to(device, torch.float32), angle.sin().to(device, torch.float32)
 
