@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-from nbhelpers.stats import ANY, CORRELATION, jackknife_interval
+from nbhelpers.stats import ANY, CORRELATION, NOT_NEGATIVE, jackknife_interval
 
 LEAST_SEQUENCES = 3  # that a cross-power with one left out needs
 LEAST_HEADS = 3  # resolved heads of a layer, for a line over them
@@ -158,24 +158,36 @@ STATISTICS = (
 POSSIBLE = {
     "resolved_share": (0, 1), "tuned_share": (0, 1), "width_fit": (0, 1), "alignment": (0, 1),
     "overlap": (0, 1), "tradeoff": CORRELATION,
+    **dict.fromkeys(("peak_spread", "place_spread", "width_spread"), NOT_NEGATIVE),
 }  # fmt: skip
 
 
-def measure_second(profile, *claims, confidence=0.95):
+def measure_second(profile, *claims, nulls=(), confidence=0.95):
     """Return an Estimate of everything that the second rules of claims need, by name of criterion.
 
-    `profile` are the stationary profiles (sequence, layer, head, lag) of 3 or more sequences. The interval is
-    that of `jackknife_interval` over sequences.
+    `profile` are the stationary profiles (sequence, layer, head, lag) of 3 or more sequences, `nulls` those
+    of attention that learned nothing, of as many lags. Of these, the one that comes closest to the claimed
+    range is the null of an estimate, which no rule asks for. Intervals are those of `jackknife_interval` over
+    sequences.
     """
-    kernels = lag_kernels(profile)
+    found, *unlearned = (_estimates(lag_kernels(each), confidence) for each in (profile, *nulls))
+    records = {}
+    for criterion in (criterion for claim in claims for criterion in claim.second):
+        name, (least, most) = criterion.name.partition("_")[2], criterion.claimed
+        outside = [max(least - of[name].value, of[name].value - most, 0) for of in unlearned]
+        null = unlearned[outside.index(min(outside))][name] if unlearned else None
+        records[criterion.name] = found[name] if null is None else found[name].against(null)
+    return records
+
+
+def _estimates(kernels, confidence):
     found = {}
     for statistic in STATISTICS:
         value, *left_out = statistic(kernels).tolist()
         possible = POSSIBLE.get(statistic.__name__, ANY)
         estimate = jackknife_interval(value, left_out, possible=possible, confidence=confidence)
         found[statistic.__name__] = estimate.widened()
-    names = [criterion.name for claim in claims for criterion in claim.second]
-    return {name: found[name.partition("_")[2]] for name in names}
+    return found
 
 
 def _leaving_out(values):

@@ -11,6 +11,7 @@ from nbhelpers.protocol import SIGNALS
 from .verdicts import Claim, Criterion
 
 VERSION = "version 4 of 4 June 2025"  # from which every table was typed
+PRINTED = resources.files("nbhelpers.data") / "paper"
 TABLES = {
     1: "table1_scale_and_tradeoff.csv",
     2: "table2_window_entropy.csv",
@@ -30,59 +31,56 @@ def paper_table(number):
     3 distribution over heads of spectral entropy and selectivity; 4 position encodings; 5 training
     checkpoints; 6 sizes of Pythia; 7 wavelet entropy per scale.
     """
-    with resources.files("nbhelpers.data").joinpath("paper", TABLES[number]).open(encoding="utf-8") as file:
-        return pd.read_csv(file)
+    return pd.read_csv(PRINTED / TABLES[number])
+
+
+def captioned(frame, *tables):
+    """Return a table to show whose caption says which tables of the paper are in it, and of which version."""
+    listed = ", ".join(f"Table {number}" for number in tables)
+    return frame.style.format(precision=3, na_rep="–").set_caption(f"{listed} of the paper, {VERSION}")
 
 
 UNTRAINED = ("N0", "N1")  # uniform attention and random weights
 UNLEARNED = (*UNTRAINED, "N2")  # and what was learned, permuted
 INFINITE = float("inf")
 
-_RESOLVED = (
-    "resolved_share",
-    "share of heads with a kernel of the lag (stationary lag profile)",
-    (1 / 3, 1.0),
-)
+_RESOLVED = ("resolved_share", "share of heads with a kernel of the lag (stationary lag profile)",
+             (1 / 3, 1.0))  # fmt: skip
 _DILATED = (
     _RESOLVED,
-    (
-        "place_spread",
-        "sd over the heads of a layer of the distance of their kernels (octaves)",
-        (0.4, INFINITE),
-    ),
+    ("place_spread", "sd over the heads of a layer of the distance of their kernels (octaves)",
+     (0.4, INFINITE)),
     ("width_slope", "slope of width on distance (bits per octave); dilated copies have 1", (0.5, 1.5)),
     ("width_fit", "share of the variance of width that this line explains", (0.8, 1.0)),
-    (
-        "alignment",
-        "share of the variance of log quantiles that a shift of one shape explains",
-        (0.9, 1.0),
-    ),
+    ("alignment", "share of the variance of log quantiles that a shift of one shape explains", (0.9, 1.0)),
     ("shape_drift", "change of shape (octaves between quantiles) with distance", (-0.22, 0.22)),
-)
+)  # fmt: skip
 _TUNED = ("tuned_share", "share of heads whose kernel has one outstanding frequency", (1 / 3, 1.0))
 SECOND = {  # on stationary lag profiles; tuned on design banks, fixed before they saw a model
     "C4": (_TUNED, ("peak_spread", "sd of these frequencies over heads (octaves)", (0.3, INFINITE))),
     "C5": _DILATED,
     "C6": (
         _RESOLVED,
-        (
-            "width_spread",
-            "sd over the heads of a layer of the width of their kernels (bits)",
-            (0.4, INFINITE),
-        ),
+        ("width_spread", "sd over the heads of a layer of the width of their kernels (bits)",
+         (0.4, INFINITE)),
         ("tradeoff", "correlation of width and spectral entropy over the heads of a layer", (-1.0, -0.8)),
         ("exchange_rate", "spectral entropy lost per width gained (bits per bit)", (-1.5, -0.5)),
     ),
     "C14": (
         *_DILATED,
         _TUNED,
-        (
-            "overlap",
-            "mean absolute cosine of centred kernels over the pairs of heads of a layer",
-            (0.0, 0.35),
-        ),
+        ("overlap", "mean absolute cosine of centred kernels over the pairs of heads of a layer",
+         (0.0, 0.35)),
     ),
-}
+}  # fmt: skip
+
+OTHER_SIGNALS = tuple(signal.replace("_", " ") for signal in SIGNALS[1:])
+DISTANCES = ("within 8 tokens", "within 32 tokens")
+
+
+def _readings(name, readings):
+    """Return what else was read, in words, and its record: the name of the criterion and these words."""
+    return tuple((words, f"{name}_{words.replace(' ', '_')}") for words in readings)
 
 
 def _second(number):
@@ -104,12 +102,14 @@ CLAIMS = (
             Criterion(
                 name="C1_mixed_share",
                 sentence="{%} of heads are neither local nor global",
+                readings=_readings("C1_mixed_share", DISTANCES),
                 statistic="share of heads with 1/3 to 2/3 of their attention within 16 tokens",
                 claimed=(0.0, 1 / 3),  # shares spread evenly over [0, 1] would give a third
             ),
             Criterion(
                 name="C1_rarer_share",
                 sentence="{%} of heads are of the rarer kind, local or global",
+                readings=_readings("C1_rarer_share", DISTANCES),
                 statistic="share of local heads (over 2/3) or of global heads (under 1/3), the smaller",
                 claimed=(0.1, 0.5),
                 nulls=UNLEARNED,
@@ -119,6 +119,7 @@ CLAIMS = (
             Criterion(
                 name="C1_mixed_change",
                 sentence="from the first to the last layer the share of mixed heads changes by {points}",
+                readings=_readings("C1_mixed_change", DISTANCES),
                 statistic="change of the share of mixed heads from the first to the last layer",
                 claimed=(-1.0, -0.05),
                 nulls=UNTRAINED,
@@ -141,7 +142,7 @@ CLAIMS = (
                 name=f"C2_{band}",
                 sentence=f"heads hold {{%}} of their power in the {band} band",
                 statistic=f"mean share of the {band} band over heads",
-                readings=tuple((f"the {s}", f"{band}_band_{s.replace(' ', '_')}") for s in SIGNALS[1:]),
+                readings=_readings(f"{band}_band", OTHER_SIGNALS),
                 claimed=claimed,
                 nulls=UNLEARNED,
                 margin=0.05,
@@ -158,6 +159,7 @@ CLAIMS = (
             Criterion(
                 name="C3_low_change",
                 sentence="from the first to the last layer the low band changes by {points}",
+                readings=_readings("C3_low_change", (*OTHER_SIGNALS, "last layer less first")),
                 statistic="change of the mean low-band share, along a line, from the first to the last layer",
                 claimed=(-1.0, -0.05),
                 nulls=UNTRAINED,
@@ -179,6 +181,7 @@ CLAIMS = (
             Criterion(
                 name="C4_selectivity_over_null",
                 sentence="the heads' mean selectivity less that of attention that learned nothing is {}",
+                readings=_readings("C4_selectivity_over_null", OTHER_SIGNALS),
                 statistic="mean S over heads, less the largest mean S of N0 uniform and N1 random weights",
                 claimed=(0.05, INFINITE),
                 less=UNTRAINED,
@@ -186,6 +189,7 @@ CLAIMS = (
             Criterion(
                 name="C4_tracks_peak",
                 sentence="over heads, selectivity and the largest peak above the low band correlate at {}",
+                readings=_readings("C4_tracks_peak", OTHER_SIGNALS),
                 statistic="rank correlation over heads of S with the share of power in the largest bin above "
                 "the low band",
                 claimed=(0.3, 1.0),
@@ -309,6 +313,7 @@ CLAIMS = (
             Criterion(
                 name="C8_rope_advantage",
                 sentence="RoPE's scale sensitivity less that of the best other encoding is {}",
+                readings=_readings("C8", ("a quarter of the length", "the best other of each seed")),
                 statistic="mean scale sensitivity at 0.5x of RoPE less that of the best other encoding, same "
                 "mask and training",
                 claimed=(-INFINITE, -0.1),  # Table 4 prints .038 against .141
@@ -328,6 +333,7 @@ CLAIMS = (
             Criterion(
                 name="C9_interior_peak",
                 sentence="spectral entropy peaks {nats} above both ends of training",
+                readings=(("partial RoPE", "peak_of_prope"), ("the mean curve", "C9_of_the_mean_curve")),
                 statistic="largest mean spectral entropy during training less the larger of its ends (nats)",
                 claimed=(0.1, INFINITE),
                 nulls=("models without RoPE",),
@@ -345,6 +351,7 @@ CLAIMS = (
             Criterion(
                 name="C10_rise",
                 sentence="over training, scale sensitivity changes by {}",
+                readings=(("partial RoPE", "rise_of_prope"), ("a quarter of the length", "C10_rise_quarter")),
                 statistic="scale sensitivity at 0.5x at the end of training less that at step 0",
                 claimed=(0.05, INFINITE),
                 nulls=("models without RoPE",),
@@ -354,6 +361,7 @@ CLAIMS = (
             Criterion(
                 name="C10_steps",
                 sentence="scale sensitivity rises in {} steps",
+                readings=(("partial RoPE", "rising_steps_of_half_prope"),),
                 statistic="number of rising change points of scale sensitivity at 0.5x over log step",
                 claimed=(1.5, 2.5),
             ),
@@ -446,10 +454,7 @@ CLAIMS = (
             Criterion(
                 name="C14_coherence",
                 sentence="the heads of a layer have a mean absolute cosine of {}",
-                readings=(
-                    ("the key profile", "coherence_key_profile"),
-                    ("the last query", "coherence_last_query"),
-                ),
+                readings=_readings("coherence", ("key profile", "last query")),
                 statistic="mean absolute cosine of centred lag profiles over the pairs of heads of a layer",
                 claimed=(0.0, 0.2),
                 nulls=("N1", "N4"),
@@ -522,10 +527,7 @@ CLAIMS = (
 @checked(number=text)
 def rule_changes():
     """Return what was changed in the rules, oldest first: date, rule, before, after, why, digest after it."""
-    with (
-        resources.files("nbhelpers.data").joinpath("paper", "rule_changes.csv").open(encoding="utf-8") as file
-    ):
-        return pd.read_csv(file, dtype=str)
+    return pd.read_csv(PRINTED / "rule_changes.csv", dtype=str)
 
 
 def claim(number):

@@ -72,8 +72,7 @@ def planted_attention(kind, *, n_layers, n_heads, length, noise=0.0, key_noise=0
     columns are the attention of the prefix of t tokens, as in any causal model.
     """
     shape = (n_layers, n_heads, length)
-    heads = _heads(kind, shape, noise, key_noise, seed, sequence, first=0)
-    return torch.stack(list(heads)).unflatten(0, shape[:2])
+    return torch.stack(list(_layers(kind, shape, noise, key_noise, seed, sequence, first=0)))
 
 
 @checked(kind=one_of(*KINDS))
@@ -88,11 +87,12 @@ def planted_stationary(
     made = [
         sum_over_second_half(attn, length, first) / (length // 2)
         for sequence in range(n_sequences)
-        for attn in _heads(kind, shape, noise, key_noise, seed, sequence, first=first)
+        for attn in _layers(kind, shape, noise, key_noise, seed, sequence, first=first)
     ]
-    return torch.stack(made).unflatten(0, (n_sequences, n_layers, n_heads))
+    return torch.stack(made).unflatten(0, (n_sequences, n_layers))
 
 
+@lru_cache(maxsize=1)  # the sequences of a case share them
 def kernels(kind, *, n_layers, n_heads, length, seed=0):
     """Return the kernels of a kind: weight of a key `lag` tokens back, float32 (layer, head, lag).
 
@@ -150,8 +150,8 @@ def _mean_per_lag(values, lag, seen):
     return (sums / count)[..., lag]
 
 
-def _heads(kind, shape, noise, key_noise, seed, sequence, *, first):
-    """Yield the attention (query, key) of head after head, queries from `first` on."""
+def _layers(kind, shape, noise, key_noise, seed, sequence, *, first):
+    """Yield the attention (head, query, key) of layer after layer, queries from `first` on."""
     n_layers, n_heads, n = shape
     known, generator = KINDS[kind], _generator(seed, kind, sequence)
     weights = kernels(kind, n_layers=n_layers, n_heads=n_heads, length=n, seed=seed) + FLOOR
@@ -163,19 +163,18 @@ def _heads(kind, shape, noise, key_noise, seed, sequence, *, first):
     keys = keys.exp()
     pool = _pool(float(np.hypot(noise, known.spread)))
     places = torch.randint(POOL - n * n, shape[:2], generator=generator)
-    sinks = torch.zeros(shape[:2]) if known.sink is None else known.sink(n_layers, n_heads)
+    sinks = None if known.sink is None else known.sink(n_layers, n_heads)
     for layer in range(n_layers):
-        for head in range(n_heads):
-            # Window r of the flipped kernel holds the weights of query n − 1 − r, zeros where no key is.
-            reach = torch.cat([weights[layer, head].flip(0), weights.new_zeros(n - 1)])
-            attn = reach.unfold(0, n, 1)[: n - first].flip(0)  # (query, key)
-            attn *= keys[layer, head]
-            if noise or known.spread:
-                place = int(places[layer, head])
-                attn *= pool[place : place + n * n].view(n, n)[first:]
-            if sinks[layer, head]:
-                attn[:, 0] += sinks[layer, head] * attn.sum(-1)
-            yield attn.div_(attn.sum(-1, keepdim=True))
+        # Window r of the flipped kernel holds the weights of query n − 1 − r, zeros where no key is.
+        reach = torch.cat([weights[layer].flip(-1), weights.new_zeros(n_heads, n - 1)], -1)
+        attn = reach.unfold(-1, n, 1)[:, : n - first].flip(1)  # (head, query, key)
+        attn *= keys[layer, :, None]
+        if noise or known.spread:
+            for head, place in enumerate(places[layer].tolist()):
+                attn[head] *= pool[place + first * n : place + n * n].view(n - first, n)
+        if sinks is not None:
+            attn[..., 0] += sinks[layer, :, None] * attn.sum(-1)
+        yield attn.div_(attn.sum(-1, keepdim=True))
 
 
 @lru_cache(maxsize=4)

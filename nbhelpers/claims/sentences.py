@@ -45,7 +45,8 @@ def _held_against(criterion):
     """Return the beginning of what the null gives, to be followed by its number."""
     known = [null for null in criterion.nulls if re.fullmatch(r"N\d", null)]
     others = [null for null in criterion.nulls if null not in known]
-    return " or ".join([UNLEARNED] * bool(known) + others) + (" gives" if known else ":")
+    unlearned = bool(known) or not others
+    return " or ".join([UNLEARNED] * unlearned + others) + (" gives" if unlearned else ":")
 
 
 def _figures(numbers, unit):

@@ -167,7 +167,7 @@ def judge(claim, records, *, planted=None):
         return Verdict("out of reach here", claim.reach)
     if not claim.criteria or any(criterion.name not in records for criterion in claim.criteria):
         left_out = f"; {claim.untested.rstrip('.')}" if claim.untested else ""
-        return Verdict("not measured", f"To be measured by {claim.notebook}{left_out}")
+        return Verdict("not measured", f"Notebook {claim.notebook} measures it{left_out}")
     state, criterion = deciding(claim, records)
     estimate = records[criterion.name]
     verdict, reason = OUTCOMES[state], sentence(criterion, estimate)

@@ -104,18 +104,9 @@ def criteria(folder):
     for claim in paper.CLAIMS:
         every = (*claim.criteria, *claim.second)
         records = _records(every, numbers)
-        rows += [
-            (
-                claim.number,
-                c.statistic,
-                sentence(c, e),
-                _stands(c, e),
-                *_numbers(c, e),
-                c.p_value(e),
-                math.nan,
-            )
-            for c, e in ((c, records[c.name]) for c in every if c.name in records)
-        ]
+        for c, e in ((c, records[c.name]) for c in every if c.name in records):
+            told = claim.number, c.statistic, sentence(c, e), _stands(c, e)
+            rows.append((*told, *_numbers(c, e), c.p_value(e), math.nan))
     columns = ["claim", "statistic", "sentence", "stands while", *DECIDING, "p", "adjusted_p"]
     frame = pd.DataFrame(rows, columns=columns)
     if (known := frame.p.notna()).any():
@@ -207,7 +198,8 @@ def verdict_line(claim, records, folder):
 
 def wrapped(frame):
     """Return a table without its index whose long cells wrap."""
-    return frame.style.hide(axis="index").set_properties(**{"text-align": "left", "white-space": "normal"})
+    style = frame.style.hide(axis="index").set_properties(**{"text-align": "left", "white-space": "normal"})
+    return style.set_caption(f"printed in {paper.VERSION}") if "the paper prints" in frame else style
 
 
 def _row(claim, numbers, planted):
@@ -230,13 +222,22 @@ def _answers(claim, records, numbers, planted):
     """Return the four answers in words."""
     known = [(c, records[c.name]) for c in claim.criteria if c.name in records]
     places = [c.place(estimate) for c, estimate in known]
-    nulls = [c.place(Estimate(e.null, e.null, e.null)) for c, e in known if e.null is not None]
+    untaught = _untaught(claim.criteria, records)
+    if (other := _untaught(claim.second, _records(claim.second, numbers))) != "no null":
+        untaught += f"; by another quantity: {other}"
     rates = planted.get(claim.number)
     tried = "not tried"
     if rates:
         told = "sensitivity {:.0%}, specificity {:.0%}".format(*(rate.value for rate in rates))
         tried = f"{'yes' if rates.usable else 'no'}: {told}"
-    return _share(places), _share(nulls) if nulls else "no null", tried, _in_readings(known, numbers)
+    return _share(places), untaught, tried, _in_readings(known, numbers)
+
+
+def _untaught(criteria, records):
+    """Return how many numbers attention that learned nothing has in their claimed range, in words."""
+    nulls = [(c, records[c.name].null) for c in criteria if c.name in records]
+    places = [c.place(Estimate(null, null, null)) for c, null in nulls if null is not None]
+    return _share(places) if places else "no null"
 
 
 def _share(places):

@@ -107,3 +107,19 @@ def test_records_are_jackknife_intervals_of_the_second_criteria(profile):
     assert records["C14_width_fit"].high <= 1
     with pytest.raises(ValueError, match="at least 3 sequences, got 2"):
         lk.lag_kernels(profile[:2])
+
+
+def test_the_null_of_a_number_is_the_one_that_comes_closest_to_the_claim(profile):
+    nulls = [torch.full_like(profile, 1 / 64), planted_stationary("boxes, octaves", **SIZES)]
+    c14, chosen = claim("C14"), set()
+    alone = [lk.measure_second(null, c14) for null in nulls]
+    for c in c14.second:
+        found = lk.measure_second(profile, c14, nulls=nulls)[c.name]
+        least, most = c.claimed
+        outside = [max(least - of[c.name].value, of[c.name].value - most, 0) for of in alone]
+        k = next(k for k, of in enumerate(alone) if of[c.name].value == found.null)
+        assert outside[k] == min(outside)
+        assert (found.null_low, found.null_high) == alone[k][c.name][1:3]
+        assert found[:3] == lk.measure_second(profile, c14)[c.name][:3]
+        chosen.add(k)
+    assert chosen == {0, 1}

@@ -38,6 +38,11 @@ def made(sentence="", claimed=(0.0, 0.5), nulls=(), statistic="share of it (in w
             Estimate(0.278, 0.254, 0.303, 1.061),
             "They are 0.28 nats apart [0.25, 0.30]; the claim asks for at least 0.1; no RoPE: 1.06",
         ),
+        (
+            made("it is {}"),
+            Estimate(0.4, 0.3, 0.5, 0.2, null_low=0.1, null_high=0.3),
+            f"It is 0.40 [0.30, 0.50]; the claim allows at most 0.5; {NOTHING} gives 0.20 [0.10, 0.30]",
+        ),
         (made("it is {}", (0.75, 1.25)), Estimate(1.0), "It is 1.00; the claim says 0.75 to 1.25"),
         (made("it is {}", (0.0, math.inf)), Estimate(-0.003, -0.02, 0.02), "It is 0.00 [−0.02, 0.02]"),
     ],

@@ -43,7 +43,7 @@ def test_a_claim_is_judged_from_the_store_alone_and_what_is_missing_names_its_no
     card = scorecard.scorecard(tmp_path)
     assert sorted(card.claim) == sorted(known.number for known in CLAIMS)
     assert row(card, "C12").verdict == row(card, "C14").verdict == row(card, "C15").verdict == "not measured"
-    assert row(card, "C12").why == "To be measured by 08_multiresolution."
+    assert row(card, "C12").why == "Notebook 08_multiresolution measures it."
     assert row(card, "C12").isna().least, "half measured is not measured"
     assert {"08_multiresolution", "10_scale_invariance"} <= set(scorecard.missing_notebooks(card))
 
@@ -72,6 +72,19 @@ def test_planted_cases_say_whether_the_quantity_can_tell(store, tmp_path):
     found = row(scorecard.scorecard(tmp_path), "C5")
     assert (found.verdict, found.group) == ("contradicted", "not seen here")
     assert found["found where planted"] == "yes: sensitivity 99%, specificity 98%"
+    assert found["also where nothing was learned"] == "no null"
+    for criterion in claim("C5").second:
+        store.record(criterion.name, 0.9, null=1.0)
+    found = row(scorecard.scorecard(tmp_path), "C5")
+    assert found["also where nothing was learned"] == "no null; by another quantity: 5 of 6 numbers"
+
+
+def test_the_stored_run_tried_other_readings_of_what_its_notebooks_can_read_otherwise(card):
+    tried = card[card["same in other readings"] != "not tried"]
+    assert {"C1", "C2", "C3", "C4", "C5", "C6", "C8", "C9", "C10", "C12", "C13", "C14"} == set(tried.claim)
+    values = scorecard.load_results(STORED).name.tolist()
+    read = [record for known in CLAIMS for c in known.criteria for _, record in c.readings]
+    assert sorted(set(read)) == sorted(name for name in values if name in read)
 
 
 @pytest.mark.parametrize(
@@ -168,6 +181,9 @@ def test_the_tables_of_one_notebook(tmp_path):
     assert "not measured" in scorecard.verdict_line(claim("C10"), {}, tmp_path)
     (found,) = scorecard.verdict_table(claim("C11"), {}).to_dict("records")
     assert found["the paper prints"].endswith("(Table 1)")
+    shown = scorecard.wrapped(table).to_html(), paper.captioned(paper.paper_table(5), 5, 6).to_html()
+    assert all("version 4 of 4 June 2025</caption>" in html for html in shown)
+    assert "Table 5, Table 6" in shown[1]
 
 
 # The summary figure
