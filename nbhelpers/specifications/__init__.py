@@ -13,7 +13,7 @@ from .curve import (
     shapley_shares,
     specification_curve,
 )
-from .figure import curve_figure, explore
+from .figure import curve_figure, explore, slug, write_worlds
 from .worlds import Worlds, claims_hold, measure_worlds
 
 __all__ = [
@@ -28,5 +28,7 @@ __all__ = [
     "measure_worlds",
     "observe_variants",
     "shapley_shares",
+    "slug",
     "specification_curve",
+    "write_worlds",
 ]

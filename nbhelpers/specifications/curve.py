@@ -7,7 +7,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Mapping
-from functools import partial
+from functools import lru_cache, partial
 from importlib import resources
 from pathlib import Path
 
@@ -68,17 +68,19 @@ _world = such_that(
 )
 
 
-def load_choices(path=None):
-    """Return a grid, field of Protocol → options, of a YAML file; the package's own if None.
+def load_choices(given=None):
+    """Return a grid, field of Protocol → options, of a YAML file or a dict; the package's own if None.
 
-    A field that the file lacks keeps the paper's choice. ValueError for an unknown field, an option that
+    A field that is not given keeps the paper's choice. ValueError for an unknown field, an option that
     Protocol does not take, or a grid without a specification.
     """
-    name = path or SHIPPED.name
-    try:
-        raw = read_small_yaml(SHIPPED if path is None else Path(path))
-    except (yaml.YAMLError, ValueError) as error:
-        raise ValueError(f"{name} is not YAML of the kind that is read: {error}") from error
+    name, raw = "the grid", given
+    if not isinstance(given, Mapping):
+        name = SHIPPED.name if given is None else given
+        try:
+            raw = read_small_yaml(SHIPPED if given is None else Path(given))
+        except (yaml.YAMLError, ValueError) as error:
+            raise ValueError(f"{name} is not YAML of the kind that is read: {error}") from error
     known = dict.fromkeys(itertools.chain(*CHOICES.values()))
     if not isinstance(raw, Mapping) or not raw:
         raise ValueError(f"{name} holds no fields of a protocol with their options")
@@ -100,20 +102,23 @@ def whole_grid(grid):
     """Return a grid of all fields; ValueError if no specification is left that can be measured."""
     whole = {field: grid.get(field, (getattr(PAPER, field),)) for f in CHOICES.values() for field in f}
     for kind in CHOICES:
-        if not any(True for _ in specifications(whole, kind)):
+        if not specifications(whole, kind):
             raise ValueError(f"no specification of {kind} is left: {whole} has no pair that can be measured")
     return whole
 
 
 def specifications(grid, kind):
-    """Yield the protocols of a grid that differ in what `kind`, spectra or wavelets, depends on."""
-    fields = CHOICES[kind]
-    for options in itertools.product(*(grid[field] for field in fields)):
-        protocol = PAPER.replace(**dict(zip(fields, options, strict=True)))
-        lag_without_key = protocol.signal == "lag_profile" and protocol.sink != "keep"
-        levels_unpaired = protocol.level == "own" and protocol.alignment != PAPER.alignment
-        if not lag_without_key and not levels_unpaired:
-            yield protocol
+    """Return the protocols of a grid that differ in what `kind`, spectra or wavelets, depends on."""
+    return _specifications(tuple((field, tuple(grid[field])) for field in CHOICES[kind]))
+
+
+@lru_cache(maxsize=8)
+def _specifications(options):
+    fields, options = zip(*options, strict=True)
+    made = [PAPER.replace(**dict(zip(fields, o, strict=True))) for o in itertools.product(*options)]
+    no_key = [p.signal == "lag_profile" and p.sink != "keep" for p in made]
+    unpaired = [p.level == "own" and p.alignment != PAPER.alignment for p in made]
+    return [p for p, *never in zip(made, no_key, unpaired, strict=True) if not any(never)]
 
 
 @checked(model=None, protocol=None)
@@ -159,20 +164,21 @@ def specification_curve(observation, grid, kind="spectra", statistics=None):
         world = {world.scaled_variant: world}
     statistics = STATISTICS[kind] if statistics is None else statistics
     profiles = next(iter(world.values())).profiles
-    known, kept, rows = {}, {}, {}
-    for protocol in specifications(grid, kind):
-        natural = protocol.replace(log_base=None)
-        if natural not in known:
-            known = {natural: _arrays(world, natural, kind, kept)}
-        arrays = known[natural]
-        if protocol.log_base is not None:
-            scale = math.log(protocol.log_base)
-            arrays = {n: a / scale if n.endswith("entropy") else a for n, a in arrays.items()}
-        table = HeadTable(arrays, profiles.kv_groups)
-        key = tuple(_shown(getattr(protocol, field)) for field in CHOICES[kind])
-        rows[key] = [function(table, profiles, protocol=protocol) for function in statistics.values()]
+    kept, rows = {}, {}
+    for natural, protocols in itertools.groupby(specifications(grid, kind), _without_base):
+        arrays = _arrays(world, natural, kind, kept)
+        for protocol in protocols:
+            scale = 1.0 if protocol.log_base is None else math.log(protocol.log_base)
+            scaled = {name: a / scale if name.endswith("entropy") else a for name, a in arrays.items()}
+            table = HeadTable(scaled, profiles.kv_groups)
+            key = tuple(_shown(getattr(protocol, field)) for field in CHOICES[kind])
+            rows[key] = [function(table, profiles, protocol=protocol) for function in statistics.values()]
     index = pd.MultiIndex.from_tuples(rows, names=CHOICES[kind])
     return pd.DataFrame(rows.values(), index=index, columns=list(statistics))
+
+
+def _without_base(protocol):
+    return protocol if protocol.log_base is None else protocol.replace(log_base=None)
 
 
 def _shown(option):
@@ -194,7 +200,9 @@ def _arrays(world, protocol, kind, kept):
         kept[source] = {}
     last = kept[source]
     if how not in last:
-        last[how] = signals_of(world[how], protocol.replace(scaled_variant=how))
+        last[how] = signals_of(
+            world[how], protocol if kind == "wavelets" else protocol.replace(scaled_variant=how)
+        )
         if protocol.order != PAPER.order:  # without those that leave a sequence out
             last[how] = _first(last[how])
     last[how] = last[how].under(protocol)

@@ -1,10 +1,14 @@
 """The figure of a specification curve, and dropdowns that find one specification on it."""
 
 import itertools
+import re
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+
+from nbhelpers.files import write_parquet
 
 from .curve import shapley_shares
 
@@ -110,3 +114,24 @@ def explore(worlds, statistic, **options):
     draw()
     box = widgets.HBox(list(fields.values()), layout=widgets.Layout(flex_flow="row wrap"))
     return widgets.VBox([box, said, shown])
+
+
+def write_worlds(worlds, folder, provenance):
+    """Write curves (Parquet), shares of the choices (CSV) and a figure of every number; return the shares."""
+    folder = Path(folder)
+    model = next(iter(worlds.curves))
+    write_parquet(worlds.frame(), folder / "curves.parquet", provenance)
+    shares = {}
+    for statistic in [name for curve in worlds.curves[model].values() for name in curve]:
+        shares[statistic] = shapley_shares(worlds.column(statistic)[model])
+        fig = curve_figure(worlds, statistic)
+        fig.savefig(folder / f"{slug(statistic)}.png", dpi=150)
+        plt.close(fig)
+    shares = pd.DataFrame(shares).T
+    shares.to_csv(folder / "shares.csv", index_label="number")
+    return shares
+
+
+def slug(statistic):
+    """Return the name of a number as files and records spell it."""
+    return re.sub(r"\W+", "_", statistic.lower().replace("/", "over")).strip("_")

@@ -10,7 +10,6 @@ from tqdm.auto import tqdm
 
 from nbhelpers.arguments import checked, mapping, path, whole
 from nbhelpers.claims.paper import claim
-from nbhelpers.files import write_parquet
 from nbhelpers.inputs.models import load_model
 from nbhelpers.inputs.text import load_text
 from nbhelpers.nulls import models as nulls
@@ -58,8 +57,9 @@ class Worlds:
         """
         kind = next(k for k, curve in next(iter(self.curves.values())).items() if statistic in curve)
         table = pd.DataFrame({world: curves[kind][statistic] for world, curves in self.curves.items()})
-        based = "log_base" in table.index.names
-        return table.xs("e", level="log_base") if based and statistic not in BASED else table
+        if statistic in BASED or "log_base" not in table.index.names:
+            return table
+        return table.xs(table.index.unique("log_base")[0], level="log_base")
 
     def drawn(self, statistic):
         """Return a statistic of permuted data, the rows of :meth:`column` and a column per draw."""
@@ -72,16 +72,15 @@ class Worlds:
             return drawn.reorder_levels(index.names).reindex(index)
         return drawn.droplevel("log_base") if "log_base" in drawn.index.names else drawn
 
-    def to_parquet(self, file, provenance=None):
-        """Write every curve, world by world, to one Parquet file; return its path."""
+    def frame(self):
+        """Return every curve in tidy form: world, the choices, statistic and value."""
         parts = [
             curve.reset_index().melt(CHOICES[kind], var_name="statistic").assign(world=world)
             for world, curves in self.curves.items()
             for kind, curve in curves.items()
         ]
         frame = pd.concat(parts, ignore_index=True)
-        frame["pad"] = frame["pad"].astype(str)
-        return write_parquet(frame, file, provenance or {})
+        return frame.astype({"pad": "str"})  # a number or a word
 
 
 def claims_hold(worlds):
