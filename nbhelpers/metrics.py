@@ -31,12 +31,6 @@ class Metric:
     function: Callable | None = None
 
 
-OF_SPECTRA, OF_WAVELETS = (*PAPER.spectrum_options,), ("wavelet", "mode", "level")
-# What protocols that agree in these fields have in common.
-SHARED = {"psd": OF_SPECTRA, "frequency": OF_SPECTRA, "bands": (*OF_SPECTRA, "edges")}
-SHARED |= {"coefficients": OF_WAVELETS, "scaled_coefficients": OF_WAVELETS}
-
-
 @dataclass(frozen=True)
 class Signals:
     """One signal per head and what the protocol says about it; what the metrics are computed from."""
@@ -68,23 +62,6 @@ class Signals:
     def coefficients(self):
         """Wavelet coefficients of the signal (eq. 4), from coarse to fine."""
         return self.transform(self.signal)
-
-    @cached_property
-    def scaled_coefficients(self):
-        """Wavelet coefficients of the scaled variants, by α."""
-        return {factor: self.transform(scaled) for factor, scaled in self.scaled.items()}
-
-    def under(self, protocol, **changes):
-        """Return these signals under another protocol, with the spectra and coefficients that it shares.
-
-        The protocol must take the same signal, sink and order; `changes` may give other scaled variants.
-        """
-        other = dataclasses.replace(self, protocol=protocol, **changes)
-        for name in self.__dict__.keys() & SHARED.keys():
-            same = all(getattr(protocol, f) == getattr(self.protocol, f) for f in SHARED[name])
-            if same and not (changes and name == "scaled_coefficients"):
-                other.__dict__[name] = self.__dict__[name]
-        return other
 
     def transform(self, signal):
         """Return the wavelet coefficients of a signal at the protocol's level."""
@@ -128,8 +105,10 @@ def _scale_sensitivities(signals):
     """Eq. 10, per scaled variant."""
     alignment = signals.protocol.alignment
     return {
-        f"{factor:g}": wavelets.scale_sensitivity(signals.coefficients, coefficients, alignment=alignment)
-        for factor, coefficients in signals.scaled_coefficients.items()
+        f"{factor:g}": wavelets.scale_sensitivity(
+            signals.coefficients, signals.transform(scaled), alignment=alignment
+        )
+        for factor, scaled in signals.scaled.items()
     }
 
 
@@ -189,10 +168,10 @@ def metric_label(name, *protocols):
     return f"{found[0].label} ({units})" if units else found[0].label
 
 
-def measure_signals(signals, names=None):
-    """Return the :data:`METRICS` of some signals, name → (sequence, layer, head): all, or those named."""
+def measure_signals(signals):
+    """Return all :data:`METRICS` of some signals, name → (sequence, layer, head)."""
     measured = {}
-    for metric in METRICS if names is None else map(find_metric, names):
+    for metric in METRICS:
         values = metric.function(signals) if metric.function else None
         if isinstance(values, dict):
             measured |= {metric.name.replace("*", str(member)): array for member, array in values.items()}

@@ -3,38 +3,35 @@
 A specification is a protocol in what decides a number: of spectra, or of wavelet coefficients.
 """
 
-import dataclasses
 import itertools
 import math
 from collections.abc import Mapping
 from functools import lru_cache, partial
 from importlib import resources
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import yaml
 
-from nbhelpers.analysis import Observation, observe, signals_of
+from nbhelpers.analysis import Observation, observe
 from nbhelpers.arguments import checked, such_that
 from nbhelpers.claims.statistics import criterion_value
 from nbhelpers.kernels.spectra import frequencies
-from nbhelpers.metrics import OF_SPECTRA, measure_signals
-from nbhelpers.protocol import BANDS, PAPER
+from nbhelpers.protocol import PAPER
 from nbhelpers.sweeps.grid import read_small_yaml
 from nbhelpers.table import HeadTable
+
+from .shared import Shared
 
 SHIPPED = resources.files("nbhelpers.data").joinpath("specifications.yaml")
 OF_ALL = ("signal", "sink", "order")
 CHOICES = {
-    "spectra": (*OF_ALL, *OF_SPECTRA, "log_base"),
+    "spectra": (*OF_ALL, *PAPER.spectrum_options, "log_base"),
     "wavelets": (*OF_ALL, "wavelet", "mode", "level", "alignment", "scaled_variant"),
 }
 JOINED = (("signal", "sink"), ("level", "alignment"))  # not every pair of these can be measured
-MEASURED = {
-    "spectra": ("spectral_entropy", "frequency_selectivity", *BANDS, "positional_entropy"),
-    "wavelets": ("scale_sensitivity_*",),
-}
 
 
 def _mean(metric):
@@ -139,7 +136,7 @@ def map_variants(world, function):
 
 @checked(observation=_world, grid=such_that(lambda g: isinstance(g, Mapping), "a dict"))
 def specification_curve(observation, grid, kind="spectra", statistics=None):
-    """Return statistics under every specification of a grid, each equal to what `measure` gives.
+    """Return statistics under every specification of a grid, to 12 digits what `measure` gives.
 
     Spectra and coefficients are shared between specifications, and a specification of spectra does not know
     the fields of wavelets, nor the other way round.
@@ -164,55 +161,25 @@ def specification_curve(observation, grid, kind="spectra", statistics=None):
         world = {world.scaled_variant: world}
     statistics = STATISTICS[kind] if statistics is None else statistics
     profiles = next(iter(world.values())).profiles
-    kept, rows = {}, {}
-    for natural, protocols in itertools.groupby(specifications(grid, kind), _without_base):
-        arrays = _arrays(world, natural, kind, kept)
+    rows = {}
+    for _, protocols in itertools.groupby(specifications(grid, kind), attrgetter(*OF_ALL)):
+        protocols = list(protocols)
+        shared = Shared(world, protocols[0])
         for protocol in protocols:
-            scale = 1.0 if protocol.log_base is None else math.log(protocol.log_base)
-            scaled = {name: a / scale if name.endswith("entropy") else a for name, a in arrays.items()}
-            table = HeadTable(scaled, profiles.kv_groups)
+            arrays = getattr(shared, f"of_{kind}")(protocol)
+            if protocol.log_base is not None:
+                scale = math.log(protocol.log_base)
+                arrays = {name: a / scale if name.endswith("entropy") else a for name, a in arrays.items()}
+            table = HeadTable(arrays, profiles.kv_groups)
             key = tuple(_shown(getattr(protocol, field)) for field in CHOICES[kind])
             rows[key] = [function(table, profiles, protocol=protocol) for function in statistics.values()]
     index = pd.MultiIndex.from_tuples(rows, names=CHOICES[kind])
     return pd.DataFrame(rows.values(), index=index, columns=list(statistics))
 
 
-def _without_base(protocol):
-    return protocol if protocol.log_base is None else protocol.replace(log_base=None)
-
-
 def _shown(option):
     """Return an option as the index holds it: bases of logarithms as "e", "2", "10"."""
     return "e" if option is None else f"{option:g}" if isinstance(option, float) else option
-
-
-def _arrays(world, protocol, kind, kept):
-    """Return the metrics of a specification, (sequence, layer, head) each; of one average if averaged.
-
-    `kept` holds the signals of the last specification of each signal and variant.
-    """
-    how = protocol.scaled_variant if kind == "wavelets" else next(iter(world))
-    if how not in world:
-        raise ValueError(f"the grid asks for {how} variants; observed were {', '.join(world)}")
-    source = tuple(getattr(protocol, field) for field in OF_ALL)
-    if source not in kept:
-        kept.clear()  # the signals come one after another
-        kept[source] = {}
-    last = kept[source]
-    if how not in last:
-        last[how] = signals_of(
-            world[how], protocol if kind == "wavelets" else protocol.replace(scaled_variant=how)
-        )
-        if protocol.order != PAPER.order:  # without those that leave a sequence out
-            last[how] = _first(last[how])
-    last[how] = last[how].under(protocol)
-    measured = measure_signals(last[how], MEASURED[kind])
-    return {name: values.numpy() for name, values in measured.items()}
-
-
-def _first(signals):
-    scaled = {factor: signal[:1] for factor, signal in signals.scaled.items()}
-    return dataclasses.replace(signals, signal=signals.signal[:1], scaled=scaled, local_mass={})
 
 
 def distinct(curve, length):
