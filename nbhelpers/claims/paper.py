@@ -500,7 +500,30 @@ CLAIMS = (
         title="RoPE trades position for frequency",
         statement="RoPE trades position against frequency and aliases with length (section 6, appendix).",
         notebook="15_head_kernels",
-        untested="a property of the encoding, derived and drawn in 01_rope_theory",
+        criteria=(
+            Criterion(
+                name="C18_kernel_r",
+                sentence="the kernel that RoPE gives mean query and key correlates with the logits by {} in "
+                "the median head",
+                statistic="median over heads of the correlation over lags of the computed kernel with the "
+                "mean logit of other passages",
+                claimed=(0.98, 1.0),
+                nulls=("N1", "the kernel of another head of the layer"),
+                away=1,
+                margin=0.05,
+            ),
+            Criterion(
+                name="C18_kernel_explains",
+                sentence="it explains {%} of the change of the mean logit with the lag in the median head",
+                statistic="median over heads of R², means taken off and nothing rescaled",
+                claimed=(0.95, 1.0),
+                nulls=("N1", "the kernel of another head of the layer"),
+                away=1,
+                margin=0.2,
+            ),
+        ),
+        untested="the trade and the aliasing are algebra, derived and drawn in 01_rope_theory; attention "
+        "after the softmax is not part of the rule",
     ),
     Claim(
         number="C19",
