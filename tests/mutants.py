@@ -44,6 +44,7 @@ EQUIVALENT = (
         ("attention.py", "CUDA_BLOCK_BYTES", change, "decides on the size of a block")
         for change in ("Mult to Div", "Pow to Mult", "2 to 3", "20 to 21", "256 to 257")
     ),
+    ("attention.py", "return max(8, rows", "8 to 9", "decides on the size of a block"),
     ("attention.py", "for reduction, state in zip", "True to False", "one list is made from the other"),
     ("attention.py", 'inputs["use_cache"]', "False to True", "a cache takes memory and changes nothing"),
     (

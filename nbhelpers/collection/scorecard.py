@@ -230,7 +230,7 @@ def _answers(claim, records, numbers, planted):
     if rates:
         told = "sensitivity {:.0%}, specificity {:.0%}".format(*(rate.value for rate in rates))
         tried = f"{'yes' if rates.usable else 'no'}: {told}"
-    return _share(places), untaught, tried, _in_readings(known, numbers)
+    return _share(places), untaught, tried, _in_readings(claim, known, numbers)
 
 
 def _untaught(criteria, records):
@@ -248,18 +248,25 @@ def _share(places):
     return {0: "no", len(places): "yes"}.get(inside, f"{inside} of {len(places)} numbers")
 
 
-def _in_readings(known, numbers):
-    """Return whether each number lies on the same side of its claimed range in every other reading."""
+def _in_readings(claim, known, numbers):
+    """Return whether each number lies on the same side of its claimed range in every other reading, in words.
+
+    After it, in how many readings of the specification curve the claim holds, where that was measured.
+    """
     values = numbers.drop_duplicates("name", keep=False).set_index("name").value
-    n_read = 0
+    n_read, curve = 0, f"{claim.number}_readings"
+    everywhere = ""
+    if curve in values.index and f"{curve}_alone" in values.index:
+        everywhere = f"; of all readings {values[curve]:.0%} meet the claim"
+        everywhere += f", {values[f'{curve}_alone']:.0%} where attention that learned nothing does not"
     for criterion, estimate in known:
         for words, name in criterion.readings:
             if name in values.index:
                 n_read += 1
                 place = criterion.place(Estimate(values[name], values[name], values[name]))
                 if {place, criterion.place(estimate)} == {"inside", "outside"}:
-                    return f"no: {words} gives {number(criterion, values[name])}"
-    return f"yes, {n_read} of them" if n_read else "not tried"
+                    return f"no: {words} gives {number(criterion, values[name])}{everywhere}"
+    return (f"yes, {n_read} of them" if n_read else "not tried") + everywhere
 
 
 def _group(claim, verdict, answers):

@@ -58,6 +58,12 @@ def test_a_claim_is_judged_from_the_store_alone_and_what_is_missing_names_its_no
     found = row(scorecard.scorecard(tmp_path), "C12")
     assert found.group == "changes with the reading or the first token"
     assert found["same in other readings"] == "no: without the first token gives 0.0100"
+    store.record("C12_readings", 0.25)
+    store.record("C12_readings_alone", 0.1)
+    told = row(scorecard.scorecard(tmp_path), "C12")["same in other readings"]
+    assert told.endswith(
+        "0.0100; of all readings 25% meet the claim, 10% where attention that learned nothing does not"
+    )
 
 
 def test_planted_cases_say_whether_the_quantity_can_tell(store, tmp_path):

@@ -187,3 +187,12 @@ def test_autocast_does_not_degrade_what_is_recorded(seen):
             else:
                 each.observe_probabilities(attn)
     tiny.assert_same_profiles(recorder.profiles(), plain.profiles())
+
+
+def test_calls_of_other_streams_are_counted():
+    model = tiny.make_model("t5")
+    recorder = Recorder(model, resolve(["key_profile"]), stream="decoder")
+    inside = [module for module in innermost_attention(model) if "encoder" in recorder.names[module][0][:8]]
+    assert [recorder.wants(module) for module in inside] == [False, False]
+    with pytest.raises(RuntimeError, match=r"\(2 calls\).* of other streams"):
+        recorder.require_layers([])
