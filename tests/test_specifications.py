@@ -11,7 +11,7 @@ from tiny_models import make_model, make_tokens
 from nbhelpers import measure, nulls
 from nbhelpers import specifications as specs
 from nbhelpers.claims.paper import claim
-from nbhelpers.specifications import curve
+from nbhelpers.specifications import curve, pipeline
 from nbhelpers.table import HeadTable
 
 GRID = {
@@ -145,3 +145,34 @@ def test_worlds_of_a_model():
     assert fig.axes[0].get_ylabel() == "spectral entropy"
     box = specs.explore(worlds, "S(0.5)")
     assert "S(0.5) = " in box.children[1].value
+
+
+def test_the_reading_that_made_a_row_is_found_again():
+    choices = {"signal": ("key_profile", "last_query"), "window": ("hann", "boxcar"), "dc": ("keep", "drop")}
+    choices |= {"detrend": ("none", "mean"), "scaled_variant": ("prefix", "stride")}
+    grid = {"lengths": [32, 64], "tolerance": 0.03, "choices": choices}
+    model = specs.untrained_pythia(256, layers=2, seed=3)
+    search = specs.search_readings(model, make_tokens(64, n=3), grid=grid, progress=False)
+    spectra, wavelets = (search.readings[kind] for kind in ("spectra", "wavelets"))
+    place = {"length": 32, "signal": "last_query"}
+    row = spectra.xs(
+        (32, "last_query", "boxcar", "keep", "none"), level=(*place, "window", "dc", "detrend")
+    ).iloc[0]
+    other = wavelets.xs((32, "last_query", "stride"), level=(*place, "scaled_variant")).iloc[0]
+    target = {column: {**row, **other}[name] for name, column in pipeline.PRINTED.items()}
+    belief = search.posterior(target)
+    found = {name: share.index[0] for name, share in belief.items() if share.iloc[0] > 0.9}
+    expected = place | {
+        "window": "boxcar",
+        "dc": "keep",
+        "detrend": "none",
+        "DC line": "in",
+        "scaled_variant": "stride",
+    }
+    assert expected.items() <= found.items()
+    assert all(share.sum() == pytest.approx(1) for share in belief.values())
+    assert search.distances(target)["spectra"].min() == 0
+    assert search.better_targets(target) == 0
+    assert search.better_targets({name: 1.3 * value for name, value in target.items()}) > 0
+    with pytest.raises(ValueError, match="no reading comes near"):
+        search.posterior(dict.fromkeys(target, 1e6))

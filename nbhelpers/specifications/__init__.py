@@ -1,7 +1,8 @@
 """Every defensible reading at once: a number under each specification of a grid, for a model and its nulls.
 
-`curve` measures and decides which choices matter, `worlds` runs a model and what learned nothing, `figure`
-draws. The method is the specification curve of Simonsohn, Simmons & Nelson (Nature Human Behaviour 4, 2020).
+`curve` measures and decides which choices matter, `shared` does so fast, `worlds` runs a model and what
+learned nothing, `figure` draws, `pipeline` asks which reading can have made printed numbers. The method is
+the specification curve of Simonsohn, Simmons & Nelson (Nature Human Behaviour 4, 2020).
 """
 
 from .curve import (
@@ -14,9 +15,11 @@ from .curve import (
     specification_curve,
 )
 from .figure import curve_figure, explore, slug, write_worlds
+from .pipeline import Search, search_readings, untrained_pythia
 from .worlds import Worlds, claims_hold, measure_worlds
 
 __all__ = [
+    "Search",
     "Worlds",
     "claims_hold",
     "curve_figure",
@@ -27,8 +30,10 @@ __all__ = [
     "map_variants",
     "measure_worlds",
     "observe_variants",
+    "search_readings",
     "shapley_shares",
     "slug",
     "specification_curve",
+    "untrained_pythia",
     "write_worlds",
 ]

@@ -87,7 +87,7 @@ def load_choices(given=None):
             raise ValueError(
                 f"{name}: {field!r} is not a choice of a specification; those are {', '.join(known)}"
             )
-        grid[field] = tuple(options) if isinstance(options, list) else (options,)
+        grid[field] = tuple(options) if isinstance(options, (list, tuple)) else (options,)
         try:
             grid[field] = tuple(getattr(PAPER.replace(**{field: option}), field) for option in grid[field])
         except ValueError as error:
