@@ -40,7 +40,7 @@ def head_map(data, metric=None, *, ax=None, kv_groups=None, label=None, center=N
         values = values.mean(0)  # (layer, head)
     if values.ndim != 2:
         raise ValueError(f"head_map draws (layer, head) or (sequence, layer, head), got shape {values.shape}")
-    ax = _axes(ax)
+    ax = axes_or_new(ax)
     label = label or (metric_label(metric, getattr(data, "protocol", PAPER)) if metric else "value")
     style = {"cmap": "viridis"}
     if center is not None:
@@ -64,26 +64,24 @@ def band_bars(table, *, ax=None, order="layer", bands=BANDS):
     heads = table.per_head()
     total = heads[list(bands)].sum(axis=1)
     if not np.allclose(total, 1, atol=1e-5):
-        raise ValueError(
-            f"the bands {', '.join(bands)} sum to {total.min():.4f} to {total.max():.4f} over a head, not 1"
-        )
+        ends = f"{total.min():.4f} to {total.max():.4f}"
+        raise ValueError(f"the bands {', '.join(bands)} sum to {ends} over a head, not 1")
     heads = heads.sort_values(["layer", "head"] if order == "layer" else list(bands), ignore_index=True)
     names = [find_metric(band).label for band in bands]
     tidy = heads[list(bands)].set_axis(names, axis="columns").rename_axis("place").reset_index()
     tidy = tidy.melt("place", var_name="band", value_name="share")
-    ax = _axes(ax)
+    ax = axes_or_new(ax)
     palette = sns.color_palette("viridis", len(bands))
     # seaborn stacks from the top down: the reverse order puts the first band at the bottom
     options = {"hue_order": names[::-1], "palette": palette[::-1], "linewidth": 0, "alpha": 1}
-    sns.histplot(
-        tidy, x="place", weights="share", hue="band", multiple="stack", discrete=True, ax=ax, **options
-    )
+    options |= {"multiple": "stack", "discrete": True, "ax": ax}
+    sns.histplot(tidy, x="place", weights="share", hue="band", **options)
     ax.set(ylim=(0, 1), ylabel=find_metric(bands[0]).unit, xlim=(-0.5, len(heads) - 0.5))
     sns.move_legend(ax, "upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, title=None)
     if order == "share":
         ax.set_xlabel(f"{len(heads)} heads, by share of the {names[0]}")
-        return ax
-    _mark_layers(ax, heads["layer"].to_numpy())
+    else:
+        _mark_layers(ax, heads["layer"].to_numpy())
     return ax
 
 
@@ -99,11 +97,9 @@ def layer_trend(table, metrics, *, ax=None, confidence=0.95, ylabel=None):
     parts = []
     for metric in metrics:
         values = table.values(metric).mean(-1)  # (sequence, layer)
-        layer = np.tile(table.layers, len(values))
-        parts.append(
-            pd.DataFrame({"metric": find_metric(metric).label, "layer": layer, "value": values.ravel()})
-        )
-    ax = _axes(ax)
+        columns = {"layer": np.tile(table.layers, len(values)), "value": values.ravel()}
+        parts.append(pd.DataFrame(columns).assign(metric=find_metric(metric).label))
+    ax = axes_or_new(ax)
     sns.lineplot(
         pd.concat(parts, ignore_index=True), x="layer", y="value", hue="metric", style="metric",
         errorbar=lambda of: student_interval(of, confidence=confidence)[1:3],
@@ -230,27 +226,20 @@ def _verdict_strip(ax, row, y, ends, colour):
         inside = np.clip(x, ends[0] + 0.12, ends[1] - 0.12)
         ax.plot(inside, y + shift, marker, color=shade, markersize=5, zorder=3)
         if x < ends[0] or x > ends[1]:
-            edge = ends[0] if x < ends[0] else ends[1]
-            ax.annotate(
-                "", (edge, y + shift), (inside, y + shift), arrowprops={"arrowstyle": "-|>", "color": shade}
-            )
+            edge, arrow = np.clip(x, *ends), {"arrowstyle": "-|>", "color": shade}
+            ax.annotate("", (edge, y + shift), (inside, y + shift), arrowprops=arrow)
         elif np.isfinite(low):
             ax.plot(np.clip([place(low), place(high)], *ends), [y + shift] * 2, color=shade, linewidth=2)
 
 
 def _checked_comparison(frame, metrics):
-    missing = [column for column in COMPARED if column not in frame]
-    if missing:
-        raise ValueError(
-            f"compare_rows needs the columns {', '.join(COMPARED)}; {', '.join(missing)} missing"
-        )
-    unknown = sorted(set(frame["source"]) - set(SOURCES))
-    if unknown:
+    if missing := ", ".join(column for column in COMPARED if column not in frame):
+        raise ValueError(f"compare_rows needs the columns {', '.join(COMPARED)}; {missing} missing")
+    if unknown := sorted(set(frame["source"]) - set(SOURCES)):
         raise ValueError(f"unknown source {unknown}; there are {', '.join(SOURCES)}")
     known = list(dict.fromkeys(frame["metric"]))
     metrics = known if metrics is None else list(metrics)
-    absent = [metric for metric in metrics if metric not in known]
-    if absent:
+    if absent := [metric for metric in metrics if metric not in known]:
         raise ValueError(f"the frame has no metric {absent}; it has {', '.join(known)}")
     return metrics
 
@@ -270,7 +259,8 @@ def _forest(ax, part, rows):
     ax.grid(axis="x", alpha=0.4)
 
 
-def _axes(ax):
+def axes_or_new(ax):
+    """Return the axes, or those of a new figure for None."""
     return plt.subplots(layout="constrained")[1] if ax is None else ax
 
 

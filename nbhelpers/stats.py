@@ -158,10 +158,9 @@ def position_spectrum_correlation(table, *, over="heads", confidence=0.95):
     pair = [table.values(metric) for metric in ("positional_entropy", "spectral_entropy")]
     value = _mean_correlation(*pair, over)
     if np.isnan(value):
-        raise ValueError(
-            f"the correlation over {over} is not defined: positional or spectral entropy is constant there "
-            f"(spread over the whole table {np.ptp(pair[0]):.2g} and {np.ptp(pair[1]):.2g})"
-        )
+        spread = f"spread over the whole table {np.ptp(pair[0]):.2g} and {np.ptp(pair[1]):.2g}"
+        constant = f"positional or spectral entropy is constant there ({spread})"
+        raise ValueError(f"the correlation over {over} is not defined: {constant}")
     left_out = [_mean_correlation(*np.delete(pair, i, 1), over) for i in range(len(pair[0]))]
     return jackknife_interval(value, left_out, possible=CORRELATION, confidence=confidence)
 
@@ -266,11 +265,9 @@ def permutation_test(values, other, *, clusters, statistic=None, n_draws=999, se
         exchanged[:, members.ravel()] = np.take_along_axis(values, order.reshape(len(values), -1), 1)
         draws[draw] = statistic(exchanged, other)
     value = float(statistic(values, other))
-    if not (np.isfinite(value) and np.isfinite(draws).all()):
-        raise ValueError(
-            f"the statistic is not defined: observed {value}, {(~np.isfinite(draws)).sum()} of {n_draws} "
-            "draws are NaN or infinite; an array that is constant has no association to test"
-        )
+    if lost := int((~np.isfinite([value, *draws])).sum()):
+        told = f"observed {value}, {lost} of it and the {n_draws} draws are NaN or infinite"
+        raise ValueError(f"the statistic is not defined: {told}; a constant array has no association to test")
     # Equal arrangements may differ in the last digit, for their sums run in another order.
     at_least = np.abs(draws) >= (1 - SPREAD_FLOOR) * abs(value)
     p_value = (1 + int(at_least.sum())) / (n_draws + 1)
@@ -315,20 +312,15 @@ def equivalence_test(values, margin, *, against=0.0, alpha=0.05):
 
 def _require_sequences_kept(table):
     if table.averaged:
-        raise ValueError(
-            "this table holds metrics of signals averaged over sequences, so it has no sequences to draw "
-            "again; measure with order='metric then mean'"
-        )
+        way_out = "has no sequences to draw again; measure with order='metric then mean'"
+        raise ValueError(f"this table holds metrics of signals averaged over sequences, so it {way_out}")
 
 
 def _mean_correlation(x, y, over):
     """Mean over the defined correlations of (sequence, layer, head) arrays; NaN if there is none."""
-    if over == "sequences":
-        r = pearson(x, y, axis=0)  # (layer, head)
-    elif over == "heads":
-        r = pearson(x.reshape(len(x), -1), y.reshape(len(y), -1), axis=1)  # (sequence,)
-    else:
-        r = pearson(x, y, axis=2)  # (sequence, layer)
+    if over == "heads":
+        x, y = (values.reshape(len(values), 1, -1) for values in (x, y))
+    r = pearson(x, y, axis=0 if over == "sequences" else 2)  # (layer, head) or (sequence, layer)
     defined = r[np.isfinite(r)]
     return float(defined.mean()) if defined.size else np.nan
 
@@ -340,9 +332,8 @@ def _members(clusters, values, other):
         refuse("values, other and clusters", given, "of shape (layer, head) twice and (head,)")
     groups, sizes = np.unique(clusters, return_counts=True)
     if len(groups) < 2 or len(set(sizes)) > 1:
-        raise ValueError(
-            f"whole groups are exchanged, so there must be at least 2 of one size; got sizes {sizes.tolist()}"
-        )
+        least = f"there must be at least 2 of one size; got sizes {sizes.tolist()}"
+        raise ValueError(f"whole groups are exchanged, so {least}")
     return np.stack([np.flatnonzero(clusters == group) for group in groups])
 
 

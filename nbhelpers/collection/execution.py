@@ -2,8 +2,8 @@
 
 Papermill alone lets pass an error inside an output widget and a cell that leaves the kernel early,
 and says little of a hang or a dead kernel. `execute_strictly` turns each into a `Failure` that names
-the cell, and leaves the part that was executed on disk. A notebook that ends itself with `skip_notebook`
-is no failure but `Skipped`.
+the cell, and leaves the part that was executed on disk. For a notebook that ends itself with `skip_notebook`
+its kind is ``skipped``.
 """
 
 import contextlib
@@ -50,8 +50,9 @@ _GRACE = 5.0  # seconds in which an interrupted kernel must have ended, before i
 class Failure:
     """Why a notebook failed, and where.
 
-    `kind` is ``error``, ``timeout``, ``dead kernel``, ``widget error``, ``cell not run``, ``interrupted`` or
-    ``no kernel``; `cell` counts all cells of the stored notebook from 1; `source` is its first lines.
+    `kind` is ``error``, ``timeout``, ``dead kernel``, ``widget error``, ``cell not run``, ``interrupted``,
+    ``no kernel`` or ``skipped``, with the reason as `message`; `cell` counts all cells of the stored notebook
+    from 1; `source` is its first lines.
     """
 
     kind: str
@@ -65,13 +66,6 @@ class Failure:
         lines = [f"{self.kind} {where}: {self.message}"]
         lines += [f"    | {line}" for line in self.source.splitlines()]
         return "\n".join(lines + ([self.trace] if self.trace else []))
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """Why a notebook ended itself; see `nbhelpers.collection.skip.skip_notebook`."""
-
-    reason: str
 
 
 class CellClock:
@@ -192,7 +186,7 @@ def execute_strictly(
     *,
     watch: KernelWatch | None = None,
     progress_bar: bool = False,
-) -> Failure | Skipped | None:
+) -> Failure | None:
     """Execute a notebook in a fresh kernel, in the working folder; return None if all of it ran well.
 
     `target` is saved after every cell. `parameters` are for the ``parameters`` cell; their names are not
@@ -222,18 +216,17 @@ def execute_strictly(
         if watch.stopped:
             return _failed_midway(target, "timeout", watch.stopped)
         notebook = nbformat.read(target, as_version=4)
-        return _failure(notebook, _cell_with_error(notebook), "error", f"{error.ename}: {error.evalue}")
+        failed = (index for index, output in outputs(notebook) if output.output_type == "error")
+        index = next(failed, _last_cell_begun(notebook))
+        return _failure(notebook, index, "error", f"{error.ename}: {error.evalue}")
     except DeadKernelError:
         if watch.stopped:
-            return _failed_midway(
-                target, "timeout", f"{watch.stopped}; it ignored the interrupt and was killed"
-            )
+            why = f"{watch.stopped}; it ignored the interrupt and was killed"
+            return _failed_midway(target, "timeout", why)
         message = "the kernel died; killed for want of memory, a crash in compiled code, or os._exit"
         return _failed_midway(target, "dead kernel", message)
     except KeyboardInterrupt:
-        logging.getLogger("asyncio").setLevel(
-            logging.CRITICAL
-        )  # the cell's task would tell its end once more
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # else the cell's task tells its end too
         try:
             _failed_midway(target, "interrupted", "stopped by Ctrl-C")
         except (OSError, ValueError):  # stopped before it was there, or while it was written
@@ -243,27 +236,33 @@ def execute_strictly(
         return Failure("no kernel", "the kernel did not come up or fell silent", trace=traceback.format_exc())
     if watch.stopped:
         return _failed_midway(target, "timeout", f"{watch.stopped}; it caught the interrupt and went on")
-    return _skipped(target) or _silent_failure(target)
-
-
-def _skipped(target: Path) -> Skipped | None:
-    """Return the reason of a notebook that ended itself, and write it as plain text where it stood."""
     notebook = nbformat.read(target, as_version=4)
-    for cell in notebook.cells:
-        for place, output in enumerate(cell.get("outputs", [])):
-            shown = _plain("".join(output.get("traceback", [])))
-            if output.output_type == "error" and shown.startswith(SKIPPED):
-                cell.outputs[place] = nbformat.v4.new_output("stream", text=shown + "\n")
-                cell.metadata.papermill.update(exception=False, status="completed")
-                notebook.metadata.papermill.exception = None
-                _write(notebook, target)
-                return Skipped(shown.removeprefix(SKIPPED))
+    return _skipped(notebook, target) or _silent_failure(notebook)
+
+
+def outputs(notebook: nbformat.NotebookNode) -> Iterator[tuple[int, nbformat.NotebookNode]]:
+    """Yield every output of a notebook with the index of its cell."""
+    for index, cell in enumerate(notebook.cells):
+        for output in cell.get("outputs", ()):
+            yield index, output
+
+
+def _skipped(notebook: nbformat.NotebookNode, target: Path) -> Failure | None:
+    """Return the reason of a notebook that ended itself, and write it as plain text where it stood."""
+    for index, output in outputs(notebook):
+        shown = _plain("".join(output.get("traceback", [])))
+        if output.output_type == "error" and shown.startswith(SKIPPED):
+            cell = notebook.cells[index]
+            cell.outputs[cell.outputs.index(output)] = nbformat.v4.new_output("stream", text=shown + "\n")
+            cell.metadata.papermill.update(exception=False, status="completed")
+            notebook.metadata.papermill.exception = None
+            _write(notebook, target)
+            return Failure("skipped", shown.removeprefix(SKIPPED))
     return None
 
 
-def _silent_failure(target: Path) -> Failure | None:
+def _silent_failure(notebook: nbformat.NotebookNode) -> Failure | None:
     """Return the failure that papermill let pass, if any."""
-    notebook = nbformat.read(target, as_version=4)
     for index, error in _widget_errors(notebook):
         message = f"{error.get('ename')}: {error.get('evalue')} (inside an output widget)"
         return _failure(notebook, index, "widget error", message, error.get("traceback", []))
@@ -277,19 +276,12 @@ def _silent_failure(target: Path) -> Failure | None:
 def _widget_errors(notebook: nbformat.NotebookNode) -> Iterator[tuple[int | None, Mapping[str, Any]]]:
     """Yield (index of the cell that shows the widget, or None, error) for errors in output widgets."""
     state = notebook.metadata.get("widgets", {}).get(WIDGET_STATE, {}).get("state", {})
+    shown = [(at, output.get("data", {}).get(WIDGET_VIEW, {})) for at, output in outputs(notebook)]
+    trees = [(at, widget_tree(state, view["model_id"])) for at, view in shown if view]
     for model_id, model in state.items():
         for output in model.get("state", {}).get("outputs", ()):
             if output.get("output_type") == "error":
-                yield _cell_showing(notebook, state, model_id), output
-
-
-def _cell_showing(notebook: nbformat.NotebookNode, state: Mapping[str, Any], model_id: str) -> int | None:
-    for index, cell in enumerate(notebook.cells):
-        for output in cell.get("outputs", ()):
-            shown = output.get("data", {}).get(WIDGET_VIEW, {}).get("model_id")
-            if shown and model_id in widget_tree(state, shown):
-                return index
-    return None
+                yield next((index for index, tree in trees if model_id in tree), None), output
 
 
 def widget_tree(state: Mapping[str, Any], root: str) -> set[str]:
@@ -330,26 +322,17 @@ def _failure(
         return Failure(kind, message, trace=_plain("\n".join(trace)))
     cell = notebook.cells[index]
     if not trace:
-        errors = [output for output in cell.get("outputs", ()) if output.output_type == "error"]
-        trace = [line for output in errors for line in output.traceback]
+        trace = [line for output in cell.get("outputs", ()) for line in output.get("traceback", ())]
     before = [c for c in notebook.cells[: index + 1] if not _ADDED_TAGS & set(c.metadata.get("tags", []))]
     lines = cell.source.splitlines()
     head = "\n".join(lines[:6] + (["…"] if len(lines) > 6 else []))
     return Failure(kind, message, cell=len(before), source=head, trace=_plain("\n".join(trace)))
 
 
-def _cell_with_error(notebook: nbformat.NotebookNode) -> int | None:
-    for index, cell in enumerate(notebook.cells):
-        if any(output.output_type == "error" for output in cell.get("outputs", ())):
-            return index
-    return _last_cell_begun(notebook)
-
-
 def _last_cell_begun(notebook: nbformat.NotebookNode) -> int | None:
-    for index, cell in reversed(list(enumerate(notebook.cells))):
-        if cell.cell_type == "code" and cell.metadata.get("papermill", {}).get("start_time"):
-            return index
-    return None
+    code = [(index, cell) for index, cell in enumerate(notebook.cells) if cell.cell_type == "code"]
+    begun = [index for index, cell in code if cell.metadata.get("papermill", {}).get("start_time")]
+    return begun[-1] if begun else None
 
 
 def _plain(text: str) -> str:

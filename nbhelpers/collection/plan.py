@@ -1,6 +1,7 @@
 """The notebook collection on disk: where it is, what each notebook asks and takes, and its sizes."""
 
 import ast
+import contextlib
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -30,11 +31,9 @@ def find_notebook_folder(folder: str | Path | None = None) -> Path:
 
     Raises FileNotFoundError, with the places looked at, if there is none.
     """
-    usual = [Path("notebooks"), Path("../notebooks"), SHIPPED]
-    places = usual if folder is None else [Path(folder)]
-    for place in places:
-        if place.is_dir():
-            return place.resolve()
+    places = [Path("notebooks"), Path("../notebooks"), SHIPPED] if folder is None else [Path(folder)]
+    if there := [place for place in places if place.is_dir()]:
+        return there[0].resolve()
     looked = ", ".join(map(str, places))
     raise FileNotFoundError(f"no folder of notebooks at {looked}; run from a checkout or give a folder")
 
@@ -70,10 +69,9 @@ def select_notebooks(
     notebook. Raises LookupError, with what there is, if one means no notebook or two.
     """
     if names is None:
-        paths = list_notebooks(folder)
-        if not paths:
-            raise LookupError(f"{find_notebook_folder(folder)} holds no notebook (*.ipynb)")
-        return paths
+        if paths := list_notebooks(folder):
+            return paths
+        raise LookupError(f"{find_notebook_folder(folder)} holds no notebook (*.ipynb)")
     chosen = [_find_notebook(name, folder) for name in names]
     stems = [path.stem for path in chosen]
     for stem in stems:
@@ -143,18 +141,12 @@ def _cells(path: str | Path) -> list:
 
 
 def _literal_assignment(node: ast.stmt, where: str) -> tuple[str, Any]:
-    target = node.target if isinstance(node, ast.AnnAssign) else None
-    if isinstance(node, ast.Assign) and len(node.targets) == 1:
-        target = node.targets[0]
-    if isinstance(target, ast.Name) and node.value is not None:
-        try:
-            return target.id, ast.literal_eval(node.value)
-        except ValueError:
-            pass  # not a literal: the error below says where
-    raise ValueError(
-        f"{where}, parameters cell, line {node.lineno}: {ast.unparse(node)!r} is not `name = literal`; "
-        "move what is derived to the next cell"
-    )
+    targets = [node.target] if isinstance(node, ast.AnnAssign) else getattr(node, "targets", ())
+    if len(targets) == 1 and isinstance(targets[0], ast.Name) and getattr(node, "value", None):
+        with contextlib.suppress(ValueError):  # not a literal: the error below says where
+            return targets[0].id, ast.literal_eval(node.value)
+    told = f"{where}, parameters cell, line {node.lineno}: {ast.unparse(node)!r} is not `name = literal`"
+    raise ValueError(f"{told}; move what is derived to the next cell")
 
 
 def load_sizes(folder: str | Path | None = None) -> dict[str, dict[str, dict[str, Any]]]:
@@ -165,9 +157,7 @@ def load_sizes(folder: str | Path | None = None) -> dict[str, dict[str, dict[str
     """
     folder = find_notebook_folder(folder)
     file = folder / "sizes.toml"
-    if not file.is_file():
-        return {}
-    sizes = tomllib.loads(file.read_text(encoding="utf-8"))
+    sizes = tomllib.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     there = {path.stem: path for path in list_notebooks(folder)}
     for name, by_size in sizes.items():
         if name not in there:
@@ -186,17 +176,14 @@ def _check_parameter(name: str, defaults: Mapping, parameter: str, value: Any, s
     if parameter not in defaults:
         known = ", ".join(defaults) or "none"
         raise ValueError(f"{source}{name} has no parameter {parameter!r}; it has: {known}")
-    default = defaults[parameter]
+    default, told = defaults[parameter], f"{source}parameter {parameter} of {name}"
     if default is None or value is None:
         return
-    same_kind = type(value) is type(default) or (type(default) is float and type(value) is int)
-    if not same_kind and not {type(value), type(default)} <= {list, tuple}:
-        raise ValueError(
-            f"{source}parameter {parameter} of {name} is {type(default).__name__} (default {default!r}), "
-            f"got {type(value).__name__} {value!r}"
-        )
+    kinds = type(default).__name__, type(value).__name__
+    if kinds[0] != kinds[1] and kinds != ("float", "int") and not {*kinds} <= {"list", "tuple"}:
+        raise ValueError(f"{told} is {kinds[0]} (default {default!r}), got {kinds[1]} {value!r}")
     if parameter in RULES and isinstance(default, (int, float, str)):
-        RULES[parameter](f"{source}parameter {parameter} of {name}", value)
+        RULES[parameter](told, value)
 
 
 @checked(size=one_of(*SIZES))

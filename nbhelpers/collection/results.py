@@ -19,6 +19,7 @@ from nbhelpers.files import read_parquet, replacing, write_parquet
 from nbhelpers.stats import Estimate
 
 ENDS = ("low", "high", "null", "null_low", "null_high", "gap_low", "gap_high", "n")  # of an Estimate
+PARTS = ("notebook", "numbers", "tables", "provenance")  # of a file of results
 COLUMNS = ("notebook", "name", "value", *ENDS, "unit", "note")
 
 
@@ -58,16 +59,13 @@ class Results:
             if not isinstance(text, str):
                 raise TypeError(f"{label} must be a string, got {type(text).__name__} {text!r}")
         if name in self._numbers:
-            raise ValueError(
-                f"{name!r} is already recorded by {self.notebook} as {self._numbers[name]['value']}; "
-                "choose another name, or rerun from the cell that makes Results"
-            )
+            told = f"{name!r} is already recorded by {self.notebook} as {self._numbers[name]['value']}"
+            raise ValueError(f"{told}; choose another name, or rerun from the cell that makes Results")
         given = estimate if isinstance(estimate, Estimate) else Estimate(estimate)
         given = given if null is None else given.against(null)
         entry = {"value": _number(f"{name}: value", given.value)} | dict.fromkeys(ENDS)
         known = {end: getattr(given, end) for end in ENDS if getattr(given, end) is not None}
-        for low in ("low", "null_low", "gap_low"):
-            pair = low, low.replace("low", "high")
+        for pair in (("low", "high"), ("null_low", "null_high"), ("gap_low", "gap_high")):
             if all(math.isnan(known[end]) for end in pair):
                 known = {end: value for end, value in known.items() if end not in pair}
         entry |= {end: _number(f"{name}: {end}", value) for end, value in known.items()}
@@ -87,8 +85,7 @@ class Results:
         if name in self._tables:
             raise ValueError(f"table {name!r} is already stored by {self.notebook}; choose another name")
         plain = frame if isinstance(frame.index, pd.RangeIndex) else frame.reset_index()
-        odd = [column for column in plain.columns if not isinstance(column, str)]
-        if odd:
+        if odd := [column for column in plain.columns if not isinstance(column, str)]:
             raise TypeError(f"table {name}: column names must be strings, got {odd[:5]}")
         path = write_parquet(plain, self.folder / self.notebook / f"{name}.parquet")
         self._tables[name] = {"rows": len(plain), "columns": list(plain.columns)}
@@ -117,8 +114,7 @@ class Results:
         return f"<details><summary>{told}</summary>{table}</details>"
 
     def _write(self) -> None:
-        document = {"notebook": self.notebook, "numbers": self._numbers, "tables": self._tables}
-        document |= {"provenance": self._facts}
+        document = dict(zip(PARTS, (self.notebook, self._numbers, self._tables, self._facts), strict=True))
         text = json.dumps(document, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False)
         with replacing(self.folder / f"{self.notebook}.json") as partial:
             partial.write_text(text + "\n", encoding="utf-8")
@@ -162,14 +158,13 @@ def _results_folder(folder: str | Path) -> Path:
 
 def _load_documents(folder: str | Path) -> list[dict[str, Any]]:
     folder = _results_folder(folder)
-    files = sorted(folder.glob("*.json"))
-    if not files:
+    if not (files := sorted(folder.glob("*.json"))):
         raise FileNotFoundError(f"{folder} holds no results (*.json); run the notebooks that record them")
     documents = []
     for file in files:
         try:
             document = json.loads(file.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
-            documents.append({key: document[key] for key in ("notebook", "numbers", "tables", "provenance")})
+            documents.append({part: document[part] for part in PARTS})
         except (ValueError, KeyError, TypeError) as error:
             told = f"{file} is not a file of results ({error!r}); delete it and run its notebook again"
             raise ValueError(told) from error
@@ -191,8 +186,7 @@ def _as_frame(numbers_by_notebook: list[tuple[str, Mapping[str, Mapping[str, Any
 
 
 def _number(label: str, value: Any) -> float | int:
-    """Return a finite plain number; zero-dimensional arrays and tensors are unpacked."""
-    real()(label, value)
+    real()(label, value)  # finite; zero-dimensional arrays and tensors are taken too
     return plain(value)
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import nbformat
 
 from nbhelpers.arguments import checked, path
-from nbhelpers.collection.execution import KernelWatch, Skipped, execute_strictly
+from nbhelpers.collection.execution import KernelWatch, execute_strictly
 from nbhelpers.collection.plan import PlannedRun, list_notebooks, plan_runs, select_notebooks
 from nbhelpers.collection.scorecard import PLANTED
 from nbhelpers.files import refused, replacing, unwritable, writable_folder
@@ -33,6 +33,7 @@ __all__ = ["NotebookRun", "list_notebooks", "load_runs", "run_notebooks"]
 _READERS = ("load_results(", "scorecard(")  # in the source of a notebook that reads what the others measured
 _JUDGES = ("planted_rates(", "verdict_line(")  # of one that reads what was found of the rules alone
 _WRITTEN = ("results", "cache")  # parameters that name a folder to write to
+_RECORDED = ("name", "status", "seconds", "error", "peak_mb")
 _VERSIONED = ("torch", "transformers", "numpy", "pywavelets", "pandas")  # a change makes earlier runs stale
 
 
@@ -163,11 +164,9 @@ class _Runner:
         if refused(failure):
             writable_folder(self.out)  # raises, unless it was another disk that refused a cell
         spent = time.monotonic() - started, watch.peak_mb
-        if failure is None:
-            return _ending("passed", None, *spent)
-        if isinstance(failure, Skipped):
-            return _ending("skipped", failure.reason, *spent)
-        return _ending("failed", str(failure), *spent)
+        if getattr(failure, "kind", "") == "skipped":
+            return _ending("skipped", failure.message, *spent)
+        return _ending("failed", str(failure), *spent) if failure else _ending("passed", None, *spent)
 
     def _still_good(self, earlier: Mapping[str, Any], key: Mapping[str, Any]) -> bool:
         same = all(earlier.get(name) == json.loads(json.dumps(value)) for name, value in key.items())
@@ -233,17 +232,15 @@ def _read_record(file: Path) -> dict[str, Any] | None:
         return None
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
-        asked = ("name", "status", "seconds", "error", "peak_mb")
-        return {key: record[key] for key in asked} | record
+        return {name: record[name] for name in _RECORDED} | record
     except (ValueError, KeyError, TypeError) as error:
         print(f"{file} is not a record of a run ({error!r}): its notebook runs again", file=sys.stderr)
         return None
 
 
-def _as_run(record: Mapping[str, Any], out: Path, status: str | None = None) -> NotebookRun:
-    output = out / "executed" / f"{record['name']}.ipynb"
-    status = status or record["status"]
-    return NotebookRun(record["name"], status, record["seconds"], record["error"], output, record["peak_mb"])
+def _as_run(record: Mapping[str, Any], out: Path, **changes: Any) -> NotebookRun:
+    known = {name: record[name] for name in _RECORDED} | changes
+    return NotebookRun(**known, output=out / "executed" / f"{record['name']}.ipynb")
 
 
 class _Log:
@@ -281,10 +278,8 @@ class _Log:
         self.say(f"{self._place(number)} {run.name}: kept (nothing changed since it {ended}){reason}")
 
     def interrupted(self, runs: list[NotebookRun], plan: PlannedRun) -> None:
-        self.say(
-            f"interrupted in {plan.name}; {len(runs)} of {len(self.names)} notebooks are done and kept in "
-            f"{self.out}. The same command resumes there; --fresh starts again."
-        )
+        done = f"{len(runs)} of {len(self.names)} notebooks are done and kept in {self.out}"
+        self.say(f"interrupted in {plan.name}; {done}. The same command resumes there; --fresh starts again.")
 
     def summary(self, runs: list[NotebookRun]) -> None:
         statuses = [run.status for run in runs]

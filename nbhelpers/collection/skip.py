@@ -16,8 +16,7 @@ def skip_notebook(reason):
     ``python -m nbhelpers run`` counts the notebook as skipped and prints the reason. It should say what is
     missing, and what to do to see the notebook.
     """
-    shell = get_ipython()
-    if shell is not None:
+    if (shell := get_ipython()) is not None:
         shell.set_custom_exc((NotebookSkipped,), _show)
     raise NotebookSkipped(reason)
 
@@ -32,33 +31,28 @@ def _show(shell, kind, error, trace, tb_offset=None):
 def require_decoder(description, why):
     """Skip the notebook unless its model is a decoder; `why` says what needs one, in a clause."""
     if not description.causal:
-        skip_notebook(
-            f"{description.name} ({description.family}) is no decoder, and this notebook needs one: {why}. "
-            "Give it a decoder with the parameter model; the default is one."
-        )
+        told = f"{description.name} ({description.family}) is no decoder, and this notebook needs one: {why}"
+        skip_notebook(f"{told}. Give it a decoder with the parameter model; the default is one.")
 
 
 def nearest_head(description, layer, head):
     """Return the (layer, head) asked for, or the nearest that the model has and print which."""
     there = min(layer, description.n_layers - 1), min(head, description.n_heads - 1)
     if there != (layer, head):
-        print(
-            f"{description.name} has {description.n_layers} layers of {description.n_heads} heads: layer "
-            f"{there[0]}, head {there[1]} is taken instead of layer {layer}, head {head}"
-        )
+        has = f"{description.name} has {description.n_layers} layers of {description.n_heads} heads"
+        taken = f"layer {there[0]}, head {there[1]} is taken"
+        print(f"{has}: {taken} instead of layer {layer}, head {head}")
     return there
 
 
 def fitting_lengths(description, lengths):
     """Return the lengths that a model has positions for, or its longest; print what is left out."""
-    most = description.max_positions
-    if most is None:
+    if (most := description.max_positions) is None:
         return list(lengths)
     fitting = [length for length in lengths if length <= most] or [most]
-    left_out = [str(length) for length in lengths if length > most]
-    if left_out:
+    if left_out := ", ".join(str(length) for length in lengths if length > most):
+        measured = ", ".join(map(str, fitting))
         print(
-            f"{description.name} has {most} positions: skipped at {', '.join(left_out)} tokens, measured at "
-            f"{', '.join(map(str, fitting))}"
+            f"{description.name} has {most} positions: skipped at {left_out} tokens, measured at {measured}"
         )
     return fitting

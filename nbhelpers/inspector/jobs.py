@@ -38,9 +38,9 @@ class Worker:
 
     def wait(self, timeout=None):
         """Wait for the work to end; TimeoutError if it has not after `timeout` seconds."""
-        if self._last is not None and wait([self._last], timeout).not_done:
-            raise TimeoutError(f"the inspector still works after {timeout} s")
         if self._last is not None:
+            if wait([self._last], timeout).not_done:
+                raise TimeoutError(f"the inspector still works after {timeout} s")
             self._last.result()
 
     def _run(self, work, stop):
@@ -48,7 +48,7 @@ class Worker:
             if stop.is_set():
                 raise Stopped
             work(self._on_progress, stop.is_set)
+            ended = None
         except Exception as error:  # shown in the widget in words, and kept there with its traceback
-            self._on_end(error, superseded=stop is not self._stop)
-        else:
-            self._on_end(None, superseded=stop is not self._stop)
+            ended = error
+        self._on_end(ended, superseded=stop is not self._stop)

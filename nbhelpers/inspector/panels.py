@@ -96,13 +96,10 @@ class CurvesPanel(Panel):
         self._signal, self._edges, self._wavelet = protocol.signal, protocol.edges, protocol.wavelet
         self._n = reading.n_tokens
         example = views[0]  # of the shapes, and of the null
-        key, lag, psd = (
-            self.figure.add_axes(box)
-            for box in ((0.08, 0.59, 0.38, 0.29), (0.58, 0.59, 0.38, 0.29), (0.08, 0.12, 0.38, 0.31))
-        )
-        self._key = self._key_axes(key, example)
-        self._lag = self._lag_axes(lag, example)
-        self._psd = self._psd_axes(psd, example)
+        axes = self.figure.add_axes
+        self._key = self._key_axes(axes((0.08, 0.59, 0.38, 0.29)), example)
+        self._lag = self._lag_axes(axes((0.58, 0.59, 0.38, 0.29)), example)
+        self._psd = self._psd_axes(axes((0.08, 0.12, 0.38, 0.31)), example)
         self._scalograms = self._scalogram_axes(example)
         self._names = self._legend()
 
@@ -164,8 +161,7 @@ class CurvesPanel(Panel):
             ax.set_yticks(range(len(blank)), example.levels, fontsize=8 if count == 1 else 7)
             ax.tick_params(labelsize=8 if count == 1 else 7, length=2)
             ax.xaxis.set_major_locator(MaxNLocator(5))
-            for side in ("left", "right", "top", "bottom"):
-                ax.spines[side].set_color(self._colours[row])
+            ax.spines[:].set_color(self._colours[row])
             if row == 0:
                 ax.set_title(f"{self._wavelet} coefficients |W|, by level", fontsize=9.5, loc="left", pad=3)
             if row < count - 1:

@@ -27,10 +27,9 @@ from nbhelpers.table import HeadTable
 from nbhelpers.words import listed
 
 FIRST_METRICS = (
-    *BANDS,
-    *("spectral_entropy", "frequency_selectivity", "local_mass", "sink_mass", "self_mass"),
-    *("positional_entropy", "scale_sensitivity"),
-)
+    *BANDS, "spectral_entropy", "frequency_selectivity", "local_mass", "sink_mass", "self_mass",
+    "positional_entropy", "scale_sensitivity",
+)  # fmt: skip
 
 
 class Stopped(Exception):
@@ -173,13 +172,12 @@ class Reading:
         Columns: value, uniform (the null's), percentile (share of heads below, ties counting half, in %).
         """
         self.require_head(layer, head)
-        rows = {}
+        rows = []
         for metric in self.metrics:
             values = self.values(metric)  # (layer, head)
             own = values[layer, head]
-            known = {"value": own, "uniform": self.null_value(metric)}
-            rows[metric] = known | {"percentile": percentile(values, own)}
-        return pd.DataFrame.from_dict(rows, orient="index").rename_axis("metric")
+            rows.append((metric, own, self.null_value(metric), percentile(values, own)))
+        return pd.DataFrame(rows, columns=["metric", "value", "uniform", "percentile"]).set_index("metric")
 
     def head(self, layer, head, *, wait=True):
         """Return the :class:`HeadView` of a head; :class:`ModelBusy` if it would have to wait and shall not.
@@ -218,10 +216,9 @@ class Reading:
         if self.kept.at_hand(layer):
             return self.kept.layer(layer)
         if not self.model.lock.acquire(blocking=wait):
-            raise ModelBusy(
-                f"the model is at work, and {self.model.description.family} models must run again for the "
-                f"attention of layer {layer}; wait for the work or press Stop, then click again"
-            )
+            why = f"{self.model.description.family} models must run again for the attention of layer {layer}"
+            way_out = "wait for the work or press Stop, then click again"
+            raise ModelBusy(f"the model is at work, and {why}; {way_out}")
         try:
             return self.kept.layer(layer)
         finally:
@@ -252,10 +249,8 @@ class Reading:
         """Raise IndexError unless there is such a head."""
         n_layers, n_heads = self.shape
         if not (0 <= layer < n_layers and 0 <= head < n_heads):
-            raise IndexError(
-                f"there is no layer {layer}, head {head}: layers run from 0 to {n_layers - 1}, heads from 0 "
-                f"to {n_heads - 1}"
-            )
+            there = f"layers run from 0 to {n_layers - 1}, heads from 0 to {n_heads - 1}"
+            raise IndexError(f"there is no layer {layer}, head {head}: {there}")
         if layer not in self.layers:
             raise IndexError(f"layer {layer} has no softmax attention; the layers {listed(self.layers)} have")
 
@@ -285,11 +280,9 @@ def read_text(model, text, protocol=PAPER, *, length=256, progress=None, stop=No
     ValueError for text that is empty or too short for the protocol's wavelet and scaled variants, for more
     tokens than the model has positions, and for a protocol whose signal must stream.
     """
-    if protocol.signal not in SIGNALS:
-        raise ValueError(
-            f"the inspector measures {', '.join(SIGNALS)}; signal={protocol.signal!r} needs "
-            "analyze(model, ids, protocol)"
-        )
+    if (signal := protocol.signal) not in SIGNALS:
+        known = ", ".join(SIGNALS)
+        raise ValueError(f"the inspector measures {known}; {signal=} needs analyze(model, ids, protocol)")
     ids, note = _tokens_of(model, text, protocol, length)
     runs = len(protocol.factors) + 3  # the text and its variants, its queries and keys, its loss
     with watched(model, runs=runs, progress=progress, stop=stop):
@@ -369,13 +362,10 @@ def _tokens_of(model, text, protocol, length):
         note = f"The first {length:,} of {len(found):,} tokens are read; raise the limit to read more."
     least, most = shortest_text(protocol), model.description.max_positions
     if len(ids) < least:
-        raise ValueError(
-            f"the text has {len(ids)} token{'s' if len(ids) > 1 else ''}; at least {least} are needed, so "
-            f"that the {min(protocol.factors, default=1):g}x variant has a level of {protocol.wavelet}"
-        )
+        short = f"the text has {len(ids)} token{'s' if len(ids) > 1 else ''}; at least {least} are needed"
+        variant = f"the {min(protocol.factors, default=1):g}x variant has a level of {protocol.wavelet}"
+        raise ValueError(f"{short}, so that {variant}")
     if most is not None and len(ids) > most:
-        raise ValueError(
-            f"the text has {len(ids):,} tokens but {name} has {most:,} positions; shorten it, or read "
-            f"at most {most:,} tokens"
-        )
+        long = f"the text has {len(ids):,} tokens but {name} has {most:,} positions"
+        raise ValueError(f"{long}; shorten it, or read at most {most:,} tokens")
     return torch.tensor([ids]), note

@@ -30,13 +30,11 @@ def complaint(text, *, kept=True):
 def summary(reading, seconds):
     """Return one line about a reading."""
     n_layers, n_heads = reading.shape
-    megabytes = reading.kept.nbytes / 1e6
-    line = (
+    kept = f"{reading.kept.nbytes / 1e6:.0f} MB of queries and keys are kept"
+    return (
         f"{reading.model.description.name}: {reading.n_tokens} tokens, {n_layers} layers × {n_heads} heads, "
-        f"protocol {reading.protocol.hash}, measured in {seconds:.2f} s; {megabytes:.0f} MB of queries and "
-        "keys are kept."
-    )
-    return f"{line} {reading.note}".strip()
+        f"protocol {reading.protocol.hash}, measured in {seconds:.2f} s; {kept}. {reading.note}"
+    ).strip()
 
 
 def numbers_table(heads, protocol):
@@ -51,8 +49,8 @@ def numbers_table(heads, protocol):
     rows = [f"<tr><th scope=col>metric</th>{names}<th scope=col>uniform</th></tr>"]
     for metric, first in heads[0][1].iterrows():
         own = [frame.loc[metric] for _, frame in heads]
-        cells = [cell for row in own for cell in (number(row.value), rank(row.percentile))]
-        cells = "".join(f"<td>{cell}</td>" for cell in [*cells, number(first.uniform)])
+        cells = [cell for row in own for cell in (known(row.value, ".4g"), known(row.percentile, ".0f"))]
+        cells = "".join(f"<td>{cell}</td>" for cell in [*cells, known(first.uniform, ".4g")])
         label = html.escape(metric_label(metric, protocol))
         rows.append(f'<tr data-metric="{metric}"><th scope=row>{label}</th>{cells}</tr>')
     return f'<div class="nbh-numbers"><table>{"".join(rows)}</table></div>'
@@ -88,21 +86,14 @@ def links(files):
     return f'<div class="nbh-note" role="status">Written to {folder}: {" · ".join(parts)}</div>'
 
 
-def number(value):
-    """Return a number with four significant digits."""
-    return "–" if not np.isfinite(value) else f"{value:.4g}"
-
-
-def rank(percentile):
-    """Return a percentile."""
-    return "–" if not np.isfinite(percentile) else f"{percentile:.0f}"
+def known(value, form):
+    """Return a number in a form, a dash for what is not known."""
+    return f"{value:{form}}" if np.isfinite(value) else "–"
 
 
 def in_words(error):
     """Return what an exception says; the name too of one that nobody foresaw."""
-    words = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    if not words:
-        words = f"{type(error).__name__} without a message"
     if not isinstance(error, FORESEEN):
-        words = f"unexpected {''.join(traceback.format_exception_only(error)).strip()}"
-    return words
+        return f"unexpected {''.join(traceback.format_exception_only(error)).strip()}"
+    words = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    return words or f"{type(error).__name__} without a message"

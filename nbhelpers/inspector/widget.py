@@ -114,33 +114,27 @@ class HeadInspector(widgets.VBox):
 
     def pin(self):
         """Keep the selected head beside those selected later."""
-        with self._lock:
-            views = self._views(self.selected, self.selected)
-            self.pinned = self.selected
-            self._show_heads(views, frames_anew=True)
+        self._keep(self.selected)
 
     def unpin(self):
         """Show one head only."""
+        self._keep(None)
+
+    def _keep(self, pinned):
         with self._lock:
-            views = self._views(self.selected)
-            self.pinned = None
+            views = self._views(self.selected, pinned)
+            self.pinned = pinned
             self._show_heads(views, frames_anew=True)
 
     def step(self, direction):
         """Go to the next (1) or previous (−1) head whose largest band is the chosen one."""
         band = self.controls.band.value
-        heads = self.reading.heads_of_band(BANDS[band])
-        if not heads:
+        if not (heads := self.reading.heads_of_band(BANDS[band])):
             values = self.reading.values(BANDS[band])
-            layer, head = divmod(int(np.nanargmax(values)), values.shape[1])
-            self.select(layer, head)
-            return self._say(
-                f"No head has most of its power in the {band} band; the largest share, "
-                f"{values[layer, head]:.3f}, "
-                "is that of the head now selected."
-            )
-        at = heads.index(self.selected) + direction if self.selected in heads else 0
-        at %= len(heads)
+            self.select(*divmod(int(np.nanargmax(values)), values.shape[1]))
+            share = f"the largest share, {np.nanmax(values):.3f}, is that of the head now selected"
+            return self._say(f"No head has most of its power in the {band} band; {share}.")
+        at = (heads.index(self.selected) + direction) % len(heads) if self.selected in heads else 0
         self.select(*heads[at])
         return self._say(f"Head {at + 1} of {len(heads)} with most of its power in the {band} band.")
 
@@ -168,17 +162,15 @@ class HeadInspector(widgets.VBox):
         protocol = self._protocol()
         if protocol.scaled_variant != self.reading.protocol.scaled_variant:
             return self.measure()
-        started = time.perf_counter()
-        under = self.reading.under
+        started, under = time.perf_counter(), self.reading.under
         return self._told(lambda: self._show_reading(under(protocol), time.perf_counter() - started))
 
     def ablate(self):
         """Set the selected head to zero and measure the loss of the text, in the other thread."""
         reading, (layer, head) = self.reading, self.selected
         if self._worker.busy:
-            return self._say_html(
-                sentences.complaint("still at work; wait for it or press Stop before removing a head")
-            )
+            busy = "still at work; wait for it or press Stop before removing a head"
+            return self._say_html(sentences.complaint(busy))
 
         def work(progress, stop):
             self._say(f"Running the model without layer {layer}, head {head} …")
@@ -196,10 +188,8 @@ class HeadInspector(widgets.VBox):
 
         def write():
             with self._lock:
-                folder = self.controls.folder.value
-                picture = self.png(wait=False)
-                files = export_head(self.reading, self.selected, self.pinned, picture, folder)
-                self.controls.links.value = sentences.links(files)
+                shown = self.reading, self.selected, self.pinned, self.png(wait=False)
+                self.controls.links.value = sentences.links(export_head(*shown, self.controls.folder.value))
 
         self._told(write)
 
@@ -243,8 +233,7 @@ class HeadInspector(widgets.VBox):
             c.metric.value = metric if metric in reading.metrics else reading.metrics[0]
             last = reading.n_tokens - 1
             if c.span.max != last:
-                c.span.max = last
-                c.span.value = (0, last)
+                c.span.max, c.span.value = last, (0, last)
             c.map.show(reading, c.metric.value)
             self._show_heads(self._views(self.selected, self.pinned, wait=True), frames_anew=True)
             self._say(sentences.summary(reading, seconds))
@@ -266,8 +255,8 @@ class HeadInspector(widgets.VBox):
         for box, panel, view in zip((c.attention, c.other), self._attention, views, strict=False):
             described = f"Attention of {view.name}, query token by key token"
             box.value = sentences.picture(panel.show(view), described)
-        described = "Key profile, lag profile, spectrum and wavelet coefficients of "
-        described += " and ".join(view.name for view in views)
+        names = " and ".join(view.name for view in views)
+        described = f"Key profile, lag profile, spectrum and wavelet coefficients of {names}"
         c.curves.value = sentences.picture(self._curves.show(*views), described)
         numbers = [(view.name, self.reading.numbers(view.layer, view.head)) for view in views]
         c.numbers.value = sentences.numbers_table(numbers, self.reading.protocol)
@@ -287,7 +276,7 @@ class HeadInspector(widgets.VBox):
         # What a control was set to is passed on: another thread may set it again before it is answered.
         self._on(c.map, "selected", self._clicked)
         self._on(c.metric, "value", lambda metric: c.map.show(self.reading, metric))
-        self._on(c.span, "value", lambda span: self._told(self._zoom))
+        self._on(c.span, "value", lambda span: self._told(lambda: self._keep(self.pinned)))
         self._on(c.text, "value", self._typed)
         self._on(c.sample, "value", self._sample)
         for control in (c.model, c.length):
@@ -306,10 +295,6 @@ class HeadInspector(widgets.VBox):
         self._told(lambda: self.select(*place))
         with self._silently():
             self.controls.map.selected = list(self.selected)  # the one before, if it could not be shown
-
-    def _zoom(self):
-        with self._lock:
-            self._show_heads(self._views(self.selected, self.pinned), frames_anew=True)
 
     def _typed(self, text):
         """Read the text once no key has been pressed for a moment."""

@@ -151,12 +151,10 @@ def _lease(out):
 @contextlib.contextmanager
 def _opened(executor, scheduler, workers):
     """Yield the executor on which a task starts a process and waits for it."""
-    if executor is not None:
-        yield executor
-        return
     if scheduler is None:
-        with ThreadPoolExecutor(workers) as pool:
-            yield pool
+        pool = ThreadPoolExecutor(workers) if executor is None else contextlib.nullcontext(executor)
+        with pool as opened:
+            yield opened
         return
     try:
         from distributed import Client

@@ -3,7 +3,7 @@
 import math
 import time
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import torch
@@ -43,7 +43,7 @@ class Estimator:
 
     def __init__(self, out: str | Path, *, device: str) -> None:
         self.out, self.device = out, device
-        self._skeletons = {}
+        self._skeleton = cache(self._look_up)
         self._unreachable = None
 
     def cost(self, run: Run, *, others: tuple[Run, ...] = ()) -> Cost:
@@ -54,7 +54,7 @@ class Estimator:
             spent = sum(took["seconds"] for _, took in done) / sum(other.n_tokens for other, _ in done)
             peak = max(took["peak_mb"] for _, took in done)
             return Cost(spent * run.n_tokens, peak, f"{len(done)} finished runs of this model")
-        skeleton = self._skeleton(run)
+        skeleton = self._skeleton(run.model, run.revision, run.dtype)
         if isinstance(skeleton, str):
             return self._from_stated_size(run, skeleton)
         model = skeleton.description
@@ -73,18 +73,12 @@ class Estimator:
         seconds = self._seconds(run, run.n_parameters)
         return Cost(seconds, _weights(run.n_parameters, size), f"{basis}, {self._speed()}")
 
-    def _skeleton(self, run):
+    def _look_up(self, model, revision, dtype):
         """Return the model without its weights, or in words why there is none."""
-        key = run.model, run.revision, run.dtype
-        if key not in self._skeletons:
-            self._skeletons[key] = self._look_up(run)
-        return self._skeletons[key]
-
-    def _look_up(self, run):
-        if self._unreachable and "/" in run.model and not Path(run.model).exists():
+        if self._unreachable and "/" in model and not Path(model).exists():
             return self._unreachable  # asked once: every further model would wait for the network again
         try:
-            return load_skeleton(run.model, revision=run.revision, dtype=run.dtype, device=self.device)
+            return load_skeleton(model, revision=revision, dtype=dtype, device=self.device)
         except ConnectionError:
             self._unreachable = "the Hugging Face Hub could not be reached"
             return self._unreachable
@@ -92,12 +86,12 @@ class Estimator:
             return str(error).splitlines()[0]
 
     def _plan(self, run, skeleton):
-        free = {"free_bytes": math.inf}  # of another machine, perhaps
-        if self.device == "cpu":
-            return plan(skeleton, run.n_sequences, run.length, batch_size=run.batch_size, **free)
-        batch = run.batch_size or max(1, min(run.n_sequences, CUDA_BATCH_TOKENS // run.length))
-        chunk = min(run.length, default_chunk(batch, skeleton.description.n_heads, run.length, "cuda"))
-        return plan(skeleton, run.n_sequences, run.length, batch_size=batch, chunk=chunk, **free)
+        batch, chunk = run.batch_size, None
+        if self.device == "cuda":
+            batch = batch or max(1, min(run.n_sequences, CUDA_BATCH_TOKENS // run.length))
+            chunk = min(run.length, default_chunk(batch, skeleton.description.n_heads, run.length, "cuda"))
+        options = {"batch_size": batch, "chunk": chunk, "free_bytes": math.inf}  # of another machine, perhaps
+        return plan(skeleton, run.n_sequences, run.length, **options)
 
     def _seconds(self, run, n_parameters):
         products = 2 * n_parameters * run.n_tokens / self._flops
@@ -150,6 +144,6 @@ def print_plan(grid: Grid, out: str | Path, *, workers: int = 1, device: str | N
     for basis, number in bases.items():
         print(f"[{number}] {basis}")
     print(
-        "Estimates are for this machine, from sizes alone: expect a factor of 3. Downloads are not counted, "
-        "and once runs of a model are done their times are used instead."
+        "Estimates are for this machine, from sizes alone: expect a factor of 3. Downloads are not counted."
     )
+    print("Once runs of a model are done their times are used instead.")

@@ -8,7 +8,7 @@ import pandas as pd
 import seaborn as sns
 
 from nbhelpers.metrics import metric_label
-from nbhelpers.plots import SOURCES, compare_rows
+from nbhelpers.plots import SOURCES, axes_or_new, compare_rows
 from nbhelpers.sweeps.rows import HERE, PRINTED, SWEEP, protocols_of, row_labels
 
 MOST_INCHES = 14.0  # the width of a page
@@ -73,7 +73,7 @@ def rows_over(rows, over, metric, *, ax=None):
     drawn = rows[(rows.metric == metric) & rows[over].notna()]
     if drawn.empty:
         raise ValueError(f"none of the {len(rows)} rows has {metric} and a known {over}")
-    ax = plt.subplots(layout="constrained")[1] if ax is None else ax
+    ax = axes_or_new(ax)
     for source in (HERE, SWEEP, PRINTED):
         own = drawn[drawn.source == source].sort_values(over)
         # The checkpoints of a model make a curve; the models of different sizes make one together.

@@ -68,8 +68,7 @@ class Run:
     @property
     def settings(self) -> dict[str, Any]:
         """What decides the numbers."""
-        named = asdict(self)
-        return {key: named[key] for key in named if key not in ("paper", "n_parameters")}
+        return {key: v for key, v in asdict(self).items() if key not in ("paper", "n_parameters")}
 
     @cached_property
     def id(self) -> str:
@@ -89,9 +88,8 @@ class Run:
     @property
     def observation_key(self) -> str:
         """What two runs share that see the same attention and differ in the protocol alone."""
-        named = self.settings
         drawn = [self.protocol[name] for name in ("factors", "scaled_variant", "local_distance")]
-        return json.dumps([{k: v for k, v in named.items() if k != "protocol"}, drawn], sort_keys=True)
+        return json.dumps(self.settings | {"protocol": drawn}, sort_keys=True)
 
     @property
     def n_tokens(self) -> float:
@@ -101,9 +99,8 @@ class Run:
     @property
     def label(self) -> str:
         """The run in a few words: model, corpus, size and what of the protocol is not the paper's."""
-        model, corpus = (
-            Path(name).name if Path(name).is_absolute() else name for name in (self.model, self.corpus)
-        )
+        named = (self.model, self.corpus)
+        model, corpus = (Path(name).name if Path(name).is_absolute() else name for name in named)
         model += f"@{self.revision}" if self.revision else ""
         words = [model, corpus, f"{self.n_sequences}x{self.length}", *changes(self.protocol)]
         words += [f"seed={self.seed}"] if self.seed else []
@@ -197,8 +194,8 @@ def _make_grid(raw, name):
             revisions, protocols, corpora, *sizes
         ):
             point = {"revision": revision, "protocol": protocol, "corpus": corpus, "length": length}
-            point |= {"n_sequences": n_sequences, "seed": seed}
-            point |= {"contents": {"model": content, "corpus": told}}
+            contents = {"model": content, "corpus": told}
+            point |= {"n_sequences": n_sequences, "seed": seed, "contents": contents}
             runs.append(Run(**options | fields | point))
     ids = Counter(run.id for run in runs)
     if twice := [run.label for run in runs if ids[run.id] > 1]:

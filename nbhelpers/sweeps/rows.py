@@ -61,9 +61,8 @@ class Sweep:
         same = [", ".join(names) for names in self.same_weights]
         lines += [f"warning: the same weights were loaded for {names}" for names in same]
         lines += [f"{len(self.failed)} failed:"] if self.failed else []
-        for run in self.grid.runs:
-            if run.id in self.failed:
-                lines += [f"  {run.label} (failed/{run.id}.txt)", f"    {self.failed[run.id]}"]
+        failed = [run for run in self.grid.runs if run.id in self.failed]
+        lines += [f"  {run.label} (failed/{run.id}.txt)\n    {self.failed[run.id]}" for run in failed]
         return "\n".join([*lines, f"{self.status()}; {self.folder / 'sweep.parquet'}"])
 
 
@@ -91,14 +90,10 @@ def _of_run(run, facts):
     shared = ("model", "revision", "paper", "corpus", "n_sequences", "length", "seed")
     zoo = run.model.startswith(ZOO_PREFIX)  # there the name of the arm, which tells partial RoPE from RoPE
     arm = run.model.removeprefix(ZOO_PREFIX).partition("@")[0]
-    return {name: getattr(run, name) for name in shared} | {
-        "source": SWEEP,
-        "run": run.id,
-        "protocol": _words(run.protocol),
-        "encoding": arm if zoo else facts["model"]["position_encoding"],
-        "n_parameters": facts["model"]["n_parameters"],
-        "step": training_step(run.model, run.revision or ""),
-    }
+    fixed = {name: getattr(run, name) for name in shared} | {"source": SWEEP, "run": run.id}
+    fixed |= {"protocol": _words(run.protocol), "step": training_step(run.model, run.revision or "")}
+    fixed |= {"encoding": arm if zoo else facts["model"]["position_encoding"]}
+    return fixed | {"n_parameters": facts["model"]["n_parameters"]}
 
 
 def _words(protocol):
@@ -170,9 +165,8 @@ def table_rows(table: Any, metrics: Sequence[str], *, corpus: str) -> pd.DataFra
 
     facts, model = table.provenance, table.provenance["model"]
     fixed = {"source": HERE, "model": model["name"], "encoding": model["position_encoding"]}
-    fixed |= {"step": training_step(model["name"]), "n_parameters": model["n_parameters"]}
-    fixed |= {"corpus": corpus, "seed": facts.get("seed"), "length": facts["length"]}
-    fixed |= {"protocol": _words(facts["protocol"])}
+    fixed |= {"step": training_step(model["name"]), "n_parameters": model["n_parameters"], "corpus": corpus}
+    fixed |= {"seed": facts.get("seed"), "length": facts["length"], "protocol": _words(facts["protocol"])}
     summary = summarise(table, null=null_of(table)).to_dict("records")
     return _chosen(tidy([fixed | line for line in summary]), metrics)
 
@@ -185,15 +179,14 @@ def paper_rows(
     `metrics` are named as in `sweep_rows`, `models` by the paper; all if None.
     """
     sizes = pd.concat([paper_table(1), paper_table(6)]).drop_duplicates("model").set_index("model").params
+    sizes = sizes.map(lambda size: float(size[:-1]) * UNITS[size[-1]])
     rows = []
     for number in tables:
         printed = paper_table(number)
         for _, line in printed[printed.model.isin(printed.model if models is None else models)].iterrows():
-            size = sizes.get(line["model"])
             fixed = {"source": PRINTED, "model": line["model"], "paper": line["model"]}
             fixed |= {"protocol": f"Table {number}", "encoding": line.get("position_encoding", "")}
-            fixed |= {"step": line.get("training_step", np.nan)}
-            fixed |= {"n_parameters": float(size[:-1]) * UNITS[size[-1]] if size else np.nan}
+            fixed |= {"step": line.get("training_step"), "n_parameters": sizes.get(line["model"])}
             named = {}
             for column in line.index.difference(LABELS, sort=False):
                 suffix = next((part for part in PARTS if column.endswith(part)), "")
@@ -241,17 +234,15 @@ def row_labels(rows: pd.DataFrame) -> pd.Series:
 
 def _label(row, varied):
     model = Path(row["model"]).name if Path(row["model"]).is_absolute() else row["model"]
-    words = [model + (f"@{row['revision']}" if row["revision"] else "")]
     if row["source"] == PRINTED:
         at = "" if np.isnan(row["step"]) else f" at step {row['step']:.0f}"
         return f"{model}{at} ({row['protocol']})"
-    if "corpus" in varied and row["corpus"]:
-        words.append(Path(row["corpus"]).name)
-    if {"n_sequences", "length"} & set(varied):
-        words.append(f"{row['n_sequences']:.0f}x{row['length']:.0f}")
-    if "seed" in varied and not np.isnan(row["seed"]):
-        words.append(f"seed {row['seed']:.0f}")
-    words += [row["protocol"]] if "protocol" in varied and row["protocol"] else []
+    size = f"{row['n_sequences']:.0f}x{row['length']:.0f}"
+    seed = "" if np.isnan(row["seed"]) else f"seed {row['seed']:.0f}"
+    told = {"corpus": Path(row["corpus"]).name, "n_sequences": size, "length": size, "seed": seed}
+    told |= {"protocol": row["protocol"]}
+    words = [model + (f"@{row['revision']}" if row["revision"] else "")]
+    words += dict.fromkeys(told[name] for name in HOW if name in varied and told[name])
     return ", ".join(words) + (f" ({HERE})" if row["source"] == HERE else "")
 
 

@@ -158,8 +158,7 @@ def piecewise_linear(x, y, *, n_knots=None, most_knots=MOST_KNOTS):
     floor = len(y) * (ROUNDING * max(np.abs(y).max(), 1e-30)) ** 2
     for count in range((most_knots if n_knots is None else n_knots) + 1):
         if count:
-            place = _best_place(x, y, hinges, chosen)
-            if place is None:
+            if (place := _best_place(x, y, hinges, chosen)) is None:
                 break
             chosen = _settled(x, y, hinges, [*chosen, place])
         basis = _basis(x, hinges, chosen)
@@ -313,9 +312,7 @@ def clustered_rank_correlation(x, y, clusters, *, confidence=0.95, seed=0):
 
 def _spearman(x, y):
     ranks = [scipy_stats.rankdata(values) for values in (x, y)]
-    if min(map(np.ptp, ranks)) == 0:
-        return np.nan
-    return float(np.corrcoef(*ranks)[0, 1])
+    return float(np.corrcoef(*ranks)[0, 1]) if min(map(np.ptp, ranks)) > 0 else np.nan
 
 
 # Sizes
@@ -391,9 +388,8 @@ def _sizes(parameters, values):
         raise ValueError(f"parameters {parameters.shape} and values {values.shape}; expected {expected}")
     n_seeds, n_bad = values.shape[1], (~np.isfinite(values)).sum()
     if n_seeds < LEAST_SEEDS or n_bad:
-        raise ValueError(
-            f"at least {LEAST_SEEDS} seeds are needed; got {n_seeds}, {n_bad} numbers not finite"
-        )
+        found = f"got {n_seeds}, {n_bad} numbers not finite"
+        raise ValueError(f"at least {LEAST_SEEDS} seeds are needed; {found}")
     if len(set(parameters)) < len(parameters) or not (parameters > 0).all():
         raise ValueError(f"sizes must be positive and different, got {parameters.tolist()}")
     return np.log10(parameters), values
@@ -415,8 +411,7 @@ def variance_share(values, factor, *, confidence=0.95):
     distribution.
     """
     table, error, df_error = _blocks(values)
-    missing = [arm for arm in factor.arms if arm not in values]
-    if missing:
+    if missing := [arm for arm in factor.arms if arm not in values]:
         raise KeyError(f"{factor.name} needs the arms {', '.join(missing)}; given are {', '.join(values)}")
     order = [list(values).index(arm) for arm in factor.arms]
     n_seeds = table.shape[1]

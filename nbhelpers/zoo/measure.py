@@ -98,11 +98,8 @@ def measure_lengths(model, yardstick, *, step, bos):
     `length_loss_512` is the mean over all positions of sequences of 512 tokens, `end_loss_512` over their
     last 256. A learned encoding ends with the training length.
     """
-    losses = {}
-    for times in (1, *LONGER):
-        n = times * LENGTH
-        if (model.config.max_position_embeddings or n) < n:
-            continue
+    losses, lengths = {}, [times * LENGTH for times in (1, *LONGER)]
+    for n in (n for n in lengths if n <= (model.config.max_position_embeddings or n)):
         per_position = position_losses(model, yardstick.long[:, : n + 1], bos=bos)  # (window, position)
         losses[f"length_loss_{n}"] = float(per_position.nanmean())
         losses[f"end_loss_{n}"] = float(per_position[:, -LENGTH:].nanmean())

@@ -1,11 +1,11 @@
 """Figures of the zoo: arms and seeds side by side, over training and over size; data first, axes returned."""
 
-import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 
 from nbhelpers.inputs.zoo import ENCODINGS
 from nbhelpers.metrics import metric_label
+from nbhelpers.plots import axes_or_new
 
 MARKERS = dict(zip(ENCODINGS, "osD^vPX", strict=True))
 TICKS = (0, 1, 10, 100, 1000, 10_000)
@@ -20,7 +20,7 @@ def encoding_colour(arm):
 
 def arm_points(values, *, ax=None, label="", nulls=None):
     """Draw a row per arm: a mark for each seed, a bar for their mean, a diamond for what it had untrained."""
-    ax = _axes(ax)
+    ax = axes_or_new(ax)
     ax.set(xlabel=label)
     if not values:
         return _empty(ax)
@@ -42,7 +42,7 @@ def arm_curves(curves, *, ax=None, label=""):
 
     `curves` are (steps, values) by arm, of shapes (step,) and (seed, step).
     """
-    ax = _axes(ax)
+    ax = axes_or_new(ax)
     ax.set(ylabel=label, xlabel="updates")
     if not curves:
         return _empty(ax)
@@ -77,7 +77,7 @@ def breakpoint_marks(log_step, breakpoints, *, ax, colour="0.2"):
 
 def share_bars(frame, *, ax=None):
     """Draw shares of variance with their intervals: columns metric, factor, share, low, high of a frame."""
-    ax = _axes(ax)
+    ax = axes_or_new(ax)
     ax.set(xlabel="share of the variance between runs", xlim=(-0.02, 1.02))
     if frame.empty:
         return _empty(ax)
@@ -126,7 +126,3 @@ def _empty(ax):
     ax.text(0.5, 0.5, NOTHING, ha="center", va="center", transform=ax.transAxes, color="0.4")
     ax.set_yticks([])
     return ax
-
-
-def _axes(ax):
-    return plt.subplots(layout="constrained")[1] if ax is None else ax

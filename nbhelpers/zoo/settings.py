@@ -103,18 +103,10 @@ class Settings:
         return f"{self.arm}-seed{self.seed}"
 
     def config(self):
-        size = self.size
         own = {"position_initializer_range": SMALL_POSITIONS} if self.own_recipe else {}
-        return ZooConfig(
-            vocab_size=VOCABULARY,
-            hidden_size=size.hidden_size,
-            num_hidden_layers=size.n_layers,
-            num_attention_heads=size.n_heads,
-            position_encoding=self.encoding,
-            is_causal=self.causal,
-            train_length=LENGTH,
-            **own,
-        )
+        own |= {"hidden_size": self.size.hidden_size, "num_hidden_layers": self.size.n_layers}
+        own |= {"num_attention_heads": self.size.n_heads, "vocab_size": VOCABULARY, "train_length": LENGTH}
+        return ZooConfig(position_encoding=self.encoding, is_causal=self.causal, **own)
 
     def learning_rate(self, step):
         """Return the learning rate of the update after `step` updates: linear warm-up, then a cosine."""

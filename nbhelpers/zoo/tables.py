@@ -63,8 +63,7 @@ def first_batches():
 def _shipped(file, where):
     path = shipped_folder() / file
     schema = pq.read_schema(path)
-    unknown = [name for name in where if name not in schema.names]
-    if unknown:
+    if unknown := [name for name in where if name not in schema.names]:
         raise KeyError(f"{file} has no column {unknown[0]!r}; it has {', '.join(schema.names)}")
     filters = [(name, "in", list(v) if isinstance(v, (list, tuple)) else [v]) for name, v in where.items()]
     words = [field.name for field in schema if pa.types.is_large_string(field.type)]
@@ -175,8 +174,7 @@ class ZooTables:
     def lacking(self, arms, *, n_seeds=LEAST_SEEDS):
         """Return in a sentence which runs are missing for a statistic over seeds; "" if none is."""
         missing = {arm: [seed for seed in range(n_seeds) if seed not in self.seeds(arm)] for arm in arms}
-        listed = "; ".join(f"{arm} {_joined(seeds)}" for arm, seeds in missing.items() if seeds)
-        if not listed:
+        if not (listed := "; ".join(f"{arm} {_joined(seeds)}" for arm, seeds in missing.items() if seeds)):
             return ""
         least = f"the seeds {_joined(range(n_seeds))}" if n_seeds > 1 else "seed 0"
         return f"Needed: {least} of each arm; not trained yet: {listed}. Make them with: {COMMANDS}."
@@ -191,17 +189,13 @@ class ZooTables:
 
     def coverage(self):
         """Return one row per arm of the collection: which seeds are there and which are not trained yet."""
-        planned = {}
-        for run in settings.arms():
-            planned.setdefault(run.arm, []).append(run.seed)
-        if not self.seeds("rope-small"):
-            planned.pop("rope-small")  # needs a GPU; not part of train-all
+        planned = pd.DataFrame([(run.arm, run.seed) for run in settings.arms()], columns=["arm", "seed"])
         rows = []
-        for arm, seeds in planned.items():
+        for arm, seeds in planned.groupby("arm", sort=False).seed:
             there = self.seeds(arm)
-            missing = _joined(seed for seed in seeds if seed not in there)
-            rows.append((arm, _joined(there) or "–", missing or "–"))
-        return pd.DataFrame(rows, columns=["arm", "seeds", "not trained yet"])
+            if there or arm != "rope-small":  # which needs a GPU, and is not part of train-all
+                rows.append((arm, _joined(there), _joined(seed for seed in seeds if seed not in there)))
+        return pd.DataFrame(rows, columns=["arm", "seeds", "not trained yet"]).replace("", "–")
 
 
 def zoo_rows(zoo, metrics, arms, *, steps=False):

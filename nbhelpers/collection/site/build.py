@@ -18,21 +18,18 @@ _MATHJAX = "sphinx-mathjax-offline/static/mathjax/tex-svg-full.js"  # one file, 
 _STATIC = ("site.css", "widgets-embed.js", "1551f4f60c37af51121f.woff2")  # the last: icons of the widgets
 
 
-def build_site(
-    executed_folder: str | Path, out: str | Path, *, reference: bool = True, show_warnings: bool = True
-) -> Path:
+def build_site(executed_folder: str | Path, out: str | Path, *, reference: bool = True) -> Path:
     """Build pages from executed notebooks, without running them and without a network; return the index.
 
     Where a folder ``runs`` lies beside the notebooks (see `run_notebooks`), the pages say how each run ended;
     a failed notebook's page begins with its error. A folder ``results`` beside them gives the home page its
     scorecard. `reference` adds the reference of the package, from its docstrings. Sphinx's warnings are kept
-    in ``<out>/sphinx-warnings.txt`` and, with `show_warnings`, printed on stderr.
+    in ``<out>/sphinx-warnings.txt`` and printed on stderr.
 
     Raises FileNotFoundError if there is no executed notebook, RuntimeError with Sphinx's words if it fails.
     """
     executed, out = Path(executed_folder), Path(out)
-    notebooks = sorted(executed.glob("*.ipynb"))
-    if not notebooks:
+    if not (notebooks := sorted(executed.glob("*.ipynb"))):
         state = "holds no executed notebook" if executed.is_dir() else "does not exist"
         command = f"python -m nbhelpers run --out {out}"
         raise FileNotFoundError(f"{executed} {state}; run the notebooks first: {command}")
@@ -48,7 +45,7 @@ def build_site(
         (source / "index.md").write_text(home, encoding="utf-8")
         warnings = _run_sphinx(source, out.resolve())
     (out / "sphinx-warnings.txt").write_text(warnings, encoding="utf-8")
-    if warnings and show_warnings:
+    if warnings:
         print(f"sphinx warns:\n{warnings}", file=sys.stderr)
     return out / "index.html"
 

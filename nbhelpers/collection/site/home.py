@@ -51,7 +51,7 @@ def home_page(pages: list[Page], reference: list[str], folder: Path, static: Pat
         verdicts=_verdicts(pages, folder, static),
         gallery=_gallery(pages),
         counts=_counts(pages),
-        rows="\n".join(f"| {_link(page)} | {_cell(page.question)} | {_ending(page)} |" for page in pages),
+        rows="\n".join(map(_row, pages)),
         reference="\n[Reference](reference.md) · [tested models](tested-models.md)\n" if tree else "",
         names="\n".join(page.name for page in pages),
         reference_tree=f"```{{toctree}}\n:hidden:\n:caption: Package\n\n{tree}\n```\n" if tree else "",
@@ -111,15 +111,8 @@ def _counts(pages: list[Page]) -> str:
     return counts + (f" {skipped} skipped: not to be had of this model." if skipped else "")
 
 
-def _link(page: Page) -> str:
-    return f"[{_cell(page.title)}]({page.name}.ipynb)"
-
-
-def _ending(page: Page) -> str:
-    if page.run is None:
-        return ""
-    return f"{_STATUS[page.run.status]}, {page.run.seconds:.0f} s, {page.run.peak_mb:.0f} MB"
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
+def _row(page: Page) -> str:
+    title, question = (text.replace("|", "\\|") for text in (page.title, page.question))
+    run = page.run
+    ending = f"{_STATUS[run.status]}, {run.seconds:.0f} s, {run.peak_mb:.0f} MB" if run else ""
+    return f"| [{title}]({page.name}.ipynb) | {question} | {ending} |"

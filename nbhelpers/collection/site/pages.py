@@ -6,7 +6,7 @@ from pathlib import Path
 
 import nbformat
 
-from nbhelpers.collection.execution import WIDGET_STATE, WIDGET_VIEW, widget_tree
+from nbhelpers.collection.execution import WIDGET_STATE, WIDGET_VIEW, outputs, widget_tree
 from nbhelpers.collection.plan import read_title
 from nbhelpers.collection.run import NotebookRun
 
@@ -50,11 +50,9 @@ def _keep_core_widgets(notebook) -> None:
     """Drop widgets that are shown by a picture, or whose script a page would look for in a network."""
     state = notebook.metadata.get("widgets", {}).get(WIDGET_STATE, {}).get("state", {})
     kept = set()
-    for cell in notebook.cells:
-        for output in cell.get("outputs", ()):
-            data = output.get("data", {})
-            if WIDGET_VIEW not in data:
-                continue
+    for _, output in outputs(notebook):
+        data = output.get("data", {})
+        if WIDGET_VIEW in data:
             tree = widget_tree(state, data[WIDGET_VIEW]["model_id"])
             modules = [state.get(model, {}).get("model_module", "") for model in tree]
             if "image/png" in data or not all(name.startswith("@jupyter-widgets/") for name in modules):
@@ -79,11 +77,10 @@ def _fold_long_code(notebook) -> None:
 
 def _save_figure(notebook, name: str, source: Path) -> str | None:
     """Save the first picture of the cell tagged for the home page; None if there is none."""
-    for cell in notebook.cells:
-        if GALLERY in cell.metadata.get("tags", []):
-            for output in cell.get("outputs", ()):
-                if "image/png" in output.get("data", {}):
-                    picture = f"_static/{name}.png"
-                    (source / picture).write_bytes(base64.b64decode(output.data["image/png"]))
-                    return picture
+    for index, output in outputs(notebook):
+        tagged = GALLERY in notebook.cells[index].metadata.get("tags", [])
+        if tagged and "image/png" in output.get("data", {}):
+            picture = f"_static/{name}.png"
+            (source / picture).write_bytes(base64.b64decode(output.data["image/png"]))
+            return picture
     return None

@@ -24,9 +24,9 @@ def write_reference(source: Path) -> list[str]:
         if room == "data" or module.name.endswith("__main__"):
             continue
         page, short = (room if inner or module.ispkg else "ground"), module.name.removeprefix("nbhelpers.")
-        heading, option = (
-            (f"\n## {short}", "   :members:\n") if page in pages else (f"# {room.capitalize()}", "")
-        )
+        heading, option = f"# {room.capitalize()}", ""
+        if page in pages:
+            heading, option = f"\n## {short}", "   :members:\n"
         text = f"{heading}\n\n```{{eval-rst}}\n.. automodule:: {module.name}\n{option}```\n"
         pages[page] = pages.get(page, "") + text
     (source / "reference.md").write_text(_public_names(), encoding="utf-8")

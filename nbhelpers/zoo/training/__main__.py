@@ -68,11 +68,8 @@ def _parser():
         command.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
         command.add_argument("--compile", action="store_true", help="faster; needs a C++ compiler")
         command.add_argument("--threads", type=int, help="of the CPU (default: as many as cores)")
-    gather = add(
-        "collect",
-        lambda o: print(collect(o.out, o.to)),
-        "gather the finished runs into the tables and weights that are shipped",
-    )
+    about = "gather the finished runs into the tables and weights that are shipped"
+    gather = add("collect", lambda o: print(collect(o.out, o.to)), about)
     gather.add_argument("--to", default="nbhelpers/data/zoo", help="(default: %(default)s)")
     return parser
 

@@ -30,19 +30,20 @@ def train(settings, corpus, out, *, device="cpu", compiled=False, report=print):
             step, tensors, seconds = found
             trainer.restore(step, tensors)
             report(f"{settings.name}: goes on from step {step} of {settings.n_steps}")
-        clock = _Clock(trainer, seconds)
-        _loop(trainer, run, measure.Yardstick.of(corpus), clock, report)
+        seconds = _loop(trainer, run, measure.Yardstick.of(corpus), seconds, report)
         frame = run.measurements()
         last = frame[(frame.signal == "model") & (frame.step == settings.n_steps)]
         final = {row.metric: float(row.value) for row in last.itertuples()}
-        run.finish(seconds=round(clock.seconds(), 1), device=str(device), compiled=compiled, final=final)
+        run.finish(seconds=round(seconds, 1), device=str(device), compiled=compiled, final=final)
     return run.folder
 
 
-def _loop(trainer, run, yardstick, clock, report):
-    settings = trainer.settings
+def _loop(trainer, run, yardstick, seconds, report):
+    """Train to the end and return the seconds that took, those of earlier processes included."""
+    settings, first = trainer.settings, trainer.step
     checkpoints = set(settings.checkpoints())
-    measured = set(run.measurements(up_to=trainer.step).step)
+    measured = {step for step in run.measurements().step if step <= first}
+    started = reported = time.perf_counter()
     while True:
         step = trainer.step
         if step in checkpoints:
@@ -50,12 +51,16 @@ def _loop(trainer, run, yardstick, clock, report):
                 _record(trainer, run, yardstick)
             trainer.history = []
         if step in checkpoints or step % STATE_EVERY == 0:
-            run.save_state(step, trainer.state(), seconds=clock.seconds())
+            run.save_state(step, trainer.state(), seconds=seconds + time.perf_counter() - started)
         if step == settings.n_steps:
-            return
-        loss = trainer.update()
-        if trainer.step == settings.n_steps or time.perf_counter() - clock.reported >= REPORT_SECONDS:
-            report(clock.line(trainer.step, loss))
+            return seconds + time.perf_counter() - started
+        loss, now = trainer.update(), time.perf_counter()
+        if trainer.step == settings.n_steps or now - reported >= REPORT_SECONDS:
+            reported = now
+            speed = (trainer.step - first) * settings.tokens_per_step / (now - started)
+            left = duration((settings.n_steps - trainer.step) * settings.tokens_per_step / speed)
+            told = f"step {trainer.step}/{settings.n_steps}, loss {loss:.3f}, {speed:,.0f} tokens/s"
+            report(f"{settings.name}: {told} with measurements, {left} left")
 
 
 def _record(trainer, run, yardstick):
@@ -69,23 +74,3 @@ def _record(trainer, run, yardstick):
     run.add_measurements([*parts, measure.training_scalars(trainer.history, step=step, tokens=tokens)])
     if last or step in settings.kept_steps():
         run.save_weights(model.half(), FINAL if last else f"step{step}")
-
-
-class _Clock:
-    """The time of a run, earlier processes included, and how long the rest will take."""
-
-    def __init__(self, trainer, seconds_before):
-        self.settings, self.first, self.before = trainer.settings, trainer.step, seconds_before
-        self.started = self.reported = time.perf_counter()
-
-    def seconds(self):
-        return self.before + time.perf_counter() - self.started
-
-    def line(self, step, loss):
-        settings, self.reported = self.settings, time.perf_counter()
-        speed = (step - self.first) * settings.tokens_per_step / (self.reported - self.started)
-        left = (settings.n_steps - step) * settings.tokens_per_step / speed
-        return (
-            f"{settings.name}: step {step}/{settings.n_steps}, loss {loss:.3f}, {speed:,.0f} tokens/s with "
-            f"measurements, {duration(left)} left"
-        )

@@ -88,15 +88,14 @@ class RunFolder:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         return facts["step"], tensors, facts["seconds"]
 
-    def measurements(self, *, up_to=None):
-        """Return the table of checkpoints, up to a step; empty if there is none."""
+    def measurements(self):
+        """Return the table of checkpoints; empty if there is none."""
         if not (self.folder / MEASUREMENTS).exists():
             return pd.DataFrame(columns=COLUMNS)
         try:
-            frame, _ = read_parquet(self.folder / MEASUREMENTS)
+            return read_parquet(self.folder / MEASUREMENTS)[0]
         except ValueError as error:
             raise ValueError(f"{error} {self._way_out()}") from error
-        return frame if up_to is None else frame[frame.step <= up_to]
 
     def add_measurements(self, parts):
         """Append the tables of one checkpoint; a later or equal step that is there is replaced."""
@@ -136,15 +135,13 @@ class RunFolder:
 
     def _refuse_another(self, found):
         here, other, text = self.settings.to_dict(), found["settings"], found["text"]
-        differing = [key for key in here if here[key] != other.get(key)]
-        if differing:
+        if differing := [key for key in here if here[key] != other.get(key)]:
             listed = "; ".join(f"{key} {other.get(key)!r}, asked for {here[key]!r}" for key in differing)
             raise ValueError(f"{self.folder} holds another run: {listed}. Choose another --out folder.")
         if text["fingerprint"] != self.corpus.fingerprint:
-            raise ValueError(
-                f"{self.folder} was trained on another text (fingerprint {text['fingerprint']}, "
-                f"given {self.corpus.fingerprint}). Give the same --text, or another --out folder."
-            )
+            other = f"another text (fingerprint {text['fingerprint']}, given {self.corpus.fingerprint})"
+            way_out = "Give the same --text, or another --out folder."
+            raise ValueError(f"{self.folder} was trained on {other}. {way_out}")
 
     @contextlib.contextmanager
     def _whole(self, name):
@@ -164,7 +161,6 @@ def _explained(path):
     try:
         yield
     except (OSError, SafetensorError, pa.ArrowException) as error:
-        raise OSError(
-            f"Could not write {path}: {error}. What was written before is whole. Make room, or choose "
-            "another --out folder, and start the same command again: it goes on from the last state."
-        ) from error
+        way_out = "Make room, or choose another --out folder; the same command goes on from the last state"
+        told = f"Could not write {path}: {error}. What was written before is whole."
+        raise OSError(f"{told} {way_out}.") from error

@@ -51,14 +51,13 @@ def collect(out, to=None):
     damaged, files of others in `to`, or more than the limit.
     """
     out, to = Path(out), shipped_folder() if to is None else Path(to)
-    foreign = sorted({path.name for path in to.iterdir()} - OWN) if to.exists() else []
-    if foreign:
+    if foreign := sorted({path.name for path in to.iterdir()} - OWN) if to.exists() else []:
         told = f"{to} is to be replaced, but holds {', '.join(foreign[:5])}, not written by collect"
         raise FileExistsError(f"{told}. Move that away, or choose another --to folder.")
     runs, unfinished = read_runs(out / "runs")
     corpus = load_corpus(out / "text")
-    others = [r.settings.name for r in runs if r.manifest["text"]["fingerprint"] != corpus.fingerprint]
-    if others:
+    found = {run.settings.name: run.manifest["text"]["fingerprint"] for run in runs}
+    if others := [name for name in found if found[name] != corpus.fingerprint]:
         told = f"{len(others)} of {len(runs)} runs were trained on another text than that of {corpus.folder}"
         raise ValueError(f"{told}: {', '.join(others[:5])}. Move them away.")
     with _fresh_folder(to) as partial:
