@@ -26,3 +26,22 @@ def scale_sensitivities(signals, mode="symmetric"):
     full, *scaled = [np.concatenate(pywt.wavedec(signal, "db2", mode, level)) for signal in signals]
     pairs = [(full[: len(part)], part) for part in scaled]
     return [1 - u @ v / (np.linalg.norm(u) * np.linalg.norm(v)) for u, v in pairs]
+
+
+def assert_near(numbers, expected):
+    """Assert that recorded numbers lie in (value, room), by name, and inside their intervals, if any."""
+    for name, (value, room) in expected.items():
+        row = numbers[name]
+        assert abs(row.value - value) <= room, f"{name} is {row.value}, expected {value} ± {room}"
+        assert np.isnan(row.low) or row.low <= row.value <= row.high, name
+
+
+def uniform_row_correlation(n, window, *, demeaned, least=1):
+    """Return ρ of both entropies over rows with power of A[i, j] = 1/(i + 1), seeing `least` keys or more."""
+    pairs = []
+    for n_seen in range(least, n + 1):
+        row = np.where(np.arange(n) < n_seen, 1 / n_seen, 0.0)
+        spectrum = power(row - row.mean() if demeaned else row, window)
+        if spectrum.sum() > 1e-20:
+            pairs.append((np.log(n_seen), entropy(spectrum)))
+    return np.corrcoef(np.transpose(pairs))[0, 1]

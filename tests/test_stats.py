@@ -102,9 +102,8 @@ def test_distribution_over_heads_is_that_of_the_heads_means(entropies):
     intervals = stats.distribution_over_heads(make_table(*entropies), "spectral_entropy")
     heads = entropies[1].mean(0).ravel()
     expected = {"mean": heads.mean(), "std": np.std(heads, ddof=1), "iqr": scipy_stats.iqr(heads)}
-    assert {name: interval.value for name, interval in intervals.items()} == pytest.approx(
-        expected, rel=CLOSE
-    )
+    found = {name: interval.value for name, interval in intervals.items()}
+    assert found == pytest.approx(expected, rel=CLOSE)
     assert all(interval.low < interval.high for interval in intervals.values())
 
 
@@ -250,14 +249,12 @@ def test_p_value_is_the_share_of_all_arrangements():
     generator = np.random.default_rng(2)
     values, other = generator.normal(size=(2, 2, 6))
     orders = list(itertools.permutations([[0, 1], [2, 3], [4, 5]]))
-    every = [
-        within_layers(np.stack([v[np.ravel(o)] for v, o in zip(values, pair, strict=True)]), other)
-        for pair in itertools.product(orders, repeat=2)
-    ]  # 36 arrangements
+    pairs = itertools.product(orders, repeat=2)
+    every = [[v[np.ravel(o)] for v, o in zip(values, pair, strict=True)] for pair in pairs]
+    every = [within_layers(np.stack(arranged), other) for arranged in every]  # 36 of them
     observed = within_layers(values, other)
-    found = permutation_test(
-        values, other, clusters=[0, 0, 1, 1, 2, 2], statistic=within_layers, n_draws=4000
-    )
+    options = {"statistic": within_layers, "n_draws": 4000}
+    found = permutation_test(values, other, clusters=[0, 0, 1, 1, 2, 2], **options)
     expected = np.mean(np.abs(every) >= abs(observed) - 1e-9)
     assert found.estimate.p_value == pytest.approx(expected, abs=0.03)
     assert np.isclose(found.draws[:, None], every).any(1).all(), "a draw is no such arrangement"
@@ -306,9 +303,8 @@ def test_equivalence_is_scipys_two_one_sided_tests():
     assert found.n == 12
     against = stats.equivalence_test(values, 0.5, against=values[::-1])
     assert against == stats.equivalence_test(values - values[::-1], 0.5)
-    assert stats.equivalence_test([0.2] * 4, 0.1, against=[0.2] * 4) == Estimate(
-        0.0, 0.0, 0.0, p_value=0.0, n=4
-    )
+    same = stats.equivalence_test([0.2] * 4, 0.1, against=[0.2] * 4)
+    assert same == Estimate(0.0, 0.0, 0.0, p_value=0.0, n=4)
     assert stats.equivalence_test([0.25] * 4, 0.25).p_value == 1
 
 

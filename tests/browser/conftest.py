@@ -107,9 +107,8 @@ def _environment(own):
         file.write_text(text)
     jupyter = {f"JUPYTER_{name}_DIR": name.lower() for name in ("CONFIG", "DATA", "RUNTIME")}
     lab = {f"JUPYTERLAB_{name}_DIR": name.lower() for name in ("SETTINGS", "WORKSPACES")}
-    folders = {
-        name: str(own / folder) for name, folder in (jupyter | lab | {"IPYTHONDIR": "ipython"}).items()
-    }
+    folders = jupyter | lab | {"IPYTHONDIR": "ipython"}
+    folders = {name: str(own / folder) for name, folder in folders.items()}
     return os.environ | folders | {"OMP_NUM_THREADS": "1"}
 
 

@@ -156,12 +156,6 @@ def test_hang_that_ignores_the_interrupt_is_killed(execute):
     assert executed.cells[-1].outputs[-1].output_type == "error"  # the page of the notebook shows it
 
 
-def test_deadline_of_the_whole_run_stops_a_cell(execute):
-    failure, _ = execute("import time; time.sleep(60)", deadline=time.monotonic() + 3)
-    assert failure.kind == "timeout"
-    assert "total_timeout" in failure.message
-
-
 def test_dead_kernel(execute):
     last_words = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
     failure, executed = execute("print('before')", last_words, "print('after')")

@@ -11,22 +11,17 @@ def plans(folder, names=None, **options):
 @pytest.fixture
 def two(notebook, folder):
     notebook("01_theory", parameters="length = 8  # tokens\nratio = 0.5  # of the length")
-    notebook(
-        "05_bands",
-        parameters='model = "small"  # alias\nlength = 128  # tokens\nresults = "results"  # folder',
-    )
+    parameters = 'model = "small"  # alias\nlength = 128  # tokens\nresults = "results"  # folder'
+    notebook("05_bands", parameters=parameters)
     (folder / "sizes.toml").write_text("[05_bands.smoke]\nlength = 32\n[05_bands.full]\nlength = 1024\n")
     return folder
 
 
-def test_select_by_number_name_path_or_all(two):
+def test_select_by_number_name_path_or_all(two, notebook):
     assert [path.stem for path in plan.list_notebooks(two)] == ["01_theory", "05_bands"]
     for name in ("05", "bands", "05_bands", two / "05_bands.ipynb"):
         assert plan.select_notebooks([name], folder=two) == [(two / "05_bands.ipynb").resolve()]
     assert plan.select_notebooks(None, folder=two) == plan.list_notebooks(two)
-
-
-def test_names_that_select_nothing_or_too_much(two, notebook):
     notebook("06_bands")
     for names, told in (
         (["bands"], "means 2 notebooks"),
@@ -71,13 +66,10 @@ def test_folder_is_found_from_inside_and_beside(two, monkeypatch):
         plan.find_notebook_folder(two / "nowhere")
 
 
-def test_parameters_are_read_with_defaults(notebook):
+def test_parameters_are_literals_of_one_cell(notebook):
     source = "a = -1  # int\nb: float = 1e-3  # annotated\nc = [\n    'x',  # over lines\n]\nd = None"
     expected = {"a": -1, "b": 1e-3, "c": ["x"], "d": None}
     assert plan.notebook_parameters(notebook("01_a", parameters=source)) == expected
-
-
-def test_parameters_must_be_literals_of_one_cell(notebook):
     for source, told in ((None, "0 cells tagged 'parameters'"), ("a = 1\nb = 2 * a", "line 2: 'b = 2")):
         with pytest.raises(ValueError, match=told):
             plan.notebook_parameters(notebook("01_a", parameters=source))
@@ -91,9 +83,6 @@ def test_sizes_model_and_own_parameters(two):
     assert "no smoke size" in theory
     assert "'model'" in theory  # what is not passed is said
     assert plans(two)["05_bands"].parameters == {}, "the reader's size is that of the notebook"
-
-
-def test_own_parameter_wins_over_size_model_and_results(two):
     own = {"length": 7, "model": "mine", "results": "here"}
     planned = plans(two, ["05"], size="full", model="other", places={"results": "/results"}, parameters=own)
     assert planned["05_bands"].parameters == own

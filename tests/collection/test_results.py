@@ -65,10 +65,7 @@ def test_a_name_is_recorded_once_and_what_came_before_an_error_is_on_disk(result
 def test_numbers_that_are_refused(results):
     for value, options, error, told in (
         *((value, {}, ValueError, "finite") for value in (np.float32("-inf"), torch.tensor(torch.nan))),
-        *(
-            (value, {}, TypeError, "finite number")
-            for value in ("0.5", True, None, np.ones(2), torch.ones(1))
-        ),
+        *((value, {}, TypeError, "finite") for value in ("0.5", True, None, np.ones(2), torch.ones(1))),
         (1.0, {"null": float("nan")}, ValueError, "null must be a finite"),
         (Estimate(0.5, low=0.1), {}, ValueError, "high must be a finite"),
         (Estimate(0.5, low=0.9, high=0.1), {}, ValueError, "is above"),
@@ -96,16 +93,13 @@ def test_tables_names_and_provenance_are_checked(results):
         Results("../x", results.folder)
 
 
-def test_new_run_starts_empty(tmp_path):
+def test_new_run_starts_empty_and_a_file_that_is_not_results_is_told(tmp_path):
     with pytest.raises(FileNotFoundError, match="run the notebooks"):
         load_results(tmp_path)
     fill(tmp_path)
     Results("05_bands", tmp_path)
     assert load_results(tmp_path).empty
     assert not list(tmp_path.rglob("*.parquet"))
-
-
-def test_file_that_is_not_results(tmp_path):
     for text in ("{", "[]", '{"numbers": {}}', '{"numbers": NaN}'):
         (tmp_path / "05_bands.json").write_text(text)
         with pytest.raises(ValueError, match=r"05_bands.json is not a file of results"):

@@ -125,12 +125,10 @@ def test_a_signal_keeps_what_is_done_and_the_next_run_resumes(notebook, folder, 
 @pytest.mark.parametrize("filled_by", ["the store", "the notebook itself"])
 def test_a_disk_that_is_full_halfway_ends_the_run(notebook, folder, small_disk, capsys, filled_by):
     out = small_disk() / "out"
-    fill = "import os\nwith open('rest', 'wb', buffering=0) as file:\n    while file.write(bytes(4096)): pass"
-    fill = fill.replace("'rest'", repr(str(out.parent / "rest")))
-    filling = {
-        "the store": [f"import contextlib\nwith contextlib.suppress(OSError):\n    exec({fill!r})", RECORDING]
-    }
-    cells = filling.get(filled_by, ["print('x' * 200_000)"])
+    rest, cells = str(out.parent / "rest"), ["print('x' * 200_000)"]
+    if filled_by == "the store":
+        fill = f"with open({rest!r}, 'wb', buffering=0) as file:\n    while file.write(bytes(4096)): pass"
+        cells = [f"import contextlib\nwith contextlib.suppress(OSError):\n    exec({fill!r})", RECORDING]
     notebook("01_quick", "print('quick')")
     notebook("02_good", *cells, parameters=GOOD_PARAMETERS)
     notebook("03_late", "1")

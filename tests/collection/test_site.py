@@ -56,22 +56,17 @@ def test_index_has_title_question_status_and_links_and_sphinx_nothing_to_warn_of
     assert not re.search(r"C\d+_\w", index), "no name of a record"
 
 
-def test_the_summary_figure_has_a_narrow_form_for_phones_and_words_in_its_place(site):
-    index = (site / "index.html").read_text()
-    told = (
-        r'<picture><source media="\(max-width: 600px\)" srcset="([^"]+)"><img src="([^"]+)" alt="Of the paper'
-    )
-    narrow, wide = re.search(told, index).groups()
-    assert all((site / name).read_bytes().startswith(b"\x89PNG") for name in (narrow, wide))
-
-
-def test_figure_is_a_file_that_its_page_and_the_home_page_show(site):
+def test_figures_are_files_that_their_page_and_the_home_page_show(site):
+    narrow = r'<picture><source media="\(max-width: 600px\)" srcset="([^"]+)">'  # of the summary, for phones
+    summary = re.search(narrow + '<img src="([^"]+)" alt="Of the paper', (site / "index.html").read_text())
     shown = re.findall(r'<img[^>]+src="(_images/[^"]+\.png)"', (site / "01_figure.html").read_text())
     assert len(shown) == 1
     link = r'<a[^>]+href="01_figure.html"><img[^>]+src="(_images/01_figure.png)"'
     tagged = re.findall(link, (site / "index.html").read_text())
     assert len(tagged) == 1
-    assert all((site / image).read_bytes().startswith(b"\x89PNG") for image in shown + tagged)
+    assert all(
+        (site / image).read_bytes().startswith(b"\x89PNG") for image in [*shown, *tagged, *summary.groups()]
+    )
 
 
 def test_core_widgets_are_drawn_by_a_script_of_the_site_and_others_leave_no_trace(site):
@@ -111,12 +106,7 @@ def test_formulas_have_their_script_and_long_code_is_folded(site):
     assert "<img" not in "".join(folded)
 
 
-def test_empty_folder(tmp_path):
-    with pytest.raises(FileNotFoundError, match="holds no executed notebook"):
-        build_site(tmp_path, tmp_path / "out")
-
-
-def test_reference_has_every_public_name_and_search_knows_its_words(site):
+def test_reference_has_every_public_name_and_search_knows_its_words(site, tmp_path):
     page = (site / "reference.html").read_text()
     functions = [name for name in nbhelpers.__all__ if callable(getattr(nbhelpers, name))]
     assert len(functions) > 10
@@ -125,3 +115,5 @@ def test_reference_has_every_public_name_and_search_knows_its_words(site):
     assert 'id="nbhelpers.kernels.spectra.band_shares"' in kernels
     assert "torch.Tensor" in kernels
     assert re.search(r'\bwavelet"?:', (site / "searchindex.js").read_text())
+    with pytest.raises(FileNotFoundError, match="holds no executed notebook"):
+        build_site(tmp_path, tmp_path / "out")

@@ -84,7 +84,7 @@ def converted_folder(cache):
     return folder
 
 
-def test_gguf_weights_are_those_of_the_file(tmp_path, cache, capsys):
+def test_gguf_weights_are_those_of_the_file_and_read_from_the_cache(tmp_path, cache, capsys, monkeypatch):
     weights = write_tiny_gguf(tmp_path / "tiny.gguf")
     loaded = load_model(tmp_path / "tiny.gguf", device="cpu")
     layer = loaded.model.model.layers[0]
@@ -101,17 +101,12 @@ def test_gguf_weights_are_those_of_the_file(tmp_path, cache, capsys):
     assert loaded.description.rope_theta == 5000.0
     assert loaded.tokenizer("the")["input_ids"] == loaded.tokenizer.convert_tokens_to_ids(["t", "he"])
     assert capsys.readouterr().out.count("converting tiny.gguf") == 1
-
-
-def test_second_load_reads_the_cache(tiny_gguf, cache, monkeypatch, capsys):
-    first = load_model(tiny_gguf, device="cpu")
     monkeypatch.setattr(model_files, "_convert", None)  # it must not be converted again
-    capsys.readouterr()
-    second = load_model(tiny_gguf, device="cpu")
+    second = load_model(tmp_path / "tiny.gguf", device="cpu")
     assert capsys.readouterr().out == ""
-    for ours, theirs in zip(first.model.parameters(), second.model.parameters(), strict=True):
+    for ours, theirs in zip(loaded.model.parameters(), second.model.parameters(), strict=True):
         assert torch.equal(ours, theirs)
-    assert first.description == second.description
+    assert loaded.description == second.description
 
 
 def test_a_split_gguf_is_the_whole_model_or_refused(tmp_path, cache):
@@ -126,16 +121,10 @@ def test_a_split_gguf_is_the_whole_model_or_refused(tmp_path, cache):
     assert split.tokenizer.get_vocab() == whole.tokenizer.get_vocab()
     assert split.description.revision == load_model(parts[0], device="cpu").description.revision
     parts[0].rename(tmp_path / "alone.gguf")
-    for name, error, said in (
-        (parts[1], FileNotFoundError, "of the 3 files .* 1 are missing: tiny-00001-of-00003.gguf"),
-        (
-            tmp_path / "alone.gguf",
-            ValueError,
-            r"of a model of 3 files .*and 1 with 4 were found.*-00001-of-00003",
-        ),
-    ):
-        with pytest.raises(error, match=said):
-            load_model(name, device="cpu")
+    with pytest.raises(FileNotFoundError, match=r"of the 3 files .* 1 are missing: tiny-00001-of-00003.gguf"):
+        load_model(parts[1], device="cpu")
+    with pytest.raises(ValueError, match=r"of a model of 3 files .*and 1 with 4 were found.*-00001-of-00003"):
+        load_model(tmp_path / "alone.gguf", device="cpu")
 
 
 def test_what_transformers_would_make_up_or_leave_out_of_a_gguf_is_refused(tmp_path, cache):

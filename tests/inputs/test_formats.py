@@ -17,21 +17,19 @@ from nbhelpers.inputs.models import load_model
 IDS = make_tokens(24)
 
 
-@pytest.fixture
-def sharded(tmp_path, tiny_llama):
-    """A folder with the tiny Llama in several files and their index."""
-    tiny_llama.model.save_pretrained(tmp_path / "sharded", max_shard_size="30KB")
-    return tmp_path / "sharded"
+def assert_loads(folder, model):
+    """Assert that a folder loads with the attention of a model, and return what was loaded."""
+    loaded = load_model(folder, device="cpu")
+    assert_same_profiles(capture_quietly(loaded, IDS), capture_quietly(model, IDS), 0.0)
+    return loaded
 
 
-def test_sharded_weights_are_the_whole_model(sharded, tiny_llama):
+def test_sharded_weights_are_the_whole_model_and_a_bad_shard_is_told(tmp_path, tiny_llama):
+    sharded = tmp_path / "sharded"
+    tiny_llama.model.save_pretrained(sharded, max_shard_size="30KB")
     assert len(list(sharded.glob("model-*.safetensors"))) > 2
-    loaded = load_model(sharded, device="cpu")
-    assert_same_profiles(capture_quietly(loaded, IDS), capture_quietly(tiny_llama, IDS), 0.0)
+    loaded = assert_loads(sharded, tiny_llama)
     assert loaded.description.n_parameters == tiny_llama.description.n_parameters
-
-
-def test_a_shard_that_is_cut_short_or_missing_is_told(sharded):
     shard = sorted(sharded.glob("model-*.safetensors"))[1]
     shard.write_bytes(shard.read_bytes()[:-100])
     with pytest.raises(ValueError, match=r"damaged.*download it again"):
@@ -49,22 +47,18 @@ def test_tied_weights_are_one_tensor(tmp_path, tiny_llama):
     model.save_pretrained(tmp_path / "tied", max_shard_size="30KB")
     index = json.loads((tmp_path / "tied" / "model.safetensors.index.json").read_text())
     assert "lm_head.weight" not in index["weight_map"]
-    loaded = load_model(tmp_path / "tied", device="cpu")  # no warning of weights drawn at random
+    loaded = assert_loads(tmp_path / "tied", model)  # no warning of weights drawn at random
     assert loaded.model.lm_head.weight is loaded.model.model.embed_tokens.weight
     assert loaded.description.n_parameters == tiny_llama.description.n_parameters - 300 * 32
-    assert_same_profiles(capture_quietly(loaded, IDS), capture_quietly(model, IDS), 0.0)
 
 
 def test_half_precision_weights_give_the_attention_of_their_rounding(tmp_path, tiny_llama):
     rounded = LlamaForCausalLM(tiny_llama.model.config).eval()
     weights = {name: weight.bfloat16() for name, weight in tiny_llama.model.state_dict().items()}
     rounded.load_state_dict(weights)
-    LlamaForCausalLM.from_pretrained(
-        None, config=tiny_llama.model.config, state_dict=weights, dtype=torch.bfloat16
-    ).save_pretrained(tmp_path / "half")
-    loaded = load_model(tmp_path / "half", device="cpu")
-    assert loaded.model.dtype == torch.float32
-    assert_same_profiles(capture_quietly(loaded, IDS), capture_quietly(rounded, IDS), 0.0)
+    options = {"config": tiny_llama.model.config, "state_dict": weights, "dtype": torch.bfloat16}
+    LlamaForCausalLM.from_pretrained(None, **options).save_pretrained(tmp_path / "half")
+    assert assert_loads(tmp_path / "half", rounded).model.dtype == torch.float32
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -122,12 +116,13 @@ def test_no_pickle_is_opened_whatever_names_it(tmp_path, tiny_llama_folder, tiny
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("left_over", ["pytorch_model.bin.index.json", "model.safetensors.index.json"])
-def test_an_index_that_is_not_used_is_not_judged(tmp_path, tiny_llama_folder, tiny_llama, left_over):
+def test_an_index_or_pickle_that_is_not_used_is_not_judged(tmp_path, tiny_llama_folder, tiny_llama):
     folder = shutil.copytree(tiny_llama_folder, tmp_path / "whole")
-    (folder / left_over).write_text(json.dumps({"weight_map": {"a": "model-00001-of-00002.bin"}}))
-    loaded = load_model(folder, device="cpu")
-    assert_same_profiles(capture_quietly(loaded, IDS), capture_quietly(tiny_llama, IDS), 0.0)
+    for left_over in ("pytorch_model.bin.index.json", "model.safetensors.index.json"):
+        (folder / left_over).write_text(json.dumps({"weight_map": {"a": "model-00001-of-00002.bin"}}))
+        assert_loads(folder, tiny_llama)
+    (folder / "pytorch_model.bin").write_bytes(b"nonsense")
+    assert_loads(folder, tiny_llama)
 
 
 def resaved(folder, target, change, **config):
@@ -142,9 +137,7 @@ def resaved(folder, target, change, **config):
     return target
 
 
-def test_tensors_that_transformers_would_make_up_or_drop_are_refused_by_name(
-    tmp_path, tiny_llama_folder, capfd
-):
+def test_tensors_that_would_be_made_up_or_dropped_are_refused(tmp_path, tiny_llama_folder, capfd):
     q, k = (f"model.layers.1.self_attn.{each}_proj.weight" for each in "qk")
     zeros = torch.zeros(32)
     for i, (change, config, said) in enumerate((
@@ -175,9 +168,7 @@ def test_heads_on_top_and_poolers_are_no_matter(tmp_path, tiny_llama):
         assert type(loaded.model) is kind
     masked = make_model("bert")  # without a pooler, with a head
     masked.save_pretrained(tmp_path / "bert")
-    loaded = load_model(tmp_path / "bert", device="cpu")
-    assert loaded.model.pooler is None
-    assert_same_profiles(capture_quietly(loaded, IDS), capture_quietly(masked, IDS), 0.0)
+    assert assert_loads(tmp_path / "bert", masked).model.pooler is None
 
 
 def test_a_tokenizer_without_a_vocabulary_is_refused(tmp_path, tiny_llama_folder):
@@ -189,13 +180,6 @@ def test_a_tokenizer_without_a_vocabulary_is_refused(tmp_path, tiny_llama_folder
             load_model(folder, device="cpu")
     (folder / "tokenizer_config.json").unlink()
     assert load_model(folder, device="cpu").tokenizer is None
-
-
-def test_safetensors_are_preferred_to_pickles(tmp_path, tiny_llama_folder, tiny_llama):
-    folder = shutil.copytree(tiny_llama_folder, tmp_path / "both")
-    (folder / "pytorch_model.bin").write_bytes(b"nonsense")
-    loaded = load_model(folder, device="cpu")
-    assert_same_profiles(capture_quietly(loaded, IDS), capture_quietly(tiny_llama, IDS), 0.0)
 
 
 # A Hub repository as an earlier download leaves it: refs name commits, snapshots hold a folder for each.

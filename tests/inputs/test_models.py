@@ -14,7 +14,7 @@ from transformers import LlamaForCausalLM
 from nbhelpers.inputs.models import LoadedModel, available_models, describe, load_model, unwrap
 
 
-def test_folder_gives_its_weights_in_eval_mode(tiny_llama_folder, tiny_llama):
+def test_folder_gives_its_weights_in_eval_mode_and_is_described(tiny_llama_folder, tiny_llama):
     saved = load_file(tiny_llama_folder / "model.safetensors")
     held = dict(tiny_llama.model.named_parameters())
     assert saved.keys() == held.keys()
@@ -23,9 +23,6 @@ def test_folder_gives_its_weights_in_eval_mode(tiny_llama_folder, tiny_llama):
     assert not tiny_llama.model.training
     assert tiny_llama.model.config._attn_implementation == "sdpa"
     assert tiny_llama.tokenizer.decode(tiny_llama.tokenizer("the whale")["input_ids"]) == "the whale"
-
-
-def test_description_of_a_folder(tiny_llama_folder, tiny_llama):
     d = tiny_llama.description
     assert d.name == str(tiny_llama_folder)
     assert (d.family, d.n_layers, d.n_heads, d.n_kv_heads, d.head_dim) == ("llama", 2, 4, 2, 8)
@@ -134,10 +131,8 @@ def test_models_of_each_kind_get_their_class(tmp_path, family):
 def test_unwrap_and_describe_take_both_forms(tiny_llama):
     assert unwrap(tiny_llama) is unwrap(tiny_llama.model) is tiny_llama.model
     assert describe(tiny_llama) is tiny_llama.description
-    bare, loaded = (
-        dataclasses.replace(describe(each), name="", revision=None, bos_token=None)
-        for each in (tiny_llama.model, tiny_llama)
-    )
+    unknown = {"name": "", "revision": None, "bos_token": None}  # to a bare model
+    bare, loaded = (dataclasses.replace(describe(m), **unknown) for m in (tiny_llama.model, tiny_llama))
     assert bare == loaded
     for wrong, said in (("smollm2-135m", r"load_model\('smollm2-135m'\)"), (torch.nn.Linear(2, 2), "Linear")):
         with pytest.raises(TypeError, match=said):

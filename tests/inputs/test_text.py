@@ -5,6 +5,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -76,10 +77,8 @@ def test_seed_decides(tiny_tokenizer):
 
 
 def with_each_bos(model):
-    return [
-        load_text("moby-dick", model, n_sequences=3, length=16, bos=bos)
-        for bos in ("tokenizer", "add", "none")
-    ]
+    options = {"n_sequences": 3, "length": 16}
+    return [load_text("moby-dick", model, bos=bos, **options) for bos in ("tokenizer", "add", "none")]
 
 
 def test_bos_of_a_decoder(tiny_llama):
@@ -91,7 +90,7 @@ def test_bos_of_a_decoder(tiny_llama):
     assert torch.equal(added[:, 1:], none[:, :-1])  # the same text
 
 
-def test_bos_of_an_encoder(minilm):
+def test_bos_of_an_encoder(minilm, caplog):
     cls, sep = minilm.tokenizer.cls_token_id, minilm.tokenizer.sep_token_id
     own, added, none = with_each_bos(minilm)
     assert torch.equal(own, added)
@@ -100,12 +99,8 @@ def test_bos_of_an_encoder(minilm):
     assert torch.equal(own[:, 1:-1], none[:, :14])
     text = minilm.tokenizer.decode(own[0, 1:-1])
     assert torch.equal(minilm.tokenizer(text, return_tensors="pt")["input_ids"][0], own[0])
-
-
-def test_bos_that_the_tokenizer_sets_itself_is_not_doubled(tiny_tokenizer):
-    own, added, _ = with_each_bos(template(tiny_tokenizer, "<s> $A", bos_token="<s>"))
-    assert torch.equal(own, added)
-    assert ((own == 0).sum(1) == 1).all()
+    assert load_text("moby-dick", minilm, n_sequences=2, length=600).shape == (2, 600)
+    assert "longer" not in caplog.text, "than its 512 positions"
 
 
 def template(tokenizer, single, **special):
@@ -121,28 +116,25 @@ def template(tokenizer, single, **special):
 
 def test_bos_comes_first_and_once_under_every_template(tiny_tokenizer):
     for single, special in (("</s> <s> $A", {"bos_token": "<s>"}), ("$A </s>", {"cls_token": "<s>"})):
-        ids = load_text(
-            "moby-dick", template(tiny_tokenizer, single, **special), n_sequences=3, length=16, bos="add"
-        )
+        _, ids, _ = with_each_bos(template(tiny_tokenizer, single, **special))
         assert (ids[:, 0] == 0).all()
         assert (ids[:, 1:] != 0).all()
         assert (ids == 1).sum() == 3  # what the template adds beside BOS stays
+    own, added, _ = with_each_bos(template(tiny_tokenizer, "<s> $A", bos_token="<s>"))
+    assert torch.equal(own, added), "what the tokenizer sets itself is not doubled"
+    assert ((own == 0).sum(1) == 1).all()
 
 
 def test_an_alphabet_without_letters_of_english_keeps_its_special_tokens(tmp_path):
     """A vocabulary of bases drops every "a": its [CLS] is still told from the text."""
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
-    inner = Tokenizer(
-        models.WordLevel({"<s>": 0, "</s>": 1, "A": 2, "C": 3, "G": 4, "T": 5}, unk_token="<s>")
-    )
+    words = ("<s>", "</s>", *"ACGT")
+    inner = Tokenizer(models.WordLevel(dict(zip(words, range(6), strict=True)), unk_token="<s>"))
     inner.pre_tokenizer = pre_tokenizers.Split(Regex("[acgtN]|."), "isolated")
     (tmp_path / "genome.txt").write_text("NNACGT" * 2000)
-
-    class Wrapped:
-        backend_tokenizer = inner
-
-    tokenizer = template(Wrapped(), "<s> $A </s>", cls_token="<s>", unk_token="<s>")
+    wrapped = SimpleNamespace(backend_tokenizer=inner)
+    tokenizer = template(wrapped, "<s> $A </s>", cls_token="<s>", unk_token="<s>")
     with pytest.warns(UserWarning, match="special tokens that the text spells out"):
         ids = load_text(tmp_path / "genome.txt", tokenizer, n_sequences=2, length=20)
     assert (ids[:, 0] == 0).all()
@@ -157,14 +149,12 @@ def test_special_tokens_inside_a_text_and_a_doubled_bos_are_said(tmp_path, tiny_
     special, doubled = (str(each.message) for each in said)
     assert re.match(r"747 of 1497 tokens from '.*a.txt' .*\('<s>', '</s>'\)", special)
     assert doubled.startswith("BOS stands twice at the start of 3 of 3 sequences")
+    twice = template(tiny_tokenizer, "<s> <s> $A", bos_token="<s>")
     with pytest.warns(UserWarning, match="BOS stands twice at the start of 3 of 3"):
-        load_text(
-            "moby-dick", template(tiny_tokenizer, "<s> <s> $A", bos_token="<s>"), n_sequences=3, length=9
-        )
-    (tmp_path / "a.txt").write_text(
-        "the \U0001f433 " * 400
-    )  # an unknown word is no special token spelled out
-    assert (load_text(tmp_path / "a.txt", minilm, n_sequences=1, length=50) == 100).any()
+        load_text("moby-dick", twice, n_sequences=3, length=9)
+    (tmp_path / "a.txt").write_text("the \U0001f433 " * 400)
+    ids = load_text(tmp_path / "a.txt", minilm, n_sequences=1, length=50)
+    assert (ids == 100).any(), "an unknown word is no special token spelled out"
 
 
 def test_too_short_a_text_says_what_would_fit(numbered, tiny_tokenizer):
@@ -182,17 +172,15 @@ def test_bad_options(minilm):
         ({"length": 0}, "length of load_text .* got 0"),
         ({"length": 2}, "no room for text beside 2 special tokens"),
         ({"bos": "yes"}, "bos of load_text .* got 'yes'"),
+        ({"seed": -1}, "seed of load_text .* got -1"),
     ):
         with pytest.raises(ValueError, match=says):
             load_text("moby-dick", minilm, **{"n_sequences": 1, "length": 8} | options)
     for option in ("n_sequences", "length", "seed"):
         for value in ("3", 2.5, None, True, [1]):
-            with pytest.raises(
-                TypeError, match=rf"{option} of .* whole number .*; got {re.escape(repr(value))}"
-            ):
+            said = rf"{option} of .* whole number .*; got {re.escape(repr(value))}"
+            with pytest.raises(TypeError, match=said):
                 load_text("moby-dick", minilm, **{"n_sequences": 1, "length": 8} | {option: value})
-    with pytest.raises(ValueError, match=r"seed of load_text .* got -1"):
-        load_text("moby-dick", minilm, n_sequences=1, length=8, seed=-1)
 
 
 def test_tokenizers_that_do_not_serve(tiny_llama):
@@ -207,11 +195,6 @@ def test_tokenizers_that_do_not_serve(tiny_llama):
     ):
         with pytest.raises(error, match=said):
             load_text("moby-dick", given, n_sequences=1, length=4, bos="add")
-
-
-def test_texts_longer_than_the_512_positions_raise_no_warning(minilm, caplog):
-    assert load_text("moby-dick", minilm, n_sequences=2, length=600).shape == (2, 600)
-    assert "longer" not in caplog.text
 
 
 def test_files_and_folders(tmp_path):
@@ -283,14 +266,10 @@ def test_texts_that_cannot_be_read(tmp_path, monkeypatch):
         read_text(tmp_path)
     pd.DataFrame({"body": ["x"]}).to_parquet(tmp_path / "a.parquet")
     (tmp_path / "latin.txt").write_bytes("é".encode("latin-1"))
-    (tmp_path / "a.jsonl").write_text('{"body": "x"}\n')
-    (tmp_path / "cut.jsonl").write_text('{"text": "x"\n')
     monkeypatch.setattr(corpora, "ask_hub", lambda name, **options: HubAnswer(False, reason="ConnectError"))
     for name, error, said in (
         (tmp_path / "latin.txt", ValueError, "is not UTF-8 text"),
         (tmp_path / "a.parquet", ValueError, "no column 'text', only body"),
-        (tmp_path / "a.jsonl", ValueError, "no column 'text', only body"),
-        (tmp_path / "cut.jsonl", ValueError, "a line that is no JSON"),
         ("moby", FileNotFoundError, "bundled: moby-dick"),
         ("./nowhere", FileNotFoundError, "bundled: moby-dick"),
         ("wikimedia/wikipedia", ConnectionError, r"could not be reached \(ConnectError\)"),
@@ -320,7 +299,7 @@ def test_scaled_variant_keeps_the_floor_of_alpha_n_in_order(n, alpha, how):
     assert torch.equal(token_ids, before), "a variant is no view"
 
 
-def test_scaled_variants_are_what_their_names_say():
+def test_scaled_variants_are_what_their_names_say_and_others_are_refused():
     token_ids = torch.arange(8).repeat(50, 1)
     assert scaled_variant(token_ids, 0.5)[0].tolist() == [0, 1, 2, 3]
     assert scaled_variant(token_ids, 0.5, how="stride")[0].tolist() == [0, 2, 4, 6]
@@ -330,9 +309,6 @@ def test_scaled_variants_are_what_their_names_say():
     assert not torch.equal(drawn, scaled_variant(token_ids, 0.5, how="random", seed=2))
     assert len({tuple(row) for row in drawn.tolist()}) > 20  # drawn for each sequence
     assert set(drawn.flatten().tolist()) == set(range(8))
-
-
-def test_scaled_variants_that_are_refused():
     for alpha in (0, -0.5, 1.01, float("nan"), "0.5", None):
         with pytest.raises(ValueError, match="alpha"):
             scaled_variant(torch.arange(8)[None], alpha)
@@ -389,7 +365,7 @@ def test_python_code_of_the_hub_has_its_own_column(monkeypatch, tmp_path):
         read_text("codeparrot/codeparrot-clean-valid")
 
 
-def test_the_standard_library_is_code_on_every_machine():
+def test_the_standard_library_is_code_on_every_machine_and_local(tmp_path):
     import argparse
     import inspect
 
@@ -398,9 +374,6 @@ def test_the_standard_library_is_code_on_every_machine():
     assert len(text) > 3_000_000
     described = corpus_description("python-stdlib")
     assert re.fullmatch(rf"python-stdlib {sys.version.split()[0]} sha256:[0-9a-f]{{12}}", described)
-
-
-def test_which_corpora_are_local(tmp_path):
     assert all(is_local_corpus(name) for name in ("moby-dick", "python-stdlib", tmp_path))
     assert not any(is_local_corpus(name) for name in ("wikipedia-ja", "owner/name:configuration"))
     with pytest.raises(FileNotFoundError, match=r"no text 'wikipedias'.*wikipedia-<language>"):

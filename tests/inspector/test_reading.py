@@ -13,7 +13,7 @@ from nbhelpers.analysis import analyze
 from nbhelpers.hooks.ablation import ablate_heads, token_losses
 from nbhelpers.inputs.models import load_model
 from nbhelpers.inspector.reading import Stopped, level_image, percentile, read_text, shortest_text
-from nbhelpers.protocol import PAPER
+from nbhelpers.protocol import BANDS, PAPER
 
 TEXT = "the whale and the sea and the ship that sails the sea, again and again, until the night. " * 4
 
@@ -31,6 +31,9 @@ def test_all_numbers_are_those_of_analyze(tiny_llama, reading):
         numbers = reading.numbers(layer, head)
         for metric in table.metrics:
             assert numbers.value[metric] == table.values(metric)[0, layer, head]
+    values = np.array([[1.0, 2.0], [2.0, np.nan]])
+    found = [percentile(values, value) for value in (2.0, 1.0, np.nan)]
+    assert found == pytest.approx([100 * (1 + 0.5 * 2) / 3, 100 * 0.5 / 3, np.nan], nan_ok=True)
 
 
 def test_the_null_is_uniform_attention_in_closed_form(reading):
@@ -71,13 +74,6 @@ def test_an_impulse_stands_where_it_is_in_every_level_of_the_image(wavelet, mode
         assert abs(centre - place) <= scale * filters.dec_len / 2
 
 
-def test_percentile_against_a_count():
-    values = np.array([[1.0, 2.0], [2.0, np.nan]])
-    assert percentile(values, 2.0) == pytest.approx(100 * (1 + 0.5 * 2) / 3)
-    assert percentile(values, 1.0) == pytest.approx(100 * 0.5 / 3)
-    assert np.isnan(percentile(values, np.nan))
-
-
 def test_another_protocol_needs_no_model(reading):
     protocol = PAPER.replace(signal="lag_profile", window="boxcar")
     changed = dataclasses.replace(reading, model=None).under(protocol)
@@ -91,10 +87,10 @@ def test_another_protocol_needs_no_model(reading):
 
 
 def test_heads_of_a_band_are_those_with_their_largest_share_there(reading):
-    shares = np.stack([reading.values(name) for name in ("low_band", "mid_band", "high_band")])
-    found = {band: reading.heads_of_band(band) for band in ("low_band", "mid_band", "high_band")}
-    assert sum(map(len, found.values())) == reading.values("low_band").size
-    for number, heads in enumerate(found.values()):
+    shares = np.stack([reading.values(band) for band in BANDS])
+    found = [reading.heads_of_band(band) for band in BANDS]
+    assert sum(map(len, found)) == reading.values("low_band").size
+    for number, heads in enumerate(found):
         own = [shares[number][place] for place in heads]
         assert own == sorted(own, reverse=True)
         assert all(shares[:, layer, head].argmax() == number for layer, head in heads)
@@ -112,11 +108,15 @@ def test_ablation_is_the_loss_without_the_head(tiny_llama, reading):
     assert len(found.changes) == reading.n_tokens - 1
 
 
-def test_a_long_text_is_cut_and_says_so(tiny_llama, reading):
+def test_a_long_text_is_cut_and_says_so_and_progress_rises_to_one(tiny_llama, reading):
     n_all = len(tiny_llama.tokenizer(TEXT)["input_ids"])
     assert reading.n_tokens == 96
     assert f"first 96 of {n_all}" in reading.note
     assert "".join(reading.tokens) == tiny_llama.tokenizer.decode(reading.token_ids[0])
+    shares = []
+    read_text(tiny_llama, TEXT, length=40, progress=shares.append)
+    assert (shares, shares[-1]) == (sorted(shares), 1.0)
+    assert len(shares) == 2 * 5  # layers, and the text, two variants, its queries and keys, its loss
 
 
 def test_refusals(tiny_llama, reading):
@@ -136,13 +136,6 @@ def test_refusals(tiny_llama, reading):
     for place in ((2, 0), (0, 4), (-1, 0)):
         with pytest.raises(IndexError, match="layers run from 0 to 1"):
             reading.head(*place)
-
-
-def test_progress_rises_to_one(tiny_llama):
-    shares = []
-    read_text(tiny_llama, TEXT, length=40, progress=shares.append)
-    assert (shares, shares[-1]) == (sorted(shares), 1.0)
-    assert len(shares) == 2 * 5  # layers, and the text, two variants, its queries and keys, its loss
 
 
 def test_stop_ends_between_layers_and_leaves_no_hook(tiny_llama):

@@ -17,21 +17,15 @@ def length():
     return load_sizes(find_notebook_folder())[NAME]["smoke"]["length"]
 
 
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("wavelength_min", 2 * math.pi),
-        ("wavelength_max", 2 * math.pi * THETA ** (1 - 2 / HEAD_DIM)),
-        ("frequency_ratio", THETA ** (2 / HEAD_DIM)),
-        ("alibi_scale_ratio", 2 ** (8 / N_HEADS)),
-        ("whole_bank_distance", 1.0),  # a neighbour is 1 radian away, and nothing is nearer
-    ],
-)
-def test_closed_forms(numbers, name, expected):
-    assert numbers[name].value == pytest.approx(expected, rel=1e-12)
-
-
-def test_share_of_pairs_that_complete_a_turn(numbers, length):
+def test_closed_forms(numbers, length):
+    for name, expected in {
+        "wavelength_min": 2 * math.pi,
+        "wavelength_max": 2 * math.pi * THETA ** (1 - 2 / HEAD_DIM),
+        "frequency_ratio": THETA ** (2 / HEAD_DIM),
+        "alibi_scale_ratio": 2 ** (8 / N_HEADS),
+        "whole_bank_distance": 1.0,  # a neighbour is 1 radian away, and nothing is nearer
+    }.items():
+        assert numbers[name].value == pytest.approx(expected, rel=1e-12), name
     turning = sum(2 * math.pi * THETA ** (2 * pair / HEAD_DIM) <= length for pair in range(HEAD_DIM // 2))
     assert 0 < turning < HEAD_DIM // 2, "the length must separate pairs that turn from pairs that do not"
     assert numbers["turning_pair_share"].value == pytest.approx(turning / (HEAD_DIM // 2), rel=1e-12)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from nbhelpers.collection.results import load_provenance, load_tables
+from nbhelpers.collection.results import load_provenance
 
 pytestmark = pytest.mark.notebook
 NAME = "05_capture_attention"
@@ -15,46 +15,22 @@ UNIFORM = np.tril(np.ones((LENGTH, LENGTH))) / np.arange(1, LENGTH + 1)[:, None]
 def test_profiles_are_those_of_the_models_own_attention(numbers, profile):
     assert 0 < numbers[f"float32_{profile}_error"].value <= 1e-6
     assert 0 < numbers[f"float32_{profile}_float64_error"].value <= 1e-6
-
-
-@pytest.mark.parametrize("profile", ["key_profile", "lag_profile"])
-def test_in_bfloat16_capture_is_exact_where_eager_attention_rounds(numbers, profile):
     assert numbers[f"bfloat16_{profile}_float64_error"].value <= 1e-6
-    # eager rounds scores and probabilities to 8 significant bits
+    # Eager attention rounds scores and probabilities to 8 significant bits.
     assert 1e-4 < numbers[f"bfloat16_{profile}_error"].value < 3e-2
 
 
-def test_the_model_does_not_notice(numbers):
-    assert numbers["hidden_states_equal"].value == 1
-
-
-@pytest.mark.parametrize(
-    ("name", "bound"),
-    [
-        ("chunk_error", 1e-6),
-        ("profile_sum_error", 1e-5),
-        ("lag_error", 1e-6),
-        ("right_padding_error", 1e-5),
-        ("left_padding_error", 1e-4),  # other rotation angles, rounded in float32
-    ],
-)
-def test_what_must_agree_agrees(numbers, name, bound):
-    assert numbers[name].value < bound
-
-
-def test_row_i_sees_i_plus_one_keys(numbers):
+def test_the_model_does_not_notice_and_padding_on_the_left_hardly_matters(numbers):
+    assert numbers["hidden_states_equal"].value == numbers["reload_equal"].value == 1
+    assert numbers["left_padding_error"].value < 1e-4  # other rotation angles, rounded in float32
     assert numbers["visible_keys_error"].value == 0
 
 
-def test_a_loaded_file_is_what_was_saved(numbers):
-    assert numbers["reload_equal"].value == 1
-
-
-def test_memory_of_matrices_over_profiles(numbers, smoke_run):
+def test_memory_of_matrices_over_profiles(numbers, tables):
     distances = 7  # 0, 1, 2, 4, 8, 16, 32 of 64 tokens
     held = 2 * LENGTH + 1 + distances
     assert numbers["matrix_over_profile_bytes"].value == pytest.approx(LENGTH**2 / held)
-    sizes = load_tables(smoke_run(NAME).output.parents[1] / "results")[NAME, "sizes"].set_index("tokens")
+    sizes = tables["sizes"].set_index("tokens")
     assert sizes.loc[1024, "matrices (MB)"] == pytest.approx(30 * 9 * 1024 * 1024 * 4 / 1e6)
 
 

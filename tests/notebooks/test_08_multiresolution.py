@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import pywt
-from oracles import entropy, uniform_profile
+from oracles import assert_near, entropy, uniform_profile
 from scipy import stats
 
 from nbhelpers.claims.paper import claim, paper_table
@@ -50,9 +50,8 @@ def test_the_distance_to_table_7_is_that_of_the_recorded_rows(numbers):
         row = np.array([numbers[f"{prefix}_{scale}"].value for scale in SCALES])
         nearest = np.sqrt(((printed - row) ** 2).mean(axis=1)).min()
         assert numbers[f"{name}_distance"].value == pytest.approx(nearest, rel=1e-9)
-    assert (
-        numbers["spike_distance"].value < numbers["model_distance"].value < numbers["no_sink_distance"].value
-    )
+    distances = [numbers[f"{name}_distance"].value for name in rows]
+    assert distances == sorted(distances)
 
 
 def test_the_reconstruction_error_is_rounding(numbers):
@@ -78,30 +77,18 @@ def test_every_criterion_is_recorded_and_the_verdicts_follow(numbers, tables, ve
     assert verdicts["C11"] == "the quantity cannot tell"
 
 
-@pytest.mark.parametrize(
-    ("name", "expected", "room"),
-    [
-        # Means of 18 other passages at n = 128, and three standard errors of three passages.
-        ("C12_change", -0.083, 0.031),
-        ("C12_level", 0.742, 0.037),
-        ("C14_constant_q", 0.503, 0.037),
-        ("C14_coherence", 0.769, 0.018),
-        ("C14_condition", 3.49, 0.20),
-    ],
-)
-def test_the_model_is_where_a_larger_run_found_it(numbers, name, expected, room):
-    row = numbers[name]
-    assert row.value == pytest.approx(expected, abs=room)
-    assert row.low <= row.value <= row.high
+def test_the_model_is_where_a_larger_run_found_it(numbers):
+    # Means of 18 other passages at n = 128, and three standard errors of three passages.
+    near = {"change": (-0.083, 0.031), "level": (0.742, 0.037)}
+    assert_near(numbers, {f"C12_{name}": room for name, room in near.items()})
+    near = {"constant_q": (0.503, 0.037), "coherence": (0.769, 0.018), "condition": (3.49, 0.20)}
+    assert_near(numbers, {f"C14_{name}": room for name, room in near.items()})
 
 
-def test_no_profile_is_a_wavelet(numbers):
+def test_no_profile_is_a_wavelet_and_frames_are_redundant(numbers):
     row = numbers["least_dc_share"]
     assert row.null == 1 / LENGTH
     assert row.value >= row.null - 1e-6, "a wavelet would have 0"
-
-
-def test_coherence_and_condition(numbers):
     assert numbers["C14_coherence"].value == pytest.approx(numbers["coherence_lag_profile"].value, abs=1e-9)
     for name in ("key_profile", "last_query", "lag_profile"):
         assert 0 < numbers[f"coherence_{name}"].low < numbers[f"coherence_{name}"].high < 1

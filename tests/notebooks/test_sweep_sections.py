@@ -1,7 +1,6 @@
 """What the notebooks 07 to 13 show of a real sweep, and what they say without one."""
 
 import functools
-import json
 
 import nbformat
 import pandas as pd
@@ -106,21 +105,21 @@ def test_sizes_stand_beside_the_zoos_and_those_of_the_paper(with_sweep):
     printed = rows[(rows.source == "paper") & (rows.protocol == "Table 6")]
     printed = printed[printed.metric == "scale_sensitivity_0.5"].set_index("n_parameters").value
     assert printed[[14e6, 12e9]].tolist() == [0.142, 0.059]
-    shown = [output.get("data", {}) for cell in section(done) for output in cell.outputs]
+    shown = [output.get("data", {}) for cell in section(done.output) for output in cell.outputs]
     assert sum("image/png" in data for data in shown) == 1
 
 
-def section(done):
-    """The two code cells of the section, as executed."""
-    cells = nbformat.read(done.output, as_version=4).cells
+def section(path, size=2):
+    """The two code cells of the section and what follows."""
+    cells = nbformat.read(path, as_version=4).cells
     (at,) = [k for k, cell in enumerate(cells) if cell.source.startswith("## Runs of a sweep stand beside")]
-    return cells[at + 1 : at + 3]
+    return cells[at + 1 : at + 1 + size]
 
 
 @pytest.mark.notebook
 def test_without_a_sweep_one_line_says_how_to_make_one(smoke_run):
     done = smoke_run("13")
-    first, second = section(done)
+    first, second = section(done.output)
     (output,) = first.outputs
     assert output.text.strip() == how_to_sweep("13", "pythia-sizes")
     assert second.outputs == []
@@ -130,8 +129,7 @@ def test_without_a_sweep_one_line_says_how_to_make_one(smoke_run):
 def test_every_notebook_names_its_own_number_and_grid(number):
     (path,) = [path for path in list_notebooks() if path.stem.startswith(number)]
     assert notebook_parameters(path)["sweep"] is None
-    told = ["".join(cell["source"]) for cell in json.loads(path.read_text())["cells"]]
-    (at,) = [k for k, text in enumerate(told) if text.startswith("## Runs of a sweep stand beside this one")]
-    assert f'how_to_sweep("{number}", "{GRIDS[number]}")' in told[at + 1]
-    assert told[at + 3].startswith("## Recorded numbers")
+    first, _, after = section(path, 3)
+    assert f'how_to_sweep("{number}", "{GRIDS[number]}")' in first.source
+    assert after.source.startswith("## Recorded numbers")
     assert GRIDS[number] in shipped_grids()

@@ -77,7 +77,10 @@ def test_resuming_does_what_is_not_done_and_nothing_else(out):
     assert starts(out) == {"a": 2, "raise": 3, "b": 3, "c": 3}
 
 
-def test_a_full_disk_stops_the_sweep(out):
+def test_a_full_disk_and_a_sweep_that_runs_into_the_folder_stop_the_sweep(out):
+    with engine._lease(out), pytest.raises(ValueError, match="another sweep"):
+        run_sweep(parts_grid("a"), out, progress=False)
+    assert not (out / "starts.txt").exists()
     with pytest.raises(OSError, match="no space is left"):
         run_sweep(parts_grid("a", "full disk"), out, progress=False)
     assert load_sweep(out).failed == {}, "what found no space may find it later"
@@ -128,12 +131,6 @@ def test_a_task_that_the_executor_gives_up_is_listed(out):
     sweep = run_sweep(parts_grid("a"), out, executor=executor, progress=False)
     (why,) = sweep.failed.values()
     assert "workers died while it ran" in why
-
-
-def test_two_sweeps_in_one_folder(out):
-    with engine._lease(out), pytest.raises(ValueError, match="another sweep"):
-        run_sweep(parts_grid("a"), out, progress=False)
-    assert not (out / "starts.txt").exists()
 
 
 @pytest.mark.parametrize(

@@ -45,15 +45,11 @@ def played(out):
 def start(file, out, *options):
     """Start the command in a session of its own, as a terminal does."""
     command = [sys.executable, "-m", "nbhelpers", "sweep", str(file), "--out", str(out), "--workers", "2"]
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(
-        [*command, *options],
-        **streams,
-        start_new_session=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},  # equal numbers of threads give equal bits
-        # Where the tests run in the background, Ctrl-C is ignored and would be here too.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    how = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
+    # Where the tests run in the background, Ctrl-C is ignored and would be here too.
+    how |= {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # equal numbers of threads give equal bits
+    return subprocess.Popen([*command, *options], env=one_thread, **how)
 
 
 def end(process, *expected):

@@ -20,10 +20,8 @@ def test_a_grid_is_the_product_of_its_axes():
         "n_sequences": [3, 5], "length": [32, 64], "protocol": [{}, {"window": "boxcar"}], "seed": [0, 1],
     }  # fmt: skip
     grid = make_grid(axes)
-    got = {
-        tuple(run.protocol["window"] if k == "protocol" else getattr(run, k) for k in axes)
-        for run in grid.runs
-    }
+    runs = [vars(run) | {"protocol": run.protocol["window"]} for run in grid.runs]
+    got = {tuple(run[axis] for axis in axes) for run in runs}
     axes["protocol"] = ["hann", "boxcar"]
     assert got == set(itertools.product(*axes.values()))
     assert len({run.id for run in grid.runs}) == len(grid.runs) == 2**7

@@ -87,11 +87,8 @@ def test_failures_and_equal_weights_are_reported(running):
     assert "Pythia-14M (Table 6)" in told
 
 
-def test_a_model_of_the_zoo_has_the_encoding_of_its_arm(tmp_path):
+def test_the_training_step_ends_the_revision_or_the_name_and_a_zoo_arm_names_the_encoding(tmp_path):
     assert set(sweep_of(tmp_path, model="zoo:prope@step10").table.encoding) == {"prope"}
-
-
-def test_the_training_step_ends_the_revision_or_the_name():
     for model, revision, step in [
         ("owner/pythia-6.9b", "step1000", 1000), ("zoo:rope@step0", "", 0), ("owner/a-step3", "step7", 7),
         ("/models/step512", "", 512), ("owner/twostep9", "", np.nan), ("owner/step5-chat", "main", np.nan),

@@ -289,9 +289,8 @@ def test_intervals_cover_the_share(scale):
     true = effects.var() / (effects.var() + noise_sd**2)
     tables = (crossed(effects, seed_sd=1.0, noise_sd=noise_sd, seed=k) for k in range(200))
     shares = [variance_share(values, Factor.levels("encoding", values)).share for values in tables]
-    assert (
-        sum(share.low <= true <= share.high for share in shares) >= 181
-    )  # of 200 at 95 %: fewer than 181 happens once in 1,000
+    # Of 200 at 95 %, fewer than 181 happens once in 1,000.
+    assert sum(share.low <= true <= share.high for share in shares) >= 181
 
 
 def test_factors_of_two_levels_have_the_variance_of_their_levels():

@@ -16,18 +16,13 @@ KEPT = ("rope-seed0", "rope-seed1", "rope-seed2", "alibi-seed0", "alibi-seed2")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return write_zoo(tmp_path_factory.mktemp("zoo") / "collected", lambda s: s.name in KEPT)
+def table(tmp_path_factory):
+    return ZooTables.read(write_zoo(tmp_path_factory.mktemp("zoo"), lambda s: s.name in KEPT))
 
 
 @pytest.fixture(scope="module")
-def table(folder):
-    return ZooTables.read(folder)
-
-
-@pytest.fixture(scope="module")
-def frame(folder):
-    return pd.read_parquet(folder / "measurements.parquet")
+def frame(table):
+    return pd.read_parquet(table.folder / "measurements.parquet")
 
 
 def test_curves_are_those_of_the_file(table, frame):
@@ -72,10 +67,10 @@ def test_what_is_missing_is_named_with_the_command(table):
     assert coverage.loc["rope-mini"].tolist() == ["–", "0, 1, 2"]
 
 
-def test_a_step_that_a_seed_lacks_takes_no_part(folder, tmp_path, frame):
+def test_a_step_that_a_seed_lacks_takes_no_part(table, tmp_path, frame):
     cut = frame[~((frame.run == "rope-seed1") & (frame.step == STEPS[4]))]
     cut.to_parquet(tmp_path / "measurements.parquet")
-    shutil.copy(folder / "runs.parquet", tmp_path)
+    shutil.copy(table.folder / "runs.parquet", tmp_path)
     curves = ZooTables.read(tmp_path).curves(ENTROPY, "rope")
     assert curves.steps.tolist() == np.delete(STEPS, 4).tolist()
 

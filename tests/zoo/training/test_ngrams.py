@@ -1,12 +1,12 @@
 """n-gram models against a dictionary of counts, and as distributions."""
 
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from nbhelpers.zoo.text import Corpus
 from nbhelpers.zoo.training.ngrams import NGram, baselines
 
 VOCABULARY = 12
@@ -61,15 +61,10 @@ def test_a_closed_form():
     assert model.probabilities([[0, 0], [0, 1]], 1).ravel() == pytest.approx([3 / 4, 1 / 4])
 
 
-def test_baselines(tokens):
+def test_baselines(tokens, model):
     text, ends = (torch.as_tensor(x) for x in tokens)
-
-    class Twelve(Corpus):
-        vocab_size = VOCABULARY
-
-    corpus = Twelve({"train": text}, {"train": ends}, None, "", [])
+    corpus = SimpleNamespace(tokens={"train": text}, ends={"train": ends}, vocab_size=VOCABULARY)
     windows = torch.randint(0, 11, (3, 9), generator=torch.Generator().manual_seed(0))
-    got = baselines(corpus, windows)
-    model = NGram(*tokens, VOCABULARY)
     losses = [-np.log(model.probabilities(windows.numpy(), order)).mean() for order in (1, 2, 3)]
-    assert got == pytest.approx(dict(zip(("unigram", "bigram", "trigram"), losses, strict=True)))
+    expected = dict(zip(("unigram", "bigram", "trigram"), losses, strict=True))
+    assert baselines(corpus, windows) == pytest.approx(expected)

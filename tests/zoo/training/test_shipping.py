@@ -104,15 +104,12 @@ def test_provenance_and_sequences_are_shipped(installed, out, moby_dick):
     assert torch.equal(tables.first_batches()[3], moby_dick.batch(2, 257, seed=0, step=3))
 
 
-def test_models_are_those_of_seed_0(installed, out):
+def test_models_are_those_of_seed_0_and_described(installed, out):
     assert [name for name in available_models() if name.startswith("zoo:")] == [f"zoo:{m}" for m in MODELS]
     for name in MODELS:
         arm, _, step = name.partition("@")
         source = out / "runs" / f"{arm}-seed0" / "weights" / (step or "final") / "model.safetensors"
         assert (installed / "models" / name / "model.safetensors").read_bytes() == source.read_bytes()
-
-
-def test_a_loaded_model_is_described(installed):
     rope = load_model("zoo:rope@step10", device="cpu")
     d = rope.description
     assert (d.position_encoding, d.rope_theta, d.rotary_fraction, d.causal) == ("rope", 1000.0, 1.0, True)
