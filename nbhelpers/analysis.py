@@ -4,6 +4,7 @@ text → sequences → capture → profiles → signals (protocol) → metrics (
 runs the model and takes the time; :func:`measure` reads what was observed under any protocol.
 """
 
+import hashlib
 from dataclasses import dataclass
 from functools import partial
 
@@ -182,7 +183,9 @@ def _captured(model, token_ids, reductions, *, corpus, seed, **options):
     given = [name for name in BY_TOKEN if options.get(name) is not None]
     if given:  # scaled variants are other texts, of other lengths
         raise ValueError(f"Sequences must have one length, without {', '.join(given)}; call once per length.")
-    return capture(model, token_ids, reductions, **options).with_provenance(corpus=corpus, seed=seed)
+    tokens = hashlib.sha256(token_ids.cpu().numpy().tobytes()).hexdigest()[:12]  # pairs tables of one text
+    profiles = capture(model, token_ids, reductions, **options)
+    return profiles.with_provenance(corpus=corpus, seed=seed, tokens=tokens)
 
 
 def _local_mass(profiles, protocol):

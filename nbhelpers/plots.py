@@ -132,6 +132,24 @@ def compare_rows(frame, *, axes=None, metrics=None):
     return axes
 
 
+def difference_figure(frame, *, ax=None):
+    """Draw what :func:`nbhelpers.compare` returns: a line per metric, in standard deviations of passages.
+
+    Filled is what differs at a false discovery rate of 5 % over all metrics. Returns the axes.
+    """
+    ax = axes_or_new(ax)
+    scale = frame.effect / frame.difference.where(frame.difference != 0)
+    at = np.arange(len(frame))
+    ax.axvline(0, color="0.7", lw=1)
+    ax.hlines(at, frame.low * scale, frame.high * scale, color="C0")
+    for sure, style in ((True, "C0"), (False, "white")):
+        some = (frame.adjusted_p < 0.05) == sure
+        ax.plot(frame.effect[some], at[some], "o", mec="C0", mfc=style)
+    ax.set_yticks(at, [metric_label(name) for name in frame.index])
+    ax.set(xlabel="difference (standard deviations of passages)", ylim=(len(frame) - 0.5, -0.5))
+    return ax
+
+
 VERDICT_SIGNS = {  # sign and colour; no verdict is told by its colour alone
     "supported": ("✓", "#1b7837"),
     "explained by the null": ("≈", "#b35806"),

@@ -5,11 +5,19 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
+from scipy import stats as scipy_stats
 
-from nbhelpers.arguments import array, checked, such_that
+from nbhelpers.arguments import array, checked, head_table, such_that
 from nbhelpers.files import read_parquet, write_parquet
 from nbhelpers.protocol import Protocol
-from nbhelpers.stats import Estimate, jackknife_interval, known_mean, student_interval
+from nbhelpers.stats import (
+    LEAST_SEQUENCES,
+    Estimate,
+    false_discovery,
+    jackknife_interval,
+    known_mean,
+    student_interval,
+)
 
 COLUMNS = ["sequence", "layer", "head", "kv_group", "metric", "value"]
 AXES = COLUMNS[:3]
@@ -212,3 +220,59 @@ class HeadTable:
         arrays = {name: part.to_numpy().reshape(shape) for name, part in parts}
         layers = frame.layer.unique().tolist()
         return cls(arrays, groups, provenance, bool(frame.sequence[0] == AVERAGED), layers)
+
+
+@checked(a=head_table, b=head_table)
+def compare(a, b, metrics=None, *, paired=None, confidence=0.95):
+    """Return how two tables differ in each metric: models, checkpoints, corpora, anything of one protocol.
+
+    `a` and `b` are HeadTables of 3 passages or more, of one protocol and length (a ValueError says what is
+    otherwise), `metrics` all that both have if None. `paired` says whether passage i of both is the same
+    text; if None it is where both were measured on the same tokens.
+
+    Returns a DataFrame with a row per metric: a, b (means over heads and passages), difference (a − b) with
+    its interval low to high over passages (Student's of pairs, else Welch's), effect (in standard deviations
+    of passages), p_value of no difference, adjusted_p of all rows as one family (Benjamini and Hochberg),
+    paired. NaN where a passage has no such number. :func:`nbhelpers.plots.difference_figure` draws it.
+    """
+    _require_alike(a, b)
+    if paired is None:
+        tokens = [table.provenance.get("tokens") for table in (a, b)]
+        paired = tokens[0] is not None and tokens[0] == tokens[1]
+    if paired and a.n_sequences != b.n_sequences:
+        raise ValueError(f"pairs have the same passages, and these are {a.n_sequences} and {b.n_sequences}")
+    shared = [name for name in a.metrics if name in b.metrics] if metrics is None else list(metrics)
+    if not shared:
+        raise ValueError(f"no metric is in both tables: {', '.join(a.metrics)}; {', '.join(b.metrics)}")
+    rows = {}
+    for metric in shared:
+        x, y = (known_mean(t.values(metric).reshape(t.n_sequences, -1), 1) for t in (a, b))  # (sequence,)
+        samples, gap = [x - y] if paired else [x, y], x.mean() - y.mean()
+        parts = np.array([each.var(ddof=1) / len(each) for each in samples])
+        below = sum(part**2 / (len(each) - 1) for part, each in zip(parts, samples, strict=True))
+        error, freedom = np.sqrt(parts.sum()), parts.sum() ** 2 / below if below else np.inf
+        half = scipy_stats.t.ppf(0.5 + confidence / 2, freedom) * error
+        p_value = 2 * scipy_stats.t.sf(abs(gap) / error, freedom) if error else float(not gap)
+        spread = np.sqrt((x.var(ddof=1) + y.var(ddof=1)) / 2) or np.nan
+        rows[metric] = x.mean(), y.mean(), gap, gap - half, gap + half, gap / spread, p_value
+    columns = ["a", "b", "difference", "low", "high", "effect", "p_value"]
+    frame = pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("metric")
+    frame = frame.assign(adjusted_p=np.nan, paired=paired)
+    if (known := frame.p_value.notna()).any():
+        frame.loc[known, "adjusted_p"] = false_discovery(frame.p_value[known].to_numpy())
+    return frame
+
+
+def _require_alike(a, b):
+    """Raise, in words, unless two tables can be compared number by number."""
+    if changed := [f for f in a.protocol.to_dict() if getattr(a.protocol, f) != getattr(b.protocol, f)]:
+        told = "; ".join(f"{f} is {getattr(a.protocol, f)} and {getattr(b.protocol, f)}" for f in changed)
+        raise ValueError(f"the tables were measured under different protocols ({told}): measure both alike")
+    lengths = [table.provenance.get("length") for table in (a, b)]
+    if lengths[0] != lengths[1]:
+        told = " and ".join(map(str, lengths))
+        raise ValueError(f"the tables are of {told} tokens, and most metrics depend on the length")
+    if a.averaged or b.averaged:
+        raise ValueError("a table of averaged signals keeps no passages; measure with 'metric then mean'")
+    if (least := min(a.n_sequences, b.n_sequences)) < LEAST_SEQUENCES:
+        raise ValueError(f"an interval needs {LEAST_SEQUENCES} passages in each table, got {least}")

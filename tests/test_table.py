@@ -8,8 +8,10 @@ import pytest
 from scipy import stats
 
 from nbhelpers.files import write_parquet
+from nbhelpers.plots import difference_figure
+from nbhelpers.protocol import PAPER
 from nbhelpers.stats import student_interval
-from nbhelpers.table import AVERAGED, HeadTable
+from nbhelpers.table import AVERAGED, HeadTable, compare
 
 FACTS = {"model": {"name": "tiny"}, "protocol_hash": "0f", "seed": 0, "edges": [0.25, 0.75]}
 
@@ -164,3 +166,38 @@ def test_a_file_gives_the_table_back(tmp_path, values, averaged):
     foreign = write_parquet(table.frame(), tmp_path / "foreign.parquet")
     with pytest.raises(ValueError, match="not of a HeadTable"):
         HeadTable.from_parquet(foreign)
+
+
+def test_differences_of_two_tables_are_students_and_welchs(values):
+    rng = np.random.default_rng(1)
+    near = {name: array + rng.normal(0.1, 0.05, array.shape) for name, array in values.items()}
+    far = {name: np.concatenate([array, array[:3] + 2]) for name, array in near.items()}
+    same = FACTS | {"length": 64, "tokens": "ab"}
+    a, b = make(values, provenance=same), make(near, provenance=same)
+    longer = make(far, provenance=same | {"tokens": "cd"})
+    for other, paired in ((b, True), (longer, False)):
+        frame, p_values = compare(a, other), []
+        for metric in ("entropy", "band"):
+            x, y = (table.values(metric).mean((1, 2)) for table in (a, other))
+            found = stats.ttest_rel(x, y) if paired else stats.ttest_ind(x, y, equal_var=False)
+            row, ends = frame.loc[metric], found.confidence_interval()
+            assert (row.difference, row.low, row.high) == pytest.approx((x.mean() - y.mean(), *ends))
+            assert row.p_value == pytest.approx(found.pvalue)
+            p_values.append(found.pvalue)
+        assert frame.adjusted_p.to_numpy() == pytest.approx(stats.false_discovery_control(p_values))
+        assert (frame.paired == paired).all()
+    ax = difference_figure(frame)
+    assert len(ax.get_yticklabels()) == 2
+    assert compare(a, a).p_value.tolist() == [1, 1]  # nothing differs
+    for wrong, says in (
+        ({"protocol": PAPER.replace(window="boxcar").to_dict()}, "protocols .window is hann and boxcar"),
+        ({"length": 32}, "of 64 and 32 tokens"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            compare(a, make(near, provenance=same | wrong))
+    with pytest.raises(ValueError, match="these are 6 and 9"):
+        compare(a, longer, paired=True)
+    with pytest.raises(ValueError, match="no metric is in both"):
+        compare(a, make({"other": values["band"]}, provenance=same))
+    with pytest.raises(ValueError, match="3 passages in each table, got 2"):
+        compare(a, make({"band": values["band"][:2]}, provenance=same))

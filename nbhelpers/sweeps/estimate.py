@@ -59,6 +59,7 @@ class Estimator:
             return self._from_stated_size(run, skeleton)
         model = skeleton.description
         megabytes = _weights(model.n_parameters, skeleton.model.dtype.itemsize)
+        megabytes *= 1 + (run.control_seeds > 0)  # an untrained control stands beside the model
         megabytes += self._plan(run, skeleton).working_bytes / 2**20
         seconds = self._seconds(run, model.n_parameters)
         seconds += METRIC_SECONDS * model.n_layers * model.n_heads * run.n_tokens

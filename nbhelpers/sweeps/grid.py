@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from nbhelpers.arguments import RULES, one_of, real, refuse, several, such_that, text
+from nbhelpers.arguments import RULES, one_of, real, refuse, several, such_that, text, whole
 from nbhelpers.claims.paper import TABLES
 from nbhelpers.files import read_parquet_metadata, replacing
 from nbhelpers.inputs.files import file_fingerprint
@@ -29,16 +29,17 @@ from nbhelpers.protocol import PAPER, Protocol
 AXES = ("model", "revision", "corpus", "n_sequences", "length", "protocol", "seed")
 REQUIRED = ("model", "corpus", "n_sequences", "length")
 DEFAULTS = {"revision": None, "protocol": {}, "seed": 0}
-OPTIONS = {"bos": "tokenizer", "dtype": None, "device": "auto", "batch_size": None}
-WORDS = ("about", "paper_table")
+OPTIONS = {"bos": "tokenizer", "dtype": None, "device": "auto", "batch_size": None, "control_seeds": 0}
+WORDS = ("about", "paper_table", "also")
 CHECKED = {name: RULES[name] for name in ("corpus", "n_sequences", "length", "seed", "bos", "batch_size")}
-CHECKED |= {"device": text, "about": text, "paper_table": one_of(*TABLES)}
+CHECKED |= {"control_seeds": whole(0), "device": text, "about": text, "paper_table": one_of(*TABLES)}
 REVISION = such_that(lambda name: name is None or type(name) in (str, int), "a branch, tag or commit")
 OF_A_MODEL = {"name": text, "paper": text, "dtype": RULES["dtype"], "n_parameters": real(0, ends=False)}
 MOST_RUNS, MOST_BYTES, MOST_LEVELS = 10_000, 100_000, 20  # beyond is a slip, or a bomb
 MODEL_KEYS = ("name", "paper", "revision", "dtype", "n_parameters")
 SHIPPED = resources.files("nbhelpers.data").joinpath("grids")
 PLAN = "grid.json"
+CONTROL_SEQUENCES = 4  # passages that an untrained control reads: it hardly differs between them
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class Run:
     dtype: str | None = None
     device: str = "auto"
     batch_size: int | None = None
+    control_seeds: int = 0  # untrained controls, for the rules of the claims; without any none is measured
     contents: dict[str, str | None] = field(default_factory=dict)
     paper: str | None = None
     n_parameters: float | None = None
@@ -93,8 +95,9 @@ class Run:
 
     @property
     def n_tokens(self) -> float:
-        """How many tokens the run reads, scaled variants included."""
-        return self.n_sequences * self.length * (1 + sum(self.protocol["factors"]))
+        """How many tokens the run reads, scaled variants and untrained controls included."""
+        n_sequences = self.n_sequences + self.control_seeds * min(CONTROL_SEQUENCES, self.n_sequences)
+        return n_sequences * self.length * (1 + sum(self.protocol["factors"]))
 
     @property
     def label(self) -> str:
@@ -104,6 +107,7 @@ class Run:
         model += f"@{self.revision}" if self.revision else ""
         words = [model, corpus, f"{self.n_sequences}x{self.length}", *changes(self.protocol)]
         words += [f"seed={self.seed}"] if self.seed else []
+        words += [f"bos={self.bos}"] if self.bos != OPTIONS["bos"] else []
         return " ".join(words)
 
 
@@ -175,6 +179,20 @@ def make_grid(raw: Mapping[str, Any], *, name: str = "grid") -> Grid:
 
 def _make_grid(raw, name):
     _check_keys(raw)
+    runs = _product(raw)
+    for more in _listed(raw.get("also", [])):
+        if not isinstance(more, Mapping):
+            refuse("also", more, "mappings of what differs from the rest of the grid")
+        _check_keys(raw | more)
+        runs += _product(raw | more)
+    ids = Counter(run.id for run in runs)
+    if twice := [run.label for run in runs if ids[run.id] > 1]:
+        raise ValueError(f"the run {twice[0]!r} is there twice; leave one out")
+    tables = tuple(_listed(raw.get("paper_table", [])))
+    return Grid(name, str(raw.get("about", "")).strip(), tuple(runs), tables)
+
+
+def _product(raw):
     axes = {axis: _listed(raw.get(axis, DEFAULTS.get(axis))) for axis in AXES}
     options = OPTIONS | {key: raw[key] for key in OPTIONS if key in raw}
     for key, rule in CHECKED.items():
@@ -197,11 +215,7 @@ def _make_grid(raw, name):
             contents = {"model": content, "corpus": told}
             point |= {"n_sequences": n_sequences, "seed": seed, "contents": contents}
             runs.append(Run(**options | fields | point))
-    ids = Counter(run.id for run in runs)
-    if twice := [run.label for run in runs if ids[run.id] > 1]:
-        raise ValueError(f"the run {twice[0]!r} is there twice; leave one out")
-    tables = tuple(_listed(raw.get("paper_table", [])))
-    return Grid(name, str(raw.get("about", "")).strip(), tuple(runs), tables)
+    return runs
 
 
 def _check_keys(raw):

