@@ -10,7 +10,7 @@ from functools import partial
 
 import torch
 
-from nbhelpers.arguments import checked, one_of, several
+from nbhelpers.arguments import RULES, checked, one_of, several
 from nbhelpers.hooks.capture import capture
 from nbhelpers.hooks.reductions import LocalMass, RowMetrics
 from nbhelpers.hooks.store import hashed_once
@@ -99,8 +99,8 @@ def analyze(model, token_ids, protocol=PAPER, *, null=(), corpus=None, seed=0, *
     return table.with_provenance(nulls=beside) if beside else table
 
 
-@checked
-def observe(model, token_ids, protocol=PAPER, *, corpus=None, seed=0, **options):
+@checked(whole=RULES["profiles"])
+def observe(model, token_ids, protocol=PAPER, *, corpus=None, seed=0, whole=None, **options):
     """Run a model over sequences and their scaled variants, and keep what :func:`measure` needs.
 
     One observation serves every protocol with the same `factors`, `scaled_variant` and `local_distance`
@@ -112,6 +112,8 @@ def observe(model, token_ids, protocol=PAPER, *, corpus=None, seed=0, **options)
         As in :func:`analyze`. With ``cache=`` the same call finds the profiles again.
     protocol : Protocol
         Says which scaled variants are drawn, and the distance that counts as local.
+    whole : Profiles, optional
+        Those of the sequences themselves, from another observation of the same; then only variants are run.
 
     Returns
     -------
@@ -125,7 +127,7 @@ def observe(model, token_ids, protocol=PAPER, *, corpus=None, seed=0, **options)
         for factor in protocol.factors:
             ids = scaled_variant(token_ids, factor, how=protocol.scaled_variant, seed=seed)
             scaled[factor] = _captured(model, ids, kept, **options)
-        profiles = _captured(model, token_ids, kept, **options)
+        profiles = _captured(model, token_ids, kept, **options) if whole is None else whole
     rotations = {str(factor): part.provenance.get("rotations") for factor, part in scaled.items()}
     if any(rotations.values()):  # they depend on the length of each variant
         profiles = profiles.with_provenance(scaled_rotations=rotations)

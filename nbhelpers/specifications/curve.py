@@ -121,10 +121,11 @@ def _specifications(options):
 @checked(model=None, protocol=None)
 def observe_variants(model, token_ids, grid, **options):
     """Observe a model once for each scaled variant of a grid, variant → Observation, as `observe` does."""
-    return {
-        how: observe(model, token_ids, PAPER.replace(scaled_variant=how), **options)
-        for how in grid["scaled_variant"]
-    }
+    world, whole = {}, None
+    for how in grid["scaled_variant"]:
+        world[how] = observe(model, token_ids, PAPER.replace(scaled_variant=how), whole=whole, **options)
+        whole = world[how].profiles
+    return world
 
 
 def map_variants(world, function):

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from nbhelpers.arguments import checked, whole
 from nbhelpers.sweeps.grid import read_small_yaml
 
-from .curve import CHOICES, OF_ALL, load_choices, observe_variants, specification_curve
+from .curve import CHOICES, OF_ALL, STATISTICS, load_choices, observe_variants, specification_curve
 
 SHIPPED = resources.files("nbhelpers.data").joinpath("pipelines.yaml")
 HEAD_WIDTH, PYTHIA_WIDTH, PYTHIA_LAYERS = 128, 4096, 32  # of Pythia-6.9B
@@ -134,6 +134,7 @@ def search_readings(model, token_ids, *, grid=None, progress=True):
             raise ValueError(f"a reading takes {n} tokens, the sequences have {token_ids.shape[1]}")
         world = observe_variants(model, token_ids[:, :n], choices, progress=False)
         for kind, parts in found.items():
-            curve = specification_curve(world, choices, kind)
+            printed = {name: f for name, f in STATISTICS[kind].items() if name in PRINTED}
+            curve = specification_curve(world, choices, kind, printed)
             parts.append(pd.concat({n: curve}, names=["length"]))
     return Search(float(raw["tolerance"]), {kind: pd.concat(parts) for kind, parts in found.items()})
