@@ -87,10 +87,8 @@ class CellClock:
         if cpu - self._worked[1] >= _WORKING * self.limit:
             self._worked = clock, cpu
         if min(clock - self._began[0], cpu - self._began[1]) >= self.limit:
-            return (
-                f"still running after {self.limit:.6g} s of CPU time (cell_timeout); "
-                "give it more time or a smaller size"
-            )
+            still = f"still running after {self.limit:.6g} s of CPU time (cell_timeout)"
+            return f"{still}; give it more time or a smaller size"
         if clock - self._worked[0] >= self.limit:
             return f"waited for {self.limit:.6g} s and computed next to nothing (cell_timeout)"
         return None

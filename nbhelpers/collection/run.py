@@ -129,7 +129,7 @@ class _Runner:
         earlier = _read_record(record_file)
         if self.resume and earlier is not None and self._still_good(earlier, key):
             run = _as_run(earlier, self.out, status="kept")
-            self.log.kept(number, run)
+            self.log.done(number, run)
             return run
         self.log.start(number, plan)
         record = {"name": plan.name, "versions": _versions(), **key}
@@ -267,15 +267,13 @@ class _Log:
 
     def done(self, number: int, run: NotebookRun) -> None:
         self.expected[run.name] = run.seconds
-        spent = f"{duration(run.seconds)}, peak {run.peak_mb:.0f} MB"
-        self.say(f"{self._place(number)} {run.name}: {run.status} in {spent}")
+        told = f"{run.status} in {duration(run.seconds)}, peak {run.peak_mb:.0f} MB"
+        if run.status == "kept":
+            ended = f"passed in {duration(run.seconds)}" if run.error is None else "was skipped"
+            told = f"kept (nothing changed since it {ended})"
+        self.say(f"{self._place(number)} {run.name}: {told}")
         if run.error is not None:
             self.say("\n".join(f"    {line}" for line in run.error.splitlines()))
-
-    def kept(self, number: int, run: NotebookRun) -> None:
-        ended = f"passed in {duration(run.seconds)}" if run.error is None else "was skipped"
-        reason = "" if run.error is None else f"\n    {run.error}"
-        self.say(f"{self._place(number)} {run.name}: kept (nothing changed since it {ended}){reason}")
 
     def interrupted(self, runs: list[NotebookRun], plan: PlannedRun) -> None:
         done = f"{len(runs)} of {len(self.names)} notebooks are done and kept in {self.out}"

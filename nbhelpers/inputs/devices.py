@@ -9,10 +9,8 @@ import psutil
 import torch
 
 SPREAD = "spread"
-CGROUPS, MEMBERSHIP = (
-    Path("/sys/fs/cgroup"),
-    Path("/proc/self/cgroup"),
-)  # of Linux, where containers have limits
+# Of Linux, where containers have limits.
+CGROUPS, MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 # Files of a group's limit, of what it uses and, in its memory.stat, of what it would give back: version 1, 2.
 ACCOUNTS = (
     ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
@@ -47,9 +45,8 @@ def one_device(device):
         raise ValueError(f"unknown device {device!r}: expected auto, cpu, cuda, cuda:0 or spread") from error
     n_gpus = torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= n_gpus:
-        raise RuntimeError(
-            f"device '{device}' was asked for; torch {torch.__version__} sees {n_gpus} CUDA GPUs"
-        )
+        seen = f"torch {torch.__version__} sees {n_gpus} CUDA GPUs"
+        raise RuntimeError(f"device '{device}' was asked for; {seen}")
     return device
 
 
@@ -59,11 +56,9 @@ def require_room(skeleton, device, name):
     free = free_memory(device)
     if needed > free:
         smaller = "" if skeleton.dtype.itemsize < 4 else "dtype='bfloat16' (half of that), "
-        raise MemoryError(
-            f"the weights of {name!r} take {needed / 2**30:.2f} GB in {str(skeleton.dtype)[6:]}, and "
-            f"{free / 2**30:.2f} GB are free on {device}; try {smaller}another device, or "
-            f"device={SPREAD!r}, which puts on disk what does not fit"
-        )
+        taken = f"{needed / 2**30:.2f} GB in {str(skeleton.dtype)[6:]}, and {free / 2**30:.2f} GB are free"
+        way_out = f"{smaller}another device, or device={SPREAD!r}, which puts on disk what does not fit"
+        raise MemoryError(f"the weights of {name!r} take {taken} on {device}; try {way_out}")
 
 
 def free_memory(device):
@@ -96,7 +91,5 @@ def _left_to_groups():
 
 def return_freed_memory():
     """Hand back to the system what glibc keeps of freed memory: 450 MB of a random SmolLM2-135M, in 7 ms."""
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)

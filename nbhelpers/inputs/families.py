@@ -29,9 +29,8 @@ class Family:
 
 
 # GPT-J and CodeGen go through the interface from transformers 5.24 on.
-_ROUTE_OF_GPTJ = (
-    "interface" if [int(n) for n in version("transformers").split(".")[:2]] >= [5, 24] else "module"
-)
+_NEW = [int(n) for n in version("transformers").split(".")[:2]] >= [5, 24]
+_ROUTE_OF_GPTJ = "interface" if _NEW else "module"
 _TWO_BASES = "local and global layers rotate with different bases; rope_theta is the global one"
 _PAIRS = "interleaved rotation pairs"
 _LANDMARKS = "attention is exact where config.num_landmarks is config.segment_means_seq_len, else refused"
@@ -67,10 +66,8 @@ FAMILIES = {
         Family("falcon", "rope", route="module", notes="ALiBi instead of RoPE where config.alibi is set"),
         Family("nbhelpers_zoo", "unknown", notes="nbhelpers.zoo; config.position_encoding says which it has"),
         *(Family(name, "disentangled", "encoder", "module") for name in ("deberta", "deberta-v2")),
-        *(
-            Family(name, "learned", "encoder", "module")
-            for name in ("luke", "xlm", "flaubert", "rembert", "megatron-bert", "squeezebert")
-        ),
+        *(Family(name, "learned", "encoder", "module") for name in ("luke", "xlm", "flaubert", "rembert")),
+        *(Family(name, "learned", "encoder", "module") for name in ("megatron-bert", "squeezebert")),
         Family("mpnet", "learned", "encoder", "module", notes="and a learned bias per distance bucket"),
         Family("nystromformer", "learned", "encoder", "module", notes=_LANDMARKS),
         Family("convbert", "learned", "encoder", "module", notes="beside each layer's heads, a convolution"),
@@ -101,12 +98,8 @@ def family_of(config):
     """
     if config.model_type in FAMILIES:
         return FAMILIES[config.model_type]
-    return Family(
-        config.model_type,
-        _inferred_encoding(config),
-        _inferred_kind(config),
-        notes="inferred from the configuration",
-    )
+    inferred = config.model_type, _inferred_encoding(config), _inferred_kind(config)
+    return Family(*inferred, notes="inferred from the configuration")
 
 
 def position_encoding_of(config):

@@ -103,8 +103,7 @@ def _gallery(pages: list[Page]) -> str:
 
 
 def _counts(pages: list[Page]) -> str:
-    statuses = [_STATUS[page.run.status] for page in pages if page.run is not None]
-    if not statuses:
+    if not (statuses := [_STATUS[page.run.status] for page in pages if page.run is not None]):
         return ""
     passed, skipped = statuses.count("passed"), statuses.count("skipped")
     counts = f"{passed} of {len(pages)} notebooks passed, {len(statuses) - passed - skipped} did not."
