@@ -246,12 +246,12 @@ def _report(options: argparse.Namespace) -> int:
         card.to_csv(partial, index=False)
     with replacing(path.with_suffix(".md")) as partial:
         partial.write_text(cards.scorecard_markdown(card, cards.ANSWERS), encoding="utf-8")
-    models = cards.packaged_verdicts(cards.planted_rates(options.folder))["", "in words"]
     for group, rows in card.groupby("group", sort=False):
         print(f"{group[0].upper()}{group[1:]}")
         for row in rows.itertuples():
             print(f"  {row.claim} {row.title}: {row.verdict}")
-            for words in (row.why, *(f"Packaged models: {models[n]}." for n in [row.claim] if n in models)):
+            models = card.set_index("claim").at[row.claim, cards.BESIDE[1]]
+            for words in (row.why, *[f"Packaged models: {models}."][: bool(models)]):
                 print(textwrap.fill(words, 100, initial_indent="      ", subsequent_indent="      "))
     print(f"\n{textwrap.fill(cards.in_short(card), 100)}\n")
     print(f"{len(numbers)} numbers of {numbers['notebook'].nunique()} notebooks in {options.folder}")

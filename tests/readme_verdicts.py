@@ -12,7 +12,7 @@ from pathlib import Path
 
 from nbhelpers.claims.paper import CLAIMS
 from nbhelpers.collection.results import Results, estimate_of, load_provenance, load_results
-from nbhelpers.collection.scorecard import PLANTED, in_short, scorecard, scorecard_markdown
+from nbhelpers.collection.scorecard import BESIDE, PLANTED, in_short, scorecard, scorecard_markdown
 from nbhelpers.collection.site.home import picture, write_figures
 
 ROOT = Path(__file__).parents[1]
@@ -46,7 +46,7 @@ def block(folder=STORED):
     card = scorecard(folder)
     shown = f"{in_short(card)}\n\n{picture(card, FIGURES.relative_to(ROOT).as_posix())}"
     folded = "<details><summary>The same as a table, with the reasons</summary>"
-    table = f"{folded}\n\n{scorecard_markdown(card, ['by another quantity'])}\n</details>"
+    table = f"{folded}\n\n{scorecard_markdown(card, BESIDE)}\n</details>"
     return f"\n{shown}\n\nFrom `{facts['command']}` at commit `{facts['commit']}`: {of}.\n\n{table}\n\n"
 
 

@@ -26,6 +26,7 @@ PLANTED = {name: f"planted_{name}_" for name in Planted._fields}  # + rule, as 0
 SEEN, UNTAUGHT, FOUND, READINGS = ANSWERS = (
     "number seen here", "also where nothing was learned", "found where planted", "same in other readings",
 )  # fmt: skip
+BESIDE = ("by another quantity", "in the packaged models")
 GROUPS = (
     "holds", "true of any signal", f"met by {UNLEARNED}", "met by its control",
     "changes with the reading or the first token", "not seen here", "the statistic measures something else",
@@ -34,7 +35,7 @@ GROUPS = (
 DECIDING = (
     "least", "most", "printed_low", "printed_high", "value", "low", "high", "null", "null_low", "null_high",
 )  # fmt: skip
-COLUMNS = ("claim", "title", "group", "verdict", "why", *ANSWERS, "by another quantity", *DECIDING)
+COLUMNS = ("claim", "title", "group", "verdict", "why", *ANSWERS, *BESIDE, *DECIDING)
 SIDE = {-1: "below", 0: "away from", 1: "above"}
 
 
@@ -42,12 +43,16 @@ def scorecard(folder):
     """Judge every claim by what the notebooks recorded in a folder of results, one row per claim, by group.
 
     The columns are claim, title, group, verdict, why (a sentence with its numbers), four answers, what
-    another quantity says where the paper's cannot tell, and the number that decides: its claimed range from
+    another quantity says where the paper's cannot tell, where the verdict differs in the packaged models (see
+    `packaged_verdicts`), and the number that decides: its claimed range from
     least to most, what the paper prints, value and null with their intervals; NaN where nothing was measured.
     """
     numbers, planted = load_results(folder), planted_rates(folder)
     card = pd.DataFrame([_row(c, numbers, planted) for c in paper.CLAIMS], columns=COLUMNS)
-    card = card.astype(dict.fromkeys(DECIDING, float))
+    models = packaged_verdicts(planted)["", "in words"]
+    card = card.assign(**{BESIDE[1]: card.claim.map(models).fillna("")}).astype(
+        dict.fromkeys(DECIDING, float)
+    )
     return card.sort_values(
         "group", key=lambda group: group.map(GROUPS.index), kind="stable", ignore_index=True
     )

