@@ -120,12 +120,12 @@ def lag_kernel(inverse_frequencies, lags, amplitudes=None):
         Angular frequencies in radians/token.
     lags : torch.Tensor or array_like, shape (...)
         Query position minus key position, in tokens.
-    amplitudes : torch.Tensor, shape (*outer, pair), optional
+    amplitudes : torch.Tensor, shape (outer, pair), optional
         Complex amplitude of each pair.
 
     Returns
     -------
-    torch.Tensor, shape (...), with amplitudes (*outer, ...)
+    torch.Tensor, shape (...), with amplitudes (outer, ...)
         float64; without amplitudes in [−1, 1], and 1 at lag 0.
     """
     frequency = as_double(inverse_frequencies, "inverse_frequencies", length=-1)  # (pair,)
@@ -133,11 +133,11 @@ def lag_kernel(inverse_frequencies, lags, amplitudes=None):
     angle = lags[..., None] * frequency  # (..., pair)
     if amplitudes is None:
         return angle.cos().mean(-1)  # (...)
-    amplitudes = torch.as_tensor(amplitudes, device=frequency.device).to(torch.complex128)  # (*outer, pair)
+    amplitudes = torch.as_tensor(amplitudes, device=frequency.device).to(torch.complex128)  # (outer, pair)
     if amplitudes.shape[-1:] != frequency.shape:
         refuse("amplitudes", amplitudes, f"of shape (..., {len(frequency)}), one for each pair")
     turned = torch.tensordot(amplitudes.real, angle.cos(), ([-1], [-1]))
-    return turned - torch.tensordot(amplitudes.imag, angle.sin(), ([-1], [-1]))  # (*outer, ...)
+    return turned - torch.tensordot(amplitudes.imag, angle.sin(), ([-1], [-1]))  # (outer, ...)
 
 
 @checked(query=None, key=None)
