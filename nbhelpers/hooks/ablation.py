@@ -1,18 +1,24 @@
-"""Change a model while a block runs, and undo it in any case: heads without a voice; the loss beside it."""
+"""Change a model while a block runs, and undo it in any case: heads without a voice, rotary pairs removed or
+without their positions, positions stretched; the loss beside it."""
 
 import contextlib
+import dataclasses
 
 import torch
 
-from nbhelpers.arguments import MOST, checked, several, whole
-from nbhelpers.inputs.families import n_heads_of, value_dim_of
+from nbhelpers.arguments import MOST, checked, one_of, positive, several, whole
+from nbhelpers.inputs.families import n_heads_of, position_encoding_of, rotations_by_length, value_dim_of
 from nbhelpers.inputs.models import input_device, is_causal, unwrap
 from nbhelpers.inputs.probes import fresh_rotations
 from nbhelpers.words import listed
 
+from .attention import CHANGES, recorded
+from .exchange import as_written, attention_entries, exchanged
 from .layers import layer_numbers, names_of
 from .recompute import attention_modules
+from .rotary import rotations_of
 
+SHORT = 32  # tokens that show how layers rotate
 # What the output projection is called inside the attention modules of transformers' families.
 OUTPUT_NAMES = ("o_proj", "out_proj", "c_proj", "dense", "out_lin", "wo", "Wo", "o", "output")
 
@@ -20,11 +26,9 @@ OUTPUT_NAMES = ("o_proj", "out_proj", "c_proj", "dense", "out_lin", "wo", "Wo", 
 def output_projection(model, layer):
     """Return the module that mixes the heads of a layer, whose input is the heads side by side."""
     network = unwrap(model)
-    modules = attention_modules(network)
-    layers = layer_numbers(modules, names_of(network), network.config.get_text_config())
-    if layer not in layers:
-        raise IndexError(f"layer {layer} was asked for; there is attention in the layers {listed(layers)}")
-    module = modules[layers.index(layer)]
+    modules = _modules_by_layer(network)
+    _require_layer(layer, modules)
+    module = modules[layer]
     children = dict(module.named_children())
     found = next((children[name] for name in OUTPUT_NAMES if name in children), None)
     if found is None:
@@ -35,20 +39,43 @@ def output_projection(model, layer):
     return found
 
 
+def _modules_by_layer(network):
+    modules = attention_modules(network)
+    numbers = layer_numbers(modules, names_of(network), network.config.get_text_config())
+    return dict(zip(numbers, modules, strict=True))
+
+
+def _require_layer(layer, layers):
+    if layer not in layers:
+        raise IndexError(
+            f"layer {layer} was asked for; there is attention in the layers {listed(list(layers))}"
+        )
+
+
+def _heads_by_layer(network, heads):
+    """Return pairs (layer, query head), or every head for None, as {layer: heads}, all of which exist."""
+    counts, modules, asked = n_heads_of(network.config.get_text_config()), _modules_by_layer(network), {}
+    counts = counts if isinstance(counts, tuple) else dict.fromkeys(modules, counts)
+    if heads is None:
+        return {layer: list(range(counts[layer])) for layer in modules}
+    for layer, head in several(several(whole(-MOST)))("heads", heads):
+        _require_layer(layer, modules)
+        if not 0 <= head < counts[layer]:
+            raise IndexError(
+                f"head {head} was asked for; layer {layer} has the heads 0 to {counts[layer] - 1}"
+            )
+        asked.setdefault(layer, []).append(head)
+    return asked
+
+
 @contextlib.contextmanager
 def ablate_heads(model, heads):
     """Run a block in which heads, pairs (layer, query head) from 0, add nothing to the residual stream."""
     network = unwrap(model)
     config = network.config.get_text_config()
     counts, widths = n_heads_of(config), value_dim_of(config)
-    silent, projections = {}, {}  # by layer
-    for layer, head in several(several(whole(-MOST)))("heads", heads):
-        if layer not in silent:
-            projections[layer] = output_projection(network, layer)
-        n_heads = counts[layer] if isinstance(counts, tuple) else counts
-        if not 0 <= head < n_heads:
-            raise IndexError(f"head {head} was asked for; layer {layer} has the heads 0 to {n_heads - 1}")
-        silent.setdefault(layer, []).append(head)
+    silent = _heads_by_layer(network, heads)
+    projections = {layer: output_projection(network, layer) for layer in silent}
 
     def hook_of(layer):
         n_heads, width = (own[layer] if isinstance(own, tuple) else own for own in (counts, widths))
@@ -70,6 +97,121 @@ def ablate_heads(model, heads):
         for layer, projection in projections.items():
             undo.callback(projection.register_forward_pre_hook(hook_of(layer)).remove)
         yield model
+
+
+@contextlib.contextmanager
+@checked(pairs=several(whole()), action=one_of("zero", "freeze", "shuffle"))
+def change_pairs(model, pairs, action, *, heads=None, length=None, seed=0):
+    """Run a block in which rotary pairs of some heads are removed, or lose their positions.
+
+    Parameters
+    ----------
+    model : LoadedModel or transformers.PreTrainedModel
+        It reads whole sequences in the block, without a cache of keys.
+    pairs : sequence of int
+        Rotary pairs from 0, the fastest.
+    action : str
+        "zero" takes the pairs out of the queries. "freeze" leaves their rotation out (cosine 1, sine 0):
+        content stays, position is lost. "shuffle" rotates them by the positions in another order.
+    heads : sequence of (layer, query head), optional
+        All heads of all layers that rotate if None.
+    length : int, optional
+        Tokens of the texts; needed where rotations depend on it (dynamic, longrope).
+    seed : int
+        Of the order of a shuffle, the same in all layers.
+    """
+
+    def moved(n):
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(n, generator=generator) if action == "shuffle" else torch.zeros(n)
+        return order - torch.arange(n)  # from their places to others, or all to 0
+
+    with _changed(model, pairs, None if action == "zero" else moved, heads, length):
+        yield model
+
+
+@contextlib.contextmanager
+@checked(alpha=positive)
+def scale_positions(model, alpha, *, heads=None, length=None):
+    """Run a block in which rotations take α times the position; the others are those of `change_pairs`."""
+    with _changed(model, None, lambda n: (alpha - 1) * torch.arange(n), heads, length):
+        yield model
+
+
+@contextlib.contextmanager
+def _changed(model, pairs, moved, heads, length):
+    """Run a block in which pairs (all for None) are moved by `moved`(number of tokens), (position,) tokens.
+
+    They are taken out of the queries if `moved` is None.
+    """
+    network = unwrap(model)
+    config = network.config.get_text_config()
+    name, encoding = config.model_type, position_encoding_of(config)
+    if not CHANGES.get().keys().isdisjoint(network.modules()):
+        raise RuntimeError(
+            f"{name}: rotary pairs of this model are changed already; leave that block before another begins"
+        )
+    if length is None and rotations_by_length(config, 1):
+        raise ValueError(f"{name}: rotations depend on the length of the text; say it, as in length=256")
+    known = "rope" in encoding or encoding == "unknown"
+    rotations = rotations_of(network, length or SHORT) if known else []
+    turning = [bool(rotation.frequencies.any()) for rotation in rotations]
+    if not any(turning):
+        raise ValueError(
+            f"{name}: no layer rotates its queries and keys (positions: {encoding}), so there are no rotary "
+            "pairs to change"
+        )
+    modules, changes = _modules_by_layer(network), {}
+    rotation_of = dict(zip(modules, rotations, strict=True))
+    rotating = [layer for layer, turns in zip(modules, turning, strict=True) if turns]
+    for layer, own in _heads_by_layer(network, heads).items():
+        n = len(rotation_of[layer].frequencies)
+        beyond = [pair for pair in pairs or () if pair >= n]
+        if beyond:
+            raise IndexError(f"pair {beyond[0]} was asked for; layer {layer} has the pairs 0 to {n - 1}")
+        if layer in rotating:
+            chosen = sorted(set(range(n) if pairs is None else pairs))
+            changes[modules[layer]] = _change(rotation_of[layer], chosen, moved, sorted(set(own)), length)
+        elif heads is not None:
+            raise ValueError(f"{name}: layer {layer} does not rotate; those that do are {listed(rotating)}")
+    with exchanged(attention_entries(names_of(network)), recorded), as_written():
+        token = CHANGES.set(CHANGES.get() | changes)
+        try:
+            yield
+        finally:
+            CHANGES.reset(token)
+
+
+def _change(rotation, pairs, moved, heads, length):
+    """Return what takes query, key and options of an attention call to changed ones."""
+    at, n_pairs = torch.tensor(pairs, dtype=torch.long), len(rotation.frequencies)
+    columns = torch.cat([2 * at, 2 * at + 1] if rotation.interleaved else [at, at + n_pairs])
+    kept = torch.zeros(n_pairs, dtype=torch.bool).index_fill(0, at, True).to(rotation.frequencies.device)
+    part = dataclasses.replace(rotation, frequencies=rotation.frequencies * kept)
+
+    def change(query, key, options):
+        n_heads, n, width = query.shape[1:]
+        if key.shape[2] != n or (length and n != length):
+            raise ValueError(
+                f"positions are changed in whole texts{f' of {length} tokens' if length else ''}, without a "
+                f"cache; {n} queries met {key.shape[2]} keys"
+            )
+        mine = torch.zeros(n_heads, 1, 1, dtype=torch.bool).index_fill(0, torch.tensor(heads), True)
+        mine = mine.to(query.device)
+        if moved is None:
+            out = torch.zeros(width, dtype=torch.bool).index_fill(0, rotation.first + columns, True)
+            return query.masked_fill(mine & out.to(query.device), 0), key, options
+        shift = moved(n).to(query.device)
+        new_query, new_key = (part.turn(x, shift).to(x.dtype) for x in (query, key))
+        if len(heads) == n_heads:
+            return new_query, new_key, options
+        # A key may serve other heads too: both forms stand side by side, and each query meets one of them.
+        query = torch.cat([query.masked_fill(mine, 0), new_query.masked_fill(~mine, 0)], -1)
+        if options.get("scaling") is None:
+            options = options | {"scaling": width**-0.5}
+        return query, torch.cat([key, new_key], -1), options
+
+    return change
 
 
 @checked

@@ -9,6 +9,7 @@ Whose call it is, the context says: other threads, other models and captures ins
 
 import contextlib
 import inspect
+import types
 from contextvars import ContextVar
 
 import torch
@@ -27,6 +28,7 @@ from .reductions import Block, Layout
 
 OUTER_AXES = ("sequence", "layer", "head")
 RECORDER = ContextVar("nbhelpers_recorder", default=None)
+CHANGES = ContextVar("nbhelpers_changes", default=types.MappingProxyType({}))  # see `hooks.ablation`
 SYNONYMS = {"sinks": "s_aux"}  # of options of an attention call
 UNDERSTOOD = {"scaling", "is_causal", "softcap", "position_bias", "s_aux"}
 # What has no influence on the weights, or acts through the mask.
@@ -364,19 +366,25 @@ def _softmax(scores, sinks, start):
 
 
 def recorded(original):
-    """Return an attention function that returns what `original` does, and shows the call to the recorder."""
+    """Return an attention function that does what `original` does, on queries and keys that a block changes,
+    and shows the call to the recorder."""
     behind = list(inspect.signature(original).parameters)[5:]  # what may follow the mask without a name
 
     def attention(module, query, key, value, attention_mask=None, *args, **options):
-        recorder = RECORDER.get()
-        if recorder is None:
+        recorder, change = RECORDER.get(), CHANGES.get().get(module)
+        if change is not None:
+            options |= dict(zip(behind, args, strict=False))
+            args, (query, key, options) = (), change(query, key, options)
+        if recorder is None and change is None:
             return original(module, query, key, value, attention_mask, *args, **options)
-        token = RECORDER.set(None)  # one function may call another that is exchanged too
+        # One function may call another that is exchanged too.
+        tokens = RECORDER.set(None), CHANGES.set(types.MappingProxyType({}))
         try:
             result = original(module, query, key, value, attention_mask, *args, **options)
         finally:
-            RECORDER.reset(token)
-        if recorder.wants(module):
+            RECORDER.reset(tokens[0])
+            CHANGES.reset(tokens[1])
+        if recorder is not None and recorder.wants(module):
             recorder.require_positions(query.shape[2], key.shape[2])
             options = known_options(module, options | dict(zip(behind, args, strict=False)))
             recorder.observe(module, query, key, value, attention_mask, result[0], **options)

@@ -13,6 +13,8 @@ import torch
 from nbhelpers.profiles import Profiles
 from nbhelpers.words import warn
 
+from .attention import CHANGES
+
 # Attributes of modules that decide nothing of what they compute, or are stated elsewhere.
 BOOKKEEPING = {*vars(torch.nn.Module()), "_hf_hook", "_is_hf_initialized", "generation_config"} - {"training"}
 BOOKKEEPING |= {"hf_device_map", "name_or_path", "warnings_issued"}
@@ -33,7 +35,8 @@ class BatchStore:
             return
         if _has_foreign_hooks(network):
             raise ValueError(
-                "The model carries forward hooks, which a cache cannot content apart; capture without cache=."
+                "The model carries forward hooks or changed positions, which a cache cannot tell apart; "
+                "capture without cache=."
             )
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
         digest.update(network.config.to_json_string(use_diff=False).encode())
@@ -87,10 +90,11 @@ def hashed_once():
 
 
 def _has_foreign_hooks(network):
-    """Whether anybody but transformers (which records outputs with hooks) hooked the model."""
+    """Whether anybody but transformers (which records outputs with hooks) hooked or changed the model."""
     tables = [table for m in network.modules() for table in (m._forward_hooks, m._forward_pre_hooks)]
     owners = [getattr(hook, "__module__", "") or "" for table in tables for hook in table.values()]
-    return any(not owner.startswith("transformers.") for owner in owners)
+    changed = not CHANGES.get().keys().isdisjoint(network.modules())
+    return changed or any(not owner.startswith("transformers.") for owner in owners)
 
 
 def weight_fingerprint(network):

@@ -1,4 +1,5 @@
-"""A head that is set to zero: against values and attention outputs that are zeroed another way."""
+"""A head that is set to zero: against values and attention outputs that are zeroed another way; rotary pairs
+that are changed: against the model's own table of cosines, changed by a hook."""
 
 import contextlib
 
@@ -7,7 +8,14 @@ import torch
 import transformers as hf
 from tiny_models import make_model, make_tokens, n_hooks
 
-from nbhelpers.hooks.ablation import ablate_heads, output_projection, token_losses
+from nbhelpers.hooks.ablation import (
+    ablate_heads,
+    change_pairs,
+    output_projection,
+    scale_positions,
+    token_losses,
+)
+from nbhelpers.hooks.capture import capture
 
 WITH_INTERFACE = ["llama", "gemma", "gpt_neox", "gpt2", "phi", "opt"]
 
@@ -92,3 +100,145 @@ def test_refusals():
             token_losses(model, tokens)
     with pytest.raises(NotImplementedError, match="bert: its attention module BertSelfAttention"):
         output_projection(bert, 0)
+
+
+@contextlib.contextmanager
+def hooked(register, hook, **options):
+    handle = register(hook, **options)
+    yield
+    handle.remove()
+
+
+@contextlib.contextmanager
+def changed_table(model, family, pairs, action):
+    """Change pairs in the model's own cosines and sines, (batch, position, dimension), or in its queries."""
+    n = len(model.model.rotary_emb.inv_freq)
+    columns = [c for k in pairs for c in ((2 * k, 2 * k + 1) if family == "cohere" else (k, k + n))]
+
+    def turn(module, args, output):
+        order = torch.randperm(output[0].shape[1], generator=torch.Generator().manual_seed(0))
+        for part, still in zip(output, (1.0, 0.0), strict=True):
+            part[..., columns] = still if action == "freeze" else part[:, order][..., columns]
+
+    def remove(module, args, output):
+        output.unflatten(-1, (4, 8))[..., columns] = 0
+
+    with contextlib.ExitStack() as undo:
+        queries = [layer.self_attn.q_proj for layer in model.model.layers]
+        for module in queries if action == "zero" else [model.model.rotary_emb]:
+            hook = remove if action == "zero" else turn
+            undo.enter_context(hooked(module.register_forward_hook, hook))
+        yield
+
+
+@pytest.mark.parametrize("action", ["zero", "freeze", "shuffle"])
+@pytest.mark.parametrize("family", ["llama", "phi", "cohere"])  # halves, partial, interleaved
+def test_pairs_change_as_the_models_own_cosines_do(family, action):
+    model, ids = make_model(family), make_tokens(24)
+    before = logits(model, ids)
+    with changed_table(model, family, [0, 1], action):
+        wanted = logits(model, ids)
+    with change_pairs(model, [0, 1], action):
+        got = logits(model, ids)
+    assert (got - wanted).abs().max() <= 1e-4 * wanted.abs().max()
+    assert (got - before).abs().max() > 1e-2 * before.abs().max()
+    assert torch.equal(logits(model, ids), before)
+    if action == "freeze":
+        cache = model(ids, use_cache=True).past_key_values
+        with change_pairs(model, [0], action), pytest.raises(ValueError, match="1 queries met 25 keys"):
+            model(ids[:, :1], past_key_values=cache)
+
+
+def test_scaled_positions_are_those_of_the_models_table():
+    model, ids = make_model("llama"), make_tokens(24)
+
+    def scale(module, args, options):
+        return args, options | {"position_ids": options["position_ids"] * 0.5}
+
+    with hooked(model.model.rotary_emb.register_forward_pre_hook, scale, with_kwargs=True):
+        wanted = logits(model, ids)
+    with scale_positions(model, 0.5):
+        got = logits(model, ids)
+    assert (got - wanted).abs().max() <= 1e-4 * wanted.abs().max()
+    zoo = make_model("nbhelpers_zoo", position_encoding="prope")
+    every = [(layer, head) for layer in (0, 1) for head in range(4)]
+    with scale_positions(zoo, 0.5):
+        inside = logits(zoo, ids)
+        with pytest.raises(RuntimeError, match="changed already"):
+            change_pairs(zoo, [0], "zero").__enter__()
+    with scale_positions(zoo, 0.5, heads=every):
+        assert torch.equal(logits(zoo, ids), inside)
+
+
+@pytest.mark.parametrize("action", ["zero", "freeze", "shuffle"])
+def test_one_head_of_two_that_share_a_key(action):
+    model, ids, mixed = make_model("llama", layers=1), make_tokens(24), {}
+    projection = model.model.layers[0].self_attn.o_proj
+
+    def keep(module, args):
+        mixed["now"] = args[0].clone()
+
+    def put(module, args):
+        patched = mixed["now"].clone()
+        patched[..., 8:16] = mixed["changed"][..., 8:16]
+        return (patched,)
+
+    with hooked(projection.register_forward_pre_hook, keep):
+        with change_pairs(model, [0, 2], action):
+            logits(model, ids)
+        mixed["changed"] = mixed["now"]
+        before = logits(model, ids)
+    with hooked(projection.register_forward_pre_hook, put):
+        wanted = logits(model, ids)
+    plain = capture(model, ids, "lag_profile").lag_profile
+    with change_pairs(model, [0, 2], action, heads=[(0, 1)]):
+        got, seen = logits(model, ids), capture(model, ids, "lag_profile").lag_profile
+        with pytest.raises(ValueError, match="changed positions"):
+            capture(model, ids, "lag_profile", cache="unused")
+    assert (got - wanted).abs().max() <= 1e-4 * wanted.abs().max()
+    off = (seen - plain).abs().amax((0, 1, 3))  # (head,)
+    assert off[1] > 1e-3
+    assert off[[0, 2, 3]].max() < 1e-6
+    assert torch.equal(logits(model, ids), before)
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
+def test_logits_are_bit_equal_after_an_error_in_the_pass(error):
+    model, ids = make_model("gpt_neox"), make_tokens(24)
+    before = logits(model, ids)
+
+    def stop(module, args):
+        raise error
+
+    with hooked(model.gpt_neox.layers[1].register_forward_pre_hook, stop):
+        for block in (change_pairs(model, [0], "shuffle"), scale_positions(model, 2, heads=[(1, 0)])):
+            with pytest.raises(error), block:
+                logits(model, ids)
+    assert torch.equal(logits(model, ids), before)
+
+
+DYNAMIC = {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 100.0, "factor": 4.0}}
+REFUSED = [  # family, changes of it, arguments, error, what it says
+    ("gpt2", {}, {}, ValueError, r"gpt2: no layer rotates .*\(positions: learned\)"),
+    ("nbhelpers_zoo", {"position_encoding": "nope"}, {}, ValueError, "positions: none"),
+    ("llama", DYNAMIC, {}, ValueError, "depend on the length"),
+    ("llama", {}, {"pairs": [0, 4]}, IndexError, "pair 4 .* layer 0 has the pairs 0 to 3"),
+    ("llama", {}, {"pairs": [-1]}, ValueError, "pairs .* from 0 to"),
+    ("llama", {}, {"action": "drop"}, ValueError, "one of 'zero', 'freeze', 'shuffle'"),
+    ("llama", {}, {"heads": [(0, 4)]}, IndexError, "head 4 .* 0 to 3"),
+    ("llama", {}, {"heads": [(2, 0)]}, IndexError, "layer 2 .* 0 to 1"),
+    ("smollm3", {"layers": 4}, {"heads": [(3, 0)]}, ValueError, "layer 3 does not rotate; .* 0 to 2"),
+    ("llama", {}, {"alpha": 0}, ValueError, "alpha .* between 0"),
+]
+
+
+@pytest.mark.parametrize(("family", "changes", "options", "error", "said"), REFUSED)
+def test_what_cannot_be_changed_is_refused_in_words(family, changes, options, error, said):
+    model, ids = make_model(family, **changes), make_tokens(12)
+    before = logits(model, ids)
+    change, usual = (
+        (scale_positions, {}) if "alpha" in options else (change_pairs, {"pairs": [0], "action": "zero"})
+    )
+    with pytest.raises(error, match=said):
+        change(model, **usual | options).__enter__()
+    assert torch.equal(logits(model, ids), before)
