@@ -1,4 +1,5 @@
-"""Command line: ``python -m nbhelpers {run, notebooks, sweep, models, specs, families, report, site}``."""
+"""Command line: ``python -m nbhelpers {run, notebooks, sweep, models, specs, families, kernels, report,
+site}``."""
 
 import argparse
 import contextlib
@@ -119,6 +120,16 @@ def _parser() -> argparse.ArgumentParser:
     families = commands.add_parser("families", help="print how capture does on every type of transformers")
     families.set_defaults(command=_families)
 
+    kernels = commands.add_parser("kernels", help="hold each head's logits against the kernel of its weights")
+    kernels.set_defaults(command=_kernels)
+    kernels.add_argument("model", help="a packaged name, a Hub id or a folder")
+    kernels.add_argument("--text", default="moby-dick", help="(default: %(default)s)")
+    told = "passages for mean query and key, and as many for logits (default: %(default)s)"
+    kernels.add_argument("--sequences", type=int, default=6, help=told)
+    kernels.add_argument("--length", type=int, default=256, help="tokens of each (default: %(default)s)")
+    kernels.add_argument("--seed", type=int, default=0, help="of the passages (default: %(default)s)")
+    kernels.add_argument("--out", default="build/kernels", help="for table and figure (default: %(default)s)")
+
     report = commands.add_parser("report", help="print the verdicts on what a run recorded")
     report.set_defaults(command=_report)
     report.add_argument("--numbers", action="store_true", help="and every number, by the name of its record")
@@ -130,7 +141,7 @@ def _parser() -> argparse.ArgumentParser:
     for command in (report, site):
         told = "a run's output (default: %(default)s)"
         command.add_argument("folder", nargs="?", default="build/run", help=told)
-    for command in (run, notebooks, sweep, models, specs, families, report, site):
+    for command in (run, notebooks, sweep, models, specs, families, kernels, report, site):
         command.add_argument("--traceback", action="store_true", help="show where an error was raised")
     return parser
 
@@ -226,6 +237,28 @@ def _families(options: argparse.Namespace) -> int:
 
     table = tested_families()
     print(table.to_string(index=False), summary(table), sep="\n\n")
+    return 0
+
+
+def _kernels(options: argparse.Namespace) -> int:
+    from nbhelpers.files import replacing
+    from nbhelpers.head_kernels import draw_kernels, head_kernels
+    from nbhelpers.inputs.models import load_model
+    from nbhelpers.inputs.text import load_text
+
+    model = load_model(options.model)
+    sizes = {"length": options.length, "seed": options.seed}
+    ids = load_text(options.text, model, n_sequences=2 * options.sequences, **sizes)
+    kernels = head_kernels(model, ids[: options.sequences], ids[options.sequences :])
+    folder = Path(options.out)
+    with replacing(folder / "kernels.csv") as partial:
+        kernels.table().to_csv(partial, index=False)
+    with replacing(folder / "kernels.png") as partial:
+        draw_kernels(kernels)[0].figure.savefig(partial, format="png", dpi=100)
+    print(model, f"\ncomputed from {options.sequences} passages, measured on {options.sequences} others")
+    for of, numbers in (("own", kernels.median()), ("another head's", kernels.median_of_others())):
+        print("median over heads, {} kernel: r {:.3f}, R² {:.3f}".format(of, *numbers))
+    print(f"table and figure: {folder / 'kernels.csv'} and .png")
     return 0
 
 

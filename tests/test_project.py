@@ -134,7 +134,7 @@ FLOORS = (
     {"kernels", "protocol", "files", "words", "stats"},
     {"profiles", "table", "inputs", "metrics", "nulls.surrogates"},
     {"hooks", "claims", "plots", "nulls.models"},
-    {"analysis", "collection"},
+    {"analysis", "collection", "head_kernels"},
     {"nulls"},
     {"sweeps", "inspector"},
     {"specifications"},

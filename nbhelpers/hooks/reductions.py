@@ -262,17 +262,41 @@ class LagLogits(LagProfile):
         return {"score": super().start(layout), "count": super().start(layout)}
 
     def update(self, state, block, layout):
-        if block.scores is None:
-            return
-        seen = block.scores > LEAST_SCORE  # (batch, head, row, key)
-        seen[..., 0] = False
-        seen[:, :, : max(0, EARLY - block.start)] = False
-        for name, values in (("score", block.scores.where(seen, 0.0)), ("count", seen.float())):
-            super().update(state[name], dataclasses.replace(block, attn=values), layout)
+        if block.scores is not None:
+            for name, values in zip(("score", "count"), counted_scores(block), strict=True):
+                super().update(state[name], dataclasses.replace(block, attn=values), layout)
 
     def finish(self, state, layout):
         total, count = (super(LagLogits, self).finish(state[name], layout) for name in ("score", "count"))
         return total / count.where(count > 0, torch.nan)
+
+
+def counted_scores(block):
+    """Return the scores that `LagLogits` takes, 0 for others, and where they are, (batch, head, row, key)."""
+    seen = block.scores > LEAST_SCORE
+    seen[..., 0] = False
+    seen[:, :, : max(0, EARLY - block.start)] = False
+    return block.scores.where(seen, 0.0), seen.float()
+
+
+@register_reduction
+class LogitVariance(Reduction):
+    """Variance of the scores before the softmax over the pairs that `LagLogits` takes; NaN where it is."""
+
+    name = "logit_variance"
+
+    def start(self, layout):
+        return layout.zeros(3).double()
+
+    def update(self, state, block, layout):
+        if block.scores is not None:
+            score, one = counted_scores(block)
+            state += block.row_sum(torch.stack([one.sum(-1), score.sum(-1), (score**2).sum(-1)], -1))
+
+    def finish(self, state, layout):
+        count, total, squares = state.unbind(-1)
+        count = count.where(count > 0, torch.nan)
+        return (squares / count - (total / count) ** 2).float()
 
 
 @register_reduction

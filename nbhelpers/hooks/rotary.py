@@ -31,7 +31,9 @@ NO_KERNEL = (
 class Rotation:
     """What one layer does to its queries and keys at a position."""
 
-    frequencies: torch.Tensor  # (pair,), float64, radians/token; all 0 in a layer that does not rotate
+    frequencies: (
+        torch.Tensor
+    )  # (pair,), float64 on the CPU, radians/token; all 0 in a layer that does not rotate
     interleaved: bool = False  # pairs are 2k and 2k + 1, else k and k + number of pairs
     first: int = 0  # the dimension where they begin; those before are not rotated
 
@@ -94,7 +96,7 @@ class _Turned(Recorder):
         half = torch.finfo(query.dtype).bits < 32
         tried = [
             ((r.turn(here, torch.tensor(self.turn)) - there).norm() / there.norm(), r)
-            for r in _candidates(self.network, here.shape[-1], here.device)
+            for r in _candidates(self.network, here.shape[-1])
         ]
         off, rotation = min(tried, key=lambda pair: float(pair[0]))
         if not off <= (proof.TOLERANCE_HALF if half else proof.TOLERANCE):
@@ -107,7 +109,7 @@ class _Turned(Recorder):
         self.found.append(rotation)
 
 
-def _candidates(network, width, device):
+def _candidates(network, width):
     """Yield the rotations that a layer of this width may have: none, and those of the model's frequencies."""
     config = network.config.get_text_config()
     known = [b for name, b in network.named_buffers() if name.endswith("inv_freq") and "original" not in name]
@@ -115,13 +117,13 @@ def _candidates(network, width, device):
         known += [own for own in [zoo.frequencies(config)] if own is not None]
     elif not known and None not in (base := rope_of(config)):
         known.append(rope.inverse_frequencies(width, theta=base[0], fraction=base[1]))
-    yield Rotation(torch.zeros(max(1, width // 2), dtype=torch.float64, device=device))
+    yield Rotation(torch.zeros(max(1, width // 2), dtype=torch.float64))
     for frequencies in known:
         rest = width - 2 * len(frequencies)
         if rest >= 0:
             for first in sorted({0, rest}):
                 for interleaved in (False, True):
-                    yield Rotation(frequencies.to(device, torch.float64), interleaved, first)
+                    yield Rotation(frequencies.cpu().double(), interleaved, first)
 
 
 class _MeanQueryKey(Recorder):
