@@ -123,11 +123,11 @@ def _parser() -> argparse.ArgumentParser:
     kernels = commands.add_parser("kernels", help="hold each head's logits against the kernel of its weights")
     kernels.set_defaults(command=_kernels)
     kernels.add_argument("model", help="a packaged name, a Hub id or a folder")
-    kernels.add_argument("--text", default="moby-dick", help="(default: %(default)s)")
-    told = "passages for mean query and key, and as many for logits (default: %(default)s)"
-    kernels.add_argument("--sequences", type=int, default=6, help=told)
-    kernels.add_argument("--length", type=int, default=256, help="tokens of each (default: %(default)s)")
-    kernels.add_argument("--seed", type=int, default=0, help="of the passages (default: %(default)s)")
+    passages = {"text": "moby-dick", "sequences": 8, "length": 256, "seed": 0}
+    for name, default in passages.items():
+        told = "passages for the means, and as many for logits" if name == "sequences" else "of the passages"
+        told = f"{told} (default: %(default)s)"
+        kernels.add_argument(f"--{name}", type=type(default), default=default, help=told)
     kernels.add_argument("--out", default="build/kernels", help="for table and figure (default: %(default)s)")
 
     report = commands.add_parser("report", help="print the verdicts on what a run recorded")
@@ -246,16 +246,15 @@ def _kernels(options: argparse.Namespace) -> int:
     from nbhelpers.inputs.models import load_model
     from nbhelpers.inputs.text import load_text
 
-    model = load_model(options.model)
-    sizes = {"length": options.length, "seed": options.seed}
-    ids = load_text(options.text, model, n_sequences=2 * options.sequences, **sizes)
-    kernels = head_kernels(model, ids[: options.sequences], ids[options.sequences :])
+    model, n = load_model(options.model), options.sequences
+    ids = load_text(options.text, model, n_sequences=2 * n, length=options.length, seed=options.seed)
+    kernels = head_kernels(model, ids[:n], ids[n:])
     folder = Path(options.out)
     with replacing(folder / "kernels.csv") as partial:
         kernels.table().to_csv(partial, index=False)
     with replacing(folder / "kernels.png") as partial:
         draw_kernels(kernels)[0].figure.savefig(partial, format="png", dpi=100)
-    print(model, f"\ncomputed from {options.sequences} passages, measured on {options.sequences} others")
+    print(model, f"computed from {n} passages, measured on {n} others", sep="\n")
     for of, numbers in (("own", kernels.median()), ("another head's", kernels.median_of_others())):
         print("median over heads, {} kernel: r {:.3f}, R² {:.3f}".format(of, *numbers))
     print(f"table and figure: {folder / 'kernels.csv'} and .png")

@@ -194,8 +194,7 @@ def agreement(predicted, measured):
     taken off: 1 − Σ (y − x)² / Σ y². It is 0 for a flat prediction and negative for a worse one. Counted are
     the points that are finite in both; NaN where the measured curve does not vary, and r where either does.
     """
-    r = pearson(predicted, measured, axis=-1)
-    known = np.isfinite(predicted) & np.isfinite(measured)
+    r, known = pearson(predicted, measured, axis=-1), np.isfinite(predicted) & np.isfinite(measured)
     x, y = (np.where(known, curve, np.nan) for curve in (predicted, measured))
     x, y = (curve - known_mean(curve, -1)[..., None] for curve in (x, y))
     spread = np.nansum(y**2, -1)

@@ -70,7 +70,6 @@ CALLS = [
         {"x": SIGNAL, "positions": [0, 1, 2], "inverse_frequencies": [1.0, 0.1], "interleaved": True},
     ),
     (rope.lag_kernel, {"inverse_frequencies": [1.0, 0.1], "lags": [0, 1]}),
-    (rope.pair_amplitudes, {"query": SIGNAL, "key": SIGNAL, "n_pairs": 1, "interleaved": False}),
     (rope.alibi_slopes, {"n_heads": 6}),
     (rope.alibi_bias, {"n_heads": 6, "length": 4, "dtype": torch.float32}),
     (rope.t5_bucket, {"relative_position": [0, 1], "bidirectional": True, "n_buckets": 8, "max_distance": 9}),

@@ -252,27 +252,28 @@ class LagLogits(LagProfile):
     """Mean score before the softmax at each distance, over real queries and the keys that they see.
 
     Key 0 and the first :data:`EARLY` queries are left out, since the first token is like no other. NaN where
-    no pair is left, and where scores are not known (the module route, learned sinks). Made for sequences
-    without padding.
+    no pair is left, and where scores are not known (the module route, learned sinks). For texts without
+    padding.
     """
 
     name = "lag_logits"
 
     def start(self, layout):
-        return {"score": super().start(layout), "count": super().start(layout)}
+        return [super(LagLogits, self).start(layout) for _ in range(2)]
 
     def update(self, state, block, layout):
-        if block.scores is not None:
-            for name, values in zip(("score", "count"), counted_scores(block), strict=True):
-                super().update(state[name], dataclasses.replace(block, attn=values), layout)
+        for own, values in zip(state, counted_scores(block), strict=False):
+            super().update(own, dataclasses.replace(block, attn=values), layout)
 
     def finish(self, state, layout):
-        total, count = (super(LagLogits, self).finish(state[name], layout) for name in ("score", "count"))
+        total, count = (super(LagLogits, self).finish(own, layout) for own in state)
         return total / count.where(count > 0, torch.nan)
 
 
 def counted_scores(block):
     """Return the scores that `LagLogits` takes, 0 for others, and where they are, (batch, head, row, key)."""
+    if block.scores is None:
+        return ()
     seen = block.scores > LEAST_SCORE
     seen[..., 0] = False
     seen[:, :, : max(0, EARLY - block.start)] = False
@@ -289,14 +290,12 @@ class LogitVariance(Reduction):
         return layout.zeros(3).double()
 
     def update(self, state, block, layout):
-        if block.scores is not None:
-            score, one = counted_scores(block)
+        for score, one in [counted_scores(block)] if block.scores is not None else ():
             state += block.row_sum(torch.stack([one.sum(-1), score.sum(-1), (score**2).sum(-1)], -1))
 
     def finish(self, state, layout):
         count, total, squares = state.unbind(-1)
-        count = count.where(count > 0, torch.nan)
-        return (squares / count - (total / count) ** 2).float()
+        return (squares / count - (total / count) ** 2).float()  # 0 / 0 is NaN
 
 
 @register_reduction

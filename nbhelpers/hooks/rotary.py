@@ -1,8 +1,8 @@
 """Rotations as a model applies them, and the lag kernel of a head: what they make of its mean query and key.
 
-Layouts are not read off a table of families. Turned by one number of tokens, every query and key must change
-by the rotation of that number; which frequencies (the model's own `inv_freq`, as they are at this length) in
-which dimensions do so is tried, and a layer that none explains is an error.
+No table says which family rotates how. Turned by a number of tokens, all queries and keys must change by the
+rotation of that number; which of the model's own rates (`inv_freq`, as they are at this length) in which
+dimensions do so is tried, and a layer that none explains is an error.
 """
 
 from dataclasses import dataclass
@@ -20,20 +20,13 @@ from .attention import Recorder, forward, score_blocks, scores_of, takes
 from .reductions import EARLY, LEAST_SCORE
 
 PROBED, TURN = 16, 16  # positions that are looked at, and by how many tokens they are turned
-NO_KERNEL = (
-    "{name}: no kernel from weights. Its positions ({encoding}) are not in the scores as a rotation or a "
-    "bias of the lag, so what a head does with distance is known by measuring alone: "
-    "capture(..., 'lag_logits')."
-)
 
 
 @dataclass(frozen=True)
 class Rotation:
     """What one layer does to its queries and keys at a position."""
 
-    frequencies: (
-        torch.Tensor
-    )  # (pair,), float64 on the CPU, radians/token; all 0 in a layer that does not rotate
+    frequencies: torch.Tensor  # (pair,), float64 on the CPU, radians/token; all 0 where nothing rotates
     interleaved: bool = False  # pairs are 2k and 2k + 1, else k and k + number of pairs
     first: int = 0  # the dimension where they begin; those before are not rotated
 
@@ -42,15 +35,21 @@ class Rotation:
         turned = rope.rotate(x[..., self.first :], positions, self.frequencies, interleaved=self.interleaved)
         return torch.cat([x[..., : self.first].to(turned.dtype), turned], -1)
 
+    def pairs(self, x):
+        """Return the rotated dimensions of `x`, (..., head_dim), as complex numbers (..., pair)."""
+        n = len(self.frequencies)
+        paired = x[..., self.first : self.first + 2 * n].unflatten(-1, (n, 2) if self.interleaved else (2, n))
+        return torch.complex(*paired.unbind(-1 if self.interleaved else -2))
+
 
 @dataclass(frozen=True)
 class Moments:
-    """Mean queries and keys of the heads before rotation, and what turns and adds to their scores.
+    """Mean query and key of each head before rotation, and what else makes its scores; lists are by layer.
 
-    An attention factor (YaRN, longrope) is in the means. Lists have an entry for each layer.
+    An attention factor (YaRN, longrope) is in the means.
     """
 
-    layers: list  # their numbers
+    layers: list  # their numbers; in hybrids not all layers are here
     query: list  # (head, head_dim), float64
     key: list  # (head, head_dim), the key of a KV group for each of its query heads
     rotations: list  # Rotation
@@ -58,30 +57,25 @@ class Moments:
     bias: list  # (head, lag), added to the scores (ALiBi, T5); NaN beyond a sliding window
     softcap: list  # or None
 
-    def amplitudes(self, layer):
-        """Return the complex amplitudes of the pairs, (head, pair), and what no lag changes, (head,).
-
-        `layer` counts the entries, which in hybrids are fewer than the layers.
-        """
-        at = self.rotations[layer]
-        query, key = self.query[layer] * self.scaling[layer], self.key[layer]
-        before = (query[:, : at.first] * key[:, : at.first]).sum(-1)  # (head,)
-        query, key = query[:, at.first :], key[:, at.first :]
-        pairs, rest = rope.pair_amplitudes(query, key, len(at.frequencies), interleaved=at.interleaved)
-        return pairs, before + rest
-
     def kernels(self, n_lags):
-        """Return the score that is expected at each lag from 0 on, (layer, head, lag), float64."""
-        longest = min(bias.shape[-1] for bias in self.bias)
-        if not 1 <= n_lags <= longest:
+        """Return the expected score at each lag from 0 on, (layer, head, lag): R(l) q̄ · k̄ and the bias."""
+        if n_lags > (longest := self.bias[0].shape[-1]):
             raise ValueError(f"n_lags must be from 1 to {longest}, the tokens that were read; got {n_lags}")
-        kernels = []
-        for layer, (rotation, cap) in enumerate(zip(self.rotations, self.softcap, strict=True)):
-            pairs, rest = self.amplitudes(layer)
-            kernel = rope.lag_kernel(rotation.frequencies, torch.arange(n_lags), pairs) + rest[:, None]
+        kernels, of_heads = [], (self.query, self.key, self.rotations, self.scaling, self.bias, self.softcap)
+        for query, key, rotation, scaling, bias, cap in zip(*of_heads, strict=True):
+            every = query[:, None].expand(-1, n_lags, -1)  # (head, lag, head_dim)
+            kernel = (rotation.turn(every, torch.arange(n_lags)) @ key[..., None])[..., 0] * scaling
             kernel = kernel if cap is None else cap * (kernel / cap).tanh()
-            kernels.append(kernel + self.bias[layer][:, :n_lags])
+            kernels.append(kernel + bias[:, :n_lags])
         return torch.stack(kernels)
+
+    def parts(self, layer, n_lags):
+        """Return what each pair adds to the kernels of the heads of a layer, (head, pair, lag), means off."""
+        rotation = self.rotations[layer]
+        query, key = rotation.pairs(self.query[layer]), rotation.pairs(self.key[layer])  # (head, pair)
+        turns = torch.exp(1j * rotation.frequencies[:, None] * torch.arange(n_lags))  # (pair, lag)
+        parts = self.scaling[layer] * ((query * key.conj())[..., None] * turns).real
+        return parts - parts.mean(-1, keepdim=True)
 
 
 class _Turned(Recorder):
@@ -93,24 +87,26 @@ class _Turned(Recorder):
 
     def observe(self, module, query, key, value, mask, output, **options):
         here, there = self.split(torch.cat([query, key], 1).double())  # (head, position, head_dim) each
+        tried = []
+        for rotation in _candidates(self.network, here.shape[-1]):
+            miss = rotation.turn(here, torch.tensor(self.turn)) - there
+            tried.append((float(miss.norm() / there.norm()), len(tried), rotation))
+        off, _, rotation = min(tried)
         half = torch.finfo(query.dtype).bits < 32
-        tried = [
-            ((r.turn(here, torch.tensor(self.turn)) - there).norm() / there.norm(), r)
-            for r in _candidates(self.network, here.shape[-1])
-        ]
-        off, rotation = min(tried, key=lambda pair: float(pair[0]))
         if not off <= (proof.TOLERANCE_HALF if half else proof.TOLERANCE):
-            config, at = self._config, len(self.found)
-            told = NO_KERNEL.format(name=config.model_type, encoding=position_encoding_of(config))
+            config, layer = self._config, len(self.found)
             raise ValueError(
-                f"{told} Turned by {self.turn} tokens, queries and keys of layer {at} miss the nearest of "
-                f"{len(tried)} rotations by {float(off):.2g}."
+                f"{config.model_type}: no kernel from weights. Its positions "
+                f"({position_encoding_of(config)}) are not in the scores as a rotation or a bias of the lag, "
+                "so distance in a head is known by measuring alone: capture(..., 'lag_logits'). "
+                f"Turned by {self.turn} tokens, layer {layer} misses the nearest of {len(tried)} rotations "
+                f"by {off:.2g}."
             )
         self.found.append(rotation)
 
 
 def _candidates(network, width):
-    """Yield the rotations that a layer of this width may have: none, and those of the model's frequencies."""
+    """Yield the rotations that a layer of this width may have: none, and those of the model's rates."""
     config = network.config.get_text_config()
     known = [b for name, b in network.named_buffers() if name.endswith("inv_freq") and "original" not in name]
     if isinstance(config, zoo.ZooConfig):
@@ -118,12 +114,10 @@ def _candidates(network, width):
     elif not known and None not in (base := rope_of(config)):
         known.append(rope.inverse_frequencies(width, theta=base[0], fraction=base[1]))
     yield Rotation(torch.zeros(max(1, width // 2), dtype=torch.float64))
-    for frequencies in known:
-        rest = width - 2 * len(frequencies)
-        if rest >= 0:
-            for first in sorted({0, rest}):
-                for interleaved in (False, True):
-                    yield Rotation(frequencies.cpu().double(), interleaved, first)
+    for rates in known:
+        rest = width - 2 * len(rates)
+        for first in sorted({0, rest}) if rest >= 0 else ():
+            yield from (Rotation(rates.cpu().double(), pairing, first) for pairing in (False, True))
 
 
 class _MeanQueryKey(Recorder):
@@ -139,8 +133,8 @@ class _MeanQueryKey(Recorder):
         means = [rotation.turn(x[:, :, EARLY:].double(), back).mean((0, 2)).cpu() for x in (query, key)]
         means[1] = means[1].repeat_interleave(query.shape[1] // key.shape[1], 0)
         plain = {name: option for name, option in options.items() if name != "s_aux"}
-        last = [(module, query[:1] * 0, key[:1] * 0, mask if mask is None else mask[:1])]
-        [(_, bias, _)] = score_blocks(*last[0], 1, first=n - 1, **plain)  # scores where nothing is said
+        silent = module, query[:1] * 0, key[:1] * 0, mask if mask is None else mask[:1]
+        [(_, bias, _)] = score_blocks(*silent, 1, first=n - 1, **plain)  # the last row, nothing asked or said
         bias = bias[0, :, 0].flip(-1).double().cpu()  # (head, lag)
         bias = bias.masked_fill(bias < LEAST_SCORE, torch.nan)
         scaling = scores_of(module, query, mask, scaling=options.get("scaling"))[1]
@@ -162,27 +156,22 @@ def rotations_of(model, length):
             "encoder-decoder or shows capture none (route 'module')."
         )
     turn, n = min(TURN, length // 2), min(PROBED, length - length // 2)
-    words = len(network.get_input_embeddings().weight)
+    n_words = len(network.get_input_embeddings().weight)
     if takes(network, "self", "position_ids"):
-        ids = ((torch.arange(n) + words // 2) % words).expand(2, -1)
-        start = torch.tensor([[length - n - turn], [length - n]])
+        ids = ((torch.arange(n) + n_words // 2) % n_words).expand(2, -1)
         recorder = _Turned(network, turn, lambda x: x)
-        inputs = {"attention_mask": torch.ones_like(ids), "position_ids": start + torch.arange(n)}
-        forward(network, recorder, ids, **inputs)
+        places = torch.tensor([[length - n - turn], [length - n]]) + torch.arange(n)
+        forward(network, recorder, ids, attention_mask=torch.ones_like(ids), position_ids=places)
     else:  # one word all along: what a head finds is the same everywhere, unless positions are in the stream
-        ids = torch.full((1, n + turn), words // 2)
-        recorder = _Turned(network, turn, lambda x: (x[:, :, :n], x[:, :, turn : turn + n]))
-        forward(network, recorder, ids)
+        recorder = _Turned(network, turn, lambda x: (x[0, :, :n], x[0, :, turn:]))
+        forward(network, recorder, torch.full((1, n + turn), n_words // 2))
     recorder.layers()
     return recorder.found
 
 
 @checked
 def query_key_moments(model, token_ids):
-    """Return the :class:`Moments` of a decoder or encoder over sequences (sequence, position).
-
-    The first :data:`~nbhelpers.hooks.reductions.EARLY` positions are left out. Sequences have no padding.
-    """
+    """Return :class:`Moments` over sequences (sequence, position) without padding, from :data:`EARLY` on."""
     network, ids = unwrap(model), torch.as_tensor(token_ids)
     if ids.ndim != 2 or ids.shape[1] <= EARLY:
         told = f"(sequence, position) with more than {EARLY} positions"

@@ -17,7 +17,6 @@ __all__ = [
     "alibi_slopes",
     "inverse_frequencies",
     "lag_kernel",
-    "pair_amplitudes",
     "rotate",
     "sinusoidal_embedding",
     "t5_bias",
@@ -106,13 +105,11 @@ def rotate(x, positions, inverse_frequencies, *, interleaved=False):
     return torch.cat([turned, rest], -1)  # (..., position, head_dim)
 
 
-@checked(amplitudes=None)
-def lag_kernel(inverse_frequencies, lags, amplitudes=None):
-    """Return the score that rotations give to a lag, κ(l) = Re Σ_k A_k exp(i θ_k l).
+def lag_kernel(inverse_frequencies, lags):
+    """Return the score that rotation alone gives to a lag, the mean of cos(θ_k · lag) over the pairs.
 
-    Without amplitudes it is the mean of cos(θ_k l) over the pairs: the scaled dot product of a rotated query
-    and key that are equal before rotation and have the same energy in each pair. With those of
-    `pair_amplitudes` it is the dot product of any rotated query and key.
+    This is the scaled dot product of a rotated query and key that are equal before rotation and have the same
+    energy in each pair.
 
     Parameters
     ----------
@@ -120,60 +117,15 @@ def lag_kernel(inverse_frequencies, lags, amplitudes=None):
         Angular frequencies in radians/token.
     lags : torch.Tensor or array_like, shape (...)
         Query position minus key position, in tokens.
-    amplitudes : torch.Tensor, shape (outer, pair), optional
-        Complex amplitude of each pair.
 
     Returns
     -------
-    torch.Tensor, shape (...), with amplitudes (outer, ...)
-        float64; without amplitudes in [−1, 1], and 1 at lag 0.
+    torch.Tensor, shape (...)
+        float64, in [−1, 1]; 1 at lag 0.
     """
     frequency = as_double(inverse_frequencies, "inverse_frequencies", length=-1)  # (pair,)
     lags = as_double(lags, "lags", device=frequency.device)  # (...)
-    angle = lags[..., None] * frequency  # (..., pair)
-    if amplitudes is None:
-        return angle.cos().mean(-1)  # (...)
-    amplitudes = torch.as_tensor(amplitudes, device=frequency.device).to(torch.complex128)  # (outer, pair)
-    if amplitudes.shape[-1:] != frequency.shape:
-        refuse("amplitudes", amplitudes, f"of shape (..., {len(frequency)}), one for each pair")
-    turned = torch.tensordot(amplitudes.real, angle.cos(), ([-1], [-1]))
-    return turned - torch.tensordot(amplitudes.imag, angle.sin(), ([-1], [-1]))  # (outer, ...)
-
-
-@checked(query=None, key=None)
-def pair_amplitudes(query, key, n_pairs, *, interleaved=False):
-    """Return each pair's part in the dot product of a query and a key before rotation, q_k · conj(k_k).
-
-    A pair of dimensions is one complex number, by the layout of `rotate`. Its modulus is how much of
-    `lag_kernel` turns with the frequency of the pair, its angle the lag (in radians) where that is largest.
-
-    Parameters
-    ----------
-    query, key : torch.Tensor or array_like, shape (..., head_dim)
-    n_pairs : int
-        Pairs that rotate, from the first dimension on.
-    interleaved : bool
-        Whether pairs are 2k and 2k + 1, else k and k + n_pairs.
-
-    Returns
-    -------
-    amplitudes : torch.Tensor, shape (..., pair)
-        complex128; the real parts add up to the dot product of the dimensions that rotate.
-    rest : torch.Tensor, shape (...)
-        float64, the dot product of the other dimensions, the same at all lags.
-    """
-    query, key = (as_signal(x, name, check=None).double() for x, name in ((query, "query"), (key, "key")))
-    if min(query.shape[-1], key.shape[-1]) < 2 * n_pairs or query.shape[-1] != key.shape[-1]:
-        refuse(
-            "key", key, f"as wide as query {tuple(query.shape)}, {2 * n_pairs} or more for {n_pairs} pairs"
-        )
-
-    def as_complex(x):
-        paired = x[..., : 2 * n_pairs].unflatten(-1, (n_pairs, 2) if interleaved else (2, n_pairs))
-        return torch.complex(*(paired if interleaved else paired.transpose(-1, -2)).unbind(-1))
-
-    rest = (query[..., 2 * n_pairs :] * key[..., 2 * n_pairs :]).sum(-1)  # (...)
-    return as_complex(query) * as_complex(key).conj(), rest
+    return torch.cos(lags[..., None] * frequency).mean(-1)  # (...)
 
 
 def alibi_slopes(n_heads):

@@ -103,7 +103,7 @@ def test_moments_are_means_before_rotation():
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "bert"])
 @pytest.mark.parametrize("chunk", [None, 8])
-def test_mean_logits_are_a_slow_loop_over_scores(family, chunk):
+def test_mean_and_variance_of_logits_are_a_slow_loop_over_scores(family, chunk):
     model, ids = tiny.make_model(family), tiny.make_tokens(LENGTH)
     kept = []
 
@@ -117,8 +117,10 @@ def test_mean_logits_are_a_slow_loop_over_scores(family, chunk):
             kept.append(block.scores.where(block.attn > 0, torch.nan))
 
     tiny.capture_quietly(model, ids, [Scores()], batch_size=2, chunk=LENGTH)
-    profiles = tiny.capture_quietly(model, ids, "lag_logits", chunk=chunk)
+    profiles = tiny.capture_quietly(model, ids, ["lag_logits", "logit_variance"], chunk=chunk)
     scores = torch.stack(kept, 1).double().numpy()  # (sequence, layer, head, query, key)
+    variance = np.nanvar(scores[..., EARLY:, 1:], axis=(-2, -1))
+    np.testing.assert_allclose(profiles.logit_variance, variance, rtol=1e-4)
     for column, lag in enumerate(profiles.coordinates["lag_logits"]):
         pairs = [scores[..., q, q - lag] for q in range(EARLY, LENGTH) if 1 <= q - lag < LENGTH]
         seen = [pair for pair in pairs if np.isfinite(pair).all()]

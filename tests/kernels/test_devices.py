@@ -56,13 +56,7 @@ CALLS = {
         )
         for layout in (False, True)
     ],
-    "lag_kernel": [
-        lambda on, amplitudes=amplitudes: rope.lag_kernel(
-            on(rope.inverse_frequencies(16)), on(torch.arange(40)), *map(on, amplitudes)
-        )
-        for amplitudes in ([], [torch.complex(uniform(3, 8), uniform(3, 8))])
-    ],
-    "pair_amplitudes": [lambda on: rope.pair_amplitudes(on(uniform(3, 9)), on(uniform(3, 9)), 4)],
+    "lag_kernel": [lambda on: rope.lag_kernel(on(rope.inverse_frequencies(16)), on(torch.arange(40)))],
     "t5_bucket": [lambda on: rope.t5_bucket(on(torch.arange(-300, 300)))],
     "t5_bias": [lambda on: rope.t5_bias(on(TABLE), 300), lambda on: rope.t5_bias(on(TABLE), 9)],
     "row_psd": [

@@ -98,24 +98,6 @@ class TestRotate:
         assert torch.autograd.gradcheck(lambda y: rope.rotate(y, torch.arange(4), frequency), x)
 
 
-@pytest.mark.parametrize("interleaved", [False, True])
-def test_lag_kernel_with_amplitudes_is_the_score_of_any_rotated_query_and_key(interleaved):
-    query, key, lags = *normal(2, 3, 4, 10, dtype=torch.float64), torch.arange(-5, 7)
-    frequency = rope.inverse_frequencies(8)  # the last two dimensions do not rotate
-    amplitudes, rest = rope.pair_amplitudes(query, key, 4, interleaved=interleaved)
-    kernel = rope.lag_kernel(frequency, lags, amplitudes) + rest[..., None]
-    assert kernel.shape == (3, 4, 12)
-    for column, lag in enumerate(lags.tolist()):
-        at = [torch.tensor([place]) for place in (20 + lag, 20)]  # of query and key
-        pairs = zip((query, key), at, strict=True)
-        turned = [rope.rotate(x[..., None, :], n, frequency, interleaved=interleaved) for x, n in pairs]
-        assert_close(kernel[..., column], (turned[0] * turned[1]).sum((-2, -1)))
-    with pytest.raises(ValueError, match=r"amplitudes must be of shape \(\.\.\., 3\)"):
-        rope.lag_kernel(frequency[:3], lags, amplitudes)
-    with pytest.raises(ValueError, match="10 or more for 5 pairs"):
-        rope.pair_amplitudes(query[..., :9], key, 5)
-
-
 def test_lag_kernel_is_the_score_of_equal_energy_pairs():
     frequency = rope.inverse_frequencies(16)
     x = rope.rotate(torch.ones(30, 16, dtype=torch.float64), torch.arange(30), frequency)
