@@ -49,6 +49,11 @@ def test_inputs_and_weights_are_as_they_were(llama):
     assert weight_fingerprint(llama) == weights
 
 
+def test_progress_is_not_shown_unless_wanted(llama, capfd):
+    tiny.capture_quietly(llama, tiny.make_tokens(9))
+    assert not capfd.readouterr().err
+
+
 @pytest.mark.parametrize(("batch_size", "chunk"), [(1, None), (2, 3), (7, 1)])
 def test_batches_and_chunks_do_not_matter(llama, batch_size, chunk):
     ids, options = tiny.make_tokens(20, n=5), {"attention_mask": tiny.make_padding(20, "right", n=5)}

@@ -219,7 +219,8 @@ class TestHeadSimilarity:
         assert similarity[1, 1] == pytest.approx(1, abs=1e-6)
         assert frames.head_similarity(vectors)[0, 1] > 0.5
         long = torch.full((2, 4096), 0.1) + 1e-7 * torch.linspace(0, 1, 4096).round()
-        assert frames.head_similarity(long, center=True).isnan().all()
+        for scale in (1.0, 1e8):  # what is rounding grows with the vectors
+            assert frames.head_similarity(scale * long, center=True).isnan().all()
 
     def test_small_float32_values_keep_their_cosine(self):
         vectors = torch.tensor([[1e-25, 0.0], [1e-25, 1e-25]])
