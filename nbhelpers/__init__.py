@@ -37,8 +37,9 @@ _HOME = {
     "compare": "table",
     # look at a head
     "inspect_heads": "inspector",
-    # whole modules: attention that learned nothing; the mathematics alone
+    # whole modules: attention that learned nothing; every reading at once; the mathematics alone
     "nulls": "nulls",
+    "specifications": "specifications",
     "kernels": "kernels",
 }
 
