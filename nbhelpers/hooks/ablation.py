@@ -12,10 +12,11 @@ from nbhelpers.inputs.models import input_device, is_causal, unwrap
 from nbhelpers.inputs.probes import fresh_rotations
 from nbhelpers.words import listed
 
-from .attention import CHANGES, recorded
+from .attention import CHANGES, Recorder, interface_route, recorded
 from .exchange import as_written, attention_entries, exchanged
 from .layers import layer_numbers, names_of
 from .recompute import attention_modules
+from .reductions import resolve
 from .rotary import rotations_of
 
 SHORT = 32  # tokens that show how layers rotate
@@ -233,3 +234,12 @@ def token_losses(model, token_ids):
         )  # (sequence, position − 1, word)
     losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
     return losses.view(len(ids), -1).cpu()
+
+
+def losses_and_profiles(model, token_ids, reductions):
+    """Return :func:`token_losses` and the Profiles of the same forward pass, of sequences without padding."""
+    network = unwrap(model)
+    recorder = Recorder(network, resolve(reductions))
+    with interface_route(network, recorder), as_written():
+        losses = token_losses(network, token_ids)
+    return losses, recorder.profiles()

@@ -1,0 +1,36 @@
+"""16_rotary_bands at smoke size, on the zoo's rope: what a change must do."""
+
+import pytest
+
+pytestmark = pytest.mark.notebook
+
+
+def test_a_change_of_all_tokens_is_the_mean_of_its_classes(numbers, tables):
+    """127 predicted tokens fall into thirds of 43, 42 and 42."""
+    for action in ("zero", "freeze", "shuffle"):
+        for band in ("high", "mid", "low"):
+            thirds = [
+                numbers[f"{action}_{band}_{third}_third"].value for third in ("first", "middle", "last")
+            ]
+            mean = sum(n * third for n, third in zip((43, 42, 42), thirds, strict=True)) / 127
+            assert numbers[f"{action}_{band}_all"].value == pytest.approx(mean, abs=1e-6)
+
+
+def test_position_lost_in_the_fast_pairs_costs_the_previous_token(numbers):
+    assert numbers["freeze_high_all"].low > 0.1
+    assert numbers["freeze_high_all"].value > 5 * abs(numbers["freeze_low_all"].value)
+    usual = numbers["previous_token_unchanged_none"].value
+    assert numbers["previous_token_freeze_high"].value < 0.5 * usual
+    assert numbers["previous_token_freeze_low"].value == pytest.approx(usual, rel=0.2)
+
+
+def test_logits_follow_the_stretched_kernel_where_rotations_make_them(numbers):
+    rope, t5 = numbers["covariance_2_0"], numbers["covariance_zoo_t5"]
+    assert rope.low > 0.9 > 0.7 > rope.null
+    assert t5.value < t5.null
+
+
+def test_every_pair_of_the_small_model_has_its_loss(tables):
+    pairs = tables["pairs"]
+    assert len(pairs) == 16
+    assert pairs.freeze_value.abs().argmax() < 6, "the positions of slow pairs carry little"
