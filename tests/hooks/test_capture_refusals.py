@@ -103,3 +103,12 @@ def test_two_modules_that_state_the_same_layer():
     names = {half: [f"layer.{name}"] for half, name in zip(halves, ("left", "right"), strict=True)}
     with pytest.raises(RuntimeError, match="ran 2 times in 2 modules of one pass \\(1 layers"):
         layer_numbers(halves, names, SimpleNamespace(num_hidden_layers=1, model_type="halves"))
+
+
+def test_a_layer_that_is_called_for_another():
+    """As many calls as layers, of one module, where the other layer has a module of its own."""
+    first, second = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
+    config, names = SimpleNamespace(num_hidden_layers=2, model_type="twice"), {first: ["layers.0.attn"]}
+    assert layer_numbers([first, first], names, config) == [0, 1], "one module serves all (ALBERT)"
+    with pytest.raises(RuntimeError, match="ran 2 times in 1 modules"):
+        layer_numbers([first, first], names | {second: ["layers.1.attn"]}, config)

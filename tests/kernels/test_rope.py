@@ -28,6 +28,11 @@ def test_frequencies_closed_form():
 
 
 class TestRotate:
+    def test_one_position_is_that_of_all_rows(self):
+        x, frequency = normal(5, 8), rope.inverse_frequencies(8)
+        one, all_five = (rope.rotate(x, torch.full((n,), 3), frequency) for n in (1, 5))
+        assert torch.equal(one, all_five)
+
     @pytest.mark.parametrize("dtype", DTYPES)
     def test_is_llamas(self, dtype):
         x, positions = normal(2, 3, 11, 16, dtype=dtype), torch.arange(11)
