@@ -3,6 +3,7 @@ without their positions, positions stretched; the loss beside it."""
 
 import contextlib
 import dataclasses
+from functools import partial
 
 import torch
 
@@ -229,11 +230,11 @@ def token_losses(model, token_ids):
     if ids.ndim != 2 or ids.shape[1] < 2:
         raise ValueError(f"a loss needs sequences of at least 2 tokens, got token_ids {tuple(ids.shape)}")
     with fresh_rotations(network):
-        logits = (
-            network(input_ids=ids, use_cache=False).logits[:, :-1].float()
-        )  # (sequence, position − 1, word)
-    losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
-    return losses.view(len(ids), -1).cpu()
+        logits = network(input_ids=ids, use_cache=False).logits  # (sequence, position, word)
+    loss = partial(torch.nn.functional.cross_entropy, reduction="none")
+    # One sequence at a time: the words' probabilities take as much memory as the logits again.
+    rows = [loss(row[:-1].float(), tokens[1:]) for row, tokens in zip(logits, ids, strict=True)]
+    return torch.stack(rows).cpu()
 
 
 def losses_and_profiles(model, token_ids, reductions):
