@@ -2,7 +2,6 @@
 
 import math
 import operator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial, reduce
 
@@ -18,7 +17,6 @@ from nbhelpers.nulls import models as nulls
 from .curve import CHOICES, map_variants, observe_variants, specification_curve
 
 BASED = ("spectral entropy",)
-N_THREADS = 2  # worlds at a time; half of a world runs outside Python's lock
 UNTRAINED = "N1 random weights"
 CRITERIA = {
     "C2": {"C2_low": "low band", "C2_mid": "mid band", "C2_high": "high band"},
@@ -138,10 +136,7 @@ def measure_worlds(
             return curves(map_variants(seen, partial(null, seed=seed)), grid)
 
         natural, seeds = dict(grid) | {"log_base": (None,)}, range(seed + 1, seed + 1 + n_draws)
-        with ThreadPoolExecutor(N_THREADS) as pool:
-            found = {model: pool.submit(curves, seen), UNTRAINED: pool.submit(curves, unlearned)}
-            found |= {name: pool.submit(unlike, null, seed) for name, null in DRAWN.items()}
-            draws = [pool.submit(unlike, nulls.permuted, draw, natural) for draw in seeds]
-            found = {name: curve.result() for name, curve in found.items()}
-            draws = [curve.result() for curve in draws]
+        found = {model: curves(seen), UNTRAINED: curves(unlearned)}
+        found |= {name: unlike(null, seed) for name, null in DRAWN.items()}
+        draws = [unlike(nulls.permuted, draw, natural) for draw in seeds]
     return Worlds(found, draws, length)
