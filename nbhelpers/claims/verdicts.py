@@ -111,7 +111,8 @@ class Criterion:
 class Claim:
     """What the paper says, and the rule that judges it: all of its criteria must hold.
 
-    ``notebook`` measures it. ``untested`` says what the criteria leave out; of a claim without any, why.
+    ``notebook`` measures it, or is to. ``untested`` says what the criteria leave out; of a claim without any,
+    why.
     """
 
     number: str
@@ -167,7 +168,8 @@ def judge(claim, records, *, planted=None):
         return Verdict("out of reach here", claim.reach)
     if not claim.criteria or any(criterion.name not in records for criterion in claim.criteria):
         left_out = f"; {claim.untested.rstrip('.')}" if claim.untested else ""
-        return Verdict("not measured", f"Notebook {claim.notebook} measures it{left_out}")
+        when = "measures it" if claim.criteria else "is to measure it, and does not yet"
+        return Verdict("not measured", f"Notebook {claim.notebook} {when}{left_out}")
     state, criterion = deciding(claim, records)
     estimate = records[criterion.name]
     verdict, reason = OUTCOMES[state], sentence(criterion, estimate)

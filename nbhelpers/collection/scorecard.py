@@ -192,8 +192,8 @@ def _differ(verdicts):
 
 def missing_notebooks(card):
     """Return the notebooks of the collection that would measure what a scorecard misses, in order."""
-    homes = {claim.number: claim.notebook for claim in paper.CLAIMS}
-    missing = {homes[number] for number in card.claim[card.verdict == "not measured"]}
+    homes = {claim.number: claim.notebook for claim in paper.CLAIMS if claim.criteria}
+    missing = {homes.get(number) for number in card.claim[card.verdict == "not measured"]}
     return sorted(missing & {path.stem for path in list_notebooks()})
 
 
