@@ -191,6 +191,8 @@ def execute_strictly(
     checked here, see `plan_runs`. `watch` holds the limits and keeps the peak memory.
     """
     watch = watch or KernelWatch()
+    # On Ctrl-C a socket may be closed under a callback, which is no news; what a kernel says is in its cells.
+    logging.getLogger("tornado.general").setLevel(logging.CRITICAL)
     try:
         with tempfile.TemporaryDirectory(prefix="nb-") as sockets, _answers_looked_for(), watch:
             # Sockets in a folder of its own: TCP ports can be snatched.
