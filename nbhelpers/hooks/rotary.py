@@ -113,7 +113,7 @@ def _candidates(network, width):
         known += [own for own in [zoo.frequencies(config)] if own is not None]
     elif not known and None not in (base := rope_of(config)):
         known.append(rope.inverse_frequencies(width, theta=base[0], fraction=base[1]))
-    yield Rotation(torch.zeros(max(1, width // 2), dtype=torch.float64))
+    yield Rotation(torch.zeros(width // 2, dtype=torch.float64))
     for rates in known:
         rest = width - 2 * len(rates)
         for first in sorted({0, rest}) if rest >= 0 else ():

@@ -6,7 +6,15 @@ import tiny_models as tiny
 import torch
 from torch import nn
 
-from nbhelpers.hooks.attention import RECORDER, Recorder, innermost_attention, interface_route, score_blocks
+from nbhelpers.hooks.attention import (
+    CHANGES,
+    RECORDER,
+    Recorder,
+    innermost_attention,
+    interface_route,
+    recorded,
+    score_blocks,
+)
 from nbhelpers.hooks.reductions import resolve
 
 BATCH, HEADS, GROUPS, LENGTH, WIDTH = 2, 4, 2, 11, 6
@@ -196,3 +204,15 @@ def test_calls_of_other_streams_are_counted():
     assert [recorder.wants(module) for module in inside] == [False, False]
     with pytest.raises(RuntimeError, match=r"\(2 calls\).* of other streams"):
         recorder.require_layers([])
+
+
+def test_what_follows_the_mask_without_a_name_keeps_its_name():
+    def original(module, query, key, value, mask, dropout, scaling):
+        return dropout, scaling
+
+    module, half = nn.Linear(2, 2), torch.ones(1)
+    token = CHANGES.set({module: lambda query, key, options: (query, key, {**options, "scaling": 3.0})})
+    try:
+        assert recorded(original)(module, half, half, half, None, 0.25, 2.0) == (0.25, 3.0)
+    finally:
+        CHANGES.reset(token)

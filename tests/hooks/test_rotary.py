@@ -67,6 +67,15 @@ def test_kernels_are_the_logits_of_the_models_own_attention(case):
         assert expected.abs().max() > 0.1, "a flat kernel would show nothing"
 
 
+@pytest.mark.parametrize("case", ["halves", "interleaved", "interleaved, partial", "the last dimensions"])
+def test_a_kernel_is_the_sum_of_its_pairs(case):
+    family, changes = CASES[case]
+    moments = query_key_moments(tiny.make_model(family, **changes), tiny.make_tokens(LENGTH))
+    kernels = moments.kernels(LENGTH)[1]
+    expected = kernels - kernels.mean(-1, keepdim=True)
+    torch.testing.assert_close(moments.parts(1, LENGTH).sum(1), expected)
+
+
 def test_a_learned_sink_takes_mass_and_leaves_the_kernel():
     model, ids = tiny.make_model("gpt_oss"), torch.full((1, LENGTH), 9)
     attn = torch.as_tensor(tiny.eager_attention(model, ids))[0, 0, :, -1].flip(-1)  # of the first layer
