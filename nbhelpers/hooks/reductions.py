@@ -352,7 +352,8 @@ class RowMetrics(Reduction):
         protocol, length = self.protocol, self.length(layout)
         # Without their trailing zeros, (batch, head, row, key).
         signal = block.attn if protocol.sink == "keep" else rows.drop_sink(block.attn)
-        spectrum = rows.row_psd(signal, length, **protocol.spectrum_options)  # (batch, head, row, freq)
+        # The metrics do not see the scale of a row, (batch, head, row, freq).
+        spectrum = rows.row_psd(signal, length, relative=True, **protocol.spectrum_options)
         metrics, valid = rows.row_spectral_metrics(spectrum, state["bands"], base=protocol.log_base)
         if protocol.sink == "keep":
             entropies = block.entropies

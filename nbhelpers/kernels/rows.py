@@ -27,11 +27,13 @@ def drop_sink(attn):
     return rest / torch.where(total > 0, total, 1.0)
 
 
-def row_psd(rows, length, **options):
+def row_psd(rows, length, *, relative=False, **options):
     """Return the power spectrum (..., freq) of signals of `length` samples with a zero tail.
 
     `rows` (..., key) are the first samples; the rest are zero. `options` are `window`, `pad`, `detrend`,
-    `sided` and `dc` of :func:`nbhelpers.kernels.spectra.psd`.
+    `sided` and `dc` of :func:`nbhelpers.kernels.spectra.psd`. `relative` divides each signal, tapered and not
+    detrended, by its largest sample: where a Hann window removes nearly all of a row with its key 0, the
+    power of the rest would be too small for float32.
     """
     n_given = rows.shape[-1]
     if options["detrend"] != "none":
@@ -39,7 +41,10 @@ def row_psd(rows, length, **options):
     n_bins = len(frequencies(length, pad=options["pad"], sided="two"))
     tapered = rows.new_zeros(*rows.shape[:-1], n_bins)  # (..., padded)
     taper = _window(options["window"], length, rows.dtype, rows.device)
-    torch.mul(rows, taper[:n_given], out=tapered[..., :n_given])
+    kept = torch.mul(rows, taper[:n_given], out=tapered[..., :n_given])  # (..., key)
+    if relative and n_given:
+        largest = kept.amax(-1, keepdim=True)  # (..., 1)
+        kept /= torch.where(largest > 0, largest, 1.0)
     transform = torch.fft.rfft(tapered) if options["sided"] == "one" else torch.fft.fft(tapered)
     squares = torch.view_as_real(transform).square_()  # (..., freq, 2): contiguous, so one fast pass
     power = squares[..., 0] + squares[..., 1]  # (..., freq)

@@ -61,6 +61,23 @@ def test_row_psd_is_that_of_the_whole_signal(options):
         assert torch.equal(given, before)
 
 
+@pytest.mark.parametrize("spread", [1, 10, 20])
+def test_what_a_window_leaves_beside_a_sink_keeps_its_digits(spread):
+    # Scores of up to this standard deviation, and key 0 above them all: the rest is about 1e-23 at 20.
+    scores = spread * torch.randn(200, 64, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    scores[:, 0] = scores.amax(-1) + 2 * spread
+    attn, runs = torch.softmax(scores, -1), rows.band_runs(spectra.frequencies(64), (0.25, 0.75))
+    options = {"window": "hann", "pad": 1, "detrend": "none", "sided": "one", "dc": "keep"}
+    exact = torch.from_numpy(oracle_psd(attn.numpy(), **options))
+    expected, _ = rows.row_spectral_metrics(exact, runs)
+    power = rows.row_psd(attn.float(), 64, relative=True, **options)
+    metrics, valid = rows.row_spectral_metrics(power, runs)
+    assert valid.all()
+    assert_metric(metrics, expected)
+    largest = (attn * spectra.window("hann", 64)).amax(-1, keepdim=True)
+    assert_close(power, exact / largest**2, dtype=torch.float32)
+
+
 @pytest.mark.parametrize("edges", [(0.25, 0.75), (0.5,), (0.1, 0.2, 0.7)])
 @pytest.mark.parametrize("options", SPECTRA, ids=lambda o: "-".join(map(str, o.values())))
 def test_spectral_metrics(options, edges):
