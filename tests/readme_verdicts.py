@@ -2,15 +2,21 @@
 
     python tests/readme_verdicts.py OUT COMMIT
 
-OUT is the output folder of ``make demo``, COMMIT the state of the repository that was run. Without them the
-stored numbers are judged anew, after a change of rules or words.
+OUT is the output folder of ``make demo``, COMMIT the state of the repository that was run. With OUT alone the
+numbers are stored that the texts cite ("Found"), without both the stored numbers are judged anew, after a
+change of rules or words.
 """
 
 import re
 import sys
 from pathlib import Path
 
+import nbformat
+import pandas as pd
+
 from nbhelpers.claims.paper import CLAIMS
+from nbhelpers.collection.found import COLUMNS, REFERENCE, cited
+from nbhelpers.collection.plan import list_notebooks
 from nbhelpers.collection.results import Results, estimate_of, load_provenance, load_results
 from nbhelpers.collection.scorecard import BESIDE, PLANTED, in_short, scorecard, scorecard_markdown
 from nbhelpers.collection.site.home import picture, write_figures
@@ -22,6 +28,15 @@ STORED = ROOT / "nbhelpers" / "data" / "scorecard"
 BLOCK = re.compile(
     r"(?<=<!-- verdicts: python tests/readme_verdicts.py -->\n).*(?=<!-- end of verdicts -->)", re.S
 )
+
+
+def texts():
+    """Yield the texts that cite numbers, README's and the cells that begin with Found, and their notebook."""
+    yield README.read_text(encoding="utf-8"), ""
+    for path in list_notebooks():
+        for cell in nbformat.read(path, as_version=4).cells:
+            if cell.source.startswith("**Found**"):
+                yield cell.source, path.stem
 
 
 def store(out, folder, commit):
@@ -39,6 +54,15 @@ def store(out, folder, commit):
     store.provenance(commit=commit, command="make demo", run=run, planted_truth=planted)
 
 
+def store_found(out):
+    """Store the numbers of a run that texts cite, in place of those of earlier runs."""
+    names = {(number, name) for text, own in texts() for *_, number, name, _ in cited(text, own)}
+    numbers = pd.concat([pd.read_csv(REFERENCE), load_results(out)[COLUMNS]])
+    numbers = numbers[[pair in names for pair in zip(numbers.notebook.str[:2], numbers.name, strict=True)]]
+    numbers = numbers.drop_duplicates(["notebook", "name"], keep="last").sort_values(["notebook", "name"])
+    numbers.to_csv(REFERENCE, index=False, float_format="%.6g")
+
+
 def block(folder=STORED):
     """Return what stands between README's two marks."""
     (facts,) = load_provenance(folder).values()
@@ -52,6 +76,8 @@ def block(folder=STORED):
 
 if __name__ == "__main__":
     if sys.argv[1:]:
+        store_found(sys.argv[1])
+    if sys.argv[2:]:
         store(sys.argv[1], STORED, sys.argv[2])
     write_figures(scorecard(STORED), FIGURES)
     README.write_text(BLOCK.sub(lambda _: block(), README.read_text(encoding="utf-8")), encoding="utf-8")

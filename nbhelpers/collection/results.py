@@ -18,6 +18,8 @@ from nbhelpers.arguments import RULES, plain, real
 from nbhelpers.files import read_parquet, replacing, write_parquet
 from nbhelpers.stats import Estimate
 
+from .found import differences
+
 ENDS = ("low", "high", "null", "null_low", "null_high", "gap_low", "gap_high", "n")  # of an Estimate
 PARTS = ("notebook", "numbers", "tables", "provenance")  # of a file of results
 COLUMNS = ("notebook", "name", "value", *ENDS, "unit", "note")
@@ -111,7 +113,8 @@ class Results:
         shown = shown.where(shown.notna(), "")
         table = shown.to_html(index=False, border=0, float_format=lambda number: f"{number:.4g}")
         told = f"{len(shown)} numbers recorded by <code>{html.escape(self.notebook)}</code>"
-        return f"<details><summary>{told}</summary>{table}</details>"
+        other = html.escape(differences(self.notebook, self.frame))
+        return f"<details><summary>{told}</summary>{table}</details>" + (f"<p>{other}</p>" if other else "")
 
     def _write(self) -> None:
         document = dict(zip(PARTS, (self.notebook, self._numbers, self._tables, self._facts), strict=True))
