@@ -478,14 +478,56 @@ CLAIMS = (
         title="bands have linguistic roles",
         statement="The high band carries syntax, the mid band sentences, the low band discourse.",
         notebook="16_rotary_bands",
-        untested="the paper has no experiment",
+        criteria=(
+            *(
+                Criterion(
+                    name=f"C15_{role}",
+                    sentence=f"over the heads of a layer, the share of the {band} band and the loss of "
+                    f"{tokens} without the head correlate at {{}}",
+                    statistic="mean over layers of the rank correlation over heads of the share of the "
+                    f"{band} band with the loss added in {tokens} less that in all tokens",
+                    claimed=(0.2, 1.0),
+                )
+                for role, band, tokens in (
+                    ("syntax", "high", "function words and continuations"),
+                    ("sentences", "mid", "first tokens of sentences"),
+                    ("discourse", "low", "repeated pairs of tokens"),
+                )
+            ),
+            Criterion(
+                name="C15_groups",
+                sentence="the heads of a band lose {} standard deviations more in its role than random heads",
+                statistic="mean over the three bands of what the loss of its role gains, in sd of 200 random "
+                "groups, when the head of most power in the band is ablated in every layer at once",
+                claimed=(1.0, INFINITE),
+            ),
+        ),
     ),
     Claim(
         number="C16",
         title="practical implications",
         statement="Heads can be pruned by frequency, training monitored, heads pre-initialised.",
         notebook="16_rotary_bands",
-        untested="the paper has no experiment",
+        criteria=(
+            Criterion(
+                name="C16_random",
+                sentence="pruned by a band, heads cost {} times the loss of pruning at random",
+                statistic="loss added when 1/4, 1/2 and 3/4 of the heads are ablated in order of the high "
+                "band, the cheaper way, over that of random orders",
+                claimed=(-INFINITE, 0.8),
+                nulls=("the cheapest of 20 random orders",),
+                away=-1,
+            ),
+            Criterion(
+                name="C16_norm",
+                sentence="pruned by a band rather than by norm, heads cost more by {} of the loss "
+                "of pruning at random",
+                statistic="the same loss less that in order of the norm of the output weights, over that of "
+                "random orders",
+                claimed=(-INFINITE, 0.0),
+            ),
+        ),
+        untested="whether training can be monitored or heads pre-initialised by frequency",
     ),
     Claim(
         number="C17",

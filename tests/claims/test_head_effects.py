@@ -1,0 +1,50 @@
+"""Effects of heads: against slow loops, and the rules against effects whose truth is planted."""
+
+import numpy as np
+import pytest
+from scipy.stats import spearmanr
+
+from nbhelpers.claims import head_effects as he
+from nbhelpers.claims.paper import claim
+from nbhelpers.claims.verdicts import judge
+
+
+def slow_role(sums, condition, classes):
+    """The loss added in some classes less that in all tokens, of one condition."""
+    lost, n = sum(sums[condition, k] for k in classes), sum(sums[-1, k] for k in classes)
+    return lost / n - sums[condition, 0] / sums[-1, 0]
+
+
+def test_numbers_of_c15_are_those_of_a_slow_loop():
+    shares, heads, groups = he.planted_roles("traces of roles", n_layers=4, n_heads=5, n_random=9, seed=3)
+    found, gains = he.measure_roles(shares, heads, groups), []
+    for at, (name, (band, classes)) in enumerate(he.ROLES.items()):
+        roles = [[slow_role(heads.sum(0), 5 * la + h, classes) for h in range(5)] for la in range(4)]
+        r = [spearmanr(shares[band][la], roles[la]).statistic for la in range(4)]
+        assert found[name].value == pytest.approx(np.mean(r))
+        assert (found[name].n, found[name].low < np.mean(r) < found[name].high) == (4, True)
+        own, *drawn = (slow_role(groups.sum(0), g, classes) for g in (at, *range(3, 12)))
+        gains.append((own - np.mean(drawn)) / np.std(drawn, ddof=1))
+    assert found["C15_groups"].value == pytest.approx(np.mean(gains))
+
+
+def test_numbers_of_c16_are_ratios_of_means_over_shares_and_passages():
+    band = [[[3.0, 5.0], [5.0, 7.0]], [[1.0, 2.0], [3.0, 2.0]]]  # (order, share, passage): mean 5 and 2
+    norm, drawn = [[1.0, 1.0], [1.0, 1.0]], [[[2.0, 4.0], [3.0, 3.0]], [[5.0, 5.0], [5.0, 5.0]]]
+    found = he.measure_orders(*(np.repeat(each, 2, -1) for each in (band, norm, drawn)))
+    assert found["C16_random"].value == 2 / 4
+    assert (found["C16_random"].null, found["C16_random"].gap.value) == (3 / 4, -1 / 4)
+    assert found["C16_norm"].value == (2 - 1) / 4
+
+
+@pytest.mark.parametrize("number", ["C15", "C16"])
+def test_the_rules_find_what_is_planted_and_nothing_else(number):
+    kinds, plant, measure = {
+        "C15": (he.PLANTED_ROLES, he.planted_roles, he.measure_roles),
+        "C16": (he.PLANTED_ORDERS, he.planted_orders, he.measure_orders),
+    }[number]
+    assert claim(number).criteria
+    for kind, (*_, holds) in kinds.items():
+        judged = [judge(claim(number), measure(*plant(kind, seed=seed))).verdict for seed in range(12)]
+        right = np.mean([(verdict == "supported") == holds for verdict in judged])
+        assert right >= 0.9, (kind, judged)
