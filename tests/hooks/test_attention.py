@@ -197,6 +197,19 @@ def test_autocast_does_not_degrade_what_is_recorded(seen):
     tiny.assert_same_profiles(recorder.profiles(), plain.profiles())
 
 
+def test_infinity_in_a_row_that_is_not_proved_is_refused():
+    query, key = vectors()
+    attn = torch.from_numpy(oracle(query, key, TRIANGLE)).float()
+    model = tiny.make_model(layers=1)
+    (module,) = innermost_attention(model)
+    module.is_causal, recorder = True, recorder_for(model)
+    assert recorder.wants(module)
+    query[0, 0, 0, 0] = torch.inf  # the first row sees one key, and the softmax of one score is 1
+    recorder.observe(module, query, key, key, None, (attn @ key.repeat_interleave(2, 1)).transpose(1, 2))
+    with pytest.raises(ValueError, match="not a distribution"):
+        recorder.profiles()
+
+
 def test_calls_of_other_streams_are_counted():
     model = tiny.make_model("t5")
     recorder = Recorder(model, resolve(["key_profile"]), stream="decoder")

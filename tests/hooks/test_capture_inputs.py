@@ -147,8 +147,9 @@ def test_causality_is_seen_where_no_table_tells(name):
     assert profiles.lag_profile.shape[-1] == (23 if name == "siglip" else 12)
 
 
-def test_attention_that_contradicts_the_probe_is_an_error():
-    model, ids = make_model(), make_tokens(12)
+@pytest.mark.parametrize("length", [2, 12])
+def test_attention_that_contradicts_the_probe_is_an_error(length):
+    model, ids = make_model(), make_tokens(length)
     assert looks_ahead(model, lambda network: "cpu") is False
     for layer in model.model.layers:
         layer.self_attn.is_causal = False

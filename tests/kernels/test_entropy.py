@@ -112,6 +112,7 @@ class TestEntropicSlack:
         comb[:: 64 // teeth] = 3.0
         for shift in (0, 5):
             assert abs(float(entropy.entropic_slack(comb.roll(shift)))) < 20 * TOL[dtype]
+        assert float(entropy.entropic_slack(torch.full((1,), 3.0, dtype=dtype))) == 0
 
     @pytest.mark.parametrize("length", [7, 64, 101])
     def test_is_scipys_entropies_of_a_slow_transform(self, length):

@@ -165,8 +165,9 @@ class TestConstantQSlope:
         assert float(result.slope) == pytest.approx(1, abs=0.02)
         assert (result.quality < 1.1).all()
 
-    def test_is_scipys_regression_of_slow_moments(self):
-        psd, frequency = uniform(2, 7, 33) ** 8, spectra.frequencies(64)
+    @pytest.mark.parametrize("n_heads", [3, 7])
+    def test_is_scipys_regression_of_slow_moments(self, n_heads):
+        psd, frequency = uniform(2, n_heads, 33) ** 8, spectra.frequencies(64)
         result = frames.constant_q_slope(psd, frequency)
         for batch, heads in enumerate(psd.numpy()):
             f = frequency.numpy()[1:]
@@ -247,6 +248,7 @@ def test_mean_off_diagonal_is_the_slow_loop_and_spares_the_diagonal():
         (lambda: frames.constant_q_slope(torch.ones(2, 9), torch.ones(8)), r"\(9,\)"),
         (lambda: frames.constant_q_slope(torch.ones(9), torch.ones(9)), r"\(9,\)"),
         (lambda: frames.mean_off_diagonal(torch.ones(1, 1)), "2 or more heads"),
+        (lambda: frames.mean_off_diagonal(torch.ones(3, 2)), r"\(3, 2\)"),
     ],
 )
 def test_bad_input_is_refused(call, message):

@@ -137,6 +137,8 @@ class TestT5:
         expected = T5Attention._relative_position_bucket(positions, bidirectional, n_buckets, max_distance)
         options = {"bidirectional": bidirectional, "n_buckets": n_buckets, "max_distance": max_distance}
         assert torch.equal(rope.t5_bucket(positions, **options), expected)
+        if (n_buckets, max_distance) == (32, 128):
+            assert torch.equal(rope.t5_bucket(positions, bidirectional=bidirectional), expected)
 
     @pytest.mark.parametrize("bidirectional", [False, True])
     def test_bias_looks_the_bucket_up(self, bidirectional):

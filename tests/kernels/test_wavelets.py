@@ -175,6 +175,11 @@ class TestAlign:
             expected.append(np.interp(at, given, a[1, 2].numpy()))
         assert_close(u[1, 2], np.concatenate(expected))
 
+    def test_as_many_signals_as_coefficients_are_left(self):
+        long, short = [uniform(3, 5)], [uniform(3, 3)]
+        u, _ = wavelets.align(long, short, alignment="interpolate")
+        assert_close(u, long[0][:, [0, 2, 4]])
+
 
 class TestScaleSensitivity:
     @pytest.mark.parametrize(
