@@ -17,7 +17,7 @@ from nbhelpers.claims import paper
 from nbhelpers.claims.sentences import UNLEARNED, claimed, number, sentence
 from nbhelpers.claims.verdicts import NULL_NAMES, SECOND, Planted, deciding, judge
 from nbhelpers.files import read_parquet_metadata
-from nbhelpers.inputs.text import SPEECHES
+from nbhelpers.inputs.text import corpus_title
 from nbhelpers.stats import Estimate
 
 from .plan import list_notebooks
@@ -37,6 +37,8 @@ DECIDING = (
     "least", "most", "printed_low", "printed_high", "value", "low", "high", "null", "null_low", "null_high",
 )  # fmt: skip
 COLUMNS = ("claim", "title", "group", "verdict", "why", *ANSWERS, *BESIDE, *DECIDING)
+LENGTH = 256  # tokens of a passage where no other length is told
+BOS = {"add": "with BOS", "none": "without BOS"}
 SIDE = {-1: "below", 0: "away from", 1: "above"}
 
 
@@ -154,20 +156,18 @@ def packaged_verdicts(planted=None):
     They are judged anew from the estimates that the sweep "packaged-models" left in the package, `planted` as
     :func:`planted_rates` gives it. "C5_second" is C5 by another quantity. Columns are (model, text); ("",
     "in words") tells in how many models the claim is supported on every text, and where verdicts differ.
-    `attrs["rules"]` are the versions of the rules that the estimates were made with.
+    A text is read in passages of :data:`LENGTH` tokens unless it says otherwise. `attrs["rules"]` are the
+    versions of the rules that the estimates were made with.
     """
     columns, planted, rules = {}, planted or {}, set()
     for file in sorted(Path(str(resources.files("nbhelpers.data"))).glob("sweeps/packaged-models/runs/*")):
         facts = read_parquet_metadata(file)
         run, records = facts["sweep"]["settings"], {n: Estimate(**e) for n, e in facts["records"].items()}
         rules.add(facts["rules"]["version"])
-        told = [
-            "state-of-the-union" if run["corpus"] == SPEECHES else run["corpus"],
-            f"{run['length']} tokens",
-        ]
-        told += [f"BOS: {run['bos']}"] * (run["bos"] != "tokenizer")
+        told = [f"at {run['length']} tokens"] * (run["length"] != LENGTH)
+        told += [words for bos, words in BOS.items() if bos == run["bos"]]
         claims = [c for claim in paper.CLAIMS for c in (claim, claim.other) if c and c.criteria]
-        columns[run["model"], ", ".join(told)] = {
+        columns[run["model"], " ".join([corpus_title(run["corpus"]), *told])] = {
             c.number: judge(c, records, planted=planted.get(c.number)).verdict
             for c in claims
             if all(criterion.name in records for criterion in c.criteria)
@@ -180,14 +180,17 @@ def packaged_verdicts(planted=None):
 
 def _differ(verdicts):
     """Return in how many models a claim is supported on every text, and which verdicts stand where."""
-    of_model = verdicts.groupby(level=0).agg(set)
-    n_hold = sum(found == {"supported"} for found in of_model)
-    where = {verdict: [] for verdict in verdicts.value_counts().index}
-    for (model, text), verdict in verdicts.items():
-        where[verdict].append(model if len(of_model[model]) == 1 else f"{model} ({text})")
-    told = [f"{verdict} in {', '.join(dict.fromkeys(names))}" for verdict, names in where.items()]
-    told = f"{verdicts.iloc[0]} in all" if len(told) == 1 else "; ".join(told)
-    return f"holds in {n_hold} of {len(of_model)} models: {told}"
+    n_hold, models = 0, {}
+    verdicts = verdicts.dropna()
+    for model, found in verdicts.groupby(level=0):
+        texts = {verdict: of.index.get_level_values(1) for verdict, of in found.groupby(found)}
+        usual = max(texts, key=lambda verdict: (len(texts[verdict]), verdict))
+        n_hold += set(texts) == {"supported"}
+        other = [f"{verdict} on {', '.join(texts[verdict])}" for verdict in texts if verdict != usual]
+        models.setdefault(usual, []).append(model + f" ({'; '.join(other)})" * bool(other))
+    told = "; ".join(f"{verdict} in {', '.join(names)}" for verdict, names in models.items())
+    told = f"{verdicts.iloc[0]} in all" if verdicts.nunique() == 1 else told
+    return f"holds in {n_hold} of {len(verdicts.groupby(level=0))} models: {told}"
 
 
 def missing_notebooks(card):

@@ -13,9 +13,11 @@ import pandas as pd
 from nbhelpers.claims.paper import paper_table
 from nbhelpers.files import write_parquet
 from nbhelpers.inputs.files import ZOO_PREFIX
+from nbhelpers.inputs.text import corpus_title
 from nbhelpers.protocol import PAPER, Protocol
 from nbhelpers.stats import known_mean
 from nbhelpers.sweeps.grid import (
+    CONTROL_SEQUENCES,
     OPTIONS,
     Grid,
     changes,
@@ -96,6 +98,7 @@ def load_sweep(folder: str | Path, *, allow_empty: bool = False) -> Sweep:
     for run, facts in done:
         null = {line["metric"]: line["null"] for line in facts["summary"]}
         fixed = _of_run(run, facts) | {"run": f"{run.id}, untrained", "model": f"random:{run.model}"}
+        fixed |= {"n_sequences": min(run.n_sequences, CONTROL_SEQUENCES)}
         rows += [fixed | line | {"null": null[line["metric"]]} for line in facts.get("controls", [])]
     names = {}
     for run, facts in done:
@@ -277,8 +280,8 @@ def _label(row, varied):
         return f"{model}{at} ({row['protocol']})"
     size = f"{row['n_sequences']:.0f}x{row['length']:.0f}"
     seed = "" if np.isnan(row["seed"]) else f"seed {row['seed']:.0f}"
-    told = {"corpus": Path(row["corpus"]).name, "n_sequences": size, "length": size, "seed": seed}
-    told |= {"protocol": row["protocol"]}
+    told = {"corpus": corpus_title(row["corpus"]), "n_sequences": size, "length": size, "seed": seed}
+    told |= {"protocol": row["protocol"].removeprefix("PAPER, ")}
     words = [model + (f"@{row['revision']}" if row["revision"] else "")]
     words += dict.fromkeys(told[name] for name in HOW if name in varied and told[name])
     return ", ".join(words) + (f" ({HERE})" if row["source"] == HERE else "")

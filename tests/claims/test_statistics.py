@@ -14,7 +14,7 @@ from nbhelpers.claims.verdicts import Claim, Criterion
 from nbhelpers.protocol import PAPER
 from nbhelpers.stats import position_spectrum_correlation, student_interval
 
-SIZES = {"n_sequences": 3, "n_layers": 4, "n_heads": 6, "length": 64}
+SIZES = {"n_sequences": 3, "n_layers": 4, "n_heads": 6, "length": 96}
 CLAIMS = ("C1", "C2", "C3", "C4", "C5", "C6", "C11", "C12", "C13", "C14")
 MEASURED = {"N0": nulls.uniform, "N2": nulls.permuted, "N3": nulls.iid_softmax, "N4": nulls.exponential}
 
@@ -92,9 +92,9 @@ def test_peaks_are_tracked_by_rank(planted, signal):
     table = measure(observation, protocol)
     expected = []
     for sequence in range(3):
-        windowed = profiles[signal][sequence].double().flatten(0, 1).numpy() * np.hanning(64)
+        windowed = profiles[signal][sequence].double().flatten(0, 1).numpy() * np.hanning(96)
         power = np.abs(np.fft.rfft(windowed)) ** 2
-        peak = power[:, 8:].max(1) / power.sum(1)  # 0.125 cycles/token is bin 8 of 64
+        peak = power[:, 12:].max(1) / power.sum(1)  # 0.125 cycles/token is bin 12 of 96
         selectivity = table.values("frequency_selectivity")[sequence].ravel()
         expected.append(scipy_stats.spearmanr(selectivity, peak).statistic)
     found = statistics.criterion_value("C4_tracks_peak", table, profiles, protocol=protocol)
@@ -138,7 +138,7 @@ def test_frame_statistics_are_of_the_lag_profiles(planted, records):
         condition.append(np.log10(eigenvalues[-1] / eigenvalues[0]))
     assert records["C14_coherence"].value == pytest.approx(np.mean(coherence), rel=1e-6)
     assert records["C14_condition"].value == pytest.approx(np.mean(condition), rel=1e-4)
-    assert 0 < records["C14_condition"].null < 3, "random sets of 6 in 64 dimensions"
+    assert 0 < records["C14_condition"].null < 3, "random sets of 6 in 96 dimensions"
 
 
 def test_constant_q_is_one_for_dilated_copies():
