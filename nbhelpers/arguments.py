@@ -58,7 +58,6 @@ def plain(value):
 
 def whole(low=0, high=MOST):
     """Return the rule of an int from `low` to `high`."""
-
     return real(low, high, form=int)
 
 

@@ -7,11 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from nbhelpers.arguments import RULES, checked, mapping, refuse, several, token_ids
-from nbhelpers.files import replacing
+from nbhelpers.files import read_tensors, reading, write_tensors
 from nbhelpers.kernels.checks import as_real
 from nbhelpers.kernels.entropy import require_distribution
 
@@ -104,21 +102,10 @@ class Profiles:
     def from_attention(cls, attn, *, causal, kv_groups=None, provenance=None):
         """Reduce whole attention matrices, where they fit into memory.
 
-        Parameters
-        ----------
-        attn : torch.Tensor or array_like, shape (sequence, layer, head, query, key)
-            After softmax, as many keys as queries. float64 stays float64, any other dtype becomes float32.
-        causal : bool
-            Whether query i sees the keys 0 to i only.
-        kv_groups : list of int, optional
-            Of each head; a group of its own for each if None.
-        provenance : dict, optional
-
-        Returns
-        -------
-        Profiles
-            key_profile, last_query, lag_profile, stationary_profile, and local_mass at 0, the powers of two
-            below n, and 16.
+        `attn` (sequence, layer, head, query, key), after softmax, has as many keys as queries; float64 stays
+        so, any other dtype becomes float32. If `causal`, query i sees the keys 0 to i only. `kv_groups` is a
+        group for each head, one of its own if None. The result has key_profile, last_query, lag_profile,
+        stationary_profile, and local_mass at 0, the powers of two below n, and 16.
         """
         attn = attn if isinstance(attn, torch.Tensor) else as_real(attn, "attn")
         if attn.ndim != 5 or attn.shape[-1] != attn.shape[-2] or attn.numel() == 0:
@@ -139,22 +126,18 @@ class Profiles:
             "stationary_profile": sum_over_second_half(attn, n, 0) / max(n // 2, 1),
             "local_mass": local_mass_of(lag_profile, lags, distances),
         }
-        own = {"key_profile": "key", "last_query": "key", "lag_profile": "lag", "local_mass": "distance"}
-        own["stationary_profile"] = "lag back"
-        positions = {
-            "key": list(range(n)),
-            "lag": lags,
-            "distance": distances,
-            "lag back": list(range(n // 2)),
-        }
-        return cls(
-            arrays=arrays,
-            axes={name: ("sequence", "layer", "head", own[name]) for name in arrays},
-            coordinates={name: positions[own[name]] for name in arrays},
-            n_real=torch.full((len(attn),), n),
-            kv_groups=list(range(attn.shape[2])) if kv_groups is None else kv_groups,
-            provenance={} if provenance is None else provenance,
-        )
+        kv_groups = list(range(attn.shape[2])) if kv_groups is None else kv_groups
+        return cls.of_length(n, arrays, lags, distances, kv_groups, provenance or {})
+
+    @classmethod
+    def of_length(cls, n, arrays, lags, distances, kv_groups, provenance):
+        """Return profiles of n tokens, of the five kinds that whole attention is reduced to."""
+        keys, back = list(range(n)), list(range(n // 2))
+        own = {"key_profile": ("key", keys), "last_query": ("key", keys), "lag_profile": ("lag", lags)}
+        own |= {"stationary_profile": ("lag back", back), "local_mass": ("distance", distances)}
+        axes = {name: ("sequence", "layer", "head", own[name][0]) for name in arrays}
+        n_real = torch.full((len(arrays["key_profile"]),), n)
+        return cls(arrays, axes, {name: own[name][1] for name in arrays}, n_real, kv_groups, provenance)
 
     @checked
     def save(self, path, *, label=""):
@@ -165,24 +148,15 @@ class Profiles:
         tensors = {name: array.contiguous() for name, array in self.arrays.items()} | {"n_real": self.n_real}
         header = {name: getattr(self, name) for name in HEADER} | {"format": FORMAT, "label": label}
         header = json.loads(json.dumps(header))  # as a file gives it back
-        header["checksum"] = _checksum(header, tensors)
-        with replacing(path) as partial:
-            save_file(tensors, partial, metadata={"nbhelpers": json.dumps(header)})
+        write_tensors(tensors, path, header | {"checksum": _checksum(header, tensors)})
         return Path(path)
 
     @classmethod
     @checked
     def load(cls, path, *, label=None):
         """Read what :meth:`save` wrote; a file that is damaged, of another kind or label is a ValueError."""
-        path = Path(path)
-        if not path.exists():
-            raise FileNotFoundError(f"There are no profiles at {path}.")
-        try:
-            with safe_open(path, framework="pt") as file:
-                header = json.loads((file.metadata() or {}).get("nbhelpers", "{}"))
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        except (SafetensorError, ValueError, OSError) as error:
-            raise ValueError(f"{path} is damaged ({error}); delete it and capture again.") from error
+        with reading(path, "; delete it and capture again."):
+            tensors, header = read_tensors(path)
         if header.get("format") != FORMAT:
             raise ValueError(f"{path} is not a {FORMAT} file (its format is {header.get('format')!r}).")
         if header.pop("checksum", None) != _checksum(header, tensors):
@@ -208,7 +182,8 @@ class Profiles:
         total = sum(part.n_sequences for part in parts)
         facts = {"n_sequences": total}
         if "proof" in first.provenance:
-            facts["proof"] = _weakest([part.provenance["proof"] for part in parts])
+            proofs = [part.provenance["proof"] for part in parts]  # the largest, or the first that is none
+            facts["proof"] = next((p for p in proofs if isinstance(p, str)), None) or max(proofs)
         return dataclasses.replace(
             first,
             arrays={name: torch.cat([part[name] for part in parts]) for name in first.arrays},
@@ -228,22 +203,10 @@ def _checksum(header, tensors):
 
 def _kind(profiles):
     """Return what profiles of the same model and reductions have in common, by name."""
-    compared = ("model", "dtype", "stream", "reductions")
-    return {
-        "axes": profiles.axes,
-        "coordinates": profiles.coordinates,
-        "layers or heads": [
-            profiles.layers,
-            {name: tuple(array.shape[1:]) for name, array in profiles.arrays.items()},
-        ],
-        "KV groups": profiles.kv_groups,
-        **{name: profiles.provenance.get(name) for name in compared},
-    }
-
-
-def _weakest(proofs):
-    """Return what several proofs together say: the largest difference, or the first that is none."""
-    return next((proof for proof in proofs if isinstance(proof, str)), None) or max(proofs)
+    shapes = {name: tuple(array.shape[1:]) for name, array in profiles.arrays.items()}
+    own = {"axes": profiles.axes, "coordinates": profiles.coordinates, "KV groups": profiles.kv_groups}
+    own["layers or heads"] = profiles.layers, shapes
+    return own | {name: profiles.provenance.get(name) for name in ("model", "dtype", "stream", "reductions")}
 
 
 def local_mass_of(lag_profile, lags, distances):

@@ -158,9 +158,7 @@ def position_spectrum_correlation(table, *, over="heads", confidence=0.95):
     pair = [table.values(metric) for metric in ("positional_entropy", "spectral_entropy")]
     value = _mean_correlation(*pair, over)
     if np.isnan(value):
-        spread = f"spread over the whole table {np.ptp(pair[0]):.2g} and {np.ptp(pair[1]):.2g}"
-        constant = f"positional or spectral entropy is constant there ({spread})"
-        raise ValueError(f"the correlation over {over} is not defined: {constant}")
+        raise ValueError(f"the correlation over {over} is not defined: one of the entropies is constant")
     left_out = [_mean_correlation(*np.delete(pair, i, 1), over) for i in range(len(pair[0]))]
     return jackknife_interval(value, left_out, possible=CORRELATION, confidence=confidence)
 
@@ -173,16 +171,7 @@ def pearson(x, y, *, axis):
     if x.shape != y.shape or not -x.ndim <= axis < x.ndim:
         refuse("x", x, f"of the same shape as y, {y.shape}, with an axis {axis}")
     known = np.isfinite(x) & np.isfinite(y)
-    count = np.maximum(known.sum(axis, keepdims=True), 1)
-
-    def centre(values):
-        values = np.where(known, values, 0.0)
-        mean = values.sum(axis, keepdims=True) / count
-        centred = np.where(known, values - mean, 0.0)
-        spread = np.sqrt((centred**2).sum(axis, keepdims=True) / count)
-        return centred, np.where(spread > SPREAD_FLOOR * np.abs(mean), spread, np.nan)
-
-    (x, x_spread), (y, y_spread) = centre(x), centre(y)
+    (x, x_spread, count), (y, y_spread, _) = (_centred(values, known, axis) for values in (x, y))
     return ((x * y).sum(axis, keepdims=True) / (count * x_spread * y_spread)).squeeze(axis)
 
 
@@ -215,12 +204,8 @@ def partial_correlation(x, y, given):
     except ValueError:
         refuse("y and given", [y.shape, *map(np.shape, given)], f"of the same shape as x, {x.shape}")
     known = np.isfinite(data).all(-1, keepdims=True)
-    count = np.maximum(known.sum(-2, keepdims=True), 1)
-    mean = np.where(known, data, 0.0).sum(-2, keepdims=True) / count
-    data = np.where(known, data - mean, 0.0)
-    spread = np.sqrt((data**2).sum(-2, keepdims=True) / count)
-    varies = spread > SPREAD_FLOOR * np.abs(mean)
-    data = np.where(varies, data / np.where(varies, spread, 1.0), 0.0)
+    data, spread, count = _centred(data, known, -2)
+    data = np.nan_to_num(data / spread)  # 0 where nothing varies
     rest = data[..., :2]
     if len(given):
         basis, size, _ = np.linalg.svd(data[..., 2:], full_matrices=False)
@@ -309,6 +294,16 @@ def equivalence_test(values, margin, *, against=0.0, alpha=0.05):
     return found._replace(p_value=p_value)
 
 
+def _centred(values, known, axis):
+    """Return values less their mean, 0 where not known; their spread, NaN for rounding; the count."""
+    count = np.maximum(known.sum(axis, keepdims=True), 1)
+    values = np.where(known, values, 0.0)
+    mean = values.sum(axis, keepdims=True) / count
+    centred = np.where(known, values - mean, 0.0)
+    spread = np.sqrt((centred**2).sum(axis, keepdims=True) / count)
+    return centred, np.where(spread > SPREAD_FLOOR * np.abs(mean), spread, np.nan), count
+
+
 def _require_sequences_kept(table):
     if table.averaged:
         way_out = "has no sequences to draw again; measure with order='metric then mean'"
@@ -331,8 +326,7 @@ def _members(clusters, values, other):
         refuse("values, other and clusters", given, "of shape (layer, head) twice and (head,)")
     groups, sizes = np.unique(clusters, return_counts=True)
     if len(groups) < 2 or len(set(sizes)) > 1:
-        least = f"there must be at least 2 of one size; got sizes {sizes.tolist()}"
-        raise ValueError(f"whole groups are exchanged, so {least}")
+        raise ValueError(f"groups are exchanged whole: at least 2 of one size; got sizes {sizes.tolist()}")
     return np.stack([np.flatnonzero(clusters == group) for group in groups])
 
 

@@ -58,11 +58,8 @@ class HeadTable:
         object.__setattr__(self, "arrays", arrays)
         shapes = {array.shape for array in arrays.values()}
         if [(len(shape), *shape[2:]) for shape in shapes] != [(3, len(self.kv_groups))]:
-            raise ValueError(
-                "A HeadTable needs arrays of one shape (sequence, layer, head) and a KV group for each head; "
-                f"got the shapes {sorted(shapes)} and {len(self.kv_groups)} groups."
-            )
-
+            told = f"got {sorted(shapes)} and {len(self.kv_groups)} groups"
+            raise ValueError(f"arrays are of one shape (sequence, layer, head), groups of heads; {told}")
         if self.layers is None:
             object.__setattr__(self, "layers", list(range(next(iter(shapes))[1])))
 
@@ -149,20 +146,14 @@ class HeadTable:
     def summary(self, *, null=None, confidence=0.95):
         """Return mean, sd and IQR over heads of each metric, with an interval of the mean over sequences.
 
-        Parameters
-        ----------
-        null : HeadTable, or mapping of str to HeadTable or to float, optional
-            A null measured under the same protocol, such as ``measure(seen.map(nulls.uniform))``; several by
-            name; or plain numbers by metric. Those that `analyze` measured if not given.
-        confidence : float
-            Of the interval, which is over whole sequences, so that heads need not be independent.
+        `null` is a HeadTable measured under the same protocol, such as ``measure(seen.map(nulls.uniform))``;
+        several by name; or plain numbers by metric; those that `analyze` measured if not given. The interval
+        is over whole sequences, so that heads need not be independent.
 
-        Returns
-        -------
-        pandas.DataFrame
-            Index metric; columns mean, low, high (of the mean), sd, iqr, q25, q75 (over heads), n_sequences,
-            n_heads. After high the same of each null: null, null_low, null_high, or its name in place of
-            null; NaN for metrics that it lacks. NaN values are left out. One sequence or two give none.
+        The frame has the index metric and the columns mean, low, high (of the mean), sd, iqr, q25, q75 (over
+        heads), n_sequences, n_heads. After high stands the same of each null: null, null_low, null_high, or
+        its name in place of null; NaN for metrics that it lacks. NaN values are left out; one sequence or two
+        give no interval.
         """
         rows = {metric: self._summarise(metric, confidence) for metric in self.metrics}
         summary = pd.DataFrame.from_dict(rows, orient="index").rename_axis("metric")
@@ -178,9 +169,7 @@ class HeadTable:
             if not isinstance(table, HeadTable):
                 return {"null": null}
             if table.protocol != self.protocol:
-                raise ValueError(
-                    f"null of summary: {name!r} and the table were measured under other protocols"
-                )
+                raise ValueError(f"null of summary: {name!r} was measured under other protocols")
             found[name] = table.summary(confidence=confidence)[ESTIMATE].T.to_dict("list")
         columns = {}
         for name, numbers in found.items():

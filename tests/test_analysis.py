@@ -12,12 +12,11 @@ from tiny_models import eager_attention, make_model, make_tokens, make_uniform
 from tolerances import assert_metric
 
 from nbhelpers import nulls
-from nbhelpers.analysis import Observation, analyze, measure, observe
+from nbhelpers.analysis import analyze, measure, observe
 from nbhelpers.hooks import store
 from nbhelpers.hooks.capture import capture
 from nbhelpers.hooks.reductions import RowMetrics
 from nbhelpers.inputs.text import scaled_variant
-from nbhelpers.profiles import Profiles
 from nbhelpers.protocol import PAPER
 from nbhelpers.table import AVERAGED, HeadTable
 
@@ -164,13 +163,6 @@ def test_nulls_stand_beside_the_model(llama, tmp_path):
         run(llama, ids, PAPER.replace(signal="rows"), null="uniform")
 
 
-@pytest.mark.parametrize("length", [1, 17, 40])
-def test_the_profile_of_a_prefix_is_that_of_the_first_rows(llama, length):
-    ids = make_tokens(LENGTH)
-    prefix = capture(llama, ids[:, :length], progress=False).key_profile.double().numpy()
-    assert abs(prefix - eager_attention(llama, ids)[..., :length, :length].mean(-2)).max() <= 1e-6
-
-
 @pytest.fixture(scope="module")
 def observed(llama):
     return observe(llama, make_tokens(LENGTH, 3), corpus="made up", seed=3, progress=False)
@@ -218,15 +210,6 @@ def test_a_rerun_gives_the_identical_table(llama, tmp_path, monkeypatch):
         assert other.provenance == tables[0].provenance
     assert (other_seed.values("scale_sensitivity_0.5") != tables[0].values("scale_sensitivity_0.5")).any()
     assert np.array_equal(other_seed.values("spectral_entropy"), tables[0].values("spectral_entropy"))
-
-
-def test_map_reaches_every_part(observed):
-    mapped = observed.map(Profiles.with_provenance)
-    assert isinstance(mapped, Observation)
-    lengths = [part.key_profile.shape[-1] for part in (mapped.profiles, *mapped.scaled.values())]
-    assert sorted(lengths) == [LENGTH // 4, LENGTH // 2, LENGTH]
-    assert mapped.profiles is not observed.profiles
-    pd.testing.assert_frame_equal(measure(mapped).frame(), measure(observed).frame())
 
 
 @pytest.mark.parametrize(

@@ -45,12 +45,6 @@ def test_the_protocol_says_which_metrics_there_are(signals, changes, there, miss
     assert not set(missing) & set(found)
 
 
-def test_lag_zero_may_stand_in_the_middle(signals):
-    protocol = PAPER.replace(signal="lag_profile")
-    found = measure_signals(Signals(signals.signal, {}, protocol, origin=7))
-    assert torch.equal(found["self_mass"], signals.signal[..., 7])
-
-
 def test_every_name_finds_its_own_entry():
     names = [metric.name.replace("*", "16") for metric in METRICS]
     assert len(set(names)) == len(METRICS)
@@ -65,11 +59,9 @@ def test_every_name_finds_its_own_entry():
     ("name", "label"),
     [
         ("positional_entropy", "positional entropy (nats)"),
-        ("low_band", "low band (relative band power)"),
         ("band_0.5_1", "band 0.5–1 of Nyquist (relative band power)"),
         ("scale_sensitivity_0.25", "scale sensitivity S(0.25)"),
         ("local_mass_16", "attention within 16 tokens (share)"),
-        ("wavelet_entropy_d1", "wavelet entropy d1 (nats)"),
         ("of_no_entry", "of no entry"),
         ("mean of $H_s$ (nats)", "mean of $H_s$ (nats)"),
     ],

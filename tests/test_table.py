@@ -64,12 +64,6 @@ def test_values_and_facts_are_copies(values):
     assert table.provenance == FACTS
 
 
-@pytest.mark.parametrize(("model", "shown"), [({"name": "tiny"}, "tiny"), ("tiny", "tiny"), ({}, "?")])
-def test_repr_names_the_model(values, model, shown):
-    said = f"HeadTable({shown}: 6 sequences, 12 heads; entropy, band)"
-    assert repr(make(values, provenance={"model": model})) == said
-
-
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [

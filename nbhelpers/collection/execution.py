@@ -12,16 +12,13 @@ import math
 import os
 import re
 import signal
-import sys
 import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty
-from typing import Any
 
 import nbformat
 import papermill
@@ -32,7 +29,7 @@ from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
 from nbhelpers.collection.skip import SKIPPED
-from nbhelpers.files import replacing
+from nbhelpers.files import write_text
 
 WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
@@ -61,7 +58,7 @@ class Failure:
     source: str = ""
     trace: str = ""
 
-    def __str__(self) -> str:
+    def __str__(self):
         where = "outside any cell" if self.cell is None else f"in cell {self.cell}"
         lines = [f"{self.kind} {where}: {self.message}"]
         lines += [f"    | {line}" for line in self.source.splitlines()]
@@ -76,11 +73,11 @@ class CellClock:
     too: for as long as the limit it has used next to no CPU time.
     """
 
-    def __init__(self, limit: float) -> None:
+    def __init__(self, limit):
         self.limit = limit
         self._began = self._worked = None
 
-    def overrun(self, clock: float, cpu: float) -> str | None:
+    def overrun(self, clock, cpu):
         """Return why the cell must end, given both times in seconds, or None; called again and again."""
         if self._began is None:
             self._began = self._worked = clock, cpu
@@ -102,7 +99,7 @@ class KernelWatch:
     and killed if it goes on; `stopped` then says why.
     """
 
-    def __init__(self, cell_timeout: float = 600, deadline: float | None = None) -> None:
+    def __init__(self, cell_timeout=600, deadline=None):
         self.cell_timeout = cell_timeout
         self.deadline = math.inf if deadline is None else deadline
         self.peak_mb = 0.0
@@ -111,22 +108,22 @@ class KernelWatch:
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
-    def __enter__(self) -> "KernelWatch":
+    def __enter__(self):
         self._others = set(psutil.Process().children(recursive=True))
         self._thread.start()
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, *exception):
         self._closed.set()
         self._thread.join()
 
-    def cell_begins(self, **cell: Any) -> None:  # nbclient calls both
+    def cell_begins(self, **cell):  # nbclient calls both
         self._clock = CellClock(self.cell_timeout)
 
-    def cell_ends(self, **cell: Any) -> None:
+    def cell_ends(self, **cell):
         self._clock = None
 
-    def _watch(self) -> None:
+    def _watch(self):
         me = psutil.Process()
         while not self._closed.wait(0.2):
             kernel = [child for child in me.children(recursive=True) if child not in self._others]
@@ -141,14 +138,14 @@ class KernelWatch:
             if self.stopped:
                 return self._stop(kernel[0].pid)
 
-    def _stop(self, kernel: int) -> None:
+    def _stop(self, kernel):
         with contextlib.suppress(ProcessLookupError):  # it has just ended
             os.killpg(kernel, signal.SIGINT)  # the traceback then shows where the cell was
             if not self._closed.wait(_GRACE):
                 os.killpg(kernel, signal.SIGKILL)
 
 
-def _usage(process: psutil.Process) -> tuple[float, float]:
+def _usage(process):
     """Return resident memory in MB and CPU seconds, those of its ended children included."""
     try:
         return process.memory_info().rss / 2**20, sum(process.cpu_times()[:4])
@@ -157,7 +154,7 @@ def _usage(process: psutil.Process) -> tuple[float, float]:
 
 
 @contextlib.contextmanager
-def _answers_looked_for() -> Iterator[None]:
+def _answers_looked_for():
     """Look for a kernel's answers every second, for nbclient can miss the wake-up of one while it writes to a
     widget on the same socket, and the cell would seem to run for ever."""
     get_msg = AsyncZMQSocketChannel.get_msg
@@ -177,14 +174,7 @@ def _answers_looked_for() -> Iterator[None]:
         AsyncZMQSocketChannel.get_msg = get_msg
 
 
-def execute_strictly(
-    source: Path,
-    target: Path,
-    parameters: Mapping[str, Any],
-    *,
-    watch: KernelWatch | None = None,
-    progress_bar: bool = False,
-) -> Failure | None:
+def execute_strictly(source, target, parameters, *, watch=None, progress_bar=False):
     """Execute a notebook in a fresh kernel, in the working folder; return None if all of it ran well.
 
     `target` is saved after every cell. `parameters` are for the ``parameters`` cell; their names are not
@@ -208,7 +198,7 @@ def execute_strictly(
                 iopub_timeout=60,  # seconds for the last output of a cell that ended; a machine may be busy
                 on_cell_execute=watch.cell_begins,
                 on_cell_executed=watch.cell_ends,
-                config=Config({"KernelManager": {} if sys.platform == "win32" else transport}),
+                config=Config({"KernelManager": transport}),
                 # a kernel stopped in mid-cell logs an error of its own; what matters is in the cells
                 extra_arguments=["--IPKernelApp.log_level=50", f"--IPKernelApp.exec_lines={_LESS_GARBAGE!r}"],
             )
@@ -240,14 +230,14 @@ def execute_strictly(
     return _skipped(notebook, target) or _silent_failure(notebook)
 
 
-def outputs(notebook: nbformat.NotebookNode) -> Iterator[tuple[int, nbformat.NotebookNode]]:
+def outputs(notebook):
     """Yield every output of a notebook with the index of its cell."""
     for index, cell in enumerate(notebook.cells):
         for output in cell.get("outputs", ()):
             yield index, output
 
 
-def _skipped(notebook: nbformat.NotebookNode, target: Path) -> Failure | None:
+def _skipped(notebook, target):
     """Return the reason of a notebook that ended itself, and write it as plain text where it stood."""
     for index, output in outputs(notebook):
         shown = _plain("".join(output.get("traceback", [])))
@@ -256,12 +246,12 @@ def _skipped(notebook: nbformat.NotebookNode, target: Path) -> Failure | None:
             cell.outputs[cell.outputs.index(output)] = nbformat.v4.new_output("stream", text=shown + "\n")
             cell.metadata.papermill.update(exception=False, status="completed")
             notebook.metadata.papermill.exception = None
-            _write(notebook, target)
+            write_text(target, nbformat.writes(notebook) + "\n")
             return Failure("skipped", shown.removeprefix(SKIPPED))
     return None
 
 
-def _silent_failure(notebook: nbformat.NotebookNode) -> Failure | None:
+def _silent_failure(notebook):
     """Return the failure that papermill let pass, if any."""
     for index, error in _widget_errors(notebook):
         message = f"{error.get('ename')}: {error.get('evalue')} (inside an output widget)"
@@ -273,7 +263,7 @@ def _silent_failure(notebook: nbformat.NotebookNode) -> Failure | None:
     return None
 
 
-def _widget_errors(notebook: nbformat.NotebookNode) -> Iterator[tuple[int | None, Mapping[str, Any]]]:
+def _widget_errors(notebook):
     """Yield (index of the cell that shows the widget, or None, error) for errors in output widgets."""
     state = notebook.metadata.get("widgets", {}).get(WIDGET_STATE, {}).get("state", {})
     shown = [(at, output.get("data", {}).get(WIDGET_VIEW, {})) for at, output in outputs(notebook)]
@@ -284,7 +274,7 @@ def _widget_errors(notebook: nbformat.NotebookNode) -> Iterator[tuple[int | None
                 yield next((index for index, tree in trees if model_id in tree), None), output
 
 
-def widget_tree(state: Mapping[str, Any], root: str) -> set[str]:
+def widget_tree(state, root):
     """Return the ids of a widget and of all widgets that its state refers to, at any depth."""
     found, waiting = set(), [root]
     while waiting:
@@ -295,7 +285,7 @@ def widget_tree(state: Mapping[str, Any], root: str) -> set[str]:
     return found
 
 
-def _failed_midway(target: Path, kind: str, message: str) -> Failure:
+def _failed_midway(target, kind, message):
     """Describe a stop in the middle of a cell, and write it into the executed notebook too."""
     notebook = nbformat.read(target, as_version=4)
     index = _last_cell_begun(notebook)
@@ -305,18 +295,11 @@ def _failed_midway(target: Path, kind: str, message: str) -> Failure:
         notebook.cells[index].outputs.append(shown)
         for later in notebook.cells[index + 1 :]:  # papermill marks them completed
             later.metadata.setdefault("papermill", {})["status"] = "pending"
-        _write(notebook, target)
+        write_text(target, nbformat.writes(notebook) + "\n")
     return failure
 
 
-def _write(notebook: nbformat.NotebookNode, target: Path) -> None:
-    with replacing(target) as partial:
-        partial.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8")
-
-
-def _failure(
-    notebook: nbformat.NotebookNode, index: int | None, kind: str, message: str, trace: Sequence[str] = ()
-) -> Failure:
+def _failure(notebook, index, kind, message, trace=()):
     """Return a failure in the cell of that index; its traceback is that of the cell if none is given."""
     if index is None:
         return Failure(kind, message, trace=_plain("\n".join(trace)))
@@ -329,11 +312,11 @@ def _failure(
     return Failure(kind, message, cell=len(before), source=head, trace=_plain("\n".join(trace)))
 
 
-def _last_cell_begun(notebook: nbformat.NotebookNode) -> int | None:
+def _last_cell_begun(notebook):
     code = [(index, cell) for index, cell in enumerate(notebook.cells) if cell.cell_type == "code"]
     begun = [index for index, cell in code if cell.metadata.get("papermill", {}).get("start_time")]
     return begun[-1] if begun else None
 
 
-def _plain(text: str) -> str:
+def _plain(text):
     return _ANSI.sub("", text)

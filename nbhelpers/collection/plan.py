@@ -4,7 +4,6 @@ import ast
 import contextlib
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,11 +25,8 @@ class PlannedRun:
     notes: tuple[str, ...] = ()
 
 
-def find_notebook_folder(folder: str | Path | None = None) -> Path:
-    """Return the folder given, or the first there is of ``./notebooks``, ``../notebooks`` and the package's.
-
-    Raises FileNotFoundError, with the places looked at, if there is none.
-    """
+def find_notebook_folder(folder=None):
+    """Return the folder given, else the first of ``./notebooks``, ``../notebooks`` and the package's."""
     places = [Path("notebooks"), Path("../notebooks"), SHIPPED] if folder is None else [Path(folder)]
     if there := [place for place in places if place.is_dir()]:
         return there[0].resolve()
@@ -38,16 +34,13 @@ def find_notebook_folder(folder: str | Path | None = None) -> Path:
     raise FileNotFoundError(f"no folder of notebooks at {looked}; run from a checkout or give a folder")
 
 
-def list_notebooks(folder: str | Path | None = None) -> list[Path]:
+def list_notebooks(folder=None):
     """Return the notebooks of the collection, sorted by name; `folder` as in `find_notebook_folder`."""
     return sorted(find_notebook_folder(folder).glob("*.ipynb"))
 
 
-def copy_notebooks(folder: str | Path) -> Path:
-    """Copy the package's notebooks and their sizes to a folder and return it.
-
-    Raises FileExistsError, before anything is copied, if one of another content is there.
-    """
+def copy_notebooks(folder):
+    """Copy the package's notebooks and sizes to a folder, unless it has others of these names; return it."""
     files = [*sorted(SHIPPED.glob("*.ipynb")), SHIPPED / "sizes.toml"]
     folder = writable_folder(folder)
     for file in files:
@@ -60,13 +53,11 @@ def copy_notebooks(folder: str | Path) -> Path:
     return folder
 
 
-def select_notebooks(
-    names: Iterable[str | Path] | None = None, *, folder: str | Path | None = None
-) -> list[Path]:
+def select_notebooks(names=None, *, folder=None):
     """Return the notebooks meant by `names`, in the order given; the whole collection if None.
 
     Each is a number (``"07"``), a name (``"frequency_bands"`` or ``"07_frequency_bands"``) or the path of any
-    notebook. Raises LookupError, with what there is, if one means no notebook or two.
+    notebook; one that means no notebook, or two, is a LookupError.
     """
     if names is None:
         if paths := list_notebooks(folder):
@@ -80,7 +71,7 @@ def select_notebooks(
     return chosen
 
 
-def _find_notebook(name: str | Path, folder: str | Path | None) -> Path:
+def _find_notebook(name, folder):
     path = Path(name)
     if path.suffix == ".ipynb":
         if path.is_file():
@@ -94,7 +85,7 @@ def _find_notebook(name: str | Path, folder: str | Path | None) -> Path:
     raise LookupError(f"{name!r} means {len(hits)} notebooks; there are: {known}")
 
 
-def read_title(text: str, *, default: str = "") -> tuple[str, str]:
+def read_title(text, *, default=""):
     """Return the heading of a title cell and the first sentence below it that ends in a question mark.
 
     Without a heading the title is `default`; without a question it is the first sentence.
@@ -108,7 +99,7 @@ def read_title(text: str, *, default: str = "") -> tuple[str, str]:
     return title, next(filter(None, asked + sentences), "")
 
 
-def collection_map(folder: str | Path | None = None):
+def collection_map(folder=None):
     """Return a row per notebook, read from its title cell: notebook, title, question, paper."""
     import pandas as pd  # takes a second, which the runner need not wait for
 
@@ -122,25 +113,21 @@ def collection_map(folder: str | Path | None = None):
     return pd.DataFrame(rows, columns=["notebook", "title", "question", "paper"])
 
 
-def notebook_parameters(path: str | Path) -> dict[str, Any]:
-    """Return the parameters of a notebook with their defaults.
-
-    Raises ValueError unless exactly one cell is tagged ``parameters`` and holds only ``name = literal``.
-    """
+def notebook_parameters(path):
+    """Return the parameters of a notebook with their defaults: its one cell tagged ``parameters``."""
     tagged = [cell for cell in _cells(path) if "parameters" in cell.metadata.get("tags", [])]
     if len(tagged) != 1:
-        count = f"{len(tagged)} cells tagged 'parameters', expected exactly 1"
-        raise ValueError(f"{Path(path).name} has {count}; add the tag to the cell with its settings")
+        raise ValueError(f"{Path(path).name} has {len(tagged)} cells tagged 'parameters', expected exactly 1")
     return dict(_literal_assignment(node, Path(path).name) for node in ast.parse(tagged[0].source).body)
 
 
-def _cells(path: str | Path) -> list:
+def _cells(path):
     import nbformat  # takes a second, which the kernels that import the scorecard need not wait for
 
     return nbformat.read(path, as_version=4).cells
 
 
-def _literal_assignment(node: ast.stmt, where: str) -> tuple[str, Any]:
+def _literal_assignment(node, where):
     targets = [node.target] if isinstance(node, ast.AnnAssign) else getattr(node, "targets", ())
     if len(targets) == 1 and isinstance(targets[0], ast.Name) and getattr(node, "value", None):
         with contextlib.suppress(ValueError):  # not a literal: the error below says where
@@ -149,11 +136,10 @@ def _literal_assignment(node: ast.stmt, where: str) -> tuple[str, Any]:
     raise ValueError(f"{told}; move what is derived to the next cell")
 
 
-def load_sizes(folder: str | Path | None = None) -> dict[str, dict[str, dict[str, Any]]]:
+def load_sizes(folder=None):
     """Return ``{notebook: {size: {parameter: value}}}`` from the folder's ``sizes.toml``; {} without one.
 
-    Raises ValueError where it names a notebook, a size or a parameter that does not exist: a typing error
-    would otherwise run the reader's size unnoticed.
+    What it names must exist: a typing error would otherwise run the reader's size unnoticed.
     """
     folder = find_notebook_folder(folder)
     file = folder / "sizes.toml"
@@ -172,7 +158,7 @@ def load_sizes(folder: str | Path | None = None) -> dict[str, dict[str, dict[str
     return sizes
 
 
-def _check_parameter(name: str, defaults: Mapping, parameter: str, value: Any, source: str = "") -> None:
+def _check_parameter(name, defaults, parameter, value, source=""):
     if parameter not in defaults:
         known = ", ".join(defaults) or "none"
         raise ValueError(f"{source}{name} has no parameter {parameter!r}; it has: {known}")
@@ -187,19 +173,12 @@ def _check_parameter(name: str, defaults: Mapping, parameter: str, value: Any, s
 
 
 @checked(size=one_of(*SIZES))
-def plan_runs(
-    paths: Iterable[Path],
-    *,
-    size: str = "reader",
-    model: str | None = None,
-    parameters: Mapping[str, Any] | None = None,
-    places: Mapping[str, str | Path] | None = None,
-) -> list[PlannedRun]:
+def plan_runs(paths, *, size="reader", model=None, parameters=None, places=None):
     """Decide which parameters each notebook is given.
 
     Sizes come first, then `places` (folders, for the notebooks that have a parameter of that name), then
-    `model`, then `parameters`, which win. Raises ValueError if the size is unknown, or if a parameter fits
-    none of the notebooks or has another type than its default.
+    `model`, then `parameters`, which win. A parameter must fit one of the notebooks and the type of its
+    default.
     """
     given = parameters or {}
     sources = {path.stem: path for path in paths}

@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from nbhelpers.arguments import RULES, plain, real
-from nbhelpers.files import read_parquet, replacing, write_parquet
+from nbhelpers.files import reading, write_parquet, write_text
 from nbhelpers.stats import Estimate
 
 from .found import differences
@@ -31,7 +31,7 @@ class Results:
     Creating it empties what an earlier run of the same notebook left in the folder.
     """
 
-    def __init__(self, notebook: str, folder: str | Path) -> None:
+    def __init__(self, notebook, folder):
         self.notebook = _file_name(notebook, "notebook")
         self.folder = Path(RULES["folder"]("folder", folder))
         self._numbers: dict[str, dict[str, Any]] = {}
@@ -42,15 +42,7 @@ class Results:
             stale.unlink()
         self._write()
 
-    def record(
-        self,
-        name: str,
-        estimate: Estimate | float,
-        *,
-        null: Estimate | float | None = None,
-        unit: str = "",
-        note: str = "",
-    ) -> None:
+    def record(self, name, estimate, *, null=None, unit="", note=""):
         """Record a number, with its interval and null if it is an estimate, and write it to disk at once.
 
         Numbers must be finite; numpy and torch scalars are taken too. The name is unique within the notebook;
@@ -61,8 +53,7 @@ class Results:
             if not isinstance(text, str):
                 raise TypeError(f"{label} must be a string, got {type(text).__name__} {text!r}")
         if name in self._numbers:
-            told = f"{name!r} is already recorded by {self.notebook} as {self._numbers[name]['value']}"
-            raise ValueError(f"{told}; choose another name, or rerun from the cell that makes Results")
+            raise ValueError(f"{name!r} is already recorded; choose another name, or make Results anew")
         given = estimate if isinstance(estimate, Estimate) else Estimate(estimate)
         given = given if null is None else given.against(null)
         entry = {"value": _number(f"{name}: value", given.value)} | dict.fromkeys(ENDS)
@@ -76,7 +67,7 @@ class Results:
         self._numbers[name] = entry | {"unit": unit, "note": note}
         self._write()
 
-    def table(self, name: str, frame: pd.DataFrame) -> Path:
+    def table(self, name, frame):
         """Store a table as Parquet and return its path.
 
         An index other than 0, 1, 2, … becomes columns. Missing values are allowed in tables.
@@ -94,7 +85,7 @@ class Results:
         self._write()
         return path
 
-    def provenance(self, **facts: Any) -> None:
+    def provenance(self, **facts):
         """Add facts about where the numbers come from (model, revision, corpus, protocol, seed, versions).
 
         Facts are strings, finite numbers, booleans, None, and lists or mappings of these. A later fact of the
@@ -104,11 +95,11 @@ class Results:
         self._write()
 
     @property
-    def frame(self) -> pd.DataFrame:
+    def frame(self):
         """The numbers recorded so far, columns as `load_results` gives them."""
         return _as_frame([(self.notebook, self._numbers)])
 
-    def _repr_html_(self) -> str:
+    def _repr_html_(self):
         shown = self.frame.drop(columns=["notebook", "gap_low", "gap_high"]).astype(object)
         shown = shown.where(shown.notna(), "")
         table = shown.to_html(index=False, border=0, float_format=lambda number: f"{number:.4g}")
@@ -116,14 +107,13 @@ class Results:
         other = html.escape(differences(self.notebook, self.frame))
         return f"<details><summary>{told}</summary>{table}</details>" + (f"<p>{other}</p>" if other else "")
 
-    def _write(self) -> None:
+    def _write(self):
         document = dict(zip(PARTS, (self.notebook, self._numbers, self._tables, self._facts), strict=True))
         text = json.dumps(document, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False)
-        with replacing(self.folder / f"{self.notebook}.json") as partial:
-            partial.write_text(text + "\n", encoding="utf-8")
+        write_text(self.folder / f"{self.notebook}.json", text + "\n")
 
 
-def load_results(folder: str | Path) -> pd.DataFrame:
+def load_results(folder):
     """Return every recorded number of a folder, one row each, sorted by notebook and name.
 
     The folder is that given to `Results`, or a run's output folder that holds it as ``results/``. Columns are
@@ -133,52 +123,35 @@ def load_results(folder: str | Path) -> pd.DataFrame:
     return _as_frame([(document["notebook"], document["numbers"]) for document in _load_documents(folder)])
 
 
-def estimate_of(row: Any) -> Estimate:
+def estimate_of(row):
     """Return the Estimate in a row of :func:`load_results`, as it was recorded."""
     found = Estimate(row.value, **{end: getattr(row, end) for end in ENDS})
     return found._replace(**{end: None for end in ("null", "n") if math.isnan(getattr(row, end))})
 
 
-def load_tables(folder: str | Path) -> dict[tuple[str, str], pd.DataFrame]:
-    """Return every stored table of a folder, keyed by (notebook, table)."""
-    folder = _results_folder(folder)
-    return {
-        (document["notebook"], name): read_parquet(folder / document["notebook"] / f"{name}.parquet")[0]
-        for document in _load_documents(folder)
-        for name in document["tables"]
-    }
-
-
-def load_provenance(folder: str | Path) -> dict[str, dict[str, Any]]:
+def load_provenance(folder):
     """Return the recorded facts of a folder, keyed by notebook."""
     return {document["notebook"]: document["provenance"] for document in _load_documents(folder)}
 
 
-def _results_folder(folder: str | Path) -> Path:
+def _load_documents(folder):
     folder = Path(folder)
-    return folder / "results" if (folder / "results").is_dir() else folder
-
-
-def _load_documents(folder: str | Path) -> list[dict[str, Any]]:
-    folder = _results_folder(folder)
+    folder = folder / "results" if (folder / "results").is_dir() else folder
     if not (files := sorted(folder.glob("*.json"))):
         raise FileNotFoundError(f"{folder} holds no results (*.json); run the notebooks that record them")
     documents = []
     for file in files:
-        try:
+        with reading(file, "; delete it and run its notebook again"):
             document = json.loads(file.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
             documents.append({part: document[part] for part in PARTS})
-        except (ValueError, KeyError, TypeError) as error:
-            told = f"{file} is not a file of results ({error!r}); delete it and run its notebook again"
-            raise ValueError(told) from error
     return documents
 
 
-def _refuse_constant(token: str) -> None:
+def _refuse_constant(token):
     raise ValueError(f"{token} is not strict JSON")
 
 
-def _as_frame(numbers_by_notebook: list[tuple[str, Mapping[str, Mapping[str, Any]]]]) -> pd.DataFrame:
+def _as_frame(numbers_by_notebook):
     rows = [
         {"notebook": notebook, "name": name, **entry}
         for notebook, entries in sorted(numbers_by_notebook)
@@ -188,18 +161,18 @@ def _as_frame(numbers_by_notebook: list[tuple[str, Mapping[str, Mapping[str, Any
     return frame.astype(dict.fromkeys(("value", *ENDS), float))
 
 
-def _number(label: str, value: Any) -> float | int:
+def _number(label, value):
     real()(label, value)  # finite; zero-dimensional arrays and tensors are taken too
     return plain(value)
 
 
-def _file_name(name: Any, label: str) -> str:
+def _file_name(name, label):
     if not isinstance(name, str) or not re.fullmatch(r"[\w-][\w.-]*", name):
         raise ValueError(f"{label} name {name!r} cannot be a file name; use letters, digits, _, - and .")
     return name
 
 
-def _plain_fact(name: str, fact: Any) -> Any:
+def _plain_fact(name, fact):
     if fact is None or isinstance(fact, (str, bool)):
         return fact
     if isinstance(fact, Path):

@@ -12,22 +12,18 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import nbformat
 
 from nbhelpers.arguments import checked, path
 from nbhelpers.collection.apart import RUNNER, Apart, Here
-from nbhelpers.collection.plan import PlannedRun, list_notebooks, plan_runs, select_notebooks
+from nbhelpers.collection.plan import plan_runs, select_notebooks
 from nbhelpers.collection.scorecard import PLANTED
-from nbhelpers.files import refused, replacing, unwritable, writable_folder
+from nbhelpers.files import refused, unwritable, writable_folder, write_text
 from nbhelpers.inputs.files import file_fingerprint
 from nbhelpers.words import duration
-
-__all__ = ["NotebookRun", "list_notebooks", "load_runs", "run_notebooks"]
 
 _READERS = ("load_results(", "scorecard(")  # in the source of a notebook that reads what the others measured
 _JUDGES = ("planted_rates(", "verdict_line(")  # of one that reads what was found of the rules alone
@@ -56,34 +52,31 @@ class NotebookRun:
 
 @checked(model=path)
 def run_notebooks(
-    names: Iterable[str | Path] | None = None,
+    names=None,
     *,
-    size: str = "reader",
-    model: str | None = None,
-    out: str | Path,
-    parameters: Mapping[str, Any] | None = None,
-    cell_timeout: float = 600,
-    total_timeout: float | None = None,
-    folder: str | Path | None = None,
-    resume: bool = True,
-    jobs: int = 1,
-    progress: bool = True,
-) -> list[NotebookRun]:
+    size="reader",
+    model=None,
+    out,
+    parameters=None,
+    cell_timeout=600,
+    total_timeout=None,
+    folder=None,
+    resume=True,
+    jobs=1,
+    progress=True,
+):
     """Run notebooks, each in a fresh kernel; a failed one does not stop the others.
 
     `names` and `folder` are as in `select_notebooks`. The parameters of each notebook come from the `size`
     (smoke, reader or full: ``sizes.toml`` beside the notebooks), then from `model`, then from `parameters`;
     paths are seen from the working folder. A parameter `results` is given ``<out>/results``, and `cache`, the
-    profiles that notebooks share, ``<out>/profiles``.
+    profiles that notebooks share, ``<out>/profiles``. Up to `jobs` notebooks run at a time, as far as memory
+    is free, each with its share of the cores; one that reads what others record waits for them.
 
     `cell_timeout` is in seconds for one cell, longer where the machine is busy (see `execution.CellClock`);
     `total_timeout` for the whole call. With `resume`, what ended well earlier in `out` with the same source,
-    package, versions, parameters and files that these name is kept. Up to `jobs` notebooks run at a time, as
-    far as memory is free, each with its share of the cores; one that reads what others record waits for them.
-
-    Raises LookupError, ValueError or FileNotFoundError, before anything runs, for an unknown notebook, size
-    or parameter; UnwritableError where `out` is a file or its disk full or read-only, also halfway; and
-    KeyboardInterrupt on Ctrl-C, after the finished part of the current notebook is saved.
+    package, versions, parameters and files that these name is kept. Wrong input raises before anything runs,
+    Ctrl-C once the finished part of each notebook is saved.
     """
     out = Path(out).resolve()
     sweep = (parameters or {}).get("sweep")
@@ -102,7 +95,7 @@ def run_notebooks(
     return runs
 
 
-def load_runs(out: str | Path) -> list[NotebookRun]:
+def load_runs(out):
     """Return what the last runs into `out` recorded, sorted by name; FileNotFoundError if there is none."""
     folder = Path(out) / "runs"
     if not folder.is_dir():
@@ -121,7 +114,7 @@ class _Runner:
     jobs: int
     log: "_Log"
 
-    def run(self, planned: list[PlannedRun]) -> list[NotebookRun]:
+    def run(self, planned):
         """Run all, up to `jobs` at a time; on an error or Ctrl-C what runs is stopped, its part saved."""
         waiting, running, ended = dict(enumerate(planned)), {}, {}
         sources = {number: _source(plan) for number, plan in waiting.items()}
@@ -161,21 +154,21 @@ class _Runner:
             raise
         return [ended[number] for number in range(len(planned))]
 
-    def _settled(self, number: int, record: Mapping[str, Any], how: Mapping[str, Any]) -> NotebookRun:
+    def _settled(self, number, record, how):
         record = {**record, **how, "has_results": self._results_file(record["name"]).is_file()}
         self._write(record)
         run = _as_run(record, self.out)
         self.log.done(number, run)
         return run
 
-    def _may_start(self, number: int, sources: Mapping[int, str], ended: Mapping[int, NotebookRun]) -> bool:
+    def _may_start(self, number, sources, ended):
         """Return whether the earlier notebooks have ended whose records this one may read."""
         others, rules = (_says(sources[number], words) for words in (_READERS, _JUDGES))
         judging = [n for n, source in sources.items() if _says(source, _JUDGES)]
         awaited = [n for n in range(number) if others or (rules and n not in judging)]
         return all(n in ended for n in awaited)
 
-    def _has_room(self, plan: PlannedRun) -> bool:
+    def _has_room(self, plan):
         import torch  # takes a second, which one notebook at a time need not wait for
 
         from nbhelpers.inputs.devices import free_memory
@@ -183,14 +176,18 @@ class _Runner:
         earlier = _read_record(self._record_file(plan.name)) or {}
         return free_memory(torch.device("cpu")) >= 2**20 * (earlier.get("peak_mb") or _USUAL_MB)
 
-    def _kept(self, record: Mapping[str, Any]) -> NotebookRun | None:
-        earlier = _read_record(self._record_file(record["name"]))
-        key = {name: record[name] for name in ("fingerprint", "parameters")}
-        if self.resume and earlier is not None and self._still_good(earlier, key):
-            return _as_run(earlier, self.out, status="kept")
-        return None
+    def _kept(self, record):
+        """Return the earlier run of the same content that ended well, if its files are still there."""
+        earlier = _read_record(self._record_file(record["name"])) if self.resume else None
+        if earlier is None or earlier["status"] not in ("passed", "skipped"):
+            return None
+        key = json.loads(json.dumps({name: record[name] for name in ("fingerprint", "parameters")}))
+        files = [self.out / "executed" / f"{earlier['name']}.ipynb"]
+        files += [self._results_file(earlier["name"])] if earlier.get("has_results") else []
+        same = key.items() <= earlier.items() and all(file.is_file() for file in files)
+        return _as_run(earlier, self.out, status="kept") if same else None
 
-    def _execution(self, plan: PlannedRun) -> Here:
+    def _execution(self, plan):
         # what an earlier run recorded: if this one fails, nothing stale is left
         self._results_file(plan.name).unlink(missing_ok=True)
         shutil.rmtree(self.out / "results" / plan.name, ignore_errors=True)
@@ -200,7 +197,7 @@ class _Runner:
             return Here(*given, bars=self.log.bars)
         return Apart(*given, threads=max(1, (os.cpu_count() or 1) // self.jobs))
 
-    def _how_it_ended(self, execution: Here) -> dict[str, Any]:
+    def _how_it_ended(self, execution):
         failure = execution.failure
         if refused(failure):
             if failure.kind == RUNNER:
@@ -212,24 +209,17 @@ class _Runner:
             return _ending("skipped", failure.message, *spent)
         return _ending("failed", str(failure), *spent) if failure else _ending("passed", None, *spent)
 
-    def _record_file(self, name: str) -> Path:
+    def _record_file(self, name):
         return self.out / "runs" / f"{name}.json"
 
-    def _write(self, record: Mapping[str, Any]) -> None:
+    def _write(self, record):
         text = json.dumps(record, indent=1, sort_keys=True, ensure_ascii=False)
-        with replacing(self._record_file(record["name"])) as partial:
-            partial.write_text(text + "\n", encoding="utf-8")
+        write_text(self._record_file(record["name"]), text + "\n")
 
-    def _still_good(self, earlier: Mapping[str, Any], key: Mapping[str, Any]) -> bool:
-        same = all(earlier.get(name) == json.loads(json.dumps(value)) for name, value in key.items())
-        files = [self.out / "executed" / f"{earlier['name']}.ipynb"]
-        files += [self._results_file(earlier["name"])] if earlier.get("has_results") else []
-        return same and earlier["status"] in ("passed", "skipped") and all(file.is_file() for file in files)
-
-    def _results_file(self, name: str) -> Path:
+    def _results_file(self, name):
         return self.out / "results" / f"{name}.json"
 
-    def _fingerprint(self, plan: PlannedRun) -> str:
+    def _fingerprint(self, plan):
         """Return a hash of all that a run depends on: package, cells (not outputs), files it reads."""
         digest = hashlib.sha256(self.code.encode())
         source = _source(plan)
@@ -244,7 +234,7 @@ class _Runner:
                 digest.update(f"{file}\0{file_fingerprint(file) if file.is_file() else ''}".encode())
         return digest.hexdigest()
 
-    def _results_read(self, source: str) -> list[Path]:
+    def _results_read(self, source):
         """Return the files of results that a notebook's source reads: all, or those with planted truth."""
         files = sorted((self.out / "results").glob("*.json"))
         if _says(source, _READERS):
@@ -254,16 +244,16 @@ class _Runner:
         return [file for file in files if PLANTED["sensitivity"] in file.read_text(encoding="utf-8")]
 
 
-def _source(plan: PlannedRun) -> str:
+def _source(plan):
     cells = nbformat.read(plan.source, as_version=4).cells
     return "".join(f"{cell.cell_type}\0{cell.source}\0" for cell in cells)
 
 
-def _says(source: str, words: Iterable[str]) -> bool:
+def _says(source, words):
     return any(word in source for word in words)
 
 
-def _code_fingerprint() -> str:
+def _code_fingerprint():
     """Return a hash of the package's source and of the versions beneath it."""
     digest = hashlib.sha256(json.dumps(_versions(), sort_keys=True).encode())
     root = Path(__file__).parents[1]
@@ -272,16 +262,16 @@ def _code_fingerprint() -> str:
     return digest.hexdigest()
 
 
-def _versions() -> dict[str, str]:
+def _versions():
     packages = {name: importlib.metadata.version(name) for name in _VERSIONED}
     return {"python": platform.python_version()} | packages
 
 
-def _ending(status: str, error: str | None, seconds: float = 0.0, peak_mb: float = 0.0) -> dict[str, Any]:
+def _ending(status, error, seconds=0.0, peak_mb=0.0):
     return {"status": status, "seconds": round(seconds, 2), "error": error, "peak_mb": round(peak_mb, 1)}
 
 
-def _read_record(file: Path) -> dict[str, Any] | None:
+def _read_record(file):
     if not file.is_file():
         return None
     try:
@@ -292,7 +282,7 @@ def _read_record(file: Path) -> dict[str, Any] | None:
         return None
 
 
-def _as_run(record: Mapping[str, Any], out: Path, **changes: Any) -> NotebookRun:
+def _as_run(record, out, **changes):
     known = {name: record[name] for name in _RECORDED} | changes
     return NotebookRun(**known, output=out / "executed" / f"{record['name']}.ipynb")
 
@@ -300,7 +290,7 @@ def _as_run(record: Mapping[str, Any], out: Path, **changes: Any) -> NotebookRun
 class _Log:
     """Plain lines about a run on stdout: one when a notebook starts, one when it ends."""
 
-    def __init__(self, planned: list[PlannedRun], out: Path, jobs: int, *, enabled: bool) -> None:
+    def __init__(self, planned, out, jobs, *, enabled):
         self.enabled, self.out, self.jobs = enabled, out, jobs
         self.names = [plan.name for plan in planned]
         self.bars = enabled and sys.stderr.isatty() and not os.environ.get("TQDM_DISABLE")
@@ -308,18 +298,18 @@ class _Log:
         # seconds of earlier runs that got to the end, to estimate the time left
         self.expected = {r["name"]: r["seconds"] for r in records if r and r["status"] == "passed"}
 
-    def say(self, text: str) -> None:
+    def say(self, text):
         if self.enabled:
             print(text, flush=True)
 
-    def start(self, number: int, plan: PlannedRun) -> None:
+    def start(self, number, plan):
         for note in plan.notes:
             self.say(f"note: {note}")
         left = [self.expected.get(name) for name in self.names[number:]]
         estimate = "" if None in left else f"  (about {duration(sum(left) / self.jobs)} left)"
         self.say(f"{self._place(number)} {plan.name}: start{estimate}")
 
-    def done(self, number: int, run: NotebookRun) -> None:
+    def done(self, number, run):
         self.expected[run.name] = run.seconds
         told = f"{run.status} in {duration(run.seconds)}, peak {run.peak_mb:.0f} MB"
         if run.status == "kept":
@@ -329,17 +319,17 @@ class _Log:
         if run.error is not None:
             self.say("\n".join(f"    {line}" for line in run.error.splitlines()))
 
-    def interrupted(self, n_ended: int, names: Iterable[str]) -> None:
+    def interrupted(self, n_ended, names):
         done = f"{n_ended} of {len(self.names)} notebooks are done and kept in {self.out}"
         self.say(
             f"interrupted in {' and '.join(names)}; {done}. The same command resumes; --fresh starts again."
         )
 
-    def summary(self, runs: list[NotebookRun]) -> None:
+    def summary(self, runs):
         statuses = [run.status for run in runs]
         asked = ("passed", "kept", "failed", *(["skipped"] if "skipped" in statuses else []))
         told = ", ".join(f"{statuses.count(status)} {status}" for status in asked)
         self.say(f"{len(runs)} notebooks: {told}; executed notebooks and results in {self.out}")
 
-    def _place(self, number: int) -> str:
+    def _place(self, number):
         return f"[{number + 1}/{len(self.names)}]"

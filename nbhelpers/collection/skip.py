@@ -12,9 +12,8 @@ class NotebookSkipped(Exception):
 def skip_notebook(reason):
     """End the notebook here by raising `NotebookSkipped`, shown as one sentence instead of a traceback.
 
-    JupyterLab stops *Run All*; papermill ends without an error and leaves the remaining cells as they are;
-    ``python -m nbhelpers run`` counts the notebook as skipped and prints the reason. It should say what is
-    missing, and what to do to see the notebook.
+    JupyterLab stops *Run All*; papermill ends without an error; ``python -m nbhelpers run`` counts the
+    notebook as skipped and prints the reason: what is missing, and what to do to see the notebook.
     """
     if (shell := get_ipython()) is not None:
         shell.set_custom_exc((NotebookSkipped,), _show)

@@ -45,8 +45,7 @@ def one_device(device):
         raise ValueError(f"unknown device {device!r}: expected auto, cpu, cuda, cuda:0 or spread") from error
     n_gpus = torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= n_gpus:
-        seen = f"torch {torch.__version__} sees {n_gpus} CUDA GPUs"
-        raise RuntimeError(f"device '{device}' was asked for; {seen}")
+        raise RuntimeError(f"device '{device}' was asked for; torch sees {n_gpus} CUDA GPUs")
     return device
 
 

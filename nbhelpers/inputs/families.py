@@ -25,56 +25,33 @@ class Family:
     kind: str = "decoder"  # causal; or "encoder" (bidirectional), "encoder-decoder"
     route: str = "interface"
     rope_theta: float | None = None  # base of the rotations where the code fixes it
-    notes: str = ""  # what a reader of the numbers should know
 
 
 # GPT-J and CodeGen go through the interface from transformers 5.24 on.
 _NEW = [int(n) for n in version("transformers").split(".")[:2]] >= [5, 24]
 _ROUTE_OF_GPTJ = "interface" if _NEW else "module"
-_TWO_BASES = "local and global layers rotate with different bases; rope_theta is the global one"
-_PAIRS = "interleaved rotation pairs"
-_LANDMARKS = "attention is exact where config.num_landmarks is config.segment_means_seq_len, else refused"
-_BLOCKS = "block-sparse attention beyond config.block_size · (5 + 2 · config.num_random_blocks) tokens"
+_ROPE = "llama gemma gemma2 gemma3_text qwen2 qwen3 mistral mixtral phi phi3 olmo olmo2 starcoder2 stablelm"
+_LEARNED = "luke xlm flaubert rembert megatron-bert squeezebert mpnet nystromformer convbert big_bird"
 
 FAMILIES = {
     family.model_type: family
     for family in (
-        *(Family(name, "rope") for name in ("llama", "gemma", "qwen2", "phi3", "olmo", "starcoder2")),
-        *(Family(name, "learned", "encoder") for name in ("bert", "distilbert", "electra")),
-        Family("gpt_neox", "rope", notes="rotates a quarter of each head by default (Pythia)"),
-        Family("gemma2", "rope", notes="soft-capped scores; every other layer has a sliding window"),
-        Family("gemma3_text", "rope", notes=_TWO_BASES),
-        Family("qwen3", "rope", notes="queries and keys are normalised before the rotation"),
-        Family("mistral", "rope", notes="sliding window where the configuration sets one"),
-        Family("mixtral", "rope", notes="mixture of experts; attention is Mistral's"),
+        *(Family(name, "rope") for name in (*_ROPE.split(), "gpt_neox", "cohere", "gpt_oss")),
+        *(Family(name, "rope+nope") for name in ("smollm3", "cohere2")),
         *(Family(name, "learned") for name in ("gpt2", "opt")),
-        Family("phi", "rope", notes="rotates half of each head by default"),
-        Family("olmo2", "rope", notes="queries and keys are normalised before the rotation"),
-        Family("smollm3", "rope+nope", notes="every fourth layer does not rotate (config.no_rope_layers)"),
-        Family("cohere", "rope", notes=_PAIRS),
-        Family("cohere2", "rope+nope", notes="only the sliding-window layers rotate; interleaved pairs"),
-        Family("stablelm", "rope", notes="rotates a quarter of each head by default"),
-        Family("gpt_oss", "rope", notes="a learned sink per head joins the softmax; YaRN-scaled frequencies"),
-        Family("roberta", "learned", "encoder", notes="the first pad_token_id + 1 positions are reserved"),
-        Family("modernbert", "rope", "encoder", notes=_TWO_BASES),
-        Family("t5", "t5", "encoder-decoder", notes="a learned bias per distance, shared by all layers"),
+        *(Family(name, "learned", "encoder") for name in ("bert", "distilbert", "electra", "roberta")),
+        Family("modernbert", "rope", "encoder"),
+        Family("t5", "t5", "encoder-decoder"),
         Family("bart", "learned", "encoder-decoder"),
-        Family("bloom", "alibi", route="module"),
-        Family("mpt", "alibi", route="module", notes="biases exist up to config.max_seq_len"),
-        *(Family(name, "rope", "decoder", _ROUTE_OF_GPTJ, 10000.0, _PAIRS) for name in ("gptj", "codegen")),
-        Family("gpt_neo", "learned", route="module", notes="every other layer is local; unscaled scores"),
-        Family("falcon", "rope", route="module", notes="ALiBi instead of RoPE where config.alibi is set"),
-        Family("nbhelpers_zoo", "unknown", notes="nbhelpers.zoo; config.position_encoding says which it has"),
-        *(Family(name, "disentangled", "encoder", "module") for name in ("deberta", "deberta-v2")),
-        *(Family(name, "learned", "encoder", "module") for name in ("luke", "xlm", "flaubert", "rembert")),
-        *(Family(name, "learned", "encoder", "module") for name in ("megatron-bert", "squeezebert")),
-        Family("mpnet", "learned", "encoder", "module", notes="and a learned bias per distance bucket"),
-        Family("nystromformer", "learned", "encoder", "module", notes=_LANDMARKS),
-        Family("convbert", "learned", "encoder", "module", notes="beside each layer's heads, a convolution"),
-        Family("roformer", "rope", "encoder", "module", 10000.0, _PAIRS),
-        Family("big_bird", "learned", "encoder", "module", notes=_BLOCKS),
+        Family("nbhelpers_zoo", "unknown"),  # config.position_encoding says which it has
+        *(Family(name, "rope", "decoder", _ROUTE_OF_GPTJ, 10000.0) for name in ("gptj", "codegen")),
+        *(Family(name, "alibi", route="module") for name in ("bloom", "mpt")),
+        *(Family(name, "learned", route="module") for name in ("gpt_neo", "openai-gpt")),
+        Family("falcon", "rope", route="module"),  # ALiBi where config.alibi is set
         Family("xglm", "sinusoidal", route="module"),
-        Family("openai-gpt", "learned", route="module"),
+        *(Family(name, "disentangled", "encoder", "module") for name in ("deberta", "deberta-v2")),
+        *(Family(name, "learned", "encoder", "module") for name in _LEARNED.split()),
+        Family("roformer", "rope", "encoder", "module", 10000.0),
     )
 }
 
@@ -98,8 +75,7 @@ def family_of(config):
     """
     if config.model_type in FAMILIES:
         return FAMILIES[config.model_type]
-    inferred = config.model_type, _inferred_encoding(config), _inferred_kind(config)
-    return Family(*inferred, notes="inferred from the configuration")
+    return Family(config.model_type, _inferred_encoding(config), _inferred_kind(config))
 
 
 def position_encoding_of(config):

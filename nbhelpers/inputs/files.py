@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
+from nbhelpers.files import replacing_folder
 from nbhelpers.words import first_names, warn
 
 from . import gguf_files
@@ -46,20 +47,6 @@ class ModelFiles:
     names: frozenset  # of its files, the tokenizer's among them
     tokenizer_path: str | None = None  # where the tokenizer lies apart from the model
 
-    @property
-    def has_tokenizer(self):
-        """Whether any file of a tokenizer is there."""
-        return not TOKENIZER_FILES.isdisjoint(self.names)
-
-
-@dataclass(frozen=True)
-class ZooEntry:
-    """One model of the zoo that travels with the package."""
-
-    folder: Path
-    tokenizer: Path  # folder
-    about: str
-
 
 def shipped_folder():
     """Return nbhelpers/data/zoo, which `python -m nbhelpers.zoo.training collect` fills."""
@@ -67,14 +54,10 @@ def shipped_folder():
 
 
 def zoo_models():
-    """Return the zoo models that are shipped: a dict "zoo:rope" and so on -> ZooEntry, maybe empty."""
-    folder = shipped_folder()
-    index = folder / ZOO_INDEX
+    """Return what is shipped of the zoo: "zoo:rope" and so on to its folder, tokenizer and a few words."""
+    index = shipped_folder() / ZOO_INDEX
     rows = json.loads(index.read_text(encoding="utf-8")) if index.exists() else {}
-    return {
-        ZOO_PREFIX + name: ZooEntry(folder / row["folder"], folder / row["tokenizer"], row["about"])
-        for name, row in rows.items()
-    }
+    return {ZOO_PREFIX + name: row for name, row in rows.items()}
 
 
 def offline_names():
@@ -98,10 +81,10 @@ def locate(name, *, revision=None, weights=True):
         return _zoo_files(name)
     if path.is_file():
         return _gguf_files(path)
-    if path.is_dir():
-        return _folder_files(path, weights=weights)
-    _refuse_impossible_names(name)
-    return _hub_files(name, revision, weights=weights)
+    files = _folder_files(path) if path.is_dir() else _hub_files(name, revision)
+    if weights:
+        _refuse_other_weights(files.names, name)
+    return files
 
 
 def cache_folder():
@@ -208,10 +191,9 @@ def _zoo_files(name):
         close = difflib.get_close_matches(name, models, n=1, cutoff=0.6)
         guess = f"; did you mean {close[0]!r}?" if close else "."
         raise LookupError(f"the zoo has no model {name!r}{guess} It has {', '.join(models)}.")
-    entry = models[name]
-    revision = f"zoo sampled-sha256:{file_fingerprint(entry.folder)[:16]}"
-    names = _names(entry.folder) | _names(entry.tokenizer)
-    return ModelFiles(str(entry.folder), True, revision, names, str(entry.tokenizer))
+    folder, tokenizer = (shipped_folder() / models[name][part] for part in ("folder", "tokenizer"))
+    revision = f"zoo sampled-sha256:{file_fingerprint(folder)[:16]}"
+    return ModelFiles(str(folder), True, revision, _names(folder) | _names(tokenizer), str(tokenizer))
 
 
 def _gguf_files(path):
@@ -235,19 +217,17 @@ def _parts(path):
     n_parts = int(named[2])
     parts = [path.with_name(f"{named[1]}-{i:05d}-of-{n_parts:05d}.gguf") for i in range(1, n_parts + 1)]
     if missing := [part.name for part in parts if not part.exists()]:
-        lacking = f"of the {n_parts} files of the split model {path} {len(missing)} are missing"
+        lacking = f"{len(missing)} of the {n_parts} files of the split model {path} are missing"
         raise FileNotFoundError(f"{lacking}: {first_names(missing)}; put them beside it")
     return parts
 
 
-def _folder_files(path, *, weights):
+def _folder_files(path):
     names = [file.name for file in path.iterdir() if file.is_file()]
     if "config.json" not in names:
         ggufs = [name for name in names if name.endswith(".gguf")]
         way_out = f"; to load a GGUF file give its path: {path / ggufs[0]}" if ggufs else ""
         raise FileNotFoundError(f"the folder {path} holds no config.json: no transformers model{way_out}")
-    if weights:
-        _refuse_other_weights(names, path)
     revision = f"folder sampled-sha256:{file_fingerprint(path)[:16]}"
     return ModelFiles(str(path), True, revision, _names(path))
 
@@ -256,21 +236,20 @@ def _names(folder):
     return frozenset(file.name for file in Path(folder).iterdir())
 
 
-def _hub_files(name, revision, *, weights):
+def _hub_files(name, revision):
+    _refuse_impossible_names(name)
     try:
         answer = ask_hub(name, revision=revision)
     except LookupError as error:
         raise LookupError(f"{error}; {offline_names()}") from error
     if not answer.reachable:
-        return _hub_cache_files(name, revision, answer.reason, weights=weights)
+        return _hub_cache_files(name, revision, answer.reason)
     if "config.json" not in answer.files:
         raise FileNotFoundError(f"the Hub repository {name!r} holds no config.json: no transformers model")
-    if weights:
-        _refuse_other_weights(answer.files, name)
     return ModelFiles(name, False, answer.commit, frozenset(answer.files))
 
 
-def _hub_cache_files(name, revision, reason, *, weights):
+def _hub_cache_files(name, revision, reason):
     """Return what an earlier download left in the Hub's own cache, or raise ConnectionError."""
     from huggingface_hub import try_to_load_from_cache
 
@@ -283,8 +262,6 @@ def _hub_cache_files(name, revision, reason, *, weights):
             "HF_HUB_OFFLINE=1 uses that copy."
         )
     folder = Path(config).parent
-    if weights:
-        _refuse_other_weights(_names(folder), name)
     return ModelFiles(str(folder), True, folder.name, _names(folder))
 
 
@@ -348,37 +325,23 @@ def _converted(*parts, key):
     with FileLock(root / f"{key}.lock"):  # a second process waits here and then finds the work done
         if _is_whole(folder):
             return folder
-        manifest = _manifest(folder)
-        unchecked = manifest and "checked" not in manifest  # by a version that did not compare the tensors
-        if folder.exists() and not unchecked:
+        if folder.exists():
             warn(f"the cached model {folder} is damaged and is rebuilt")
-        for leftover in root.glob(f"{key}.part-*"):  # of a killed process: only the holder of the lock writes
+        for leftover in root.glob(f".{key}.*"):  # of a killed process: only the holder of the lock writes
             shutil.rmtree(leftover)
-        part = Path(tempfile.mkdtemp(prefix=f"{key}.part-", dir=root))
-        try:
+        with replacing_folder(folder) as partial:
             print(f"converting {parts[0].name} to safetensors, once, about 20 s ...", flush=True)
-            _convert(parts, part)
-            if folder.exists():
-                shutil.rmtree(folder)
-            os.replace(part, folder)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)  # gone already after success
+            _convert(parts, partial)
     return folder
 
 
-def _manifest(folder):
-    """Return what the conversion noted, {} if it is damaged or not there."""
+def _is_whole(folder):
+    """Return whether a converted folder holds exactly what the conversion wrote."""
     try:
         manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        return {}
-    return manifest if isinstance(manifest, dict) else {}
-
-
-def _is_whole(folder):
-    """Return whether a converted folder holds exactly what the conversion wrote, and checked."""
-    manifest = _manifest(folder)
-    return "checked" in manifest and manifest.get("fingerprint") == file_fingerprint(folder)
+        return manifest["fingerprint"] == file_fingerprint(folder)
+    except (OSError, ValueError, LookupError, TypeError):  # not there, or damaged
+        return False
 
 
 def _convert(parts, folder):
@@ -401,8 +364,8 @@ def _convert(parts, folder):
         model.save_pretrained(folder)
         if "tokenizer.ggml.model" in readers[0].fields:
             transformers.AutoTokenizer.from_pretrained(**where).save_pretrained(folder)
-    versions = {"source": parts[0].name, "transformers": transformers.__version__, "checked": True}
-    manifest = versions | {"fingerprint": file_fingerprint(folder)}
+    manifest = {"source": parts[0].name, "transformers": transformers.__version__}
+    manifest["fingerprint"] = file_fingerprint(folder)
     (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
 
 

@@ -31,9 +31,8 @@ def ask_hub(name, *, kind="model", revision=None):
     except hub.RevisionNotFoundError as error:
         raise LookupError(f"{name!r} is on the Hub but has no revision {revision!r}") from error
     except hub.GatedRepoError as error:
-        raise PermissionError(
-            f"{name!r} is gated: accept its terms at https://huggingface.co/{name} and run `hf auth login`"
-        ) from error
+        told = f"{name!r} is gated: accept its terms at https://huggingface.co/{name}"
+        raise PermissionError(f"{told} and run `hf auth login`") from error
     except hub.RepositoryNotFoundError as error:
         raise LookupError(f"the Hub has no {kind} {name!r}, or it needs `hf auth login`") from error
     except (hub.HTTPError, OSError) as error:  # OSError covers refused sockets and HF_HUB_OFFLINE

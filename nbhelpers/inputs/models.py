@@ -25,8 +25,7 @@ from .packaged import PACKAGED
 from .weights import read_exactly
 
 _RANDOM = "random:"
-_FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in _FLOATS}
+_DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "bfloat16", "float16")}
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,7 @@ def available_models():
     way = "; {}, not here: python -m nbhelpers models get {}"
     listed = {n: e.about + ("" if is_here(n) else way.format(e, n)) for n, e in PACKAGED.items()}
     controls = {_RANDOM + name: f"the architecture of {name}, fresh random weights" for name in PACKAGED}
-    return listed | controls | {name: entry.about for name, entry in zoo_models().items()}
+    return listed | controls | {name: row["about"] for name, row in zoo_models().items()}
 
 
 @checked(name=path, dtype=such_that(lambda d: not hasattr(d, "shape"), "a dtype"), device=device)
@@ -132,24 +131,17 @@ def load_model(name, *, device="auto", dtype=None, revision=None, seed=0, max_me
 
     Raises
     ------
-    LookupError
-        No such name, or no such revision.
-    FileNotFoundError
-        No such file or folder, no config.json in it, or no weights.
-    ConnectionError
-        The Hub cannot be reached and the model is not in its cache.
-    PermissionError
-        The Hub repository is gated.
-    ModuleNotFoundError
-        The model of an alias is not here; the message holds the command that fetches it.
+    LookupError, FileNotFoundError, ModuleNotFoundError
+        No such name, revision, file or folder; no config.json or weights in it; or the model of an alias is
+        not here, and the message holds the command that fetches it.
+    ConnectionError, PermissionError
+        The Hub cannot be reached and the model is not in its cache, or the Hub repository is gated.
     ValueError
         Only pickled weights, a damaged file, something that the files lack and transformers would make up
-        (tensors, the number of heads, a vocabulary), limits without "spread", an architecture unknown to
-        transformers, an unknown dtype or device word, or a revision for something local.
-    RuntimeError
-        CUDA asked for without a GPU.
-    MemoryError
-        The weights do not fit the free memory of the device; the message says what would.
+        (tensors, the number of heads, a vocabulary), an architecture unknown to transformers, or an argument
+        that does not go with the others.
+    RuntimeError, MemoryError
+        CUDA asked for without a GPU; the weights do not fit the free memory, and the message says what would.
     """
     name = str(name)  # a pathlib.Path is welcome
     device, spread = place(device, max_memory=max_memory, offload=offload)
@@ -273,12 +265,10 @@ def _dtype(dtype, device):
     """Return a torch.dtype, or "auto" for the checkpoint's own."""
     if dtype is None:
         return torch.float32 if device.type == "cpu" else "auto"
-    if dtype == "auto" or dtype in _FLOATS:
-        return dtype
     word = str(dtype).removeprefix("torch.")
-    if word not in _DTYPES:
+    if word != "auto" and word not in _DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}: expected one of {', '.join(_DTYPES)}, 'auto' or None")
-    return _DTYPES[word]
+    return _DTYPES.get(word, word)
 
 
 def _where(files):
@@ -361,7 +351,7 @@ def _fresh_model(config, dtype):
 def _tokenizer(files, name):
     from transformers import AutoTokenizer
 
-    if not files.has_tokenizer:
+    if TOKENIZER_FILES.isdisjoint(files.names):
         return None
     where = _where(files) | {"pretrained_model_name_or_path": files.tokenizer_path or files.path}
     try:

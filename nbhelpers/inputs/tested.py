@@ -16,7 +16,7 @@ its `output_attentions`). `python -m nbhelpers families` prints the same table, 
 """
 
 
-def tested_families() -> pd.DataFrame:
+def tested_families():
     """Return a row for each model type, task and attention stream; `attrs["versions"]` says of what.
 
     `verdict` is "exact" (`difference`: the largest from the model's own attention), "refused" (`said`: the
@@ -27,7 +27,7 @@ def tested_families() -> pd.DataFrame:
     return table
 
 
-def summary(table: pd.DataFrame) -> str:
+def summary(table):
     """Return the counts of a table in a sentence."""
     n, largest = table["verdict"].value_counts(), pd.to_numeric(table["difference"]).max()
     return (
@@ -37,6 +37,6 @@ def summary(table: pd.DataFrame) -> str:
     )
 
 
-def page(table: pd.DataFrame) -> str:
+def page(table):
     """Return the site's page of tested models: what was done, the counts, a row for each stream."""
     return f"{_PAGE}{summary(table)}\n\n{table.to_html(index=False, border=0)}\n"

@@ -21,22 +21,6 @@ from nbhelpers.protocol import SIGNALS
 
 from . import surrogates
 
-__all__ = [
-    "NULLS",
-    "Null",
-    "exponential",
-    "iid_softmax",
-    "permuted",
-    "permuted_heads",
-    "phase_surrogate",
-    "power_law",
-    "random_tokens",
-    "shuffled_tokens",
-    "uniform",
-    "uniform_profiles",
-    "without_sink",
-]
-
 DRAWN = (*SIGNALS, "stationary_profile")  # profiles that are drawn or computed each for itself
 MATRIX_BYTES = 2**25  # of the matrices of N4 that are held at once
 
@@ -58,19 +42,8 @@ def uniform(profiles, *, seed=0):
 def uniform_profiles(length, *, causal, distances=()):
     """Return the profiles of the uniform matrix, in closed form: key j receives (1/n) Σ_{i≥j} 1/(i+1).
 
-    Parameters
-    ----------
-    length : int
-        n, queries and keys.
-    causal : bool
-        Whether A[i, j] is 1/(i+1) for j ≤ i, or 1/n everywhere.
-    distances : sequence of int
-        Of the local mass, in tokens; none is made without.
-
-    Returns
-    -------
-    Profiles
-        Of one sequence, layer and head; float64.
+    Of `length` n tokens, one sequence, layer and head, in float64. If `causal`, A[i, j] is 1/(i+1) for j ≤ i,
+    else 1/n everywhere. `distances` are those of the local mass, in tokens; none is made without.
     """
     lags = torch.arange(0 if causal else 1 - length, length)
     flat = torch.full((length,), 1 / length, dtype=torch.float64)  # (key,)
@@ -81,21 +54,12 @@ def uniform_profiles(length, *, causal, distances=()):
     else:
         key_profile, lag_profile = flat, (length - lags.abs().double()) / length**2
         stationary = flat[: length // 2]
-    own = {
-        "key_profile": (key_profile, "key", list(range(length))),
-        "last_query": (flat, "key", list(range(length))),
-        "lag_profile": (lag_profile, "lag", lags.tolist()),
-        "stationary_profile": (stationary, "lag back", list(range(length // 2))),
-    }
+    made = {"key_profile": key_profile, "last_query": flat, "lag_profile": lag_profile}
+    made["stationary_profile"] = stationary
     if distances:
-        own["local_mass"] = (local_mass_of(lag_profile, lags, distances), "distance", list(distances))
-    return Profiles(
-        arrays={name: values[None, None, None] for name, (values, *_) in own.items()},
-        axes={name: ("sequence", "layer", "head", axis) for name, (_, axis, _) in own.items()},
-        coordinates={name: places for name, (*_, places) in own.items()},
-        n_real=torch.tensor([length]),
-        kv_groups=[0],
-    )
+        made["local_mass"] = local_mass_of(lag_profile, lags, distances)
+    arrays = {name: values[None, None, None] for name, values in made.items()}
+    return Profiles.of_length(length, arrays, lags.tolist(), list(distances), [0], {})
 
 
 def permuted(profiles, *, seed=0):
@@ -142,18 +106,9 @@ def power_law(profiles, *, seed=0):
 
 
 def shuffled_tokens(token_ids, *, seed=0, keep=()):
-    """N7: the tokens of each sequence in random order.
+    """N7: the tokens of each sequence (sequence, position) in random order.
 
-    Parameters
-    ----------
-    token_ids : torch.LongTensor, shape (sequence, position)
-    seed : int
-    keep : sequence of int
-        Ids that stay where they are: ``tokenizer.all_special_ids``.
-
-    Returns
-    -------
-    torch.LongTensor, shape (sequence, position)
+    Ids of `keep`, such as ``tokenizer.all_special_ids``, stay where they are.
     """
     ids, free = _free_positions(token_ids, keep)
     generator = torch.Generator().manual_seed(seed)
@@ -164,10 +119,7 @@ def shuffled_tokens(token_ids, *, seed=0, keep=()):
 
 
 def random_tokens(token_ids, vocab_size, *, seed=0, keep=()):
-    """N7: every token replaced by one drawn from the ids 0 to vocab_size − 1 that are not in `keep`.
-
-    Parameters and result are otherwise those of :func:`shuffled_tokens`.
-    """
+    """N7: every token replaced by one drawn from the ids 0 to vocab_size − 1 that are not in `keep`."""
     ids, free = _free_positions(token_ids, keep)
     drawn_from = torch.tensor(sorted(set(range(vocab_size)) - {int(token) for token in keep}))
     if len(drawn_from) == 0:
@@ -205,11 +157,8 @@ def without_sink(profiles, *, seed=0):
     for name in keyed:
         made[name][..., 0] = 0
         rest = made[name].sum(-1, keepdim=True)  # (sequence, layer, head, 1)
-        if bool((rest <= 0).any()):
-            raise ValueError(
-                f"{int((rest <= 0).sum())} of {rest.numel()} {name}s have everything on key 0; nothing is "
-                "left to divide. Leave these heads out."
-            )
+        if lost := int((rest <= 0).sum()):
+            raise ValueError(f"{lost} of {rest.numel()} {name}s have everything on key 0; leave them out")
         made[name] /= rest
     return _null(profiles, "N9 without sink", made)
 
@@ -248,29 +197,22 @@ NULLS = (
     Null("N9", "without sink", without_sink, "profiles", "proportions among the other keys",
          "attention to key 0", False),
 )  # fmt: skip
+__all__ = ["NULLS", "Null", "uniform_profiles", *(null.function.__name__ for null in NULLS if null.function)]
 
 
 def _checked(profiles, needs=None):
     """Return the number of tokens; refuse what no null can be made of."""
-    known = {*DRAWN, "local_mass"}
+    known, given = {*DRAWN, "local_mass"}, ", ".join(profiles.arrays)
     if not profiles.arrays or not known.issuperset(profiles.arrays):
-        raise ValueError(
-            f"nulls are made of {', '.join(sorted(known))}; these profiles hold "
-            f"{', '.join(profiles.arrays)}. Capture without the others."
-        )
+        raise ValueError(f"nulls are made of {', '.join(sorted(known))}; the profiles hold {given}")
     needs = "lag_profile" if "local_mass" in profiles else needs  # it is computed from the lag profile
     if needs and needs not in profiles:
-        raise ValueError(
-            f"this null needs {needs}, which was not captured (there is {', '.join(profiles.arrays)}); "
-            f"capture(model, ids, [..., {needs!r}])"
-        )
+        raise ValueError(f"this null needs {needs}, which was not captured; there is {given}")
     lengths = {name: profiles.coordinates[name][-1] + 1 for name in SIGNALS if name in profiles}
-    n = next(iter(lengths.values()))
-    if set(lengths.values()) != {n} or bool((profiles.n_real != n).any()):
-        raise ValueError(
-            f"a null needs sequences of one length without padding; the profiles have {lengths} tokens, the "
-            f"sequences {sorted(set(profiles.n_real.tolist()))}"
-        )
+    n, n_real = next(iter(lengths.values())), sorted(set(profiles.n_real.tolist()))
+    if {*lengths.values(), *n_real} != {n}:
+        told = f"the profiles have {lengths} tokens, the sequences {n_real}"
+        raise ValueError(f"a null needs sequences of one length without padding; {told}")
     if n < 2:
         raise ValueError("profiles of 1 token can be nothing but 1, so they have no null; take 2 or more")
     return n

@@ -36,10 +36,8 @@ def exponential_decay(distance, length, *, causal):
     farthest = float(_mean_distance(torch.tensor(STEEPEST, dtype=torch.float64), length, causal))
     # Captured lag profiles are float32: the largest distances may be passed by rounding.
     if float(target.min()) < 0 or float(target.max()) > farthest * (1 + 1e-5) + 1e-9:
-        raise ValueError(
-            f"mean distances run from {float(target.min()):.6g} to {float(target.max()):.6g} tokens; "
-            f"{'causal' if causal else 'two-sided'} attention over {length} tokens has 0 to {farthest:.6g}"
-        )
+        found = f"mean distances run from {float(target.min()):.6g} to {float(target.max()):.6g} tokens"
+        raise ValueError(f"{found}; such attention over {length} tokens has 0 to {farthest:.6g}")
     low, high = torch.full_like(target, -STEEPEST), torch.full_like(target, STEEPEST)
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
@@ -111,10 +109,8 @@ def power_law_exponent(psd, frequency):
     By least squares over the bins with power, without DC; NaN where fewer than two frequencies have power.
     """
     if int((frequency > 0).sum()) < 2:
-        raise ValueError(
-            f"a power law needs at least two frequencies above zero, got {frequency.tolist()}; take 4 tokens "
-            "or more"
-        )
+        told = f"a power law needs two frequencies above 0, got {frequency.tolist()}"
+        raise ValueError(f"{told}; take 4 tokens or more")
     weight = ((frequency > 0) & (psd > 0)).double()  # (..., freq)
     u = torch.where(weight > 0, frequency, 1.0).log()
     v = torch.where(weight > 0, psd, 1.0).log()

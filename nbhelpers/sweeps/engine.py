@@ -16,14 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import (
-    FIRST_COMPLETED,
-    BrokenExecutor,
-    CancelledError,
-    Executor,
-    ThreadPoolExecutor,
-    wait,
-)
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -40,7 +33,7 @@ from nbhelpers.sweeps.grid import (
     write_failure,
     write_plan,
 )
-from nbhelpers.sweeps.rows import Sweep, load_sweep, write_tables
+from nbhelpers.sweeps.rows import load_sweep, write_tables
 from nbhelpers.words import duration, memory
 
 POLL_SECONDS = 0.5
@@ -51,16 +44,8 @@ ENVIRONMENT = {"TQDM_DISABLE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 @checked
 def run_sweep(
-    grid: Grid | str | Path,
-    out: str | Path,
-    *,
-    executor: Executor | None = None,
-    scheduler: str | None = None,
-    workers: int = 1,
-    timeout: float | None = None,
-    fresh: bool = False,
-    progress: bool = True,
-) -> Sweep:
+    grid, out, *, executor=None, scheduler=None, workers=1, timeout=None, fresh=False, progress=True
+):
     """Do every run of a grid that is not done yet, write the tables, and return what is there.
 
     `grid` is a Grid, its YAML file or the name of a shipped one; `out` is the sweep's folder, which all

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 
-from nbhelpers.arguments import checked, made_by, one_of
+from nbhelpers.arguments import checked, made_by
 from nbhelpers.hooks.attention import default_chunk
 from nbhelpers.hooks.memory import CUDA_BATCH_TOKENS, plan
 from nbhelpers.inputs.models import load_skeleton
-from nbhelpers.sweeps.grid import Grid, Run, read_run
+from nbhelpers.sweeps.grid import read_run
 from nbhelpers.words import duration, memory
 
 LIBRARY_MB = 600  # torch, transformers and the rest before any model
@@ -41,12 +41,12 @@ class Estimator:
     Finished runs of the same model in the sweep's folder `out` say how fast it really is.
     """
 
-    def __init__(self, out: str | Path, *, device: str) -> None:
+    def __init__(self, out, *, device):
         self.out, self.device = out, device
         self._skeleton = cache(self._look_up)
         self._unreachable = None
 
-    def cost(self, run: Run, *, others: tuple[Run, ...] = ()) -> Cost:
+    def cost(self, run, *, others=()):
         """Return what a run costs; `others` are runs that may have been done, to learn the speed from."""
         alike = [other for other in others if (other.model, other.dtype) == (run.model, run.dtype)]
         done = [(other, facts["sweep"]) for other in alike if (facts := read_run(self.out, other))]
@@ -55,24 +55,24 @@ class Estimator:
             peak = max(took["peak_mb"] for _, took in done)
             return Cost(spent * run.n_tokens, peak, f"{len(done)} finished runs of this model")
         skeleton = self._skeleton(run.model, run.revision, run.dtype)
-        if isinstance(skeleton, str):
-            return self._from_stated_size(run, skeleton)
-        model = skeleton.description
-        megabytes = _weights(model.n_parameters, skeleton.model.dtype.itemsize)
-        megabytes *= 1 + (run.control_seeds > 0)  # an untrained control stands beside the model
-        megabytes += self._plan(run, skeleton).working_bytes / 2**20
-        seconds = self._seconds(run, model.n_parameters)
-        seconds += METRIC_SECONDS * model.n_layers * model.n_heads * run.n_tokens
-        basis = f"{model.n_parameters / 1e6:.4g} M parameters from the configuration, capture's plan"
-        return Cost(seconds, megabytes, f"{basis}, {self._speed()}")
-
-    def _from_stated_size(self, run, reason):
-        if run.n_parameters is None:
-            return Cost(math.nan, math.nan, f"no estimate: {reason}")
-        size = ITEM_BYTES.get(run.dtype) or (4 if self.device == "cpu" else 2)
-        basis = f"{run.n_parameters / 1e6:.4g} M parameters as the grid says, without activations and metrics"
-        seconds = self._seconds(run, run.n_parameters)
-        return Cost(seconds, _weights(run.n_parameters, size), f"{basis}, {self._speed()}")
+        known = not isinstance(skeleton, str)
+        n_parameters = skeleton.description.n_parameters if known else run.n_parameters
+        if n_parameters is None:
+            return Cost(math.nan, math.nan, f"no estimate: {skeleton}")
+        stated = ITEM_BYTES.get(run.dtype)
+        size = skeleton.model.dtype.itemsize if known else stated or (4 if self.device == "cpu" else 2)
+        megabytes = LIBRARY_MB + n_parameters * size / 2**20
+        seconds = OVERHEAD * 2 * n_parameters * run.n_tokens / self._flops
+        seconds += n_parameters * (stated or 4) / LOADING_BYTES_PER_SECOND
+        told = "as the grid says, without activations and metrics"
+        if known:
+            told = "from the configuration, capture's plan"
+            megabytes *= 1 + (run.control_seeds > 0)  # an untrained control stands beside the model
+            megabytes += self._plan(run, skeleton).working_bytes / 2**20
+            model = skeleton.description
+            seconds += METRIC_SECONDS * model.n_layers * model.n_heads * run.n_tokens
+        speed = f"{self._flops / 1e9:.3g} GFLOP/s of a matrix product here"
+        return Cost(seconds, megabytes, f"{n_parameters / 1e6:.4g} M parameters {told}, {speed}")
 
     def _look_up(self, model, revision, dtype):
         """Return the model without its weights, or in words why there is none."""
@@ -94,24 +94,12 @@ class Estimator:
         options = {"batch_size": batch, "chunk": chunk, "free_bytes": math.inf}  # of another machine, perhaps
         return plan(skeleton, run.n_sequences, run.length, **options)
 
-    def _seconds(self, run, n_parameters):
-        products = 2 * n_parameters * run.n_tokens / self._flops
-        size = ITEM_BYTES.get(run.dtype) or 4
-        return OVERHEAD * products + n_parameters * size / LOADING_BYTES_PER_SECOND
-
     @cached_property
     def _flops(self):
         return matmul_speed(self.device)
 
-    def _speed(self):
-        return f"{self._flops / 1e9:.3g} GFLOP/s of a matrix product here"
 
-
-def _weights(n_parameters, item_bytes):
-    return LIBRARY_MB + n_parameters * item_bytes / 2**20
-
-
-def matmul_speed(device: str) -> float:
+def matmul_speed(device):
     """Return the floating-point operations per second of a large matrix product, the best of a few."""
     size, dtype = (768, torch.float32) if device == "cpu" else (4096, torch.bfloat16)
     a = torch.ones(size, size, dtype=dtype, device=device)
@@ -123,11 +111,10 @@ def matmul_speed(device: str) -> float:
     return 2 * size**3 / best
 
 
-@checked(grid=made_by("Grid", "load_grid"), device=one_of("cpu", "cuda"))
-def print_plan(grid: Grid, out: str | Path, *, workers: int = 1, device: str | None = None) -> None:
+@checked(grid=made_by("Grid", "load_grid"))
+def print_plan(grid, out, *, workers=1):
     """Print what a sweep would run, each run with an estimate of time and memory, and run nothing."""
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    estimator = Estimator(out, device=device)
+    estimator = Estimator(out, device="cuda" if torch.cuda.is_available() else "cpu")
     print(f"sweep {grid.name}: {len(grid.runs)} runs\n{grid.about}\n")
     total, largest, bases = 0.0, 0.0, {}
     for run in grid.runs:

@@ -17,28 +17,25 @@ OVER = {"step": "training step (+ 1)", "n_parameters": "parameters"}
 NAMES = {"null": "uniform attention", PRINTED: "printed by the paper"}
 
 
-def compare_sources(rows, *, axes=None, metrics=None):
+def compare_sources(rows, *, metrics=None):
     """Draw a panel per metric and a line per measured row: value, interval, null and what the paper prints.
 
-    `rows` are those of `nbhelpers.sweeps.rows.rows_beside`, `metrics` all of them if None, `axes` one for
-    each. A printed value stands on the lines of the sweep that have its model (and its step, where it has
-    one), and on a line of its own where there is none. Returns an array of axes; errors as `compare_rows`.
+    `rows` are those of `nbhelpers.sweeps.rows.rows_beside`, `metrics` all of them if None. A printed value
+    stands on the lines of the sweep that have its model (and its step, where it has one), and on a line of
+    its own where there is none. Returns an array of axes; errors as `compare_rows`.
     """
     metrics = list(dict.fromkeys(rows.metric)) if metrics is None else list(metrics)
     forest = _forest_of(rows[rows.metric.isin(metrics)])
-    ours = axes is None
-    if ours:
-        size = (min(2.6 * len(metrics) + 3.5, MOST_INCHES), 0.3 * forest.row.nunique() + 1.9)
-        options = {"sharey": True, "squeeze": False, "layout": "constrained"}
-        axes = plt.subplots(1, len(metrics), figsize=size, **options)[1][0]
-    axes = compare_rows(forest, axes=axes, metrics=metrics)
+    size = (min(2.6 * len(metrics) + 3.5, MOST_INCHES), 0.3 * forest.row.nunique() + 1.9)
+    options = {"sharey": True, "squeeze": False, "layout": "constrained"}
+    figure, axes = plt.subplots(1, len(metrics), figsize=size, **options)
+    axes = compare_rows(forest, axes=axes[0], metrics=metrics)
     marks = {}  # of all panels: the first need not have a null
     for ax, metric in zip(axes, metrics, strict=True):
         ax.set_xlabel(textwrap.fill(metric_label(metric, *protocols_of(rows, metric)), LABEL_CHARACTERS))
         handles, labels = ax.get_legend_handles_labels()
         marks |= {NAMES.get(name, name): handle for name, handle in zip(labels, handles, strict=True)}
-    at = {"loc": "outside lower center", "ncols": len(marks)} if ours else {"loc": "best"}
-    (axes[0].figure if ours else axes[-1]).legend(marks.values(), marks, frameon=False, **at)
+    figure.legend(marks.values(), marks, frameon=False, loc="outside lower center", ncols=len(marks))
     return axes
 
 

@@ -21,7 +21,7 @@ import yaml
 
 from nbhelpers.arguments import RULES, one_of, real, refuse, several, such_that, text, whole
 from nbhelpers.claims.paper import TABLES
-from nbhelpers.files import read_parquet_metadata, replacing
+from nbhelpers.files import read_parquet_metadata, reading, write_text
 from nbhelpers.inputs.files import file_fingerprint
 from nbhelpers.inputs.text import corpus_description, is_local_corpus
 from nbhelpers.protocol import PAPER, Protocol
@@ -68,7 +68,7 @@ class Run:
     n_parameters: float | None = None
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self):
         """What decides the numbers; of local files the name and the content, not the folder."""
         told = {key: v for key, v in asdict(self).items() if key not in ("paper", "n_parameters")}
         drawn = "random:" * self.model.startswith("random:")
@@ -76,34 +76,34 @@ class Run:
         return told | {key: name for key, name in names.items() if self.contents.get(key)}
 
     @cached_property
-    def id(self) -> str:
+    def id(self):
         """Twelve hexadecimal digits that change when any setting does."""
         return hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:12]
 
     @property
-    def checkpoint(self) -> str:
+    def checkpoint(self):
         """The model and its revision."""
         return f"{self.model}@{self.revision}" if self.revision else self.model
 
     @property
-    def weights_key(self) -> tuple:
+    def weights_key(self):
         """What two runs share that need the same weights in memory."""
         return self.checkpoint, self.dtype, self.seed if self.model.startswith("random:") else None
 
     @property
-    def observation_key(self) -> str:
+    def observation_key(self):
         """What two runs share that see the same attention and differ in the protocol alone."""
         drawn = [self.protocol[name] for name in ("factors", "scaled_variant", "local_distance")]
         return json.dumps(self.settings | {"protocol": drawn}, sort_keys=True)
 
     @property
-    def n_tokens(self) -> float:
+    def n_tokens(self):
         """How many tokens the run reads, scaled variants and untrained controls included."""
         n_sequences = self.n_sequences + self.control_seeds * min(CONTROL_SEQUENCES, self.n_sequences)
         return n_sequences * self.length * (1 + sum(self.protocol["factors"]))
 
     @property
-    def label(self) -> str:
+    def label(self):
         """The run in a few words: model, corpus, size and what of the protocol is not the paper's."""
         named = (self.model, self.corpus)
         model, corpus = (Path(name).name if Path(name).is_absolute() else name for name in named)
@@ -124,7 +124,7 @@ class Grid:
     paper_tables: tuple[int, ...] = ()
 
 
-def changes(protocol: Mapping[str, Any]) -> list[str]:
+def changes(protocol):
     """Return the fields of a protocol that are not the paper's, as words."""
     default = PAPER.to_dict()
     return [f"{name}={value}" for name, value in protocol.items() if value != default[name]]
@@ -133,17 +133,14 @@ def changes(protocol: Mapping[str, Any]) -> list[str]:
 # Reading and checking
 
 
-def shipped_grids() -> dict[str, str]:
+def shipped_grids():
     """Return the grids that come with the package: name → what it says about itself."""
     files = sorted((file for file in SHIPPED.iterdir() if file.name.endswith(".yaml")), key=lambda f: f.name)
     return {f.name.removesuffix(".yaml"): yaml.safe_load(f.read_text("utf-8"))["about"] for f in files}
 
 
-def load_grid(name: str | Path) -> Grid:
-    """Read and check a YAML file, or a grid that comes with the package by its name.
-
-    Raises `FileNotFoundError` if there is neither, and `ValueError` for what is not a grid.
-    """
+def load_grid(name):
+    """Read and check a YAML file, or a grid that comes with the package by its name."""
     path = Path(name)
     if not path.is_file() and str(name) not in (shipped := shipped_grids()):
         names = ", ".join(shipped)
@@ -172,8 +169,8 @@ def read_small_yaml(file):
     return yaml.safe_load(content)
 
 
-def make_grid(raw: Mapping[str, Any], *, name: str = "grid") -> Grid:
-    """Return the checked grid of a mapping, as a YAML file holds it; errors as in `load_grid`."""
+def make_grid(raw, *, name="grid"):
+    """Return the checked grid of a mapping, as a YAML file holds it."""
     try:
         return _make_grid(raw, name)
     except ValueError as error:
@@ -281,28 +278,27 @@ def _corpus(corpus):
 # The folder of a sweep: grid.json, runs/ID.parquet of those that are done, failed/ID.txt of those that failed
 
 
-def run_file(out: str | Path, run_id: str) -> Path:
+def run_file(out, run_id):
     """Return where a finished run has its table, with its summary and what it took in the metadata."""
     return Path(out) / "runs" / f"{run_id}.parquet"
 
 
-def failure_file(out: str | Path, run_id: str) -> Path:
+def failure_file(out, run_id):
     """Return where it says why a run failed, the reason in the last line."""
     return Path(out) / "failed" / f"{run_id}.txt"
 
 
-def write_failure(out: str | Path, run_id: str, text: str) -> None:
+def write_failure(out, run_id, text):
     """Write why a run failed."""
-    with replacing(failure_file(out, run_id)) as partial:
-        partial.write_text(text, encoding="utf-8")
+    write_text(failure_file(out, run_id), text)
 
 
-def is_settled(out: str | Path, run_id: str) -> bool:
+def is_settled(out, run_id):
     """Return whether a run is done or has failed."""
     return run_file(out, run_id).exists() or failure_file(out, run_id).exists()
 
 
-def read_run(out: str | Path, run: Run) -> dict[str, Any] | None:
+def read_run(out, run):
     """Return the metadata of a finished run; None if it is not done, or its file is cut short."""
     try:
         return read_parquet_metadata(run_file(out, run.id))
@@ -310,31 +306,26 @@ def read_run(out: str | Path, run: Run) -> dict[str, Any] | None:
         return None
 
 
-def read_failure(out: str | Path, run: Run) -> str | None:
+def read_failure(out, run):
     """Return in a line why a run failed; None if it did not."""
     file = failure_file(out, run.id)
     return file.read_text("utf-8").splitlines()[-1] if file.exists() else None
 
 
-def write_plan(out: str | Path, grid: Grid) -> None:
+def write_plan(out, grid):
     """Write which runs a sweep is to do."""
-    with replacing(Path(out) / PLAN) as partial:
-        partial.write_text(json.dumps(asdict(grid), indent=1, ensure_ascii=False), encoding="utf-8")
+    write_text(Path(out) / PLAN, json.dumps(asdict(grid), indent=1, ensure_ascii=False))
 
 
-def read_plan(out: str | Path) -> Grid:
+def read_plan(out):
     """Return the grid of a sweep's folder; `ValueError` if it is another kind of folder."""
     folder, command = Path(out), f"python -m nbhelpers sweep GRID --out {out}"
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder.absolute()}; make a sweep with: {command}")
-    try:
+    if not (folder / PLAN).exists():
+        held = ", ".join(sorted(path.name for path in folder.iterdir())[:6]) or "nothing"
+        raise ValueError(f"{folder} was not the --out of a sweep: it holds {held}, and no {PLAN}")
+    with reading(folder / PLAN, f", or of another version; measure again with: {command}"):
         plan = json.loads((folder / PLAN).read_text("utf-8"))
         runs = tuple(Run(**fields) for fields in plan["runs"])
         return Grid(plan["name"], plan["about"], runs, tuple(plan["paper_tables"]))
-    except FileNotFoundError as error:
-        held = ", ".join(sorted(path.name for path in folder.iterdir())[:6]) or "nothing"
-        told = f"{folder} is not the folder of a sweep: it holds {held}, and no {PLAN}. Give the folder that"
-        raise ValueError(f"{told} was --out of python -m nbhelpers sweep") from error
-    except (ValueError, TypeError, KeyError) as error:
-        told = f"{folder / PLAN} is damaged or of another version ({error})"
-        raise ValueError(f"{told}; measure again with: {command}") from error

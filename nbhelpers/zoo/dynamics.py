@@ -23,10 +23,10 @@ MOST_ORDERS = 5040  # of clusters, all of which are tried: 7!
 
 
 class Unexplained(NamedTuple):
-    """What a linear fit leaves of a metric, and the share of variance it explained."""
+    """What a linear fit leaves of a metric."""
 
     rest: np.ndarray  # (head, step), the mean of the metric put back
-    explained: float
+    explained: float  # share of the variance
     curve_left: float  # variance over steps of the mean curve that is left, over that before
 
 
@@ -105,10 +105,9 @@ def unexplained(values, given):
     One fit for all heads and steps of a run: that heads differ, or that time passes, explains nothing by
     itself. A score that is constant changes nothing.
     """
-    values = np.asarray(values, dtype=np.float64)
-    given = [np.asarray(score, dtype=np.float64) for score in given]
+    values, *given = (np.asarray(each, dtype=np.float64) for each in (values, *given))
     shapes = [score.shape for score in given]
-    if values.ndim != 2 or any(shape != values.shape for shape in shapes):
+    if values.ndim != 2 or {*shapes} - {values.shape}:
         raise ValueError(f"values have shape {values.shape}, the scores {shapes}; expected one (head, step)")
     columns = np.stack([values, *given]).reshape(1 + len(given), -1).T  # (observation, variable)
     if not np.isfinite(columns).all():
@@ -147,8 +146,7 @@ def piecewise_linear(x, y, *, n_knots=None, most_knots=MOST_KNOTS):
     """
     x, y = (np.asarray(values, dtype=np.float64) for values in (x, y))
     if x.ndim != 1 or x.shape != y.shape or len(x) < 2 * LEAST_POINTS:
-        expected = f"one shape (point,) of at least {2 * LEAST_POINTS} points"
-        raise ValueError(f"x and y have shapes {x.shape} and {y.shape}; expected {expected}")
+        raise ValueError(f"x {x.shape} and y {y.shape} must be alike, of at least {2 * LEAST_POINTS} points")
     if not (np.diff(x) > 0).all():
         raise ValueError("x must rise from point to point; sort it and leave out what is there twice")
     if not np.isfinite(y).all():
@@ -249,8 +247,7 @@ def _settled(x, y, hinges, chosen):
     for _ in range(SWEEPS):
         before = list(chosen)
         for at in range(len(chosen)):
-            others = chosen[:at] + chosen[at + 1 :]
-            chosen = [*chosen[:at], _best_place(x, y, hinges, others), *chosen[at + 1 :]]
+            chosen[at] = _best_place(x, y, hinges, chosen[:at] + chosen[at + 1 :])
         if chosen == before:
             break
     return chosen
@@ -267,11 +264,9 @@ def advantage(values, of, *, confidence=0.95, n_draws=9999, seed=0):
     is over seeds. Arms are exchanged for each seed on its own: the null is the mean over the exchanges, the
     p-value the share of them that are as far below.
     """
-    if of not in values:
-        raise KeyError(f"there is no arm {of!r} among {', '.join(values)}")
     names = [of, *(name for name in values if name != of)]
-    if len(names) < 2:
-        raise ValueError(f"{of} has no other arm to be compared with")
+    if of not in values or len(names) < 2:
+        raise ValueError(f"{of!r} and another arm to compare it with are needed; got {', '.join(values)}")
     table = np.stack([np.asarray(values[name], dtype=np.float64) for name in names])  # (arm, seed)
     best = 1 + int(table[1:].mean(1).argmin())
     difference = student_interval(table[0] - table[best], confidence=confidence)
@@ -326,14 +321,11 @@ def trend_per_decade(parameters, values, *, confidence=0.95):
     two-sided p-value; the null, the mean slope over all orders, is 0 up to rounding.
     """
     x, values = _sizes(parameters, values)
-
-    def slopes(of):
-        centred = x - x.mean()
-        return centred @ of / (centred @ centred)  # (seed,)
-
-    slope = student_interval(slopes(values), confidence=confidence)
-    orders = [list(order) for order in itertools.permutations(range(len(x)))]
-    draws = np.array([slopes(values[order]).mean() for order in orders])
+    centred = x - x.mean()
+    square = centred @ centred
+    slope = student_interval(centred @ values / square, confidence=confidence)  # of (seed,)
+    orders = itertools.permutations(range(len(x)))
+    draws = np.array([(centred @ values[list(order)] / square).mean() for order in orders])
     p_value = float((np.abs(draws) >= abs(slope.value) - 1e-12).mean())
     null = float(draws.mean().round(12)) + 0.0  # 0 but for rounding, and never -0
     return slope._replace(null=null, p_value=p_value)
@@ -384,12 +376,11 @@ def _sizes(parameters, values):
     """Return log10 of the parameters, and the values as an array, both checked."""
     parameters, values = np.asarray(parameters, dtype=np.float64), np.asarray(values, dtype=np.float64)
     if values.ndim != 2 or parameters.shape != values.shape[:1] or len(values) < LEAST_SIZES:
-        expected = f"(size,) and (size, seed) of at least {LEAST_SIZES} sizes"
-        raise ValueError(f"parameters {parameters.shape} and values {values.shape}; expected {expected}")
+        shapes = f"parameters {parameters.shape} and values {values.shape}"
+        raise ValueError(f"{shapes}; expected (size,) and (size, seed) of at least {LEAST_SIZES} sizes")
     n_seeds, n_bad = values.shape[1], (~np.isfinite(values)).sum()
     if n_seeds < LEAST_SEEDS or n_bad:
-        found = f"got {n_seeds}, {n_bad} numbers not finite"
-        raise ValueError(f"at least {LEAST_SEEDS} seeds are needed; {found}")
+        raise ValueError(f"at least {LEAST_SEEDS} seeds are needed; got {n_seeds}, {n_bad} not finite")
     if len(set(parameters)) < len(parameters) or not (parameters > 0).all():
         raise ValueError(f"sizes must be positive and different, got {parameters.tolist()}")
     return np.log10(parameters), values
@@ -444,12 +435,12 @@ def seed_variance(values):
 
 def _blocks(values):
     """Return the table (arm, seed), the mean square of what arms and seeds leave, and its freedom."""
-    rows = {arm: np.asarray(row, dtype=np.float64) for arm, row in values.items()}
-    shapes = {row.shape for row in rows.values()}
-    if len(rows) < 2 or len(shapes) != 1 or len(next(iter(shapes))) != 1 or shapes < {(0,), (1,), (2,)}:
-        listed = ", ".join(f"{arm} {row.shape}" for arm, row in rows.items())
+    rows = [np.asarray(row, dtype=np.float64) for row in values.values()]
+    alike = len({row.shape for row in rows}) == 1 and rows[0].ndim == 1
+    if len(rows) < 2 or not alike or len(rows[0]) < LEAST_SEEDS:
+        listed = ", ".join(f"{arm} {np.shape(row)}" for arm, row in values.items())
         raise ValueError(f"expected at least 2 arms of the same {LEAST_SEEDS} or more seeds, got {listed}")
-    table = np.stack(list(rows.values()))  # (arm, seed)
+    table = np.stack(rows)  # (arm, seed)
     if not np.isfinite(table).all():
         raise ValueError(f"{(~np.isfinite(table)).sum()} of {table.size} runs have no finite number")
     rest = table - table.mean(0) - table.mean(1, keepdims=True) + table.mean()

@@ -10,6 +10,7 @@ from nbhelpers.analysis import measure, observe
 from nbhelpers.hooks.capture import capture
 from nbhelpers.hooks.reductions import Reduction
 from nbhelpers.protocol import PAPER
+from nbhelpers.table import HeadTable
 from nbhelpers.zoo.settings import LENGTH
 from nbhelpers.zoo.text import BOS_ID, MASK_ID, inputs_and_labels
 
@@ -84,9 +85,10 @@ def measure_checkpoint(model, yardstick, *, step, bos):
         "induction_score": induction_score(model, yardstick.repeated, bos=bos),
         "previous_token_score": before * LENGTH / (LENGTH - 1),  # over the queries that have one
     }
-    parts = [_both_means(measure(observation, p).frame(), signal) for signal, p in PROTOCOLS.items()]
-    parts += [_both_means(_tidy(name, values), "attention") for name, values in scores.items()]
-    losses = {"validation_loss": validation_loss(model, yardstick.validation, bos=bos)}
+    parts = [_both_means(measure(observation, p), signal) for signal, p in PROTOCOLS.items()]
+    groups = observation.profiles.kv_groups
+    parts += [_both_means(HeadTable({name: v}, groups), "attention") for name, v in scores.items()]
+    losses = {"validation_loss": float(position_losses(model, yardstick.validation, bos=bos).nanmean())}
     if model.config.is_causal:
         losses |= repeat_losses(model, yardstick.repeated, bos=bos)
     return _finished([*parts, _scalars(losses)], step)
@@ -126,11 +128,6 @@ def position_losses(model, windows, *, bos):
     return torch.cat(losses)
 
 
-def validation_loss(model, windows, *, bos):
-    """Return the mean loss over windows in nats per predicted token."""
-    return float(position_losses(model, windows, bos=bos).nanmean())
-
-
 def repeat_losses(model, repeated, *, bos):
     """Return the loss on the second saying of random tokens, and by how much the first was worse, in nats."""
     losses = position_losses(model, _with_bos(repeated, bos), bos=False)  # (sequence, 2 · PERIOD − 1)
@@ -154,15 +151,9 @@ def _scalars(values):
     return frame.assign(signal="model", sequence=WHOLE, layer=WHOLE, head=WHOLE)
 
 
-def _tidy(name, values):
-    """Return values (sequence, layer, head) as rows."""
-    sequence, layer, head = (index.ravel() for index in np.indices(values.shape))
-    columns = {"sequence": sequence, "layer": layer, "head": head, "value": values.numpy().ravel()}
-    return pd.DataFrame(columns).assign(metric=name)
-
-
-def _both_means(frame, signal):
+def _both_means(table, signal):
     """Return means over sequences per head, and means over heads per sequence; NaN is left out."""
+    frame = table.frame()
     heads = frame.groupby(["layer", "head", "metric"], sort=False)["value"].mean().reset_index()
     sequences = frame.groupby(["sequence", "metric"], sort=False)["value"].mean().reset_index()
     both = [heads.assign(sequence=WHOLE), sequences.assign(layer=WHOLE, head=WHOLE)]

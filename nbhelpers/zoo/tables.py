@@ -32,10 +32,8 @@ def zoo_measurements(**where):
     """Return the measurements of all runs as one tidy table, or the rows that have some values.
 
     Such as ``zoo_measurements(metric="spectral_entropy", signal="key_profile", seed=[0, 1])``. Columns are
-    run, arm, encoding, mask, bos, preset, seed, step, signal, sequence, layer, head, metric, value. `arm` is
-    the run without its seed ("rope-mini"); those from `step` on are as in
+    run, arm (the run without its seed), encoding, mask, bos, preset, seed, and those of
     :func:`nbhelpers.zoo.measure.measure_checkpoint`. Names are categorical; the provenance is in ``attrs``.
-    Raises KeyError or LookupError if there is no such column, or no row with these values.
     """
     return _shipped(MEASUREMENTS, where)
 
@@ -43,8 +41,8 @@ def zoo_measurements(**where):
 def zoo_runs(**where):
     """Return one row per run: its settings, cost, final losses and the n-gram losses beside them.
 
-    Parameters, errors and provenance are those of :func:`zoo_measurements`. Losses are in nats per predicted
-    token; those of n-grams are NaN for bidirectional runs, whose task is another.
+    Losses are in nats per predicted token; those of n-grams are NaN for bidirectional runs, whose task is
+    another. Parameters and provenance are as in :func:`zoo_measurements`.
     """
     return _shipped(RUNS, where)
 
@@ -53,11 +51,6 @@ def zoo_yardstick():
     """Return the sequences that every run was measured on, as a :class:`nbhelpers.zoo.measure.Yardstick`."""
     tensors = load_file(shipped_folder() / TOKENS)
     return Yardstick(**{name: tensors[name].long() for name in Yardstick.__dataclass_fields__})
-
-
-def first_batches():
-    """Return the windows of the first updates of every run of seed 0, (update, batch, position + 1)."""
-    return load_file(shipped_folder() / TOKENS)["first_batches"].long()
 
 
 def _shipped(file, where):
@@ -159,9 +152,9 @@ class ZooTables:
         present = [arm for arm in arms if arm in means.index.get_level_values(0)]
         return {arm: means[arm].sort_index() for arm in present}
 
-    def common(self, values, *, n_seeds=LEAST_SEEDS):
-        """Return, of :meth:`ends`, arrays of the seeds 0 to n − 1 of the arms that have them all."""
-        wanted = list(range(n_seeds))
+    def common(self, values):
+        """Return, of :meth:`ends`, arrays (seed,) of the arms that have the seeds an interval needs."""
+        wanted = list(range(LEAST_SEEDS))
         return {a: row.loc[wanted].to_numpy() for a, row in values.items() if set(wanted) <= set(row.index)}
 
     def seeds(self, arm):

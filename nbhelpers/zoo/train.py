@@ -45,9 +45,8 @@ class Trainer:
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip)
         if not torch.isfinite(norm):
-            told = f"loss {loss.item()}, gradient norm {norm.item()} at step {self.step}"
-            rate = f"The learning rate was {settings.learning_rate(self.step):.3g}"
-            raise RuntimeError(f"{settings.name} diverged: {told}. {rate}; the last state is kept.")
+            told = f"diverged: loss {loss.item()}, gradient norm {norm.item()} at step {self.step}"
+            raise RuntimeError(f"{settings.name} {told}, rate {settings.learning_rate(self.step):.3g}.")
         for group in self.optimizer.param_groups:
             group["lr"] = settings.learning_rate(self.step)
         self.optimizer.step()

@@ -34,17 +34,6 @@ def test_select_by_number_name_path_or_all(two, notebook):
             plan.select_notebooks(names, folder=two)
 
 
-def test_title_and_question():
-    for text, expected in (
-        ("# A\nFirst words\nhere. Then this? More?", ("A", "Then this?")),
-        ("# A\n\nOnly this. And that.", ("A", "Only this.")),
-        ("# A\n\nFirst. **Is it bold?** After. Or this?", ("A", "**Is it bold?**")),
-        ("no heading", ("05", "no heading")),
-        ("", ("05", "")),
-    ):
-        assert plan.read_title(text, default="05") == expected
-
-
 def test_map_of_the_collection_is_read_from_the_title_cells(notebook, folder):
     items = "- **Needs**: nothing.\n- **Paper**: eqs. 1–3;\n  claim C18.\n- next: [02](02_bare.ipynb)"
     notebook("01_full", title=f"# 01 · Full: 2 · 3\n\n**Does it\nrun?**\n\nIt does. Or not?\n\n{items}")
@@ -89,8 +78,6 @@ def test_sizes_model_and_own_parameters(two):
 
 
 def test_plans_that_are_refused(two):
-    with pytest.raises(ValueError, match="'smoke', 'reader', 'full'; got 'huge'"):
-        plans(two, size="huge")
     with pytest.raises(ValueError, match="'ratio'; they have: 05_bands: model, length, results"):
         plans(two, ["05"], parameters={"ratio": 0.1})
     for value in ("long", 1.5, True, [8]):

@@ -146,13 +146,12 @@ def test_unknown_families_are_inferred():
     ):
         family = family_of(CONFIG_MAPPING[model_type]())
         assert (family.position_encoding, family.kind) == (encoding, kind)
-        assert family.notes == "inferred from the configuration"
 
 
 def test_register_family(monkeypatch):
     monkeypatch.setattr(families, "FAMILIES", dict(families.FAMILIES))
-    register_family(Family("granite", "rope", notes="mine"))
-    assert family_of(CONFIG_MAPPING["granite"]()).notes == "mine"
+    register_family(Family("granite", "alibi"))
+    assert family_of(CONFIG_MAPPING["granite"]()).position_encoding == "alibi"
     with pytest.raises(ValueError, match="already registered"):
         register_family(Family("granite", "none"))
     register_family(Family("granite", "none"), replace=True)

@@ -39,16 +39,6 @@ def test_rotation_is_multiplication_by_a_phase(encoding, n_rotated):
     assert_close(got, full)
 
 
-@pytest.mark.parametrize("causal", MASKS)
-def test_t5_adds_what_the_kernel_adds(causal):
-    model = make("t5", causal=causal).model
-    got = model.score_bias(LENGTH, "cpu")
-    table = model.bias.weight.detach()
-    assert table.shape == (32, 4)
-    assert_close(got.detach(), rope.t5_bias(table, LENGTH, bidirectional=not causal, max_distance=128))
-    assert torch.equal(got[:, 9, 6], table[3])  # the key three back has a bucket of its own
-
-
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_only_nope_is_blind_to_order_without_a_mask(encoding):
     model, ids = make(encoding, causal=False), make_tokens(LENGTH)

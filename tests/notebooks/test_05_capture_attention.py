@@ -20,20 +20,6 @@ def test_profiles_are_those_of_the_models_own_attention(numbers, profile):
     assert 1e-4 < numbers[f"bfloat16_{profile}_error"].value < 3e-2
 
 
-def test_the_model_does_not_notice_and_padding_on_the_left_hardly_matters(numbers):
-    assert numbers["hidden_states_equal"].value == numbers["reload_equal"].value == 1
-    assert numbers["left_padding_error"].value < 1e-4  # other rotation angles, rounded in float32
-    assert numbers["visible_keys_error"].value == 0
-
-
-def test_memory_of_matrices_over_profiles(numbers, tables):
-    distances = 7  # 0, 1, 2, 4, 8, 16, 32 of 64 tokens
-    held = 2 * LENGTH + 1 + distances
-    assert numbers["matrix_over_profile_bytes"].value == pytest.approx(LENGTH**2 / held)
-    sizes = tables["sizes"].set_index("tokens")
-    assert sizes.loc[1024, "matrices (MB)"] == pytest.approx(30 * 9 * 1024 * 1024 * 4 / 1e6)
-
-
 def test_nulls_are_those_of_the_uniform_causal_matrix(numbers):
     query, key = np.indices(UNIFORM.shape)
     expected = {

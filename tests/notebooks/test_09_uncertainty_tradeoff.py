@@ -25,15 +25,6 @@ def test_rho_is_where_earlier_runs_found_it(numbers):
     assert_near(numbers, near | {"rho_of_N4_exponential": (-0.99, 0.01)})
 
 
-def test_the_criteria_are_the_numbers_of_the_sections(numbers):
-    assert numbers["C6_rho"].value == pytest.approx(numbers["rho_heads_of_a_layer"].value, abs=1e-12)
-    given = numbers["partial_rho_model_one_length_given_support"]
-    assert numbers["C6_partial_rho"].value == pytest.approx(given.value, abs=1e-9)
-    assert numbers["C6_slack"].value == pytest.approx(numbers["slack_model"].value, abs=1e-6)
-    nothing = numbers["partial_rho_model_one_length_given_nothing"]
-    assert nothing.value == pytest.approx(numbers["C6_rho"].value, abs=1e-9)
-
-
 def test_each_criterion_is_held_against_the_most_conservative_null(numbers, verdict):
     names = ("rho_of_N1_random_weights", "rho_of_N3_iid_softmax", "rho_of_N4_exponential")
     assert numbers["C6_rho"].null == pytest.approx(min(numbers[name].value for name in names), abs=1e-9)

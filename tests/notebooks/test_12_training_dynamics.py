@@ -31,17 +31,6 @@ def test_uniform_attention_is_the_closed_form(numbers):
     assert numbers["uniform_spectral_entropy"].value == pytest.approx(expected, rel=1e-6)
 
 
-def test_peaks_and_rises_are_those_of_the_measurements(numbers, shipped):
-    for arm in shipped.present(ENCODINGS):
-        rows = shipped.rows(["spectral_entropy", "scale_sensitivity_0.5"], arms=[arm])
-        curves = rows.groupby(["metric", "seed", "step"]).value.mean().unstack()
-        entropy, half = curves.loc["spectral_entropy"], curves.loc["scale_sensitivity_0.5"]
-        peak = entropy.max(axis=1) - entropy.iloc[:, [0, -1]].max(axis=1)
-        assert numbers[f"peak_of_{arm}"].value == pytest.approx(peak.mean(), abs=1e-9)
-        rise = half.iloc[:, -1] - half.iloc[:, 0]
-        assert numbers[f"rise_of_{arm}"].value == pytest.approx(rise.mean(), abs=1e-9)
-
-
 def test_every_arm_has_its_table_5(tables, shipped):
     frame = tables["every_arm"]
     for arm in shipped.present([*ENCODINGS, "rope-bidirectional", "learned-bidirectional", "rope-bos"]):

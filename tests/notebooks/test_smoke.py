@@ -2,8 +2,8 @@
 
 import pytest
 
+from nbhelpers.collection.plan import list_notebooks
 from nbhelpers.collection.results import load_results
-from nbhelpers.collection.run import list_notebooks
 
 
 @pytest.mark.notebook

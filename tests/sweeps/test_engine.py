@@ -136,8 +136,6 @@ def test_a_task_that_the_executor_gives_up_is_listed(out):
 @pytest.mark.parametrize(
     ("options", "error", "word"),
     [
-        ({"workers": 0}, ValueError, r"got 0"),
-        ({"timeout": 0}, ValueError, r"got 0"),
         ({"executor": ThreadPoolExecutor(1), "scheduler": "tcp://x:1"}, ValueError, "not both"),
         ({"scheduler": "tcp://127.0.0.1:9"}, ConnectionError, "no Dask scheduler"),
     ],

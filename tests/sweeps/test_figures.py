@@ -1,8 +1,6 @@
 """Figures of a sweep's rows beside those of a notebook and of the paper: what is drawn where."""
 
-import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 import pytest
 
 from nbhelpers.sweeps.figures import compare_sources, rows_over
@@ -63,14 +61,6 @@ def test_a_printed_step_stands_at_its_step_only():
     names = [label.get_text() for label in ax.get_yticklabels()]
     assert names == ["a@step8", "a@step9", "A at step 0 (Table 5)"]
     assert sorted(marks(ax)["paper"]) == [(1.5, 2), (1.7, 0)]
-
-
-def test_axes_that_are_given_are_drawn_on(rows):
-    more = pd.concat([rows, rows.assign(metric="low_band")])
-    given = plt.subplots(1, 2)[1]
-    axes = compare_sources(more, axes=given, metrics=["low_band", "spectral_entropy"])
-    assert list(axes) == list(given)
-    assert [ax.get_xlabel().split()[0] for ax in axes] == ["low", "spectral"]
 
 
 @pytest.mark.parametrize(("over", "places"), [("step", [11, 101, 101]), ("n_parameters", [1e6, 1e8, 1e8])])

@@ -136,5 +136,5 @@ def test_the_plan_is_the_grid_and_other_folders_are_refused(tmp_path):
     plan["runs"][0]["target"] = "nbhelpers.metrics:analyze"  # of another version
     for damaged in ("{", "{}", json.dumps(plan)):
         (tmp_path / "grid.json").write_text(damaged)
-        with pytest.raises(ValueError, match="damaged or of another version"):
+        with pytest.raises(ValueError, match=r"damaged .*, or of another version"):
             read_plan(tmp_path)

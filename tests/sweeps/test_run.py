@@ -15,7 +15,7 @@ from nbhelpers.hooks import capture
 from nbhelpers.inputs.models import load_model
 from nbhelpers.inputs.text import load_text
 from nbhelpers.nulls.summary import uniform_null
-from nbhelpers.protocol import PAPER, Protocol
+from nbhelpers.protocol import PAPER
 from nbhelpers.stats import Estimate
 from nbhelpers.sweeps import run as child
 from nbhelpers.sweeps.engine import NO_SPACE
@@ -64,12 +64,6 @@ def test_random_weights_are_those_of_the_seed(tiny_llama_folder, tmp_path):
     trained, again, random, other = weights.values()
     assert trained == again
     assert len({trained, random, other}) == 3
-
-
-def test_signals_without_a_null_say_so(tiny_llama_folder, tmp_path):
-    _, (run,) = do(tmp_path, str(tiny_llama_folder), protocol={"signal": "rows"})
-    assert uniform_null(32, Protocol(**run.protocol), causal=True) == {}
-    assert load_sweep(tmp_path).table["null"].isna().all()
 
 
 def test_what_a_run_raises_is_its_failure_and_the_next_goes_on(tiny_llama_folder, tmp_path):

@@ -229,18 +229,6 @@ def test_intervals_hold_the_departure_of_a_size(departure):
     assert 0.93 <= np.mean([f.low <= departure / 0.05 <= f.high for f in found]) <= 0.98
 
 
-def test_knots_are_held_by_intervals_over_three_seeds():
-    held = []
-    for seed in range(60):
-        shift = noise(0.08, seed, 3)  # each seed has its own place
-        curves = [ramps(X, (X[10] + s, X[22] + s)) for s in shift] + noise(0.02, seed, (3, len(X)))
-        knots = breakpoints_with_intervals(X, curves[:, None], most_knots=2).knots
-        if len(knots.value) == 2:
-            held.append((knots.low <= X[[10, 22]]) & (X[[10, 22]] <= knots.high))
-    assert len(held) > 50
-    assert 0.9 <= np.mean(held) <= 0.99
-
-
 def test_two_knots_are_one_event_only_by_a_test():
     near, far = np.array([1.00, 1.05, 0.98]), np.array([2.00, 2.06, 1.97])
     assert same_event(near, np.add(near, [0.02, 0.01, 0.03]))[1] == "one"
@@ -317,8 +305,7 @@ def test_what_cannot_be_measured_is_refused():
         (lambda: piecewise_linear(X, np.full(len(X), np.nan)), ValueError, "NaN or infinite"),
         (lambda: piecewise_linear(X[:5], X[:5]), ValueError, "at least 6"),
         (lambda: breakpoints_with_intervals(X, np.zeros((3, len(X)))), ValueError, "seed, sequence, point"),
-        (lambda: advantage({"rope": [1.0, 2, 3]}, "rope"), ValueError, "no other"),
-        (lambda: advantage({"t5": [1.0, 2, 3]}, "rope"), KeyError, "no arm 'rope'"),
+        (lambda: advantage({"t5": [1.0, 2, 3]}, "rope"), ValueError, "'rope' and another arm .* got t5"),
         (lambda: clustered_rank_correlation(X[:6], X[:6], list("aaabbc")), ValueError, "4 clusters"),
         (lambda: trend_per_decade(SIZES[:3], sized()[:3]), ValueError, "at least 4 sizes"),
         (lambda: trend_per_decade(SIZES, sized()[:, :2]), ValueError, "at least 3 seeds"),

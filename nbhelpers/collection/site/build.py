@@ -1,6 +1,7 @@
 """Build the site: write Sphinx's source into a scratch folder, run Sphinx, keep its pages and warnings."""
 
 import importlib.metadata
+import pkgutil
 import shutil
 import subprocess
 import sys
@@ -8,31 +9,36 @@ import tempfile
 from importlib import resources
 from pathlib import Path
 
+import nbhelpers
 from nbhelpers.collection.run import load_runs
 from nbhelpers.collection.site.home import home_page
 from nbhelpers.collection.site.pages import prepare_page
-from nbhelpers.collection.site.reference import write_reference
 from nbhelpers.files import writable_folder
+from nbhelpers.inputs import tested
 
 _MATHJAX = "sphinx-mathjax-offline/static/mathjax/tex-svg-full.js"  # one file, draws with no font to load
 _STATIC = ("site.css", "widgets-embed.js", "1551f4f60c37af51121f.woff2")  # the last: icons of the widgets
+_PUBLIC = """\
+# Reference
+
+What the notebooks import; the pages below have the rest.
+
+| name | what it does | from |
+|---|---|---|
+"""
 
 
-def build_site(executed_folder: str | Path, out: str | Path, *, reference: bool = True) -> Path:
+def build_site(executed_folder, out, *, reference=True):
     """Build pages from executed notebooks, without running them and without a network; return the index.
 
     Where a folder ``runs`` lies beside the notebooks (see `run_notebooks`), the pages say how each run ended;
-    a failed notebook's page begins with its error. A folder ``results`` beside them gives the home page its
-    scorecard. `reference` adds the reference of the package, from its docstrings. Sphinx's warnings are kept
-    in ``<out>/sphinx-warnings.txt`` and printed on stderr.
-
-    Raises FileNotFoundError if there is no executed notebook, RuntimeError with Sphinx's words if it fails.
+    a folder ``results`` gives the home page its scorecard. `reference` adds the reference of the package,
+    from its docstrings. Sphinx's warnings are kept in ``<out>/sphinx-warnings.txt`` and printed on stderr.
     """
     executed, out = Path(executed_folder), Path(out)
     if not (notebooks := sorted(executed.glob("*.ipynb"))):
         state = "holds no executed notebook" if executed.is_dir() else "does not exist"
-        command = f"python -m nbhelpers run --out {out}"
-        raise FileNotFoundError(f"{executed} {state}; run the notebooks first: {command}")
+        raise FileNotFoundError(f"{executed} {state}; run them first: python -m nbhelpers run --out {out}")
     writable_folder(out)
     recorded = load_runs(executed.parent) if (executed.parent / "runs").is_dir() else []
     runs = {run.name: run for run in recorded}
@@ -50,7 +56,7 @@ def build_site(executed_folder: str | Path, out: str | Path, *, reference: bool 
     return out / "index.html"
 
 
-def _write_static(source: Path) -> None:
+def _write_static(source):
     """Write Sphinx's settings, the style sheet and the scripts."""
     (source / "_static").mkdir(parents=True)
     assets = resources.files("nbhelpers.collection.site") / "assets"
@@ -63,13 +69,13 @@ def _write_static(source: Path) -> None:
     shutil.copy(str(mathjax), source / "_static")
 
 
-def repository_url() -> str:
+def repository_url():
     """Return the address of the repository, as pyproject.toml names it."""
     urls = importlib.metadata.metadata("nbhelpers").get_all("Project-URL") or []
     return dict(entry.split(", ", 1) for entry in urls).get("Repository", "")
 
 
-def _run_sphinx(source: Path, out: Path) -> str:
+def _run_sphinx(source, out):
     """Build the pages and return Sphinx's warnings, files named as seen from its source folder."""
     warnings = source.parent / "warnings.txt"
     places = ["-d", source.parent / "doctrees", "-w", warnings, source, out]
@@ -78,3 +84,33 @@ def _run_sphinx(source: Path, out: Path) -> str:
     if done.returncode:
         raise RuntimeError(f"sphinx failed with status {done.returncode}:\n{done.stderr[-3000:]}")
     return warnings.read_text(encoding="utf-8").replace(f"{source}/", "")
+
+
+def write_reference(source):
+    """Write the reference and the table of tested models into Sphinx's source; return the pages' names."""
+    pages = {"ground": "# Modules at the top\n"}
+    for module in pkgutil.walk_packages(nbhelpers.__path__, "nbhelpers."):
+        _, room, *inner = module.name.split(".")
+        if room == "data" or module.name.endswith("__main__"):
+            continue
+        page, short = (room if inner or module.ispkg else "ground"), module.name.removeprefix("nbhelpers.")
+        heading, option = f"# {room.capitalize()}", ""
+        if page in pages:
+            heading, option = f"\n## {short}", "   :members:\n"
+        text = f"{heading}\n\n```{{eval-rst}}\n.. automodule:: {module.name}\n{option}```\n"
+        pages[page] = pages.get(page, "") + text
+    (source / "reference.md").write_text(_public_names(), encoding="utf-8")
+    for page, text in pages.items():
+        (source / f"reference-{page}.md").write_text(text, encoding="utf-8")
+    (source / "tested-models.md").write_text(tested.page(tested.tested_families()), encoding="utf-8")
+    return ["reference", *(f"reference-{page}" for page in pages), "tested-models"]
+
+
+def _public_names():
+    rows = []
+    for name in nbhelpers.__all__:
+        value = getattr(nbhelpers, name)
+        if callable(value):
+            about = (value.__doc__ or "").strip().splitlines()[0]
+            rows.append(f"| `{name}` | {about} | `{value.__module__}` |\n")
+    return _PUBLIC + "".join(rows)

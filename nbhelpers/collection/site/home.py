@@ -6,7 +6,6 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 
 from nbhelpers.collection.scorecard import ANSWERS, in_short, scorecard, scorecard_markdown
-from nbhelpers.collection.site.pages import Page
 from nbhelpers.plots import verdict_figure
 
 SCORECARD = "20_scorecard"
@@ -41,7 +40,7 @@ Executed with papermill; the numbers are those of this run. {counts}
 {reference_tree}"""
 
 
-def home_page(pages: list[Page], reference: list[str], folder: Path, static: Path) -> str:
+def home_page(pages, reference, folder, static):
     """Return the Markdown of the home page; `folder`, the output of a run, has the results.
 
     The summary figure is written to `static`, the folder ``_static`` of the pages.
@@ -76,7 +75,7 @@ def picture(card, folder):
     )
 
 
-def _verdicts(pages: list[Page], folder: Path, static: Path) -> str:
+def _verdicts(pages, folder, static):
     """Return what the scorecard says in short, its figure and the card as a table, where its notebook ran."""
     if SCORECARD not in {page.name for page in pages} or not (folder / "results").is_dir():
         return ""
@@ -91,7 +90,7 @@ def _verdicts(pages: list[Page], folder: Path, static: Path) -> str:
     )
 
 
-def _gallery(pages: list[Page]) -> str:
+def _gallery(pages):
     """Return the pictures that notebooks give to the home page, each a link to its notebook."""
     figures = "\n".join(
         f":::{{figure}} {page.figure}\n:target: {page.name}.html\n:alt: {page.title}\n\n"
@@ -102,7 +101,7 @@ def _gallery(pages: list[Page]) -> str:
     return f"\n## Figures\n\n::::{{container}} gallery\n{figures}::::\n" if figures else ""
 
 
-def _counts(pages: list[Page]) -> str:
+def _counts(pages):
     if not (statuses := [_STATUS[page.run.status] for page in pages if page.run is not None]):
         return ""
     passed, skipped = statuses.count("passed"), statuses.count("skipped")
@@ -110,7 +109,7 @@ def _counts(pages: list[Page]) -> str:
     return counts + (f" {skipped} skipped: not to be had of this model." if skipped else "")
 
 
-def _row(page: Page) -> str:
+def _row(page):
     title, question = (text.replace("|", "\\|") for text in (page.title, page.question))
     run = page.run
     ending = f"{_STATUS[run.status]}, {run.seconds:.0f} s, {run.peak_mb:.0f} MB" if run else ""

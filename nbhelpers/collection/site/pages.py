@@ -2,7 +2,6 @@
 
 import base64
 from dataclasses import dataclass
-from pathlib import Path
 
 import nbformat
 
@@ -25,7 +24,7 @@ class Page:
     figure: str | None
 
 
-def prepare_page(path: Path, run: NotebookRun | None, source: Path) -> Page:
+def prepare_page(path, run, source):
     """Copy an executed notebook into Sphinx's source, a failure or the reason of a skip below its title."""
     notebook = nbformat.read(path, as_version=4)
     marker = "papermill-error-cell-tag"  # papermill's own note would come before the title
@@ -46,7 +45,7 @@ def prepare_page(path: Path, run: NotebookRun | None, source: Path) -> Page:
     return Page(path.stem, title, question, run, _save_figure(notebook, path.stem, source))
 
 
-def _keep_core_widgets(notebook) -> None:
+def _keep_core_widgets(notebook):
     """Drop widgets that are shown by a picture, or whose script a page would look for in a network."""
     state = notebook.metadata.get("widgets", {}).get(WIDGET_STATE, {}).get("state", {})
     kept = set()
@@ -66,7 +65,7 @@ def _keep_core_widgets(notebook) -> None:
         notebook.metadata.pop("widgets", None)
 
 
-def _fold_long_code(notebook) -> None:
+def _fold_long_code(notebook):
     """Mark imports and long code cells, so that the page shows their source on demand."""
     for cell in notebook.cells:
         if cell.cell_type == "code":
@@ -75,7 +74,7 @@ def _fold_long_code(notebook) -> None:
                 cell.metadata["tags"] = [*cell.metadata.get("tags", []), "hide-input"]
 
 
-def _save_figure(notebook, name: str, source: Path) -> str | None:
+def _save_figure(notebook, name, source):
     """Save the first picture of the cell tagged for the home page; None if there is none."""
     for index, output in outputs(notebook):
         tagged = GALLERY in notebook.cells[index].metadata.get("tags", [])

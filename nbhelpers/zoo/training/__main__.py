@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from nbhelpers.__main__ import run_command
 from nbhelpers.inputs.devices import one_device
 from nbhelpers.inputs.zoo import ENCODINGS
 from nbhelpers.zoo.measure import Yardstick
@@ -23,17 +24,10 @@ FAILURES = (LookupError, ValueError, OSError, RuntimeError)  # said in a sentenc
 
 def main(arguments=None):
     """Run one command and return the exit status: 0 done, 1 a run failed, 2 wrong input, 130 Ctrl-C."""
-    options = _parser().parse_args(arguments)
-    try:
-        return options.command(options) or 0
-    except KeyboardInterrupt:
+    status = run_command(_parser(), arguments, FAILURES)
+    if status == 130:
         print("interrupted; the same command goes on from the last state", file=sys.stderr)
-        return 130
-    except FAILURES as error:
-        if options.traceback:
-            raise
-        print(f"nbhelpers.zoo.training: {error} (--traceback shows where)", file=sys.stderr)
-        return 2
+    return status
 
 
 def _parser():

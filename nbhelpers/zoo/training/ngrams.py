@@ -1,6 +1,9 @@
 """Unigram, bigram and trigram models of the training tokens: what a transformer has to beat."""
 
 import numpy as np
+import pandas as pd
+
+ORDERS = {"unigram": 1, "bigram": 2, "trigram": 3}
 
 
 class NGram:
@@ -17,7 +20,14 @@ class NGram:
         self.vocab_size = vocab_size
         tokens, ends = np.asarray(tokens, dtype=np.int64), np.asarray(ends, dtype=np.int64)
         document = np.searchsorted(ends, np.arange(len(tokens)), side="right")
-        self.orders = [_Order(tokens, document, order, vocab_size) for order in (1, 2, 3)]
+        self.counts = []  # of each order: n-grams, their histories, the different words after these
+        for order in ORDERS.values():
+            n = len(tokens) - order + 1
+            whole = document[:n] == document[order - 1 :]
+            grams = self._coded([tokens[k : k + n] for k in range(order)])[whole]
+            grams = pd.Series(grams).value_counts()
+            after = grams.groupby(grams.index // vocab_size)
+            self.counts.append((grams, after.sum(), after.size()))
 
     def probabilities(self, windows, order):
         """Return the probability of every token but the first of each window, given order − 1 before it.
@@ -29,50 +39,27 @@ class NGram:
         result = np.full(windows[:, 1:].shape, 1 / self.vocab_size)
         for n in range(1, order + 1):
             first = max(n - 1, 1)  # the first token that has n − 1 before it
-            history = np.zeros_like(windows[:, first:])
-            for back in range(n - 1, 0, -1):
-                history = history * self.vocab_size + windows[:, first - back : windows.shape[1] - back]
-            lower = result[:, first - 1 :]
-            result[:, first - 1 :] = self.orders[n - 1].interpolate(history, windows[:, first:], lower)
+            parts = [windows[:, first - back : windows.shape[1] - back] for back in reversed(range(n))]
+            grams, histories, followers = self.counts[n - 1]
+            code, lower = self._coded(parts), result[:, first - 1 :]
+            count = _look_up(grams, code)
+            total, different = (_look_up(of, code // self.vocab_size) for of in (histories, followers))
+            once, twice = (grams == 1).sum(), (grams == 2).sum()
+            discount, seen = once / (once + 2 * twice) if once else 0.5, np.maximum(total, 1)
+            mixed = np.maximum(count - discount, 0) / seen + discount * different / seen * lower
+            result[:, first - 1 :] = np.where(total > 0, mixed, lower)
         return result
 
-
-class _Order:
-    """Counts of one order: n-grams as one number each, sorted."""
-
-    def __init__(self, tokens, document, order, vocab_size):
-        self.vocab_size = vocab_size
-        n = len(tokens) - order + 1
-        code = np.zeros(n, dtype=np.int64)
-        for k in range(order):
-            code = code * vocab_size + tokens[k : k + n]
-        whole = document[:n] == document[order - 1 : order - 1 + n]
-        self.code, self.count = np.unique(code[whole], return_counts=True)
-        once, twice = (self.count == 1).sum(), (self.count == 2).sum()
-        self.discount = once / (once + 2 * twice) if once else 0.5
-        # Everything below is per history: its total count and how many different tokens follow it.
-        self.history, first = np.unique(self.code // vocab_size, return_index=True)
-        self.total = np.add.reduceat(self.count, first)
-        self.followers = np.diff(np.append(first, len(self.code)))
-
-    def interpolate(self, history, token, lower):
-        """Return p(token | history), the shapes of all three being equal."""
-        count = _look_up(self.code, self.count, history * self.vocab_size + token)
-        total = _look_up(self.history, self.total, history)
-        followers = _look_up(self.history, self.followers, history)
-        seen = np.maximum(total, 1)
-        mixed = np.maximum(count - self.discount, 0) / seen + self.discount * followers / seen * lower
-        return np.where(total > 0, mixed, lower)
+    def _coded(self, columns):
+        """Return n-grams, a column for each of their words, as one number each."""
+        return sum(column * self.vocab_size**k for k, column in enumerate(reversed(columns)))
 
 
-def _look_up(keys, values, wanted):
-    """Return the value of each wanted key, 0 where it is not among the sorted keys."""
-    at = np.searchsorted(keys, wanted).clip(max=len(keys) - 1)
-    return np.where(keys[at] == wanted, values[at], 0)
+def _look_up(counts, codes):
+    return counts.reindex(codes.ravel(), fill_value=0).to_numpy().reshape(codes.shape)
 
 
 def baselines(corpus, windows):
     """Return the losses of unigram, bigram and trigram in nats per token, by name, on some windows."""
     model = NGram(corpus.tokens["train"], corpus.ends["train"], corpus.vocab_size)
-    orders = {"unigram": 1, "bigram": 2, "trigram": 3}
-    return {name: float(-np.log(model.probabilities(windows, n)).mean()) for name, n in orders.items()}
+    return {name: float(-np.log(model.probabilities(windows, n)).mean()) for name, n in ORDERS.items()}

@@ -11,21 +11,16 @@ weights/final/        those of the last
 
 import contextlib
 import json
-import os
 import platform
-import shutil
 from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
-import pyarrow as pa
 import torch
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
-from nbhelpers import __version__
-from nbhelpers.files import read_parquet, replacing, write_parquet
+from nbhelpers import __version__, files
+from nbhelpers.files import reading
 from nbhelpers.inputs.files import quiet_progress
 from nbhelpers.zoo.measure import COLUMNS
 
@@ -46,8 +41,7 @@ class RunFolder:
     @contextlib.contextmanager
     def locked(self):
         """Hold the folder for this process, or BusyError; the system lets go of it when the process dies."""
-        with _explained(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
+        files.writable_folder(self.folder)
         lock = FileLock(self.folder / ".lock")
         try:
             held = lock.acquire(timeout=0)
@@ -66,8 +60,8 @@ class RunFolder:
             self._write_manifest(finished=False, seconds=0.0)
 
     def manifest(self):
-        with self._whole(RUN) as path:
-            return json.loads(path.read_text(encoding="utf-8"))
+        with reading(self.folder / RUN, f". {self._way_out()}"):
+            return json.loads((self.folder / RUN).read_text(encoding="utf-8"))
 
     def finish(self, **facts):
         """Mark the run as finished, with some facts, and delete its training state."""
@@ -75,53 +69,40 @@ class RunFolder:
         (self.folder / STATE).unlink(missing_ok=True)
 
     def save_state(self, step, tensors, *, seconds):
-        path, metadata = self.folder / STATE, {"nbhelpers": json.dumps({"step": step, "seconds": seconds})}
-        with _explained(path), replacing(path) as partial:
-            save_file(tensors, partial, metadata=metadata)
+        files.write_tensors(tensors, self.folder / STATE, {"step": step, "seconds": seconds})
 
     def load_state(self):
         """Return (step, tensors, seconds) of the training state, or None if there is none."""
         if not (self.folder / STATE).exists():
             return None
-        with self._whole(STATE) as path, safe_open(path, framework="pt") as file:
-            facts = json.loads(file.metadata()["nbhelpers"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        return facts["step"], tensors, facts["seconds"]
+        with reading(self.folder / STATE, f". {self._way_out()}"):
+            tensors, facts = files.read_tensors(self.folder / STATE)
+            return facts["step"], tensors, facts["seconds"]
 
     def measurements(self):
         """Return the table of checkpoints; empty if there is none."""
         if not (self.folder / MEASUREMENTS).exists():
             return pd.DataFrame(columns=COLUMNS)
         try:
-            return read_parquet(self.folder / MEASUREMENTS)[0]
+            return files.read_parquet(self.folder / MEASUREMENTS)[0]
         except ValueError as error:
             raise ValueError(f"{error} {self._way_out()}") from error
 
     def add_measurements(self, parts):
         """Append the tables of one checkpoint; a later or equal step that is there is replaced."""
-        before, path = self.measurements(), self.folder / MEASUREMENTS
+        before = self.measurements()
         before = before[before.step < parts[0].step.min()]
         whole = pd.concat(parts if before.empty else [before, *parts], ignore_index=True)
-        with _explained(path):
-            write_parquet(whole, path, compression="zstd")
+        files.write_parquet(whole, self.folder / MEASUREMENTS, compression="zstd")
 
     def save_weights(self, model, label):
         """Write the model and its tokenizer to weights/<label>, "step<N>" or "final"."""
-        target = self.folder / WEIGHTS / label
-        partial = target.with_name(f".{label}.{os.getpid()}.partial")
-        with _explained(target):
-            try:
-                with quiet_progress():
-                    model.save_pretrained(partial)
-                self.corpus.tokenizer(bos=self.settings.bos).save_pretrained(partial)
-                if target.exists():  # of a run that was killed between here and its next state
-                    shutil.rmtree(target)
-                os.replace(partial, target)
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)  # gone already after success
+        # A folder that is there is of a run that was killed between here and its next state.
+        with files.replacing_folder(self.folder / WEIGHTS / label) as partial, quiet_progress():
+            model.save_pretrained(partial)
+            self.corpus.tokenizer(bos=self.settings.bos).save_pretrained(partial)
 
     def _write_manifest(self, **facts):
-        path = self.folder / RUN
         versions = {name: version(name) for name in ("torch", "transformers", "pywavelets")}
         known = {
             "name": self.settings.name,
@@ -130,8 +111,7 @@ class RunFolder:
             "versions": versions | {"nbhelpers": __version__},
             "machine": {"processor": platform.machine(), "threads": torch.get_num_threads()},
         }
-        with _explained(path), replacing(path) as partial:
-            partial.write_text(json.dumps(known | facts, indent=1), encoding="utf-8")
+        files.write_text(self.folder / RUN, json.dumps(known | facts, indent=1))
 
     def _refuse_another(self, found):
         here, other, text = self.settings.to_dict(), found["settings"], found["text"]
@@ -140,27 +120,7 @@ class RunFolder:
             raise ValueError(f"{self.folder} holds another run: {listed}. Choose another --out folder.")
         if text["fingerprint"] != self.corpus.fingerprint:
             other = f"another text (fingerprint {text['fingerprint']}, given {self.corpus.fingerprint})"
-            way_out = "Give the same --text, or another --out folder."
-            raise ValueError(f"{self.folder} was trained on {other}. {way_out}")
-
-    @contextlib.contextmanager
-    def _whole(self, name):
-        path = self.folder / name
-        try:
-            yield path
-        except (SafetensorError, ValueError, KeyError, TypeError, OSError) as error:
-            raise ValueError(f"{path} is damaged ({error}). {self._way_out()}") from error
+            raise ValueError(f"{self.folder} was trained on {other}; give that --text, or another --out.")
 
     def _way_out(self):
         return f"Nothing was changed. To train this run anew, move {self.folder} away and start again."
-
-
-@contextlib.contextmanager
-def _explained(path):
-    """Say which file could not be written, and that nothing is lost."""
-    try:
-        yield
-    except (OSError, SafetensorError, pa.ArrowException) as error:
-        way_out = "Make room, or choose another --out folder; the same command goes on from the last state"
-        told = f"Could not write {path}: {error}. What was written before is whole."
-        raise OSError(f"{told} {way_out}.") from error

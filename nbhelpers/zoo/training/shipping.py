@@ -1,8 +1,6 @@
 """Gather finished runs into what travels with the package; :mod:`nbhelpers.zoo.tables` reads it back."""
 
-import contextlib
 import json
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +9,7 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 
-from nbhelpers.files import read_parquet, write_parquet
+from nbhelpers.files import read_parquet, reading, replacing_folder, write_parquet
 from nbhelpers.inputs.files import ZOO_INDEX, shipped_folder
 from nbhelpers.zoo import measure
 from nbhelpers.zoo.settings import LENGTH, PRESETS, Settings, arms
@@ -52,15 +50,14 @@ def collect(out, to=None):
     """
     out, to = Path(out), shipped_folder() if to is None else Path(to)
     if foreign := sorted({path.name for path in to.iterdir()} - OWN) if to.exists() else []:
-        told = f"{to} is to be replaced, but holds {', '.join(foreign[:5])}, not written by collect"
-        raise FileExistsError(f"{told}. Move that away, or choose another --to folder.")
+        raise FileExistsError(f"{to} holds {', '.join(foreign[:5])}, not of collect; take another --to.")
     runs, unfinished = read_runs(out / "runs")
     corpus = load_corpus(out / "text")
     found = {run.settings.name: run.manifest["text"]["fingerprint"] for run in runs}
     if others := [name for name in found if found[name] != corpus.fingerprint]:
-        told = f"{len(others)} of {len(runs)} runs were trained on another text than that of {corpus.folder}"
+        told = f"{len(others)} of {len(runs)} runs were trained on another text"
         raise ValueError(f"{told}: {', '.join(others[:5])}. Move them away.")
-    with _fresh_folder(to) as partial:
+    with replacing_folder(to) as partial:
         provenance = _provenance(runs, corpus)
         _write_measurements(runs, partial / MEASUREMENTS, provenance)
         _write_runs(runs, partial / RUNS, provenance)
@@ -79,11 +76,9 @@ def read_runs(folder):
     """Return the finished runs of a folder, and the names of those that are not finished."""
     finished, unfinished = [], []
     for path in sorted(Path(folder).glob("*/run.json")):
-        try:
+        with reading(path, f"; move {path.parent} away."):
             manifest = json.loads(path.read_text(encoding="utf-8"))
             settings = Settings(**manifest["settings"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is damaged ({error!r}); move {path.parent} away.") from error
         if manifest["finished"]:
             finished.append(FinishedRun(path.parent, manifest, settings))
         else:
@@ -92,22 +87,6 @@ def read_runs(folder):
         command = "python -m nbhelpers.zoo.training train-all"
         raise FileNotFoundError(f"There is no finished run in {folder}. Train with: {command}")
     return finished, unfinished
-
-
-@contextlib.contextmanager
-def _fresh_folder(to):
-    """Yield an empty folder beside `to` that takes its place when the block ends without an error."""
-    partial = to.with_name(f".{to.name}.{os.getpid()}.partial")
-    before = to.with_name(f".{to.name}.{os.getpid()}.before")
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        if to.exists():
-            os.replace(to, before)
-        os.replace(partial, to)
-    finally:
-        for folder in (partial, before):
-            shutil.rmtree(folder, ignore_errors=True)  # there only after a failure, or a success
 
 
 def _provenance(runs, corpus):

@@ -12,6 +12,7 @@ import pytest
 import torch
 from tiny_zoo import SMALL, shrink
 
+from nbhelpers import files
 from nbhelpers.inputs.zoo import ZooForLanguageModeling
 from nbhelpers.zoo.settings import Settings
 from nbhelpers.zoo.train import Trainer
@@ -192,8 +193,8 @@ def test_another_run_or_text_in_the_folder_is_refused(half, moby_dick):
 @pytest.mark.parametrize(
     ("owner", "name", "at"),
     [
-        (runs, "save_file", 3),
-        (runs, "write_parquet", 3),
+        (files, "write_tensors", 3),
+        (files, "write_parquet", 3),
         (ZooForLanguageModeling, "save_pretrained", 1),
         (runs.Path, "write_text", 2),  # run.json, at the end
     ],

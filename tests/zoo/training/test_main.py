@@ -57,8 +57,6 @@ def test_mistakes_are_said_in_a_sentence(out, capsys):
     error = capsys.readouterr().err
     assert "no finished run in" in error
     assert "Traceback" not in error
-    with pytest.raises(FileNotFoundError):
-        main(["collect", "--out", str(out), "--traceback"])
 
 
 def test_ctrl_c_is_answered(out, capsys, monkeypatch):
