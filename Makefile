@@ -73,8 +73,8 @@ format: setup ## format modules and notebooks, strip outputs from notebooks
 lab: setup ## open JupyterLab on the notebooks
 	$(BIN)/jupyter lab notebooks
 
-app: setup ## serve the head inspector as a page of its own (Voila)
-	$(BIN)/voila nbhelpers/inspector/app.ipynb
+app: setup ## serve the head inspector (Voila): a kernel of 1.2 GB per visitor, ended after ten idle minutes
+	$(BIN)/voila nbhelpers/inspector/app.ipynb --MappingKernelManager.cull_idle_timeout=600 --MappingKernelManager.cull_interval=60 --MappingKernelManager.cull_connected=True
 
 bench: setup ## measure time and memory against the baselines
 	$(BIN)/python tests/benchmarks/bench.py

@@ -8,7 +8,7 @@ import pandas as pd
 
 from nbhelpers.arguments import checked, token_ids
 from nbhelpers.hooks.capture import capture
-from nbhelpers.hooks.rotary import Moments, query_key_moments
+from nbhelpers.hooks.rotary import Moments, kept_moments, query_key_moments
 from nbhelpers.kernels.rope import wavelengths
 from nbhelpers.profiles import Profiles
 from nbhelpers.stats import agreement, permutation_test, student_interval
@@ -78,6 +78,27 @@ class HeadKernels:
 
         ends = (-1, 1), (-np.inf, 1)
         return [student_interval(known, median(of), possible=end) for of, end in enumerate(ends)]
+
+
+@dataclass(frozen=True)
+class LayerKernels:
+    """Kernels of a layer's heads on one text, in units of the logits, and what each rotary pair adds."""
+
+    computed: np.ndarray  # (head, lag), lags from 0, from the mean query and key of the text
+    measured: np.ndarray  # (head, lag), mean logit; NaN where there is none
+    wavelengths: np.ndarray  # (pair,), tokens; infinite for a pair that does not turn
+    amplitudes: np.ndarray  # (head, pair)
+
+
+def layer_kernels(cache, layer, rotations, n_lags, *, causal):
+    """Return the :class:`LayerKernels` of a text kept by `cache_attention`, and `rotations_of` its model."""
+    seen = cache.lag_logits(layer, causal=causal)
+    seen = seen[:, 0 if causal else seen.shape[-1] // 2 :][:, :n_lags]
+    moments = kept_moments(cache, layer, rotations)
+    [rotation], [query], [key] = moments.rotations, moments.query, moments.key
+    amplitudes = moments.scaling[0] * (rotation.pairs(query) * rotation.pairs(key).conj()).abs()
+    parts = moments.kernels(n_lags)[0], seen, wavelengths(rotation.frequencies), amplitudes
+    return LayerKernels(*(part.numpy() for part in parts))
 
 
 @checked(calibration=token_ids, held_out=token_ids)

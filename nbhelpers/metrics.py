@@ -144,6 +144,7 @@ METRICS = [
     Metric("position_spectrum_correlation", "", "position-spectrum correlation"),  # eq. 9: stats, RowMetrics
     Metric("induction_score", "share", "induction score"),  # these of the zoo
     Metric("previous_token_score", "share", "previous token"),
+    Metric("duplicate_token_score", "share", "duplicate token"),
     Metric("validation_loss", "nats/token", "validation loss"),
 ]  # fmt: skip
 

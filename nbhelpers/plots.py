@@ -10,6 +10,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
 
 from nbhelpers.arguments import array, checked, head_table, one_of, real, several, text
 from nbhelpers.metrics import find_metric, metric_label
@@ -23,6 +26,9 @@ SOURCES = {
     "null": ("C1", "D"),
     "paper": ("0.45", "s"),
 }
+HEADS = ("#0b5cad", "-", "Blues"), ("#c4500b", "--", "Oranges")  # a head, and one beside it
+UNIFORM = {"color": "0.45", "ls": ":", "lw": 1.2}
+LEAST_ATTENTION, LEAST_SHARE = 1e-4, 1e-5  # smallest that logarithmic colours and axes show
 COMPARED = ("row", "metric", "value", "source")
 
 
@@ -275,6 +281,49 @@ def _forest(ax, part, rows):
     ax.set_yticks(range(len(rows)), rows)
     ax.set_ylim(len(rows) - 0.5, -0.5)  # the first row on top
     ax.grid(axis="x", alpha=0.4)
+
+
+def draw_heads(views, signal):
+    """Return a figure of one HeadView, or of two: attention, profiles, spectrum of the signal."""
+    figure = Figure(figsize=(4 + 3.7 * len(views), 6.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    top, bottom = figure.subfigures(2, 1, height_ratios=(1.25, 1))
+    images = top.subplots(1, len(views), squeeze=False)[0]
+    curves = bottom.subplots(1, 3)
+    for view, ax, (colour, style, ramp) in zip(views, images, HEADS, strict=False):
+        norm = LogNorm(LEAST_ATTENTION, 1)
+        right, low = view.attn.shape[1] - 0.5, len(view.attn) - 0.5
+        image = ax.imshow(block_max(view.attn), norm=norm, cmap=ramp, extent=(-0.5, right, low, -0.5))
+        figure.colorbar(image, ax=ax, label="attention (probability)")
+        ax.set_title(view.name, color=colour, fontsize=10)
+        ax.set(xlabel="key (token number)", ylabel="query (token number)")
+        line = {"color": colour, "ls": style, "lw": 1.2, "label": view.name}
+        for at, x, y in zip(
+            curves, _axes_of(view), (view.key_profile, view.lag_profile, view.psd), strict=True
+        ):
+            at.plot(x, np.clip(y, LEAST_SHARE, 1), **line)
+    first = views[0]
+    nulls = first.null_key_profile, first.null_lag_profile, first.null_psd
+    labels = "key (token number)", "lag (tokens)", "frequency (cycles/token)"
+    titles = "mean attention to a key", "mean attention at a lag", f"power of the {signal.replace('_', ' ')}"
+    for ax, x, null, label, title in zip(curves, _axes_of(first), nulls, labels, titles, strict=True):
+        ax.plot(x, np.clip(null, LEAST_SHARE, 1), label="uniform attention", **UNIFORM)
+        ax.set(xlabel=label, yscale="log", ylim=(LEAST_SHARE / 1.5, 1.5))
+        ax.set_title(title, fontsize=9, loc="left")
+        ax.spines[["top", "right"]].set_visible(False)
+    curves[0].legend(frameon=False, fontsize=8)
+    return figure
+
+
+def block_max(attn, most=600):
+    """Return a matrix of at most so many rows and columns: the largest entry of each block."""
+    edges = [np.unique(np.linspace(0, n, min(n, most), endpoint=False, dtype=int)) for n in attn.shape]
+    rows = np.maximum.reduceat(attn, edges[0], axis=0)
+    return np.clip(np.maximum.reduceat(rows, edges[1], axis=1), LEAST_ATTENTION, 1)
+
+
+def _axes_of(view):
+    return np.arange(len(view.key_profile)), view.lags, view.frequency
 
 
 def axes_or_new(ax):

@@ -226,11 +226,3 @@ def test_parameters_of_notebooks_are_refused_before_anything_runs():
     for name, value in {"length": -5, "n_sequences": 0, "seed": -1, "layer": True, "bos": "maybe"}.items():
         with pytest.raises(ValueError, match=f"parameter {name} of 00_start_here"):
             plan_runs(first, parameters={name: value})
-
-
-def test_text_is_escaped_in_the_inspector():
-    from nbhelpers.inspector import sentences
-
-    evil = "<script>alert(1)</script>"
-    for shown in (sentences.note(evil), sentences.complaint(evil)):
-        assert "<script" not in shown

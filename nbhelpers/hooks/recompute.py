@@ -13,6 +13,9 @@ from nbhelpers.words import listed
 
 from .attention import Recorder, forward, score_blocks, stream_of, streams_of
 from .layers import names_of
+from .reductions import Block, LagLogits, Layout
+
+ROWS = 64  # queries whose scores are formed at a time where no matrix is wanted
 
 
 class AttentionCache:
@@ -39,16 +42,33 @@ class AttentionCache:
         if layer not in self.layers:
             raise IndexError(f"layer {layer} was asked for; there are the layers {listed(self.layers)}")
         if self._last[0] != layer:
-            attn = self._from_scores(layer) if self._calls else self._from_the_model(layer)
+            attn = self.first_rows(layer, self._ids.shape[1]) if self._calls else self._from_the_model(layer)
             self._last = (layer, attn.float().cpu())
         return self._last[1]
 
+    def call(self, layer):
+        """Return (module, query, key, mask, options) of a layer; None where queries and keys are not kept."""
+        return self._calls[self.layers.index(layer)] if self._calls else None
+
     @torch.inference_mode()
-    def _from_scores(self, layer):
-        module, query, key, mask, options = self._calls[self.layers.index(layer)]
+    def lag_logits(self, layer, *, causal):
+        """Return the mean score before the softmax at each distance, (head, lag), as `LagLogits` has it."""
+        module, query, key, mask, options = self.call(layer)
+        n = query.shape[2]
+        layout = Layout(1, query.shape[1], n, n, causal, query.device, (n - 1,), torch.tensor([n]))
+        reduction = LagLogits()
+        state = reduction.start(layout)
+        for start, scores, attn in score_blocks(module, query, key, mask, ROWS, **options):
+            reduction.update(state, Block(attn, scores, start, None), layout)
+        return reduction.finish(state, layout)[0].cpu()
+
+    @torch.inference_mode()
+    def first_rows(self, layer, rows):
+        """Return the attention of the first queries of a layer, (head, query, key); later keys may lack."""
+        module, query, key, mask, options = self.call(layer)
         with torch.autocast(query.device.type, enabled=False):
-            [(_, _, attn)] = score_blocks(module, query, key, mask, query.shape[2], **options)
-        return attn[0]  # (head, query, key)
+            _, _, attn = next(score_blocks(module, query, key, mask, rows, **options))
+        return attn[0]
 
     def _from_the_model(self, layer):
         recorder = _OneLayer(self._network, self.layers.index(layer))

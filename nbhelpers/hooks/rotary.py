@@ -128,18 +128,33 @@ class _MeanQueryKey(Recorder):
         self.rotations, self.kept = rotations, []
 
     def observe(self, module, query, key, value, mask, output, **options):
-        rotation, n = self.rotations[len(self.kept)], query.shape[2]
-        back = -torch.arange(EARLY, n, device=query.device)
-        means = [rotation.turn(x[:, :, EARLY:].double(), back).mean((0, 2)).cpu() for x in (query, key)]
-        means[1] = means[1].repeat_interleave(query.shape[1] // key.shape[1], 0)
-        plain = {name: option for name, option in options.items() if name != "s_aux"}
-        silent = module, query[:1] * 0, key[:1] * 0, mask if mask is None else mask[:1]
-        [(_, bias, _)] = score_blocks(*silent, 1, first=n - 1, **plain)  # the last row, nothing asked or said
-        bias = bias[0, :, 0].flip(-1).double().cpu()  # (head, lag)
-        bias = bias.masked_fill(bias < LEAST_SCORE, torch.nan)
-        scaling = scores_of(module, query, mask, scaling=options.get("scaling"))[1]
-        self.kept.append((*means, rotation, scaling, bias, options.get("softcap")))
+        rotation = self.rotations[len(self.kept)]
+        self.kept.append(_moments_of(rotation, module, query, key, mask, **options))
         self.prove(module, query, key, value, mask, output, **options)
+
+
+def _moments_of(rotation, module, query, key, mask, **options):
+    """Return what :class:`Moments` keeps of a layer, from its queries and keys as the model gives them."""
+    n = query.shape[2]
+    back = -torch.arange(EARLY, n, device=query.device)
+    means = [rotation.turn(x[:, :, EARLY:].double(), back).mean((0, 2)).cpu() for x in (query, key)]
+    means[1] = means[1].repeat_interleave(query.shape[1] // key.shape[1], 0)
+    plain = {name: option for name, option in options.items() if name != "s_aux"}
+    silent = module, query[:1] * 0, key[:1] * 0, mask if mask is None else mask[:1]
+    [(_, bias, _)] = score_blocks(*silent, 1, first=n - 1, **plain)  # the last row, nothing asked or said
+    bias = bias[0, :, 0].flip(-1).double().cpu()  # (head, lag)
+    bias = bias.masked_fill(bias < LEAST_SCORE, torch.nan)
+    scaling = scores_of(module, query, mask, scaling=options.get("scaling"))[1]
+    return (*means, rotation, scaling, bias, options.get("softcap"))
+
+
+@torch.inference_mode()
+def kept_moments(cache, layer, rotations):
+    """Return :class:`Moments` of one layer of an `AttentionCache`, without the model; rotations by layer."""
+    module, query, key, mask, options = cache.call(layer)
+    rotation = rotations[cache.layers.index(layer)]
+    kept = _moments_of(rotation, module, query, key, mask, **options)
+    return Moments([layer], *([each] for each in kept))
 
 
 @checked

@@ -413,3 +413,19 @@ def _streamed_documents(name, data_set, max_characters):
 def _require_column(columns, where, column="text"):
     if column not in columns:
         raise ValueError(f"{where} has no column {column!r}, only {', '.join(columns)}")
+
+
+def pieces_of(tokenizer, ids):
+    """Return the text of ids as pieces (first token, its text) that split no character between them.
+
+    A character may have several tokens; they are one piece. The texts joined are the text of all ids.
+    """
+    pieces, start, before = [], 0, ""
+    for stop in range(1, len(ids) + 1):
+        context = ids[max(0, start - 1) : stop]  # a token's blank may depend on the one before
+        text = tokenizer.decode(context)[len(before) :]
+        if text.endswith("\ufffd") and stop - start < 4 and stop < len(ids):
+            continue
+        pieces.append((start, text))
+        start, before = stop, tokenizer.decode(ids[stop - 1 : stop])
+    return pieces

@@ -1,7 +1,7 @@
 """The head inspector: ``inspect_heads(model, text)`` in a cell of JupyterLab.
 
-`reading` measures (no widgets), `panels` draw, `map` is the clickable map, `widget` joins them, and `export`
-writes what is shown to files.
+`reading` measures (no widgets), `packing` makes of it what the page gets, `widget` is Python's side
+of the page that ``drawing.js`` and ``inspector.js`` draw, and `export` writes what is shown to files.
 """
 
 from .reading import Ablation, HeadView, Reading, read_text

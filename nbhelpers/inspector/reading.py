@@ -1,7 +1,7 @@
 """What the inspector knows of one text as one model read it; no widgets, no figures.
 
 :func:`read_text` runs the model (seconds), :meth:`Reading.under` measures again under another protocol (a
-twentieth of a second), :meth:`Reading.head` shows one head (milliseconds).
+twentieth of a second), :meth:`Reading.head` and :meth:`Reading.kernels` show heads (milliseconds).
 """
 
 import contextlib
@@ -17,10 +17,15 @@ import torch
 from nbhelpers import nulls
 from nbhelpers.analysis import Observation, measure, observe, signals_of
 from nbhelpers.arguments import checked, made_by, such_that
+from nbhelpers.head_kernels import layer_kernels
 from nbhelpers.hooks.ablation import ablate_heads, token_losses
 from nbhelpers.hooks.recompute import AttentionCache, attention_modules, cache_attention
+from nbhelpers.hooks.reductions import EARLY
+from nbhelpers.hooks.rotary import rotations_of
 from nbhelpers.inputs.models import LoadedModel
+from nbhelpers.inputs.text import pieces_of
 from nbhelpers.kernels import wavelets
+from nbhelpers.kernels.scores import SCORES, read_by_rule
 from nbhelpers.metrics import Signals
 from nbhelpers.protocol import BANDS, PAPER, SIGNALS, Protocol
 from nbhelpers.table import HeadTable
@@ -30,6 +35,9 @@ FIRST_METRICS = (
     *BANDS, "spectral_entropy", "frequency_selectivity", "local_mass", "sink_mass", "self_mass",
     "positional_entropy", "scale_sensitivity",
 )  # fmt: skip
+
+
+SCORED = 512  # queries that the scores are means over, at most
 
 
 class Stopped(Exception):
@@ -59,7 +67,7 @@ class HeadView:
     positions: np.ndarray  # key or lag of each sample of the signal
     levels: list  # names: a4, d4, ..., d1
     coefficients: list  # of the wavelet, an array for each level
-    scalogram: np.ndarray  # (level, position), from `level_image`
+    scalogram: np.ndarray  # (level, position), as `wavelets.level_image`
 
     @property
     def name(self):
@@ -95,10 +103,18 @@ class Reading:
     kept: AttentionCache
     losses: torch.Tensor | None  # (position − 1,), nats per predicted token with all heads
     no_loss: str  # why `losses` is None
+    rotations: list  # of the layers; empty where none can be known
+    no_kernel: str  # why `rotations` is empty
+    scores: dict  # of SCORES over the first SCORED queries: arrays (layer, head), and uniform attention's
 
     @property
     def n_tokens(self):
         return len(self.tokens)
+
+    @cached_property
+    def pieces(self):
+        """The text that was read, as `pieces_of`."""
+        return pieces_of(self.model.tokenizer, self.token_ids[0].tolist())
 
     @property
     def shape(self):
@@ -144,18 +160,23 @@ class Reading:
 
     @cached_property
     def metrics(self):
-        """Names of all metrics, those of the map first."""
-        names = self.table.metrics
+        """Names of all metrics and scores, those of the map first."""
+        names = [*self.table.metrics, *self.scores]
         first = [name for start in FIRST_METRICS for name in names if name.startswith(start)]
         return [*first, *(name for name in names if name not in first)]
 
     def values(self, metric):
-        """Return a metric of all heads, array (layer, head); NaN in layers without attention."""
-        return self.table.by_layer(metric)[0]
+        """Return a metric or a score of all heads, array (layer, head); NaN in layers without attention."""
+        if metric not in self.scores:
+            return self.table.by_layer(metric)[0]
+        every = np.full(self.shape, np.nan)
+        every[self.layers] = self.scores[metric][0]
+        return every
 
     def null_value(self, metric):
         """Return what uniform attention has, the same for every head."""
-        return float(self.null_table.values(metric)[0, 0, 0])
+        own = self.scores.get(metric)
+        return float(self.null_table.values(metric)[0, 0, 0]) if own is None else own[1]
 
     def under(self, protocol):
         """Return the reading measured under another protocol, without the model.
@@ -186,7 +207,7 @@ class Reading:
         may be running them: `wait` says whether to wait for it.
         """
         self.require_head(layer, head)
-        attn = self._layer(layer, wait)[head]  # (query, key)
+        attn = self.attention(layer, wait=wait)[head]  # (query, key)
         row = self.layers.index(layer)
         profiles, null = self.observation.profiles, self._uniform.profiles
         psd, null_psd = self.signals.psd[0, row, head], self.null_signals.psd[0, row, head]  # (freq,)
@@ -208,11 +229,18 @@ class Reading:
             positions=self._positions,
             levels=wavelets.level_names(len(coefficients) - 1),
             coefficients=coefficients,
-            scalogram=level_image(coefficients, len(self._positions), taps=taps, periodic=periodic),
+            scalogram=wavelets.level_image(coefficients, len(self._positions), taps=taps, periodic=periodic),
         )
 
-    def _layer(self, layer, wait):
-        """Return the attention of a layer, (head, query, key)."""
+    def kernels(self, layer):
+        """Return the `LayerKernels` of a layer on this text, lags below half of it; ValueError if unknown."""
+        if not self.rotations:
+            raise ValueError(self.no_kernel)
+        lags = self.observation.profiles.coordinates["lag_profile"]
+        return layer_kernels(self.kept, layer, self.rotations, self.n_tokens // 2, causal=lags[0] == 0)
+
+    def attention(self, layer, *, wait=True):
+        """Return the attention of a layer, (head, query, key); `wait` as in :meth:`head`."""
         if self.kept.at_hand(layer):
             return self.kept.layer(layer)
         if not self.model.lock.acquire(blocking=wait):
@@ -223,14 +251,6 @@ class Reading:
             return self.kept.layer(layer)
         finally:
             self.model.lock.release()
-
-    def heads_of_band(self, band):
-        """Return the heads (layer, head) whose largest share is that of a band, the largest share first."""
-        shares = np.stack([self.values(name) for name in self.protocol.band_names])  # (band, layer, head)
-        number = self.protocol.band_names.index(band)
-        own = shares[number]
-        found = np.argwhere((shares.argmax(0) == number) & np.isfinite(own))
-        return [tuple(map(int, place)) for place in sorted(found, key=lambda place: -own[tuple(place)])]
 
     def ablate(self, layer, head):
         """Return the :class:`Ablation` of a head: the model runs once, with the head set to zero.
@@ -275,10 +295,11 @@ def percentile(values, value):
 def read_text(model, text, protocol=PAPER, *, length=256, progress=None, stop=None):
     """Run a model over a text and measure all its heads.
 
-    A text longer than `length` tokens is cut, and `note` says so. `progress` is called with the share done,
-    in [0, 1]; `stop` is asked between layers, and once it returns True, :class:`Stopped` is raised.
-    ValueError for text that is empty or too short for the protocol's wavelet and scaled variants, for more
-    tokens than the model has positions, and for a protocol whose signal must stream.
+    A text longer than `length` tokens or the model's positions is cut, and `note` says so. `progress` is
+    called with the share done, in [0, 1]; `stop` is asked between layers, and once it returns True,
+    :class:`Stopped` is raised.
+    ValueError for text that is empty or too short for the protocol's wavelet and scaled variants, and for a
+    protocol whose signal must stream.
     """
     if (signal := protocol.signal) not in SIGNALS:
         known = ", ".join(SIGNALS)
@@ -292,9 +313,12 @@ def read_text(model, text, protocol=PAPER, *, length=256, progress=None, stop=No
             losses, no_loss = token_losses(model, ids)[0], ""
         except ValueError as error:  # an encoder has no loss, but everything else
             losses, no_loss = None, str(error)
+    with model.lock:
+        rotations, no_kernel = _rotations(model, kept, ids.shape[1])
+        scores = _scores(observation.profiles, kept, ids)
     tokens = [model.tokenizer.decode([token]) for token in ids[0].tolist()]
-    reading = Reading(model, text, ids, tokens, note, protocol, observation, kept, losses, no_loss)
-    return reading.under(protocol)
+    known = observation, kept, losses, no_loss, rotations, no_kernel, scores
+    return Reading(model, text, ids, tokens, note, protocol, *known).under(protocol)
 
 
 @contextlib.contextmanager
@@ -323,30 +347,39 @@ def watched(model, *, runs=1, progress=None, stop=None):
                 handle.remove()
 
 
-def level_image(coefficients, n, *, taps, periodic=False):
-    """Return |coefficient| of each level at each of n positions: the nearest coefficient of the level.
-
-    `coefficients` begin with the approximation, then come details from coarse to fine. Coefficient k of one
-    level of pywt is the answer of a filter of L `taps` whose window has its centre at sample
-    2k + 1 − (L − 1)/2 (2k + ½ in periodization), so the centre of level j is 2ʲk + (2ʲ − 1) times that
-    offset.
-    """
-    depth = len(coefficients) - 1
-    offset = 0.5 if periodic else 1 - (taps - 1) / 2
-    image = np.zeros((depth + 1, n))  # (level, position)
-    for row, values in enumerate(coefficients):
-        level = depth if row == 0 else depth + 1 - row
-        nearest = np.rint((np.arange(n) - offset * (2**level - 1)) / 2**level).astype(int)
-        image[row] = np.abs(values)[np.clip(nearest, 0, len(values) - 1)]
-    return image
-
-
 def shortest_text(protocol):
     """Return the fewest tokens that give every variant one wavelet level."""
     length = 2
     while wavelets.dwt_max_level(max(1, protocol.shortest(length)), protocol.wavelet) < 1:
         length += 1
     return length
+
+
+def _scores(profiles, kept, ids):
+    """Return the scores of all heads and of uniform attention; none where queries and keys are not kept."""
+    if not kept.nbytes:
+        return {}
+    values = []  # (layer, score, head)
+    for layer in kept.layers:
+        rows = kept.first_rows(layer, SCORED)  # (head, query, key)
+        values.append(read_by_rule(rows, ids).T.cpu().numpy())
+    uniform = torch.ones(rows.shape[1:])
+    if profiles.coordinates["lag_profile"][0] == 0:
+        uniform = uniform.tril()
+    null = read_by_rule(uniform / uniform.sum(-1, keepdim=True), ids).tolist()
+    return {
+        name: (own, nothing) for name, own, nothing in zip(SCORES, np.stack(values, 1), null, strict=True)
+    }
+
+
+def _rotations(model, kept, length):
+    """Return the rotation of each layer, or none and the reason."""
+    if not kept.nbytes or length <= EARLY:
+        return [], f"no kernel: queries and keys of {model.description.family} models cannot be seen"
+    try:
+        return rotations_of(model, length), ""
+    except ValueError as error:
+        return [], str(error)
 
 
 def _tokens_of(model, text, protocol, length):
@@ -357,15 +390,14 @@ def _tokens_of(model, text, protocol, length):
     if not text.strip():
         raise ValueError("the text is empty; type at least a sentence")
     found = model.tokenizer(text, verbose=False)["input_ids"]
-    ids, note = found[:length], ""
-    if len(found) > length:
-        note = f"The first {length:,} of {len(found):,} tokens are read; raise the limit to read more."
-    least, most = shortest_text(protocol), model.description.max_positions
+    most = min(length, model.description.max_positions or length)
+    ids, note = found[:most], ""
+    if len(found) > most:
+        more = "raise the limit to read more" if most == length else f"{name} has {most:,} positions"
+        note = f"The first {most:,} of {len(found):,} tokens are read; {more}."
+    least = shortest_text(protocol)
     if len(ids) < least:
         short = f"the text has {len(ids)} token{'s' if len(ids) > 1 else ''}; at least {least} are needed"
         variant = f"the {min(protocol.factors, default=1):g}x variant has a level of {protocol.wavelet}"
         raise ValueError(f"{short}, so that {variant}")
-    if most is not None and len(ids) > most:
-        long = f"the text has {len(ids):,} tokens but {name} has {most:,} positions"
-        raise ValueError(f"{long}; shorten it, or read at most {most:,} tokens")
     return torch.tensor([ids]), note

@@ -1,37 +1,49 @@
-"""The head inspector: what its controls do.
+"""The head inspector: one widget whose page is drawn by ``inspector.js``, and what Python does for it.
 
-Everything that takes seconds runs in the thread of a :class:`Worker` and replaces what is shown only when it
-has succeeded; a click reads what was measured and takes milliseconds.
+The page is sent the reading once and one layer at a time, draws every head of it by itself, and asks for
+other layers, readings, ablations and exports. Everything that takes seconds runs in the thread of a
+:class:`Worker` and replaces what is shown only when it has succeeded.
 """
 
 import base64
-import contextlib
+import html
+import io
+import json
 import threading
 import time
+from pathlib import Path
 
-import ipywidgets as widgets
-import numpy as np
+import anywidget
+import traitlets
+from IPython.display import HTML
 from tqdm.auto import tqdm
 
 from nbhelpers.arguments import checked, text
-from nbhelpers.inputs.models import LoadedModel, load_model
-from nbhelpers.metrics import metric_label
-from nbhelpers.protocol import PAPER
+from nbhelpers.files import replacing
+from nbhelpers.inputs.models import LoadedModel, available_models, load_model
+from nbhelpers.plots import draw_heads
+from nbhelpers.protocol import OPTIONS, PAPER, SIGNALS, Protocol
 
 from . import sentences
-from .controls import BANDS, SAMPLES, TYPED, arrange, make_controls
-from .export import export_head, static_picture
+from .export import export_heads, to_page
 from .jobs import Worker
-from .panels import PINNED, SELECTED, AttentionPanel, CurvesPanel, to_png
+from .packing import pack_layer, pack_reading
 from .reading import ModelBusy, Reading, Stopped, read_text, watched
 
-TYPING_PAUSE = 0.8  # seconds without a key after which typed text is read
+HERE = Path(__file__).parent
+FRAME = "width: 100%; height: 860px; border: 0"
+SCRIPTS = "drawing.js", "inspector.js"
+WAVELETS = ("haar", "db2", "db4", "sym4", "coif1")
+# The choices that the page offers; the other fields of the protocol stay as they were given.
+CHOSEN = ("signal", "sink", "detrend", "window", "wavelet", "mode", "scaled_variant")
+PROTOCOL_CHOICES = {name: (OPTIONS | {"signal": SIGNALS, "wavelet": WAVELETS})[name] for name in CHOSEN}
 
 
-@checked(text=text)
+@checked(text=lambda name, value: value if value is None else text(name, value))
 def inspect_heads(
-    model, text, *, protocol=PAPER, length=256, layer=0, head=0, metric="low_band", folder=".", progress=True
-):
+    model=None, text=None, *, protocol=PAPER, length=256, layer=0, head=0, metric="low_band", folder=".",
+    state=None, progress=True,
+):  # fmt: skip
     """Return a widget that shows every head of a model on a text, and each head closely.
 
     The text is read before the widget is returned, so a model or text that cannot be read raises here; later
@@ -40,9 +52,9 @@ def inspect_heads(
     Parameters
     ----------
     model : LoadedModel or str
-        What :func:`nbhelpers.load_model` returns, or takes. Needs a tokenizer.
+        What :func:`nbhelpers.load_model` returns, or takes. Needs a tokenizer. That of `state` if None.
     text : str
-        The text itself.
+        The text itself; that of `state` if None.
     protocol : Protocol
         With the signal key_profile, last_query or lag_profile.
     length : int
@@ -53,6 +65,9 @@ def inspect_heads(
         That colours the map first.
     folder : path
         Where exports go.
+    state : dict or path, optional
+        What :meth:`HeadInspector.state` returns, or a JSON file that *Export* wrote: text, length, protocol,
+        heads and metric are those of the state.
     progress : bool
         Show a bar while the text is read for the first time; later readings have one in the widget.
 
@@ -63,12 +78,24 @@ def inspect_heads(
     Raises
     ------
     ValueError
-        For text that is empty, too short, or longer than the model's positions.
+        For text that is empty or too short.
     IndexError
         If there is no such head.
     KeyError
         If there is no such metric.
     """
+    kept, pinned = state, None
+    if state is not None:
+        if not isinstance(state, dict):
+            kept = json.loads(Path(state).expanduser().read_text(encoding="utf-8"))
+        if missing := {"model", "text", "length", "protocol", "selected", "metric"} - set(kept):
+            raise ValueError(f"state lacks {', '.join(sorted(missing))}; it must be one that Export wrote")
+        model, text = model or kept["model"], kept["text"] if text is None else text
+        fields = {k: tuple(v) if isinstance(v, list) else v for k, v in kept["protocol"].items()}
+        protocol, length, metric = Protocol(**fields), kept["length"], kept["metric"]
+        (layer, head), pinned = kept["selected"], kept.get("pinned")
+    if model is None or text is None:
+        raise ValueError("inspect_heads needs a model and a text, or a state that has both")
     loaded = model if isinstance(model, LoadedModel) else load_model(model)
     started = time.perf_counter()
     with tqdm(total=100, desc="measuring all heads", unit="%", leave=False, disable=not progress) as bar:
@@ -77,71 +104,75 @@ def inspect_heads(
         )
     seconds = time.perf_counter() - started
     options = {"selected": (layer, head), "metric": metric, "folder": folder, "length": length}
-    return HeadInspector(reading, seconds=seconds, **options)
+    made = HeadInspector(reading, seconds=seconds, **options)
+    if pinned is not None:
+        reading.require_head(*pinned)
+        made.pinned = tuple(pinned)
+    return made
 
 
-class HeadInspector(widgets.VBox):
+class HeadInspector(anywidget.AnyWidget):
     """The widget of :func:`inspect_heads`.
 
     `reading` is the last good one, from which all that is shown is read; `selected` and `pinned` (None
     without one) are (layer, head); `ablations` are those of this reading, the latest last. `click_seconds`
-    holds the time from each selection to its new panels, `error` what ended the last work, if anything.
+    holds the time from each selection in another layer to what the page is sent, `error` what ended the last
+    work, if anything.
     """
+
+    _esm = "".join((HERE / name).read_text(encoding="utf-8") for name in SCRIPTS)
+    _css = HERE / "inspector.css"
+
+    shown = traitlets.Dict().tag(sync=True)  # of `pack_reading`
+    layer_shown = traitlets.Dict().tag(sync=True)  # of `pack_layer`
+    asked = traitlets.Dict().tag(sync=True)  # model, text, length and protocol as the page shows them
+    choices = traitlets.Dict().tag(sync=True)
+    selected = traitlets.Tuple((0, 0)).tag(sync=True)  # (layer, head)
+    pinned = traitlets.Tuple(None, allow_none=True).tag(sync=True)
+    metric = traitlets.Unicode().tag(sync=True)
+    status = traitlets.Dict().tag(sync=True)  # kind ("note" or "error") and text
+    ablation = traitlets.Unicode().tag(sync=True)
+    share = traitlets.Float(-1.0).tag(sync=True)  # of the work that is done; −1 while there is none
 
     def __init__(self, reading: Reading, *, selected, metric, folder, length, seconds):
         selected = tuple(selected) if any(selected) else reading.nearest_head(0, 0)  # the first that there is
-        self.reading, self.selected, self.pinned = reading, selected, None
+        reading.require_head(*selected)
+        reading.values(metric)
+        self.reading, self.folder = reading, folder
         self.ablations, self.click_seconds, self.error = [], [], None
-        self.reading.require_head(*self.selected)
-        self.reading.values(metric)
-        self._lock, self._timer, self._quiet = threading.RLock(), None, []
+        self._lock = threading.RLock()
         self._worker = Worker(on_progress=self._progress, on_end=self._ended)
-        given = {"model": reading.model.description.name, "text": reading.text, "length": length}
-        self.controls = make_controls(**given, protocol=reading.protocol, folder=folder)
-        super().__init__(arrange(self.controls))
+        options = {name: list(PROTOCOL_CHOICES[name]) for name in CHOSEN}
+        choices = {"models": list(available_models()), "protocol": options}
+        super().__init__(selected=selected, metric=metric, choices=choices)
         self.add_class("nbh-inspector")
-        self._show_reading(reading, seconds, metric=metric)
-        self._listen()
+        self._length, self._pinned_of = length, reading
+        self._show_reading(reading, seconds)
+        self.on_msg(lambda widget, content, buffers: self._answer(content))
+        self.observe(self._clicked, "selected")
+        self.observe(self._keep, "pinned")
 
     def select(self, layer, head):
         """Show a head; IndexError if there is none, ModelBusy if the model must run for it and is at work."""
-        started = time.perf_counter()
+        layer, head = int(layer), int(head)
         with self._lock:
-            views = self._views((layer, head), self.pinned)
-            self.selected = (int(layer), int(head))
-            self._show_heads(views)
-        self.click_seconds.append(time.perf_counter() - started)
+            self.reading.require_head(layer, head)
+            self._show_layer(layer)
+            self.selected = (layer, head)
 
     def pin(self):
         """Keep the selected head beside those selected later."""
-        self._keep(self.selected)
+        self.pinned = self.selected
 
     def unpin(self):
         """Show one head only."""
-        self._keep(None)
+        self.pinned = None
 
-    def _keep(self, pinned):
-        with self._lock:
-            views = self._views(self.selected, pinned)
-            self.pinned = pinned
-            self._show_heads(views, frames_anew=True)
-
-    def step(self, direction):
-        """Go to the next (1) or previous (−1) head whose largest band is the chosen one."""
-        band = self.controls.band.value
-        if not (heads := self.reading.heads_of_band(BANDS[band])):
-            values = self.reading.values(BANDS[band])
-            self.select(*divmod(int(np.nanargmax(values)), values.shape[1]))
-            share = f"the largest share, {np.nanmax(values):.3f}, is that of the head now selected"
-            return self._say(f"No head has most of its power in the {band} band; {share}.")
-        at = (heads.index(self.selected) + direction) % len(heads) if self.selected in heads else 0
-        self.select(*heads[at])
-        return self._say(f"Head {at + 1} of {len(heads)} with most of its power in the {band} band.")
-
-    def measure(self):
-        """Read the text in the box with the model in the box, in the other thread."""
-        c = self.controls
-        name, text, length, protocol = c.model.value.strip(), c.text.value, c.length.value, self._protocol()
+    def measure(self, *, model=None, text=None, length=None, protocol=None):
+        """Read a text with a model, given by name, in the other thread; what is not given stays."""
+        name = model or self.reading.model.description.name
+        text = self.reading.text if text is None else text
+        length, protocol = length or self._length, protocol or self.reading.protocol
 
         def work(progress, stop):
             model = self.reading.model
@@ -153,24 +184,25 @@ class HeadInspector(widgets.VBox):
             self._say("Measuring …")
             started = time.perf_counter()
             reading = read_text(model, text, protocol, length=length, progress=progress, stop=stop)
+            self._length = length
             self._show_reading(reading, time.perf_counter() - started)
 
         self._start(work)
 
-    def remeasure(self):
-        """Measure what was read under the chosen protocol; the model runs only for other scaled variants."""
-        protocol = self._protocol()
+    def remeasure(self, **changes):
+        """Measure what was read under a changed protocol; the model runs only for other scaled variants."""
+        protocol = self.reading.protocol.replace(**changes)
         if protocol.scaled_variant != self.reading.protocol.scaled_variant:
-            return self.measure()
-        started, under = time.perf_counter(), self.reading.under
-        return self._told(lambda: self._show_reading(under(protocol), time.perf_counter() - started))
+            return self.measure(protocol=protocol)
+        started = time.perf_counter()
+        reading = self.reading.under(protocol)
+        return self._show_reading(reading, time.perf_counter() - started)
 
     def ablate(self):
         """Set the selected head to zero and measure the loss of the text, in the other thread."""
         reading, (layer, head) = self.reading, self.selected
         if self._worker.busy:
-            busy = "still at work; wait for it or press Stop before removing a head"
-            return self._say_html(sentences.complaint(busy))
+            raise ModelBusy("still at work; wait for it or press Stop before removing a head")
 
         def work(progress, stop):
             self._say(f"Running the model without layer {layer}, head {head} …")
@@ -178,184 +210,150 @@ class HeadInspector(widgets.VBox):
                 result = reading.ablate(layer, head)
             with self._lock:
                 self.ablations.append(result)
-                self.controls.ablation.value = sentences.ablation(result, len(result.changes))
+                self.ablation = sentences.ablation(result)
                 self._say("")
 
-        return self._start(work)
+        self._start(work)
 
     def export(self):
-        """Write the picture and the numbers of the selected and pinned heads; the widget links to them."""
+        """Write figures, numbers, arrays and state of the selected and pinned heads; return the paths."""
+        with self._lock:
+            heads, state = self._heads(), self.state()
+        written = export_heads(heads, state, self.folder)
+        self.send({"files": [path.name for path in written]}, [path.read_bytes() for path in written])
+        self._say(f"Written to {written[0].parent}.")
+        return written
 
-        def write():
-            with self._lock:
-                shown = self.reading, self.selected, self.pinned, self.png(wait=False)
-                self.controls.links.value = sentences.links(export_head(*shown, self.controls.folder.value))
-
-        self._told(write)
+    def state(self):
+        """Return what is shown as plain JSON types; ``inspect_heads(state=...)`` opens it again."""
+        told = {"model": self.reading.model.description.name, "text": self.reading.text}
+        told |= {"length": self._length, "protocol": self.reading.protocol.to_dict(), "metric": self.metric}
+        return told | {"selected": list(self.selected), "pinned": list(self.pinned) if self.pinned else None}
 
     def stop(self):
         """Stop what runs; what is shown stays."""
-        if self._timer is not None:
-            self._timer.cancel()
         self._worker.stop()
 
     def wait(self, timeout=None):
-        """Wait until typed text has been taken up and all work has ended; TimeoutError otherwise."""
-        if self._timer is not None:
-            self._timer.join(timeout)
+        """Wait until all work has ended; TimeoutError otherwise."""
         self._worker.wait(timeout)
 
-    def png(self, *, wait=True):
-        """Return what is shown as the bytes of a PNG; `wait` as in :meth:`Reading.head`."""
-        c = self.controls
+    def png(self, *, dpi=120):
+        """Return a figure of the selected and the pinned head as the bytes of a PNG."""
+        buffer = io.BytesIO()
         with self._lock:
-            views = self._views(self.selected, self.pinned, wait=wait)
-            return to_png(static_picture(self.reading, c.metric.value, views, span=c.span.value))
+            views = [reading.head(*place) for reading, place in self._heads()]
+            draw_heads(views, self.reading.protocol.signal).savefig(buffer, format="png", dpi=dpi)
+        return buffer.getvalue()
+
+    def to_html(self, path, *, length=128, layers=None):
+        """Write one HTML file with every head that works without Python and network; return its path.
+
+        A longer text is read again, cut to `length` tokens: 3 to 4 MB at 128 tokens and 270 heads. `layers`
+        are the numbers of those that it holds, the selected one among them; all if None.
+        """
+        with replacing(path := Path(path).expanduser()) as partial:
+            partial.write_text(self._page(length, layers), encoding="utf-8")
+        return path
+
+    def frame(self, *, length=128):
+        """Return what :meth:`to_html` writes as the output of a cell, for saved notebooks and their pages."""
+        page = html.escape(self._page(length))
+        return HTML(f'<div><iframe title="head inspector" style="{FRAME}" srcdoc="{page}"></iframe></div>')
+
+    def _page(self, length, layers=None):
+        reading = self.reading
+        if reading.n_tokens > length:
+            reading = read_text(reading.model, reading.text, reading.protocol, length=length)
+        layers = [pack_layer(reading, layer, wait=True) for layer in layers or reading.layers]
+        [first] = [layer for layer in layers if layer["layer"] == self.selected[0]]
+        state = {name: getattr(self, name) for name in ("asked", "choices", "metric", "selected")}
+        told = f"{sentences.summary(reading)} A page of its own: no kernel reads other texts."
+        state |= {"status": {"text": told}, "ablation": "", "share": -1, "still": True, "pinned": None}
+        state |= {"shown": pack_reading(reading), "layers": layers, "layer_shown": first}
+        *scripts, last = [(HERE / name).read_text(encoding="utf-8") for name in (*SCRIPTS, "page.js")]
+        scripts = "".join(scripts).replace("export default { render };", last)
+        return to_page(scripts, str(self._css), state, f"Heads of {reading.model.description.name}")
 
     def _repr_mimebundle_(self, **kwargs):
-        bundle = super()._repr_mimebundle_(**kwargs)
+        data, *rest = super()._repr_mimebundle_(**kwargs)
         # Pages that run no widgets (GitHub, exported HTML) show this instead.
-        return bundle | {"image/png": base64.b64encode(self.png()).decode()}
+        return (data | {"image/png": base64.b64encode(self.png()).decode()}, *rest)
 
-    # What is shown.
+    def _heads(self):
+        return [(self.reading, self.selected), *([(self._pinned_of, self.pinned)] if self.pinned else [])]
 
-    def _show_reading(self, reading, seconds, *, metric=None):
-        with self._lock, self._silently():
-            c = self.controls
-            metric = metric or c.metric.value
+    def _show_reading(self, reading, seconds):
+        with self._lock, self.hold_sync():
             if reading.token_ids is not self.reading.token_ids:
-                self.ablations, c.ablation.value, c.links.value = [], "", ""
+                self.ablations, self.ablation = [], ""
             self.reading = reading
-            self.selected = reading.nearest_head(*self.selected)
-            if self.pinned and reading.nearest_head(*self.pinned) != self.pinned:
-                self.pinned = None
-            c.metric.options = [(metric_label(name, reading.protocol), name) for name in reading.metrics]
-            c.metric.value = metric if metric in reading.metrics else reading.metrics[0]
-            last = reading.n_tokens - 1
-            if c.span.max != last:
-                c.span.max, c.span.value = last, (0, last)
-            c.map.show(reading, c.metric.value)
-            self._show_heads(self._views(self.selected, self.pinned, wait=True), frames_anew=True)
+            place = reading.nearest_head(*self.selected)
+            protocol = {name: getattr(reading.protocol, name) for name in CHOSEN}
+            given = {"model": reading.model.description.name, "text": reading.text, "length": self._length}
+            self.metric = self.metric if self.metric in reading.metrics else reading.metrics[0]
+            self.shown = pack_reading(reading)
+            self.layer_shown = pack_layer(reading, place[0], wait=True)
+            self.selected, self.asked = place, given | {"protocol": protocol}
             self._say(sentences.summary(reading, seconds))
 
-    def _views(self, *places, wait=False):
-        """Return the views of heads, None being no head; a click must not wait, or Stop would go unheard."""
-        return [self.reading.head(*place, wait=wait) for place in places if place is not None]
+    def _show_layer(self, layer):
+        if self.layer_shown.get("layer") != layer:
+            started = time.perf_counter()
+            self.layer_shown = pack_layer(self.reading, layer, wait=False)
+            self.click_seconds.append(time.perf_counter() - started)
 
-    def _show_heads(self, views, *, frames_anew=False):
-        """Draw the selected head and the pinned one; their frames too if these changed."""
-        c = self.controls
-        if frames_anew:
-            colours = (SELECTED, PINNED)[: len(views)]
-            tokens, span = self.reading.tokens, c.span.value
-            self._attention = [AttentionPanel(tokens, span, colour=each) for each in colours]
-            self._curves = CurvesPanel(self.reading, views)
-        with self._silently():
-            c.map.selected, c.map.pinned = list(self.selected), list(self.pinned or ())
-        for box, panel, view in zip((c.attention, c.other), self._attention, views, strict=False):
-            described = f"Attention of {view.name}, query token by key token"
-            box.value = sentences.picture(panel.show(view), described)
-        names = " and ".join(view.name for view in views)
-        described = f"Key profile, lag profile, spectrum and wavelet coefficients of {names}"
-        c.curves.value = sentences.picture(self._curves.show(*views), described)
-        numbers = [(view.name, self.reading.numbers(view.layer, view.head)) for view in views]
-        c.numbers.value = sentences.numbers_table(numbers, self.reading.protocol)
-        c.other.layout.display = "" if self.pinned else "none"
-        c.unpin.disabled = self.pinned is None
+    # Between the page and the methods above.
 
-    # Between the controls and the methods above.
+    def _keep(self, change):
+        self._pinned_of = self.reading  # the pinned head stays one of this text, whatever is read later
 
-    def _listen(self):
-        c = self.controls
-        for button, action in (
-            (c.measure, self.measure), (c.stop, self.stop), (c.pin, self.pin), (c.unpin, self.unpin),
-            (c.ablate, self.ablate), (c.export, self.export), (c.next, lambda: self.step(1)),
-            (c.previous, lambda: self.step(-1)),
-        ):  # fmt: skip
-            button.on_click(lambda _, action=action: self._told(action))
-        # What a control was set to is passed on: another thread may set it again before it is answered.
-        self._on(c.map, "selected", self._clicked)
-        self._on(c.metric, "value", lambda metric: c.map.show(self.reading, metric))
-        self._on(c.span, "value", lambda span: self._told(lambda: self._keep(self.pinned)))
-        self._on(c.text, "value", self._typed)
-        self._on(c.sample, "value", self._sample)
-        for control in (c.model, c.length):
-            self._on(control, "value", lambda value: self.measure())
-        for control in c.protocol.values():
-            self._on(control, "value", lambda value: self.remeasure())
+    def _clicked(self, change):
+        with self._lock:
+            if not self._told(lambda: self.select(*change["new"])):
+                self.selected = change["old"]  # the one before, since this could not be shown
 
-    def _on(self, control, trait, action):
-        def answer(change):
-            if threading.get_ident() not in self._quiet:
-                action(change["new"])
-
-        control.observe(answer, trait)
-
-    def _clicked(self, place):
-        self._told(lambda: self.select(*place))
-        with self._silently():
-            self.controls.map.selected = list(self.selected)  # the one before, if it could not be shown
-
-    def _typed(self, text):
-        """Read the text once no key has been pressed for a moment."""
-        c = self.controls
-        if text != SAMPLES[c.sample.value]:
-            with self._silently():
-                c.sample.value = TYPED
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = threading.Timer(TYPING_PAUSE, self.measure)
-        self._timer.daemon = True
-        self._timer.start()
-
-    def _sample(self, name):
-        if name != TYPED:
-            self.controls.text.value = SAMPLES[name]
-
-    def _protocol(self):
-        chosen = {name: control.value for name, control in self.controls.protocol.items()}
-        return self.reading.protocol.replace(**chosen)
+    def _answer(self, content):
+        """Do what the page asks for."""
+        asked = dict(content)
+        actions = {
+            "measure": self.measure, "protocol": self.remeasure, "ablate": self.ablate, "stop": self.stop,
+            "export": lambda: self._start(lambda progress, stop: self.export()),
+        }  # fmt: skip
+        if action := actions.get(asked.pop("do", None)):
+            self._told(lambda: action(**asked))
 
     def _start(self, work):
-        c = self.controls
-        c.stop.disabled, c.progress.value, c.progress.layout.visibility = False, 0, "visible"
+        self.share = 0.0
         self._worker.start(work)
 
     def _progress(self, share):
-        if share - self.controls.progress.value > 0.02 or share == 1:  # at most fifty messages a run
-            self.controls.progress.value = share
+        if share - self.share > 0.02 or share == 1:  # at most fifty messages a run
+            self.share = share
 
     def _ended(self, error, *, superseded):
         with self._lock:
             if superseded:
                 return  # the next work has the word
-            c, self.error = self.controls, error
-            c.stop.disabled, c.progress.layout.visibility = True, "hidden"
+            self.error, self.share = error, -1.0
             if isinstance(error, Stopped):
                 self._say("Stopped. What is shown is the last good reading.")
             elif error is not None:
-                self._say_html(sentences.complaint(sentences.in_words(error)))
+                self._complain(error)
 
     def _told(self, action):
-        """Do something short and tell in the widget why it failed, if it did."""
+        """Do something short and return whether it was done; tell in the widget why if it was not."""
         try:
             action()
-        except (ValueError, LookupError, OSError, ModelBusy) as error:
+        except (ValueError, LookupError, OSError, TypeError, ModelBusy) as error:
             self.error = error
-            self._say_html(sentences.complaint(sentences.in_words(error)))
-
-    @contextlib.contextmanager
-    def _silently(self):
-        """Set controls without answering them; what other threads set meanwhile is answered."""
-        thread = threading.get_ident()
-        self._quiet.append(thread)
-        try:
-            yield
-        finally:
-            self._quiet.remove(thread)
+            self._complain(error)
+            return False
+        return True
 
     def _say(self, text):
-        self._say_html(sentences.note(text))
+        self.status = {"kind": "note", "text": text}
 
-    def _say_html(self, text):
-        self.controls.status.value = text
+    def _complain(self, error):
+        kept = "What is shown is still the last good reading."
+        self.status = {"kind": "error", "text": f"{sentences.complaint(error)} {kept}"}

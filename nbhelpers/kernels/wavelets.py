@@ -6,6 +6,7 @@ arXiv:2410.18067.
 
 import math
 
+import numpy as np
 import pywt
 import torch
 
@@ -17,6 +18,7 @@ __all__ = [
     "align",
     "dwt_max_level",
     "level_energies",
+    "level_image",
     "level_names",
     "reconstruction_error",
     "scale_sensitivity",
@@ -308,3 +310,21 @@ def _shorten(x, count, alignment):
 
 
 check_all(globals(), "weighted_sum")
+
+
+def level_image(coefficients, n, *, taps, periodic=False):
+    """Return |coefficient| of each level at each of n positions: the nearest coefficient of the level.
+
+    `coefficients` begin with the approximation, then come details from coarse to fine. Coefficient k of one
+    level of pywt is the answer of a filter of L `taps` whose window has its centre at sample
+    2k + 1 − (L − 1)/2 (2k + ½ in periodization), so the centre of level j is 2ʲk + (2ʲ − 1) times that
+    offset.
+    """
+    depth = len(coefficients) - 1
+    offset = 0.5 if periodic else 1 - (taps - 1) / 2
+    image = np.zeros((depth + 1, n))  # (level, position)
+    for row, values in enumerate(coefficients):
+        level = depth if row == 0 else depth + 1 - row
+        nearest = np.rint((np.arange(n) - offset * (2**level - 1)) / 2**level).astype(int)
+        image[row] = np.abs(values)[np.clip(nearest, 0, len(values) - 1)]
+    return image

@@ -375,3 +375,15 @@ def test_the_standard_library_is_code_on_every_machine_and_local(tmp_path):
     assert not any(is_local_corpus(name) for name in ("wikipedia-ja", "owner/name:configuration"))
     with pytest.raises(FileNotFoundError, match=r"no text 'wikipedias'.*wikipedia-<language>"):
         is_local_corpus("wikipedias")
+
+
+def test_pieces_split_no_character(tiny_tokenizer):
+    for text in ("the sea", "鯨と海 and 🐋🏽 שלום", "a" * 5, "é"):
+        ids = tiny_tokenizer(text)["input_ids"]
+        pieces = corpora.pieces_of(tiny_tokenizer, ids)
+        assert "".join(piece for _, piece in pieces) == text
+        assert all("\ufffd" not in piece for _, piece in pieces)
+        starts = [start for start, _ in pieces]
+        assert starts == sorted(set(starts))
+        assert starts[0] == 0
+    assert len(pieces) == 1 < len(ids)

@@ -11,9 +11,12 @@ from tiny_models import make_model
 from nbhelpers import nulls
 from nbhelpers.analysis import analyze
 from nbhelpers.hooks.ablation import ablate_heads, token_losses
+from nbhelpers.hooks.capture import capture
+from nbhelpers.hooks.rotary import query_key_moments
 from nbhelpers.inputs.models import load_model
-from nbhelpers.inspector.reading import Stopped, level_image, percentile, read_text, shortest_text
-from nbhelpers.protocol import BANDS, PAPER
+from nbhelpers.inspector.reading import Stopped, percentile, read_text, shortest_text
+from nbhelpers.kernels.scores import SCORES, read_by_rule
+from nbhelpers.protocol import PAPER
 
 TEXT = "the whale and the sea and the ship that sails the sea, again and again, until the night. " * 4
 
@@ -26,7 +29,7 @@ def reading(tiny_llama):
 def test_all_numbers_are_those_of_analyze(tiny_llama, reading):
     ids = torch.tensor([tiny_llama.tokenizer(TEXT)["input_ids"][:96]])
     table = analyze(tiny_llama, ids, PAPER, progress=False)
-    assert set(reading.metrics) == set(table.metrics)
+    assert set(reading.metrics) == {*table.metrics, *reading.scores}
     for layer, head in ((0, 0), (1, 3)):
         numbers = reading.numbers(layer, head)
         for metric in table.metrics:
@@ -57,23 +60,6 @@ def test_a_head_is_seen_alike_in_matrix_and_profiles(tiny_llama, reading):
         assert np.concatenate(view.coefficients) == pytest.approx(np.concatenate(wanted), abs=1e-9)
 
 
-@pytest.mark.parametrize("wavelet", ["haar", "db2", "db4"])
-@pytest.mark.parametrize("mode", ["zero", "periodization"])
-@pytest.mark.parametrize("place", [31, 64, 90])
-def test_an_impulse_stands_where_it_is_in_every_level_of_the_image(wavelet, mode, place):
-    n, level = 128, 2
-    signal = np.zeros(n)
-    signal[place] = 1
-    filters = pywt.Wavelet(wavelet)
-    coefficients = pywt.wavedec(signal, wavelet, mode=mode, level=level)
-    image = level_image(coefficients, n, taps=filters.dec_len, periodic=mode == "periodization")
-    assert image.shape == (level + 1, n)
-    for row, scale in zip(image, (4, 4, 2), strict=True):
-        centre = (row**2 @ np.arange(n)) / (row**2).sum()
-        # an orthogonal filter is not symmetric, so its answer lies within its own width of the impulse
-        assert abs(centre - place) <= scale * filters.dec_len / 2
-
-
 def test_another_protocol_needs_no_model(reading):
     protocol = PAPER.replace(signal="lag_profile", window="boxcar")
     changed = dataclasses.replace(reading, model=None).under(protocol)
@@ -86,14 +72,28 @@ def test_another_protocol_needs_no_model(reading):
     assert view.scalogram.shape == (len(view.levels), reading.n_tokens - 1)
 
 
-def test_heads_of_a_band_are_those_with_their_largest_share_there(reading):
-    shares = np.stack([reading.values(band) for band in BANDS])
-    found = [reading.heads_of_band(band) for band in BANDS]
-    assert sum(map(len, found)) == reading.values("low_band").size
-    for number, heads in enumerate(found):
-        own = [shares[number][place] for place in heads]
-        assert own == sorted(own, reverse=True)
-        assert all(shares[:, layer, head].argmax() == number for layer, head in heads)
+def test_scores_are_those_of_the_attention_shown(tiny_llama, reading):
+    for layer in (0, 1):
+        wanted = read_by_rule(reading.attention(layer), reading.token_ids)
+        for at, name in enumerate(SCORES):
+            np.testing.assert_allclose(reading.values(name)[layer], wanted[:, at], rtol=1e-5)
+    lag_one = reading.observation.profiles.lag_profile[0, ..., 1] * reading.n_tokens / (reading.n_tokens - 1)
+    np.testing.assert_allclose(reading.values("previous_token_score"), lag_one, rtol=1e-5)
+    uniform = np.mean([1 / (query + 1) for query in range(1, reading.n_tokens)])
+    assert reading.null_value("previous_token_score") == pytest.approx(uniform, rel=1e-5)
+
+
+def test_kernels_are_those_of_the_library(tiny_llama, reading):
+    ids, half = reading.token_ids, reading.n_tokens // 2
+    computed = query_key_moments(tiny_llama, ids).kernels(half)
+    measured = capture(tiny_llama, ids, ["lag_logits"], progress=False).lag_logits[0, ..., :half]
+    for layer in (0, 1):
+        found = reading.kernels(layer)
+        np.testing.assert_allclose(found.computed, computed[layer], rtol=1e-6, atol=1e-9)
+        np.testing.assert_allclose(found.measured, measured[layer], rtol=1e-5, atol=1e-6)
+    spread = np.abs(found.amplitudes).sum(-1)  # the kernel is a sum of cosines of these amplitudes
+    assert (np.abs(found.computed) <= spread[:, None] * (1 + 1e-9)).all()
+    assert found.wavelengths[0] == pytest.approx(2 * np.pi)
 
 
 def test_ablation_is_the_loss_without_the_head(tiny_llama, reading):
@@ -112,6 +112,9 @@ def test_a_long_text_is_cut_and_says_so_and_progress_rises_to_one(tiny_llama, re
     n_all = len(tiny_llama.tokenizer(TEXT)["input_ids"])
     assert reading.n_tokens == 96
     assert f"first 96 of {n_all}" in reading.note
+    cut = read_text(tiny_llama, TEXT * 4, length=1000)
+    assert cut.n_tokens == 256
+    assert "tiny-llama0 has 256 positions" in cut.note
     assert "".join(reading.tokens) == tiny_llama.tokenizer.decode(reading.token_ids[0])
     shares = []
     read_text(tiny_llama, TEXT, length=40, progress=shares.append)
@@ -125,7 +128,6 @@ def test_refusals(tiny_llama, reading):
         (tiny_llama, "", {}, "empty"),
         (tiny_llama, " \n ", {}, "empty"),
         (tiny_llama, "a", {}, "at least 24"),
-        (tiny_llama, TEXT * 10, {"length": 1000}, "256 positions"),
         (tiny_llama, TEXT, {"protocol": PAPER.replace(signal="rows")}, "signal='rows'"),
         (untokenized, TEXT, {}, "without a tokenizer"),
     ):
@@ -153,6 +155,8 @@ def test_an_encoder_has_everything_but_a_loss():
     with pytest.raises(ValueError, match="not causal"):
         reading.ablate(0, 0)
     assert reading.head(2, 3).lags[0] == 1 - reading.n_tokens
+    with pytest.raises(ValueError, match="no kernel from weights"):
+        reading.kernels(0)
 
 
 def test_layers_without_attention_are_shown_as_such(tmp_path, tiny_tokenizer):
@@ -168,5 +172,4 @@ def test_layers_without_attention_are_shown_as_such(tmp_path, tiny_tokenizer):
     assert reading.nearest_head(0, 9) == (1, 3)
     view = reading.head(2, 1)
     np.testing.assert_allclose(view.attn.mean(0), view.key_profile, rtol=1e-4, atol=1e-6)
-    assert all(layer > 0 for band in PAPER.band_names for layer, _ in reading.heads_of_band(band))
     assert reading.ablate(2, 1).change != 0

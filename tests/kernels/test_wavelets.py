@@ -237,3 +237,20 @@ class TestScaleSensitivity:
 def test_bad_input_is_refused_without_a_warning(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("wavelet", ["haar", "db2", "db4"])
+@pytest.mark.parametrize("mode", ["zero", "periodization"])
+@pytest.mark.parametrize("place", [31, 64, 90])
+def test_an_impulse_stands_where_it_is_in_every_level_of_the_image(wavelet, mode, place):
+    n, level = 128, 2
+    signal = np.zeros(n)
+    signal[place] = 1
+    filters = pywt.Wavelet(wavelet)
+    coefficients = pywt.wavedec(signal, wavelet, mode=mode, level=level)
+    image = wavelets.level_image(coefficients, n, taps=filters.dec_len, periodic=mode == "periodization")
+    assert image.shape == (level + 1, n)
+    for row, scale in zip(image, (4, 4, 2), strict=True):
+        centre = (row**2 @ np.arange(n)) / (row**2).sum()
+        # an orthogonal filter is not symmetric, so its answer lies within its own width of the impulse
+        assert abs(centre - place) <= scale * filters.dec_len / 2
