@@ -2,8 +2,7 @@
 // The inspector itself. Python sends a reading and one layer; everything about the heads of that layer is drawn
 // here without it. `model` is the widget's, or stands for one in a file of its own.
 const NAMES = { selected: "A", pinned: "B" };
-const PATIENCE = 5000; // ms in which the kernel must answer
-const PAUSE = 800; // ms without a key after which typed text is read
+const PATIENCE = 5000, PAUSE = 800; // ms in which the kernel must answer; without a key, and typed text is read
 
 const bytesOf = (view) => new Uint8Array(view.buffer, view.byteOffset, view.byteLength);
 
@@ -375,6 +374,9 @@ function render({ model, el }) {
   const side_differs = (key) => key === "change" && B && (B.reading.n !== reading.n || B.reading.causal !== reading.causal);
   function drawThumbnails() {
     const columns = Math.ceil(Math.sqrt(reading.heads)), size = Math.max(24, Math.floor(attentionSize() / columns) - 14);
+    const look = [size, theme, log].join(), known = beside.firstChild;
+    if (known?.layer === layer && known.look === look) // another head of the same layer: nothing is painted anew
+      return [...known.children].forEach((each, head) => each.setAttribute("aria-pressed", String(head === place[1])));
     const grid = html("div", { class: "nbh-thumbnails", style: `grid-template-columns: repeat(${columns}, ${size}px)` });
     const table = shades(tables.selected), ratio = window.devicePixelRatio || 1, pixels = Math.round(size * ratio), n = reading.n - 1;
     for (let head = 0; head < reading.heads; head++) {
@@ -382,7 +384,7 @@ function render({ model, el }) {
       paint(canvas, blockMax(matrix(bytesOf(layer.attention), reading.n, reading.causal, head), [0, n, 0, n], pixels, pixels), table, pixels, pixels);
       grid.append(html("button", { type: "button", class: "nbh-thumbnail", "aria-pressed": String(head === place[1]), "aria-label": `layer ${layer.layer}, head ${head}`, onclick: () => select(layer.layer, head) }, canvas, html("span", {}, String(head))));
     }
-    beside.replaceChildren(grid, html("div", { class: "nbh-readout" }, `attention of the ${reading.heads} heads of layer ${layer.layer}`));
+    beside.replaceChildren(Object.assign(grid, { layer, look }), html("div", { class: "nbh-readout" }, `attention of the ${reading.heads} heads of layer ${layer.layer}`));
   }
 
   // The text: what a query reads, or what is read of each token on average.

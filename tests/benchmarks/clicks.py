@@ -1,6 +1,6 @@
 """Print how long a click in the head inspector takes: to what the kernel sends, to the panels in Chromium.
 
-    python tests/benchmarks/clicks.py smollm2-135m 256 2048
+    python -m tests.benchmarks.clicks smollm2-135m 256 2048
 
 A click within a layer needs the page alone; one in another layer the kernel first, and the transfer between
 them, which is not measured here.

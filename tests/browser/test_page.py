@@ -63,7 +63,11 @@ def test_a_click_draws_a_head_of_any_layer_and_a_pinned_one_beside_it(opened, ma
     opened.get_by_text("more in A").wait_for()
     shot(opened, "page-pinned")
     opened.locator(".nbh-pin").click()
-    assert opened.locator(".nbh-thumbnail").count() == 4
+    thumbnails = opened.locator(".nbh-thumbnail")
+    thumbnails.nth(2).click()
+    drawn(opened, 1, 2)
+    pressed = [each.get_attribute("aria-pressed") for each in thumbnails.all()]
+    assert pressed == ["false", "false", "true", "false"]
 
 
 def test_list_and_scatter_choose_heads(opened, made):
@@ -83,12 +87,8 @@ def test_list_and_scatter_choose_heads(opened, made):
 def test_hover_tells_the_weight_and_marks_the_text(opened, made):
     attn, box = made[0].reading.head(1, 2).attn, opened.locator(".nbh-attention canvas").bounding_box()
     query, key = LENGTH - 8, int(attn[LENGTH - 8, 20:180].argmax()) + 20
-    opened.mouse.move(
-        *(
-            box[side] + box[size] * (at + 0.5) / LENGTH
-            for side, size, at in (("x", "width", key), ("y", "height", query))
-        )
-    )
+    x, y = (box["x"] + box["width"] * (key + 0.5) / LENGTH, box["y"] + box["height"] * (query + 0.5) / LENGTH)
+    opened.mouse.move(x, y)
     said = opened.locator(".nbh-part-attention .nbh-readout").inner_text()
     assert said.startswith(f"query {query} ")
     assert f"→ key {key} " in said
