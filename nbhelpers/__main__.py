@@ -120,7 +120,7 @@ def _parser():
     specs.add_argument("--grid", metavar="FILE", help="YAML file of choices (default: the package's own)")
     specs.add_argument("--sequences", type=int, default=6, help="(default: %(default)s)")
     specs.add_argument("--length", type=int, default=256, help="tokens of each (default: %(default)s)")
-    specs.add_argument("--draws", type=int, default=19, help="of permuted data (default: %(default)s)")
+    specs.add_argument("--draws", type=int, default=99, help="of permuted data (default: %(default)s)")
     specs.add_argument("--out", default="build/specs", help="output folder (default: %(default)s)")
 
     add("families", _families, "print how capture does on every type of transformers")

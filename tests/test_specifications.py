@@ -40,8 +40,9 @@ def test_equal_to_measure(world, kind):
         found = measure(seen, protocol)
         if found.averaged:  # without those that leave a sequence out
             found = HeadTable({name: found.values(name)[:1] for name in found.metrics}, found.kv_groups)
-        for name, function in curve.STATISTICS[kind].items():
-            value = function(found, seen.profiles, protocol=protocol)
+        for name, statistic in curve.STATISTICS[kind].items():
+            columns = statistic.columns(found, seen.profiles, protocol).reshape(found.n_sequences, -1)
+            value = statistic.combine(columns.mean(0))
             assert table[name].iloc[at] == pytest.approx(value, rel=1e-11, abs=1e-15, nan_ok=True), (
                 protocol,
                 name,
@@ -172,7 +173,11 @@ def test_the_reading_that_made_a_row_is_found_again():
     assert expected.items() <= found.items()
     assert all(share.sum() == pytest.approx(1) for share in belief.values())
     assert search.distances(target)["spectra"].min() == 0
-    assert search.better_targets(target) == 0
-    assert search.better_targets({name: 1.3 * value for name, value in target.items()}) > 0
+    assert search.better_targets(target) == {"spectra": 0, "wavelets": 0}
+    assert search.better_targets({name: 1.3 * value for name, value in target.items()})["spectra"] > 0
+    by_length = specs.sensitivities_by_length(model, make_tokens(64, n=3), [32, 64])
+    for n, row in by_length.iterrows():
+        known = wavelets.xs((n, "key_profile", "prefix"), level=("length", "signal", "scaled_variant"))
+        assert row.to_numpy() == pytest.approx(known[list(row.index)].to_numpy()[0], rel=1e-5)
     with pytest.raises(ValueError, match="no reading comes near"):
         search.posterior(dict.fromkeys(target, 1e6))

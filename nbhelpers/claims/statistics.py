@@ -125,6 +125,15 @@ def criterion_value(name, table, profiles, *, protocol=PAPER):
     return float(statistic.combine(columns.mean(0))) if len(columns) else float("nan")
 
 
+def values_of(statistic, table, n):
+    """Return a Statistic of `n` groups of sequences in a row, (group,), as `criterion_value` gives each."""
+    columns = _columns(statistic, (table, None), None)  # of the table alone
+    columns = columns.reshape(n, -1, columns.shape[1])  # (group, sequence, column)
+    known = np.isfinite(columns).all(2, keepdims=True)
+    with np.errstate(divide="ignore", invalid="ignore"):  # a ratio of two numbers that are 0
+        return statistic.combine(known_mean(np.where(known, columns, np.nan), 1))
+
+
 def null_values(name, nulls, *, protocol=PAPER):
     """Return the `criterion_value` of every null, the mean where there are several of one kind, by name.
 

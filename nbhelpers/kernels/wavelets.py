@@ -185,7 +185,7 @@ def reconstruction_error(signal, *, wavelet="db2", mode="symmetric", level=None)
     return torch.linalg.vector_norm(x - back, dim=-1) / torch.linalg.vector_norm(x, dim=-1)
 
 
-def align(coefficients, coefficients_scaled, *, alignment="concatenate-truncate"):
+def align(coefficients, coefficients_scaled, *, alignment="concatenate-truncate", check=None):
     """Return the coefficients of two signals of different length as two vectors of equal length.
 
     Parameters
@@ -197,12 +197,14 @@ def align(coefficients, coefficients_scaled, *, alignment="concatenate-truncate"
         levels in a row, cut to the shorter. "per-level": each level cut to the shorter of the two, then in a
         row. "interpolate": the longer of each pair of levels interpolated linearly, end on end, to the length
         of the shorter, then in a row. The last two need as many levels of both.
+    check : bool
+        Look for NaN and infinity first; None does so on the CPU.
 
     Returns
     -------
     tuple of two torch.Tensor, each of shape (..., coefficient)
     """
-    full, scaled = _as_levels(coefficients), _as_levels(coefficients_scaled)
+    full, scaled = _as_levels(coefficients, check), _as_levels(coefficients_scaled, check)
     if alignment == "concatenate-truncate":
         full, scaled = [torch.cat(full, -1)], [torch.cat(scaled, -1)]  # (..., coefficient) each
     if len(full) != len(scaled):
@@ -212,10 +214,10 @@ def align(coefficients, coefficients_scaled, *, alignment="concatenate-truncate"
         )
     counts = [min(a.shape[-1], b.shape[-1]) for a, b in zip(full, scaled, strict=True)]
     u, v = (
-        torch.cat([_shorten(x, count, alignment) for x, count in zip(levels, counts, strict=True)], -1)
+        [_shorten(x, count, alignment) for x, count in zip(levels, counts, strict=True)]
         for levels in (full, scaled)
-    )  # (..., coefficient) each
-    return u, v
+    )
+    return tuple(x[0] if len(x) == 1 else torch.cat(x, -1) for x in (u, v))  # (..., coefficient) each
 
 
 def scale_sensitivity(coefficients, coefficients_scaled, *, alignment="concatenate-truncate"):
@@ -295,10 +297,10 @@ def _extend(x, before, after, mode):
     return x[..., (at % (length + length % 2)).clamp_max(length - 1)]  # an odd signal: its last value twice
 
 
-def _as_levels(coefficients):
+def _as_levels(coefficients, check=None):
     if not isinstance(coefficients, (list, tuple)) or len(coefficients) == 0:
         refuse("coefficients", coefficients, "a list of tensors, one per level, as wavedec returns")
-    return [as_signal(level, "coefficients", check=None) for level in coefficients]
+    return [as_signal(level, "coefficients", check=check) for level in coefficients]
 
 
 def _shorten(x, count, alignment):

@@ -15,7 +15,7 @@ from .curve import (
     specification_curve,
 )
 from .figure import curve_figure, explore, slug, write_worlds
-from .pipeline import Search, search_readings, untrained_pythia
+from .pipeline import Search, search_readings, sensitivities_by_length, untrained_pythia
 from .worlds import Worlds, claims_hold, measure_worlds
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "measure_worlds",
     "observe_variants",
     "search_readings",
+    "sensitivities_by_length",
     "shapley_shares",
     "slug",
     "specification_curve",

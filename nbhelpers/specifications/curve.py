@@ -6,7 +6,7 @@ A specification is a protocol in what decides a number: of spectra, or of wavele
 import itertools
 import math
 from collections.abc import Mapping
-from functools import lru_cache, partial
+from functools import lru_cache
 from importlib import resources
 from operator import attrgetter
 from pathlib import Path
@@ -16,8 +16,8 @@ import pandas as pd
 import yaml
 
 from nbhelpers.analysis import Observation, observe
-from nbhelpers.arguments import checked, such_that
-from nbhelpers.claims.statistics import criterion_value
+from nbhelpers.arguments import checked, mapping, such_that
+from nbhelpers.claims import statistics as criteria
 from nbhelpers.kernels.spectra import frequencies
 from nbhelpers.protocol import PAPER
 from nbhelpers.sweeps.grid import read_small_yaml
@@ -35,27 +35,23 @@ JOINED = (("signal", "sink"), ("level", "alignment"))  # not every pair of these
 
 
 def _mean(metric):
-    return lambda table, profiles, protocol: float(table.values(metric).mean())
-
-
-def _criterion(name):
-    return partial(criterion_value, name)
+    return criteria.Statistic(lambda table, profiles, protocol: table.values(metric).mean((1, 2)))
 
 
 STATISTICS = {
     "spectra": {
         "spectral entropy": _mean("spectral_entropy"),
         "selectivity": _mean("frequency_selectivity"),
-        "low band": _criterion("C2_low"),
-        "mid band": _criterion("C2_mid"),
-        "high band": _criterion("C2_high"),
-        "low band over depth": _criterion("C3_low_change"),
-        "position-spectrum correlation": _criterion("C6_rho"),
+        "low band": criteria.STATISTICS["C2_low"],
+        "mid band": criteria.STATISTICS["C2_mid"],
+        "high band": criteria.STATISTICS["C2_high"],
+        "low band over depth": criteria.STATISTICS["C3_low_change"],
+        "position-spectrum correlation": criteria.STATISTICS["C6_rho"],
     },
     "wavelets": {
-        "S(0.5)": _criterion("C5_half"),
+        "S(0.5)": criteria.STATISTICS["C5_half"],
         "S(0.25)": _mean("scale_sensitivity_0.25"),
-        "S(0.25) / S(0.5)": _criterion("C5_ratio"),
+        "S(0.25) / S(0.5)": criteria.STATISTICS["C5_ratio"],
     },
 }
 
@@ -92,12 +88,7 @@ def load_choices(given=None):
             grid[field] = tuple(getattr(PAPER.replace(**{field: option}), field) for option in grid[field])
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
-    return whole_grid(grid)
-
-
-def whole_grid(grid):
-    """Return a grid of all fields; ValueError if no specification is left that can be measured."""
-    whole = {field: grid.get(field, (getattr(PAPER, field),)) for f in CHOICES.values() for field in f}
+    whole = {field: tuple(dict.fromkeys(grid.get(field, (getattr(PAPER, field),)))) for field in known}
     for kind in CHOICES:
         if not specifications(whole, kind):
             raise ValueError(f"no specification of {kind} is left: {whole} has no pair that can be measured")
@@ -135,7 +126,7 @@ def map_variants(world, function):
     return {how: Observation(profiles, parts, how) for how, parts in scaled.items()}
 
 
-@checked(observation=_world, grid=such_that(lambda g: isinstance(g, Mapping), "a dict"))
+@checked(observation=_world, grid=mapping)
 def specification_curve(observation, grid, kind="spectra", statistics=None):
     """Return statistics under every specification of a grid, to 12 digits what `measure` gives.
 
@@ -149,8 +140,8 @@ def specification_curve(observation, grid, kind="spectra", statistics=None):
     grid : dict of str to tuple
         Options by field of :class:`nbhelpers.Protocol`, from :func:`load_choices`.
     kind : {"spectra", "wavelets"}
-    statistics : dict of str to callable, optional
-        (HeadTable, Profiles, protocol=Protocol) → float; those of :data:`STATISTICS` if not given.
+    statistics : dict of str to nbhelpers.claims.statistics.Statistic, optional
+        Of the table of metrics alone; those of :data:`STATISTICS` if not given.
 
     Returns
     -------
@@ -161,21 +152,21 @@ def specification_curve(observation, grid, kind="spectra", statistics=None):
     if isinstance(world, Observation):
         world = {world.scaled_variant: world}
     statistics = STATISTICS[kind] if statistics is None else statistics
-    profiles = next(iter(world.values())).profiles
-    rows = {}
+    groups, rows, parts = next(iter(world.values())).profiles.kv_groups, [], []
     for _, protocols in itertools.groupby(specifications(grid, kind), attrgetter(*OF_ALL)):
         protocols = list(protocols)
-        shared = Shared(world, protocols[0])
+        shared, every = Shared(world, protocols), []
         for protocol in protocols:
             arrays = getattr(shared, f"of_{kind}")(protocol)
-            if protocol.log_base is not None:
-                scale = math.log(protocol.log_base)
-                arrays = {name: a / scale if name.endswith("entropy") else a for name, a in arrays.items()}
-            table = HeadTable(arrays, profiles.kv_groups)
-            key = tuple(_shown(getattr(protocol, field)) for field in CHOICES[kind])
-            rows[key] = [function(table, profiles, protocol=protocol) for function in statistics.values()]
+            scale = 1.0 if protocol.log_base is None else math.log(protocol.log_base)
+            every.append({name: a / scale if name.endswith("entropy") else a for name, a in arrays.items()})
+            rows.append(tuple(_shown(getattr(protocol, field)) for field in CHOICES[kind]))
+        # The sequences of all protocols in a row: a statistic is computed once for all of them.
+        table = HeadTable({name: np.concatenate([a[name] for a in every]) for name in every[0]}, groups)
+        numbers = {name: criteria.values_of(s, table, len(every)) for name, s in statistics.items()}
+        parts.append(pd.DataFrame(numbers))
     index = pd.MultiIndex.from_tuples(rows, names=CHOICES[kind])
-    return pd.DataFrame(rows.values(), index=index, columns=list(statistics))
+    return pd.concat(parts).set_axis(index)
 
 
 def _shown(option):

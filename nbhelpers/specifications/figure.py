@@ -27,7 +27,7 @@ def curve_figure(worlds, statistic, *, claimed=None, marked=None):
     claimed : tuple of float, optional
         The range that the paper claims or prints.
     marked : tuple, optional
-        A specification, a row of the curve's index, to be shown on it.
+        A specification, a row of the curve's index, to be shown on it if it is there.
     """
     table = worlds.column(statistic)
     model = table.columns[0]
@@ -46,7 +46,7 @@ def curve_figure(worlds, statistic, *, claimed=None, marked=None):
         if world in table:
             top.plot(place, table[world], ".", ms=2, color=color, alpha=0.6, label=world)
     top.plot(place, table[model], "k.", ms=3, label=model)
-    if marked is not None:
+    if marked in table.index:
         at = table.index.get_loc(marked)
         top.plot(at, table[model].iloc[at], "o", ms=12, mfc="none", mec="C1", mew=2.5)
         rug.axvline(at, color="C1", lw=1.5)
@@ -64,7 +64,7 @@ def _draw_rug(ax, values):
     """Draw how many of the specifications at each place of the sorted curve take each option."""
     shares = shapley_shares(values)
     options = {name: values.index.get_level_values(name).map(str) for name in values.index.names}
-    bins = np.arange(len(values)) * N_BINS // len(values)
+    bins = np.arange(len(values)) * min(N_BINS, len(values)) // len(values)
     rows, names, starts = [], [], []
     for choice, share in shares.items():
         starts.append((len(rows), f"{choice.replace('_', ' ')} ({share:.0%})"))
@@ -105,7 +105,7 @@ def explore(worlds, statistic, **options):
         said.value = f"<b>{value}</b>"
         shown.clear_output(wait=True)
         with shown:
-            fig = curve_figure(worlds, statistic, marked=chosen if known else None, **options)
+            fig = curve_figure(worlds, statistic, marked=chosen, **options)
             plt.show()
             plt.close(fig)
 

@@ -14,6 +14,7 @@ import torch
 from tqdm.auto import tqdm
 
 from nbhelpers.arguments import checked, whole
+from nbhelpers.kernels.wavelets import dwt_max_level, scale_sensitivity, wavedec
 from nbhelpers.sweeps.grid import read_small_yaml
 
 from .curve import CHOICES, OF_ALL, STATISTICS, load_choices, observe_variants, specification_curve
@@ -21,7 +22,6 @@ from .curve import CHOICES, OF_ALL, STATISTICS, load_choices, observe_variants, 
 SHIPPED = resources.files("nbhelpers.data").joinpath("pipelines.yaml")
 HEAD_WIDTH, PYTHIA_WIDTH, PYTHIA_LAYERS = 128, 4096, 32  # of Pythia-6.9B
 SHARED = ("length", *OF_ALL)  # what the numbers of spectra and of wavelets have in common
-SPECTRAL = ("spectral entropy", "selectivity", "low band")
 PRINTED = {  # number → column of Table 5
     "spectral entropy": "spectral_entropy", "selectivity": "frequency_selectivity",
     "low band": "low_band_power", "S(0.5)": "scale_sensitivity_0.5", "S(0.25)": "scale_sensitivity_0.25",
@@ -105,16 +105,19 @@ class Search:
         return {name: share.sort_values(ascending=False) for name, share in shares.items()}
 
     def better_targets(self, target, *, n_draws=300, seed=0):
-        """Return the share of random targets that a reading of spectra comes nearer to than to `target`.
+        """Return, by kind, the share of random targets that a reading comes nearer to than one to `target`.
 
         They are uniform between the 5 % and 95 % quantiles of the readings. A large share means that so many
         readings come near anything.
         """
-        known = np.log(self.readings["spectra"][list(SPECTRAL)].clip(lower=1e-9)).to_numpy()
-        low, high = np.quantile(np.exp(known), [0.05, 0.95], axis=0)
-        draws = np.log(np.random.default_rng(seed).uniform(low, high, (n_draws, len(low))))
-        best = np.array([np.abs(known - draw).max(1).min() for draw in draws])
-        return float((best < self.distances(target)["spectra"].min()).mean())
+        generator, shares = np.random.default_rng(seed), {}
+        for kind in self.readings:
+            known = self._logs(kind, target).to_numpy()  # (reading, number)
+            low, high = np.quantile(np.exp(known), [0.05, 0.95], axis=0)
+            draws = np.log(generator.uniform(low, high, (n_draws, len(low))))
+            best = np.array([np.abs(known - draw).max(1).min() for draw in draws])
+            shares[kind] = float((best < np.abs(known).max(1).min()).mean())
+        return shares
 
     def _logs(self, kind, target):
         numbers = [name for name in PRINTED if name in self.readings[kind]]
@@ -122,14 +125,14 @@ class Search:
         return np.log(self.readings[kind][numbers].clip(lower=1e-9)) - given
 
 
-def search_readings(model, token_ids, *, grid=None, progress=True):
+def search_readings(model, token_ids, *, grid=None, lengths=None, progress=True):
     """Measure a model's attention under every reading of `nbhelpers/data/pipelines.yaml`: a :class:`Search`.
 
-    `token_ids`, (sequence, position), are cut to each of the lengths; `grid` is a dict as that file holds.
+    `token_ids`, (sequence, position), are cut to `lengths`, or those of `grid`, a dict as that file holds.
     """
     raw = grid or read_small_yaml(SHIPPED)
     choices, found = load_choices(raw["choices"]), {kind: [] for kind in CHOICES}
-    for n in tqdm(raw["lengths"], desc="lengths", disable=None if progress else True):
+    for n in tqdm(lengths or raw["lengths"], desc="lengths", disable=None if progress else True):
         if n > token_ids.shape[1]:
             raise ValueError(f"a reading takes {n} tokens, the sequences have {token_ids.shape[1]}")
         world = observe_variants(model, token_ids[:, :n], choices, progress=False)
@@ -138,3 +141,22 @@ def search_readings(model, token_ids, *, grid=None, progress=True):
             curve = specification_curve(world, choices, kind, printed)
             parts.append(pd.concat({n: curve}, names=["length"]))
     return Search(float(raw["tolerance"]), {kind: pd.concat(parts) for kind, parts in found.items()})
+
+
+@torch.no_grad()
+def sensitivities_by_length(model, token_ids, lengths):
+    """Return S(0.5) and S(0.25) of the literal reading at many lengths, a row each, from one pass.
+
+    A causal model's attention to the first n tokens is a corner of its attention to all. `model` is one of
+    transformers, `token_ids` (sequence, position); means are over sequences, layers and heads.
+    """
+    model.set_attn_implementation("eager")
+    found = []
+    for ids in token_ids:
+        sums = torch.cat(model(input_ids=ids[None], output_attentions=True, use_cache=False).attentions)
+        sums = sums.cumsum_(-2)  # (layer, head, query, key)
+        for n in lengths:
+            profiles, level = (sums[..., m - 1, :m] / m for m in (n, n // 2, n // 4)), dwt_max_level(n // 4)
+            full, *parts = (wavedec(profile, level=level) for profile in profiles)
+            found.append((n, *(float(scale_sensitivity(full, part).mean()) for part in parts)))
+    return pd.DataFrame(found, columns=["length", "S(0.5)", "S(0.25)"]).groupby("length").mean()

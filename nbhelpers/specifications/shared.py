@@ -6,6 +6,7 @@ passes through those with fewer levels.
 """
 
 import dataclasses
+from functools import cached_property
 
 import pywt
 import torch
@@ -16,11 +17,12 @@ from nbhelpers.protocol import BANDS, PAPER
 
 
 class Shared:
-    """The signals of one (signal, sink, order), by scaled variant, and the last spectrum and transforms."""
+    """The signals of one (signal, sink, order), and what the numbers of several protocols are made of."""
 
-    def __init__(self, world, protocol):
-        self._world, self._protocol = world, protocol
-        self._signals, self._spectrum, self._transforms = {}, (None, None), (None, {})
+    def __init__(self, world, protocols):
+        self._world, self._protocol = world, protocols[0]
+        self._pads = {protocol.pad for protocol in protocols}
+        self._signals, self._sums, self._transforms, self._compared = {}, {}, (None, {}), (None, {})
 
     def signals(self, how):
         """Return the :class:`nbhelpers.metrics.Signals` of a variant; averaged ones as one sequence."""
@@ -28,32 +30,46 @@ class Shared:
             raise ValueError(f"the grid asks for {how} variants; observed were {', '.join(self._world)}")
         if how not in self._signals:
             made = signals_of(self._world[how], self._protocol.replace(scaled_variant=how))
-            if self._protocol.order != PAPER.order:  # without those that leave a sequence out
-                scaled = {factor: signal[:1] for factor, signal in made.scaled.items()}
-                made = dataclasses.replace(made, signal=made.signal[:1], scaled=scaled)
-            self._signals[how] = made
+            kept = slice(None if self._protocol.order == PAPER.order else 1)  # no sequence is left out
+            scaled = {factor: signal[kept] for factor, signal in made.scaled.items()}
+            self._signals[how] = dataclasses.replace(made, signal=made.signal[kept], scaled=scaled)
         return self._signals[how]
+
+    @cached_property
+    def _whole(self):
+        return self.signals(next(iter(self._world)))
+
+    @cached_property
+    def _scaled(self):
+        each = [self.signals(how).scaled for how in self._world]
+        return {a: torch.stack([scaled[a] for scaled in each]) for a in each[0]}  # (variant, sequence, ...)
 
     def of_spectra(self, protocol):
         """Return entropies, selectivity and bands of a specification, name → (sequence, layer, head)."""
-        signal = self.signals(next(iter(self._world))).signal
-        asked = protocol.window, protocol.pad, protocol.detrend
-        if self._spectrum[0] != asked:
-            sums = _sums(signal, protocol), entropy.positional_entropy(signal)
-            self._spectrum = asked, sums
-        sums, positional = self._spectrum[1]
-        return _numbers(*sums, protocol.sided, protocol.dc) | {"positional_entropy": positional.numpy()}
+        asked = protocol.window, protocol.detrend
+        if asked not in self._sums:
+            positional = entropy.positional_entropy(self._whole.signal).numpy()
+            self._sums[asked] = _sums(self._whole.signal, protocol, self._pads), positional
+        sums, positional = self._sums[asked]
+        found = _numbers(*sums[protocol.pad], protocol.sided, protocol.dc)
+        return found | {"positional_entropy": positional}
 
     def of_wavelets(self, protocol):
         """Return the scale sensitivities of a specification, name → (sequence, layer, head)."""
-        signals = dataclasses.replace(self.signals(protocol.scaled_variant), protocol=protocol)
-        full, found = self._coefficients(signals, "whole", signals.signal), {}
-        for factor, scaled in signals.scaled.items():
-            other = self._coefficients(signals, (protocol.scaled_variant, factor), scaled)
-            u, v = wavelets.align(full, other, alignment=protocol.alignment)
-            norms = torch.linalg.vector_norm(u, dim=-1) * torch.linalg.vector_norm(v, dim=-1)
-            found[f"scale_sensitivity_{factor:g}"] = (1 - torch.linalg.vecdot(u, v) / norms).numpy()
-        return found
+        self.signals(protocol.scaled_variant)  # it must be there
+        asked = protocol.wavelet, protocol.mode, protocol.level, protocol.alignment
+        if self._compared[0] != asked:
+            signals, found = dataclasses.replace(self._whole, protocol=protocol), {}
+            full = self._coefficients(signals, "whole", signals.signal)
+            for factor, scaled in self._scaled.items():
+                other = self._coefficients(signals, factor, scaled)
+                u, v = wavelets.align(full, other, alignment=protocol.alignment, check=False)
+                norms = torch.linalg.vector_norm(u, dim=-1) * torch.linalg.vector_norm(v, dim=-1)
+                cosine = torch.linalg.vecdot(u, v) / norms  # (variant, sequence, layer, head)
+                found[f"scale_sensitivity_{factor:g}"] = (1 - cosine).numpy()
+            self._compared = asked, found
+        variant = list(self._world).index(protocol.scaled_variant)
+        return {name: values[variant] for name, values in self._compared[1].items()}
 
     def _coefficients(self, signals, name, signal):
         """Return what `wavedec` does, of the deepest transform so far."""
@@ -68,21 +84,29 @@ class Shared:
         return [steps[level - 1][0], *(detail for _, detail in steps[level - 1 :: -1])]
 
 
-def _sums(signal, protocol):
-    """Return what the numbers of a spectrum are made of, each (sequence, layer, head, …).
+def _sums(signal, protocol, pads):
+    """Return what the numbers of a spectrum are made of, by padding; each (sequence, layer, head, …).
 
     That is the power of every band without its ends, of the zero-frequency and the Nyquist bin (0 where there
-    is none); of the same three parts −Σ p log p; and the largest power but for the zero-frequency bin.
+    is none); of the same three parts −Σ p log p; and the largest power but for the zero-frequency bin. The
+    bins of a length are every k-th of a k times longer one.
     """
-    options = {"window": protocol.window, "pad": protocol.pad, "detrend": protocol.detrend}
-    power = spectra.psd(signal, check=False, **options)  # (..., freq)
-    frequency = spectra.frequencies(signal.shape[-1], pad=protocol.pad)
-    band = torch.bucketize(frequency, 0.5 * torch.tensor(protocol.edges, dtype=torch.float64), right=True)
-    inner = (frequency > 0) & (frequency < 0.5)
-    parts = [inner & (band == number) for number in range(len(BANDS))]
-    parts = torch.stack([*parts, frequency == 0, frequency == 0.5], -1).double()  # (freq, part)
-    surprise = torch.special.entr(power) @ torch.stack([inner.double(), *parts.T[-2:]], -1)
-    return power @ parts, surprise, power[..., 1:].amax(-1)
+    options = {"window": protocol.window, "detrend": protocol.detrend, "check": False}
+    sizes = {pad: len(spectra.frequencies(signal.shape[-1], pad=pad, sided="two")) for pad in pads}
+    found, known = {}, {}  # known: transformed length → power and its surprise, (..., freq)
+    for pad in sorted(pads, key=sizes.get, reverse=True):
+        n = next((n for n in known if n % sizes[pad] == 0), sizes[pad])
+        if n not in known:
+            power = spectra.psd(signal, pad=pad, **options)
+            known[n] = power, torch.special.entr(power)
+        power, surprise = (values[..., :: n // sizes[pad]] for values in known[n])
+        frequency = spectra.frequencies(signal.shape[-1], pad=pad)
+        band = torch.bucketize(frequency, 0.5 * torch.tensor(protocol.edges, dtype=torch.float64), right=True)
+        inner = (frequency > 0) & (frequency < 0.5)
+        parts = [*(inner & (band == at) for at in range(len(BANDS))), frequency == 0, frequency == 0.5, inner]
+        parts = torch.stack(parts, -1).double()  # (freq, part)
+        found[pad] = power @ parts[:, :-1], surprise @ parts[:, [-1, -3, -2]], power[..., 1:].amax(-1)
+    return found
 
 
 def _numbers(power, surprise, peak, sided, dc):

@@ -2,10 +2,13 @@
 
 import math
 import operator
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial, reduce
 
 import pandas as pd
+import torch
 from tqdm.auto import tqdm
 
 from nbhelpers.arguments import checked, mapping, path, whole
@@ -44,11 +47,14 @@ class Worlds:
         The same of permuted data, a draw each; logarithms are natural there.
     length : int
         Tokens of a sequence.
+    seconds : dict of str to float
+        That each world took, two at a time, and one of the draws.
     """
 
     curves: dict
     draws: list = field(default_factory=list)
     length: int = 0
+    seconds: dict = field(default_factory=dict)
 
     def column(self, statistic):
         """Return a statistic as a DataFrame, a row per specification and a column per world.
@@ -107,7 +113,7 @@ def measure_worlds(
     length=256,
     bos="tokenizer",
     seed=0,
-    n_draws=19,
+    n_draws=99,
     cache=None,
     progress=True,
 ):
@@ -116,11 +122,13 @@ def measure_worlds(
     `model` and `text` are names as in :func:`nbhelpers.load_model` and :func:`nbhelpers.load_text`, `grid` is
     that of :func:`load_choices`. One model is held at a time; `cache` is a folder for what was seen of it.
     """
-    options = {"corpus": text, "seed": seed, "cache": cache, "progress": False}
+    options, seconds = {"corpus": text, "seed": seed, "cache": cache, "progress": False}, {}
     with tqdm(total=2 + len(DRAWN) + n_draws, unit="world", disable=None if progress else True) as bar:
 
-        def curves(world, grid=grid):
+        def curves(name, make, grid):
+            start, world = time.perf_counter(), make()
             found = {kind: specification_curve(world, grid, kind) for kind in CHOICES}
+            seconds[name] = time.perf_counter() - start
             bar.update()
             return found
 
@@ -132,11 +140,14 @@ def measure_worlds(
         unlearned = observe_variants(control, ids, grid, **options)
         del control
 
-        def unlike(null, seed, grid=grid):
-            return curves(map_variants(seen, partial(null, seed=seed)), grid)
+        def null(function, seed):
+            return lambda: map_variants(seen, partial(function, seed=seed))
 
         natural, seeds = dict(grid) | {"log_base": (None,)}, range(seed + 1, seed + 1 + n_draws)
-        found = {model: curves(seen), UNTRAINED: curves(unlearned)}
-        found |= {name: unlike(null, seed) for name, null in DRAWN.items()}
-        draws = [unlike(nulls.permuted, draw, natural) for draw in seeds]
-    return Worlds(found, draws, length)
+        jobs = [(model, lambda: seen, grid), (UNTRAINED, lambda: unlearned, grid)]
+        jobs += [(name, null(function, seed), grid) for name, function in DRAWN.items()]
+        names = [name for name, *_ in jobs]
+        jobs += [("a draw", null(nulls.permuted, draw), natural) for draw in seeds]
+        with ThreadPoolExecutor(2, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            every = list(pool.map(curves, *zip(*jobs, strict=True)))
+    return Worlds(dict(zip(names, every, strict=False)), every[len(names) :], length, seconds)

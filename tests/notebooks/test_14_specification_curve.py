@@ -48,3 +48,12 @@ def test_the_joint_test_states_its_floor(numbers):
     for name in ("C2", "C4", "C5", "C6"):
         assert numbers[f"{name}_joint_p"].value >= 1 / 3
         assert "least possible 0.333" in numbers[f"{name}_joint_p"].note
+
+
+def test_the_untrained_network_is_held_against_the_tables(numbers):
+    assert 0 <= numbers["one_pipeline"].value <= 3 * 5 * 2 * 2, "no more than there are readings"
+    assert numbers["rows_of_table_1"].value <= 7
+    assert 0 < numbers["rows_of_table_1"].null < 7
+    lost = [numbers[f"reconstruction_error_{name}"].value for name in ("float64", "float32", "float16")]
+    assert lost == pytest.approx([6e-16, 2e-7, 5e-4], rel=0.5)
+    assert numbers["width_moves_low_band"].value < 0.2

@@ -24,6 +24,9 @@ def test_what_was_recorded_is_judged(tmp_path):
     store = Results("10_scale_invariance", tmp_path / "results")
     store.record("C5_half", Estimate(0.2, 0.18, 0.22), null=0.03)
     store.record("C5_ratio", Estimate(2.0, 1.9, 2.1), null=2.8)
+    store = Results("14_specification_curve", tmp_path / "results")
+    for name in ("one_pipeline", "one_pipeline_share", "literal_misses", "rows_of_table_1"):
+        store.record(name, 0, null=0.5, note="of 360 readings span them")
     (run,) = run_notebooks([NAME], size="smoke", out=tmp_path, progress=False)
     assert run.status == "passed", run.error
     card = pd.read_parquet(tmp_path / "results" / NAME / "scorecard.parquet").set_index("claim")
@@ -33,6 +36,7 @@ def test_what_was_recorded_is_judged(tmp_path):
     shown = run.output.read_text()
     assert "image/png" in shown, "the summary figure"
     assert "Of the paper's 19 claims none holds here" in shown
+    assert "None that was tried here could**: 0 of 360 readings span them (0.0%)" in shown
 
 
 def test_the_contradictions_of_the_paper(numbers):
