@@ -68,9 +68,9 @@ def block(folder=STORED):
     (facts,) = load_provenance(folder).values()
     of = "{name} on {n_sequences} passages of {length} tokens of {corpus}".format(**facts["run"])
     card = scorecard(folder)
-    shown = f"{in_short(card)}\n\n{picture(card, FIGURES.relative_to(ROOT).as_posix())}"
-    folded = "<details><summary>The same as a table, with the reasons</summary>"
-    table = f"{folded}\n\n{scorecard_markdown(card, BESIDE)}\n</details>"
+    shown = picture(card, FIGURES.relative_to(ROOT).as_posix())
+    folded = "<details><summary>The same in words and as a table, with the reasons</summary>"
+    table = f"{folded}\n\n{in_short(card)}\n\n{scorecard_markdown(card, BESIDE)}\n</details>"
     return f"\n{shown}\n\nFrom `{facts['command']}` at commit `{facts['commit']}`: {of}.\n\n{table}\n\n"
 
 

@@ -206,7 +206,7 @@ def _mean_over_heads(values):
     return known_mean(values.reshape(len(values), -1), 1)
 
 
-def _change_over_depth(per_layer):
+def change_over_depth(per_layer):
     """Least-squares change from the first to the last layer, (sequence, layer) to (sequence,)."""
     if per_layer.shape[1] < 2:
         raise ValueError("a change over depth needs at least 2 layers, got 1")
@@ -316,11 +316,11 @@ def _random_condition(profiles, seed):
 STATISTICS = {
     "C1_mixed_share": Statistic(lambda t, p, protocol: _mixed(t, protocol).mean((1, 2)), possible=SHARE),
     "C1_rarer_share": Statistic(_polar_shares, lambda means: means.min(-1), possible=SHARE),
-    "C1_mixed_change": Statistic(lambda t, p, protocol: _change_over_depth(_mixed(t, protocol).mean(2))),
+    "C1_mixed_change": Statistic(lambda t, p, protocol: change_over_depth(_mixed(t, protocol).mean(2))),
     "C2_low": _metric("low_band"),
     "C2_mid": _metric("mid_band"),
     "C2_high": _metric("high_band"),
-    "C3_low_change": Statistic(lambda t, p, protocol: _change_over_depth(t.values("low_band").mean(2))),
+    "C3_low_change": Statistic(lambda t, p, protocol: change_over_depth(t.values("low_band").mean(2))),
     "C4_selectivity_over_null": _metric("frequency_selectivity", POSITIVE),
     "C4_tracks_peak": Statistic(_peak_tracking, possible=CORRELATION),
     "C5_half": _metric("scale_sensitivity_0.5", POSITIVE),

@@ -23,12 +23,6 @@ def cited(text, notebook=""):
         yield float(plain) / scale, half / scale, other or notebook[:2], name, part or "value"
 
 
-def unmarked(text):
-    """Return the numbers of a text that name no record; code and names (C3, SmolLM2-135M) have none."""
-    plain = re.sub(r"`[^`]*`|\]\([^)]*\)|<!--.*?-->", "", MARKED.sub("", text))
-    return re.findall(r"(?<![\w.-])\.?\d[\d.,]*(?![\w-])", plain)
-
-
 def reference():
     """Return the numbers of the reference run that the texts cite, by (number of the notebook, name)."""
     frame = pd.read_csv(str(REFERENCE))

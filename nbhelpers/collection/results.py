@@ -67,6 +67,16 @@ class Results:
         self._numbers[name] = entry | {"unit": unit, "note": note}
         self._write()
 
+    def record_all(self, estimates, *, nulls=None, **options):
+        """Record several numbers by name, beside their nulls of the same names, as :meth:`record` does."""
+        for name, estimate in estimates.items():
+            self.record(name, estimate, null=(nulls or {}).get(name), **options)
+
+    def tables(self, **frames):
+        """Store several tables by name, as :meth:`table` does."""
+        for name, frame in frames.items():
+            self.table(name, frame)
+
     def table(self, name, frame):
         """Store a table as Parquet and return its path.
 

@@ -249,6 +249,37 @@ def verdict_line(claim, records, folder):
     return f"**{number}, {title}: {verdict.verdict}.** {verdict.reason}."
 
 
+def conclude(store, numbers, records):
+    """Show the verdicts of some claims and what decides them; record the criteria that were measured.
+
+    `store` is the notebook's `Results`, which keeps the verdicts as the table "verdicts".
+    """
+    from IPython.display import Markdown, display  # late: the command line does without it
+
+    claims, planted = [paper.claim(number) for number in numbers], planted_rates(store.folder)
+    for claim in claims:
+        display(Markdown(verdict_line(claim, records, store.folder)))
+        for c in claim.criteria:
+            if c.name in records:
+                store.record(c.name, records[c.name], note=c.statistic)
+    display(wrapped(pd.concat([verdict_table(claim, records) for claim in claims], ignore_index=True)))
+    told = [(c.number, c.statement, *judge(c, records, planted=planted.get(c.number))) for c in claims]
+    store.table("verdicts", pd.DataFrame(told, columns=["claim", "the paper says", "verdict", "why"]))
+
+
+def conclude_second(store, number, profile, nulls):
+    """Measure, record and judge the second criteria of a claim on stationary lag profiles beside nulls."""
+    from IPython.display import Markdown, display  # late, as in `conclude`
+
+    from nbhelpers.claims.lag_kernels import measure_second  # late: torch
+
+    claim = paper.claim(number)
+    records = measure_second(profile, claim, nulls=nulls)
+    store.record_all(records)
+    display(Markdown(verdict_line(claim.other, records, store.folder)))
+    display(wrapped(verdict_table(claim.other, records)))
+
+
 def wrapped(frame):
     """Return a table without its index whose long cells wrap."""
     style = frame.style.hide(axis="index").set_properties(**{"text-align": "left", "white-space": "normal"})

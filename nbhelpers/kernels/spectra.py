@@ -8,11 +8,19 @@ import math
 
 import torch
 
-from nbhelpers.arguments import RULES, check_all, checked, refuse, several, share
+from nbhelpers.arguments import RULES, check_all, checked, refuse, several, share, whole
 
 from .checks import as_double, as_power, as_signal, log_base, negative_p_log_p
 
-__all__ = ["band_shares", "frequencies", "frequency_selectivity", "psd", "spectral_entropy", "window"]
+__all__ = [
+    "band_shares",
+    "frequencies",
+    "frequency_selectivity",
+    "psd",
+    "spectral_entropy",
+    "spikes",
+    "window",
+]
 
 
 @checked(name=RULES["window"], dtype=None)
@@ -183,6 +191,21 @@ def spectral_entropy(psd, *, base=None):
     power = as_power(psd)  # (..., freq)
     share = power / power.sum(-1, keepdim=True)  # (..., freq)
     return negative_p_log_p(share).sum(-1) / log_base(base)
+
+
+@checked(n=whole(1))
+def spikes(signal, n=5, *, window="hann", check=True):
+    """Return which entries of a windowed signal hold the most energy, and the share of it that they hold.
+
+    An impulse has a flat spectrum: where a few entries hold most energy, the bands tell little else. Of a
+    signal (..., position) the indices are (..., n), the largest first; the share is (...), from n / length
+    to 1, NaN where the windowed signal is 0. `window` and `check` are those of `psd`.
+    """
+    energy = _apply_window(as_signal(signal, check=check), window).square()
+    if n > energy.shape[-1]:
+        raise ValueError(f"a signal of {energy.shape[-1]} entries has no {n} largest; ask for fewer")
+    largest = energy.topk(n, dim=-1)
+    return largest.indices, largest.values.sum(-1) / energy.sum(-1)
 
 
 def _apply_window(x, name):

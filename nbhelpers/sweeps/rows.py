@@ -256,6 +256,25 @@ def rows_beside(
     return pd.concat([part for part in parts if len(part)], ignore_index=True)
 
 
+def beside_sweep(store, sweep, live, metrics, grid, *, tables=(), every_model=False):
+    """Show the rows of a notebook with those of a finished sweep and of tables of the paper; return them.
+
+    `live()` gives the notebook's rows, `store` keeps all as the table "sweep". If `sweep` is None, a line
+    says how to make one of a shipped `grid`, and None is returned. The rest is as in `rows_beside`.
+    """
+    from IPython.display import display  # late: the command does without it
+
+    if sweep is None:
+        print(how_to_sweep(store.notebook[:2], grid))
+        return None
+    finished = load_sweep(sweep)
+    print(finished.status())
+    together = rows_beside(finished, live(), metrics, tables=tables, every_model=every_model)
+    store.table("sweep", together)
+    display(shown_rows(together).style.hide(axis="index"))
+    return together
+
+
 def tidy(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
     """Return rows, with value or mean, as a frame of :data:`COLUMNS`; what a row lacks is "" or NaN."""
     frame = pd.DataFrame(rows).rename(columns={"mean": "value"}).reindex(columns=list(COLUMNS))

@@ -425,14 +425,6 @@ def variance_share(values, factor, *, confidence=0.95):
     return VarianceShare(estimate, variance, error)
 
 
-@checked(values=mapping)
-def seed_variance(values):
-    """Return the unbiased variance of what a seed does to all arms (perhaps below 0), and what is left."""
-    table, error, _ = _blocks(values)
-    between = table.shape[0] * table.mean(0).var(ddof=1)
-    return float((between - error) / table.shape[0]), error
-
-
 def _blocks(values):
     """Return the table (arm, seed), the mean square of what arms and seeds leave, and its freedom."""
     rows = [np.asarray(row, dtype=np.float64) for row in values.values()]

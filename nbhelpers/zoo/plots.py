@@ -14,7 +14,7 @@ NOTHING = "no run of these arms was collected yet"
 
 def encoding_colour(arm):
     """Return the colour of an arm's encoding: the same in every figure."""
-    palette = sns.color_palette("colorblind", len(ENCODINGS))
+    palette = [*sns.color_palette("colorblind", len(ENCODINGS) - 1), (0.15, 0.15, 0.15)]
     return palette[ENCODINGS.index(arm.partition("-")[0])]
 
 
@@ -37,10 +37,11 @@ def arm_points(values, *, ax=None, label="", nulls=None):
     return ax
 
 
-def arm_curves(curves, *, ax=None, label=""):
+def arm_curves(curves, *, ax=None, label="", named=None):
     """Draw a metric over training, one colour per encoding: thin lines for seeds, a thick one for their mean.
 
-    `curves` are (steps, values) by arm, of shapes (step,) and (seed, step).
+    `curves` are (steps, values) by arm, of shapes (step,) and (seed, step). Where arms are `named`, each has
+    its name at the end of its curve, and the others are grey.
     """
     ax = axes_or_new(ax)
     ax.set(ylabel=label, xlabel="updates")
@@ -50,6 +51,10 @@ def arm_curves(curves, *, ax=None, label=""):
     for arm, (steps, values) in curves.items():
         x, values = np.log10(np.asarray(steps) + 1.0), np.atleast_2d(values)
         colour, marker = encoding_colour(arm), MARKERS[arm.partition("-")[0]]
+        if named is not None and arm not in named:
+            colour = "0.75"
+        elif named:
+            ax.text(x[-1], values.mean(0)[-1], f"  {arm}", color=colour, va="center")
         if len(values) > 1:
             ax.plot(x, values.T, color=colour, lw=0.7, alpha=0.5)
         told = f"{arm} ({len(values)} seed{'s' if len(values) > 1 else ''})"

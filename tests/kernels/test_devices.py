@@ -47,6 +47,7 @@ CALLS = {
         lambda on: frames.head_similarity(on(SIGNAL), check=False),
         lambda on: frames.head_similarity(on(SIGNAL), center=True, check=False),
     ],
+    "spikes": [lambda on: spectra.spikes(on(SIGNAL), check=False)],
     "as_real": [lambda on: checks.as_real(on(torch.arange(9)))],
     "as_signal": [lambda on: checks.as_signal(on(torch.arange(9)), check=False)],
     "wavelengths": [lambda on: rope.wavelengths(on(rope.inverse_frequencies(16)))],

@@ -163,6 +163,15 @@ class TestSpectralEntropy:
         assert signal.grad.isfinite().all()
 
 
+def test_spikes_are_the_entries_of_largest_windowed_energy():
+    signal = torch.tensor([[9.0, 0, 3, 0, 4, 0, 0, 0, 9], [0, 0, 1, 1, 1, 1, 1, 0, 0]])
+    index, share = spectra.spikes(signal, 1)  # Hann hides both ends; it is 1/2 at entry 2 and 1 at entry 4
+    assert index.tolist() == [[4], [4]]
+    weights = np.hanning(9)[2:7] ** 2
+    assert_close(share, np.array([16 / (16 + 9 * weights[0]), 1 / weights.sum()]), dtype=torch.float32)
+    assert spectra.spikes(signal, 2, window="boxcar")[0][0].sort().values.tolist() == [0, 8]
+
+
 @pytest.mark.parametrize(
     "function", [spectra.psd, spectra.band_shares, spectra.frequency_selectivity, spectra.spectral_entropy]
 )
@@ -177,6 +186,7 @@ def test_gradients(function):
         (lambda: spectra.psd(torch.ones(8), window="blackman"), "window"),
         (lambda: spectra.psd(torch.ones(3, 0)), r"\(3, 0\)"),
         (lambda: spectra.psd(torch.tensor([1.0, math.nan])), "1 of 2 entries"),
+        (lambda: spectra.spikes(torch.ones(8), 9), "8 entries has no 9 largest"),
         (lambda: spectra.band_shares(torch.ones(9), frequency=torch.arange(8)), r"\(8,\)"),
         *[
             (lambda edges=edges: spectra.band_shares(torch.ones(9), edges=edges), "edges of band_shares")

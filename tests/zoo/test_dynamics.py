@@ -18,7 +18,6 @@ from nbhelpers.zoo.dynamics import (
     rise,
     rising_steps,
     same_event,
-    seed_variance,
     trend_per_decade,
     unexplained,
     variance_share,
@@ -290,11 +289,7 @@ def test_factors_of_two_levels_have_the_variance_of_their_levels():
     assert (none.value, none.p_value) == (0, 1)
 
 
-def test_the_seed_is_a_random_effect():
-    tables = (crossed(np.zeros(6), seed_sd=0.8, noise_sd=0.3, n_seeds=4, seed=k) for k in range(300))
-    seeds, rest = np.mean([seed_variance(values) for values in tables], 0)
-    assert seeds == pytest.approx(0.64, rel=0.15)
-    assert rest == pytest.approx(0.09, rel=0.05)
+FACTOR = Factor.levels("x", ["a", "b"])
 
 
 def test_what_cannot_be_measured_is_refused():
@@ -312,8 +307,8 @@ def test_what_cannot_be_measured_is_refused():
         (lambda: largest_departure(np.full(5, 1e6), sized()), ValueError, "different"),
         (lambda: largest_departure(SIZES, np.full((5, 3), np.nan)), ValueError, "not finite"),
         (lambda: largest_departure(SIZES, np.ones((5, 3))), ValueError, "do not differ"),
-        (lambda: seed_variance({"a": [1.0, 2], "b": [1.0, 3]}), ValueError, "at least 2 arms"),
-        (lambda: seed_variance({"a": [1.0, 2, 3], "b": [1.0, np.nan, 3]}), ValueError, "1 of 6"),
+        (lambda: variance_share({"a": [1.0, 2], "b": [1, 3]}, FACTOR), ValueError, "at least 2 arms"),
+        (lambda: variance_share({"a": [1.0, 2, 3], "b": [1, np.nan, 3]}, FACTOR), ValueError, "1 of 6"),
         (lambda: variance_share({"a": X[:3], "b": X[1:4]}, Factor.levels("x", "bc")), KeyError, "arms c"),
     ):
         with pytest.raises(kind, match=told):

@@ -25,6 +25,8 @@ def test_curves_are_over_log_updates_with_their_mean(ax):
     mean = ax.lines[-1]
     assert mean.get_xdata() == pytest.approx(np.log10(steps + 1))
     assert mean.get_ydata() == pytest.approx([2, 3, 4, 5])
+    arm_curves({"rope": (steps, steps), "t5": (steps, steps)}, ax=ax, named=["rope"])
+    assert ([text.get_text().strip() for text in ax.texts], ax.lines[-1].get_color()) == (["rope"], "0.75")
 
 
 def test_knots_have_their_intervals(ax):

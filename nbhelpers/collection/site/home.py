@@ -16,12 +16,11 @@ _STATUS = {
 }  # fmt: skip
 
 _HOME = """\
-# What does a model's attention do across positions and scales?
+# Do attention heads behave like wavelets?
 
-Jupyter notebooks, and the package `nbhelpers` under them, that put the claims of *Beyond Position: the
-emergence of wavelet-like properties in Transformers* (arXiv 2410.18067) to the test: the paper's own
-definitions first, beside every number an interval over sequences and what attention that learned nothing
-would give.
+The claims of *Beyond Position: the emergence of wavelet-like properties in Transformers* (arXiv 2410.18067),
+put to the test: the paper's own definitions first, beside every number an interval over sequences and what
+attention that learned nothing gives. Notebook 00 begins with the answer.
 {verdicts}{gallery}
 ## Notebooks
 
