@@ -42,6 +42,7 @@ def test_shares_of_a_number_sum_to_one(numbers, tables):
     by_base = entropy.groupby("log_base").value.mean()
     assert by_base["2"] / by_base["10"] == pytest.approx(np.log(10) / np.log(2))
     assert numbers["least_spectral_entropy"].value == entropy.value.min()
+    assert numbers["half_most"].value == of(tables, "S(0.5)").value.max(), "as C5 reads it"
 
 
 def test_the_joint_test_states_its_floor(numbers):
