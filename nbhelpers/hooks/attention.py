@@ -9,6 +9,7 @@ Whose call it is, the context says: other threads, other models and captures ins
 
 import contextlib
 import inspect
+import itertools
 import types
 from contextvars import ContextVar
 
@@ -21,7 +22,7 @@ from nbhelpers.inputs.probes import fresh_rotations, innermost_attention
 from nbhelpers.kernels.entropy import SUM_TOLERANCE, SUM_TOLERANCE_HALF
 from nbhelpers.profiles import Profiles
 
-from . import flash, proof
+from . import flash, fused, proof
 from .exchange import as_written, attention_entries, exchanged
 from .layers import layer_numbers, names_of
 from .reductions import Block, Layout
@@ -68,17 +69,19 @@ class Recorder:
 
     What is kept of a layer stays on its device until the pass is over: the host reads nothing in between.
     `attention_mask`, (batch, query of the stream) with 1 for real queries, is best left on the CPU, where
-    nothing has to be waited for. `chunk` is the number of query rows held at once.
+    nothing has to be waited for. `chunk` is the number of query rows held at once, `kernels` what
+    :func:`nbhelpers.hooks.fused.compiled` gave.
     """
 
-    def __init__(self, model, reductions=(), *, stream=None, attention_mask=None, chunk=None):
+    def __init__(self, model, reductions=(), *, stream=None, attention_mask=None, chunk=None, kernels=None):
         config = model.config.get_text_config()
         self.reductions = reductions
         self.stream = stream or streams_of(model)[0]
         # Whether a query of this stream sees only keys up to itself.
         self.causal = self.stream == "decoder" or (self.stream == "self" and is_causal(model))
         self.attention_mask = attention_mask
-        self.chunk = chunk
+        self.chunk, self.kernels = chunk, kernels
+        self.fused = []  # per layer, whether these measured its rows
         self.arrays = {reduction.name: [] for reduction in reductions}
         self.layouts = {}  # one for each device that layers lie on; they differ in nothing else
         self.n_calls = 0
@@ -136,15 +139,26 @@ class Recorder:
         # A softmax sums to 1 unless a score is not finite: 0 times the sums is 0, or NaN if anything is not.
         self.errors.append(0 * (query.sum(dtype=torch.float32) + key.sum(dtype=torch.float32)))
         with torch.autocast(query.device.type, enabled=False):
+            causal, scaling = scores_of(module, query, mask, **options)
             if flash.suits(self.reductions, layout, self.attention_mask, mask, options):
-                causal, scaling = scores_of(module, query, mask, **options)
                 sums = flash.key_sums(query, key, scaling=scaling, causal=causal)
                 for reduction in self.reductions:
                     self.arrays[reduction.name].append(reduction.finish(sums, layout))
                 self.prove(module, query, key, value, mask, output, **options)
-            else:
+                return
+            left = self.reductions
+            if self.kernels and fused.suits(layout, query, causal, self.attention_mask, mask, options):
+                found, attn = fused.measure(self.kernels, left, query, key, layout, scaling)
+                for name, array in found.items():
+                    self.arrays[name].append(array)
+                self._hold(attn, layout.n_queries - attn.shape[2], value, mask, output)
+                left = [reduction for reduction in left if reduction.name not in found]
+            if left:
                 blocks = score_blocks(module, query, key, mask, self._rows(layout), **options)
-                self._reduce(layout, self._proved(layout, blocks, value, mask, output))
+                self._reduce(layout, self._proved(layout, blocks, value, mask, output), left)
+            self.fused.append(left is not self.reductions)
+            if left and self.fused[-1]:  # held twice: one number for each layer
+                self.differences[-2:] = [torch.maximum(*self.differences[-2:])]
 
     def prove(self, module, query, key, value, mask, output, **options):
         """Hold the last rows, where they are not formed anyway, against the model's output."""
@@ -181,7 +195,7 @@ class Recorder:
         blocks = ((start, None, attn[:, :, start : start + rows].float()) for start in starts)
         self._look_ahead(attn > 0, layout)
         with torch.autocast(attn.device.type, enabled=False):
-            self._reduce(layout, blocks)
+            self._reduce(layout, blocks, self.reductions)
 
     def _look_ahead(self, shown, layout):
         """Note whether real queries see later keys; `shown` (batch, head, query, key) is what they see."""
@@ -260,8 +274,10 @@ class Recorder:
         n_kv_heads = min(self.n_kv_heads) if self.n_kv_heads else families.n_kv_heads_of(self._config)
         groups = [head * n_kv_heads // layout.n_heads for head in range(layout.n_heads)]
         arrays = {name: gathered(layers, 1).float() for name, layers in self.arrays.items()}
-        proved = {"proof": self.proof()}
-        return Profiles(arrays, axes, coordinates, layout.n_real.long().cpu(), groups, proved, layers)
+        facts = {"proof": self.proof()}
+        if self.kernels:
+            facts["fused"] = [*itertools.compress(layers, self.fused)]
+        return Profiles(arrays, axes, coordinates, layout.n_real.long().cpu(), groups, facts, layers)
 
     def _rows(self, layout):
         return self.chunk or default_chunk(layout.batch, layout.n_heads, layout.n_keys, layout.device)
@@ -284,14 +300,14 @@ class Recorder:
             )
         return self.layouts[device]
 
-    def _reduce(self, layout, blocks):
-        states = [reduction.start(layout) for reduction in self.reductions]
+    def _reduce(self, layout, blocks, reductions):
+        states = [reduction.start(layout) for reduction in reductions]
         for start, scores, attn in blocks:
             rows = None if layout.weight is None else layout.weight[:, start : start + attn.shape[-2]]
             block = Block(attn, scores, start, rows)
-            for reduction, state in zip(self.reductions, states, strict=True):
+            for reduction, state in zip(reductions, states, strict=True):
                 reduction.update(state, block, layout)
-        for reduction, state in zip(self.reductions, states, strict=True):
+        for reduction, state in zip(reductions, states, strict=True):
             self.arrays[reduction.name].append(reduction.finish(state, layout))
 
 

@@ -22,6 +22,7 @@ from nbhelpers.kernels.checks import as_real
 from nbhelpers.profiles import Profiles
 
 from .attention import Recorder, forward, positions_of, shifted_right, streams_of, takes
+from .fused import compiled
 from .layers import names_of
 from .memory import explained, plan, step_down
 from .reductions import resolve
@@ -47,6 +48,7 @@ def capture(
     decoder_ids=None,
     decoder_mask=None,
     beyond=False,
+    fused=True,
     cache=None,
     progress=True,
 ):
@@ -77,6 +79,10 @@ def capture(
     beyond : bool
         Whether sequences may be longer than the model was trained on, where its positions go on (rotations,
         ALiBi).
+    fused : bool
+        Whether compiled loops (``pip install 'nbhelpers[fast]'``) measure ``row_metrics``, and
+        ``row_entropy`` beside it, where they can: on a CPU, of causal attention without padding, window, soft
+        cap, bias or sink term, under a protocol near :data:`nbhelpers.PAPER`; provenance names the layers.
     cache : path, optional
         A folder in which each finished batch is kept. The same call finds them again, so an interrupted run
         resumes.
@@ -127,7 +133,9 @@ def capture(
     if rotations and mask is not None:
         batch_size = 1  # each sequence is rotated by its own length
     todo = plan(network, *ids.shape, batch_size=batch_size, chunk=chunk)
-    facts = _provenance(model, network, made, stream, todo) | ({"rotations": rotations} if rotations else {})
+    kernels = compiled(made) if fused else None
+    facts = _provenance(model, network, made, stream, todo, kernels)
+    facts |= {"rotations": rotations} if rotations else {}
     with fresh_rotations(network):
         store = BatchStore(cache, network, facts, *inputs.values())
     parts = []
@@ -141,7 +149,9 @@ def capture(
                 batch = {name: None if full is None else full[rows] for name, full in inputs.items()}
                 try:
                     with explained(todo):
-                        part = _run_batch(network, batch, made, stream, todo).with_provenance(**facts)
+                        part = _run_batch(network, batch, made, stream, todo, kernels).with_provenance(
+                            **facts
+                        )
                 except MemoryError as error:
                     todo = step_down(network, todo, error)
                     continue
@@ -152,15 +162,16 @@ def capture(
     return Profiles.concatenate(parts)
 
 
-def _run_batch(network, inputs, reductions, stream, todo):
+def _run_batch(network, inputs, reductions, stream, todo, kernels):
     """Return the Profiles of one forward pass."""
     with contextlib.suppress(RuntimeError):  # a hint: where there is no room for it, blocks may still fit
         torch.empty(LARGEST_KEPT_BYTES, dtype=torch.uint8)  # allocated and freed untouched: costs nothing
     mask = inputs["decoder_mask" if stream in ("decoder", "cross") else "attention_mask"]  # of the queries
-    recorder = Recorder(network, reductions, stream=stream, attention_mask=mask, chunk=todo.chunk)
+    options = {"stream": stream, "attention_mask": mask, "chunk": todo.chunk, "kernels": kernels}
+    recorder = Recorder(network, reductions, **options)
     forward(network, recorder, **inputs)
     if recorder.names.keys() != names_of(network).keys():  # BigBird's first short text exchanges its modules
-        return _run_batch(network, inputs, reductions, stream, todo)
+        return _run_batch(network, inputs, reductions, stream, todo, kernels)
     return recorder.profiles()
 
 
@@ -237,8 +248,8 @@ def _checked_mask(name, given, ids, *, keep=False):
     return None if bool(mask.all()) and not keep else mask
 
 
-def _provenance(model, network, reductions, stream, todo):
-    packages = ("torch", "transformers", "numpy", "pywavelets")
+def _provenance(model, network, reductions, stream, todo, kernels):
+    packages = ("torch", "transformers", "numpy", "pywavelets", *(["numba"] if kernels else []))
     versions = {name: importlib.metadata.version(name) for name in packages}
     facts = {
         "model": asdict(describe(model)),

@@ -13,13 +13,17 @@ from .reductions import KeyProfile
 LEAST_KEYS = 2048  # below, blocks of the matrix fit and serve all reductions at once
 
 
+def plain(layout, weight, mask, options):
+    """Return whether a layer's attention is the softmax of products alone, with at most a causal mask."""
+    bare = all(options.get(name) is None for name in ("softcap", "position_bias", "s_aux"))
+    return bare and weight is None and mask is None and layout.n_queries == layout.n_keys
+
+
 def suits(reductions, layout, weight, mask, options):
-    """Return whether two fused passes give what is asked: the key profile alone, at most a causal mask."""
-    plain = all(options.get(name) is None for name in ("softcap", "position_bias", "s_aux"))
+    """Return whether two fused passes give what is asked: the key profile alone, of plain attention."""
     alone = all(type(reduction) is KeyProfile for reduction in reductions)
     long = layout.device.type == "cuda" and layout.n_keys >= LEAST_KEYS
-    square = layout.n_queries == layout.n_keys
-    return alone and plain and long and square and weight is None and mask is None
+    return alone and long and plain(layout, weight, mask, options)
 
 
 def key_sums(query, key, *, scaling, causal):

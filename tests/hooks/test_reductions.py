@@ -5,9 +5,8 @@ import itertools
 
 import numpy as np
 import pytest
-import pywt
 import tiny_models as tiny
-from slow_metrics import entropy
+from slow_metrics import entropy, slow_row_metrics
 from tolerances import assert_metric
 
 from nbhelpers.hooks import reductions
@@ -46,22 +45,6 @@ def slow(attn, mask, function):
     real = [np.flatnonzero(row).tolist() for row in mask]
     parts = [tiny.over_heads(attn[[s]], lambda a, s=s: function(a, real[s])) for s in range(len(attn))]
     return np.concatenate(parts)
-
-
-def signal_of(row, protocol):
-    if protocol.sink == "keep":
-        return row
-    rest = row[1:]
-    return rest / rest.sum() if rest.sum() > 0 else rest
-
-
-def spectrum(signal, protocol):
-    n = len(signal)
-    n_bins = {1: n, 2: 2 * n, "next_pow2": 2 ** int(np.ceil(np.log2(n)))}[protocol.pad]
-    signal = signal - signal.mean() if protocol.detrend == "mean" else signal
-    signal = signal * (np.hanning(n) if protocol.window == "hann" else 1.0)
-    bins = np.fft.fft(signal, n_bins)
-    return abs(bins[: n_bins // 2 + 1] if protocol.sided == "one" else bins) ** 2
 
 
 def assert_profile(got, expected, *, largest=None):
@@ -126,33 +109,6 @@ def test_equal_to_a_loop(case, name):
         "stationary_profile": list(range(LENGTH // 2)),
     }
     assert got.coordinates[name] == own.get(name, list(range(LENGTH)))
-
-
-def slow_row_metrics(a, real, protocol):
-    """Means over rows of eqs. 7, 3, 2, 6 and 5, and the correlation of eqs. 8 and 9 over rows with power."""
-    n = LENGTH - (protocol.sink != "keep")
-    base = np.log(protocol.log_base or np.e)
-    shortest = n if protocol.level == "own" else int(n * 0.25)
-    level = pywt.dwt_max_level(shortest, protocol.wavelet)
-    n_bins = {1: n, 2: 2 * n, "next_pow2": 2 ** int(np.ceil(np.log2(n)))}[protocol.pad]
-    frequency = np.fft.rfftfreq(n_bins) if protocol.sided == "one" else abs(np.fft.fftfreq(n_bins))
-    limits = [-1.0, *(0.5 * edge for edge in protocol.edges), 1.0]
-    spectral, positional, scales = [], [], []
-    for i in real:
-        signal = signal_of(a[i], protocol)
-        power = spectrum(signal, protocol)
-        if power.sum() > 0:
-            share = power / power.sum()
-            inside = [(frequency >= lo) & (frequency < hi) for lo, hi in itertools.pairwise(limits)]
-            bands = [share[one].sum() for one in inside]
-            rest = np.delete(share, share.argmax()).sum()
-            spectral.append([entropy(share) / base, share.max() / rest, *bands, entropy(signal) / base])
-        positional.append(entropy(signal) / base)
-        coefficients = pywt.wavedec(signal, protocol.wavelet, protocol.mode, level)
-        scales.append([entropy(c**2) / base for c in coefficients])
-    spectral = np.array(spectral)
-    correlation = np.corrcoef(spectral[:, 0], spectral[:, -1])[0, 1]
-    return [*spectral[:, :-1].mean(0), np.mean(positional), *np.mean(scales, 0), correlation]
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

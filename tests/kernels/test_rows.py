@@ -61,6 +61,18 @@ def test_row_psd_is_that_of_the_whole_signal(options):
         assert torch.equal(given, before)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("length", [1, 34, 509, 512, 517, 1023, 2047])
+def test_a_transform_is_the_same_by_either_library(length, dtype):
+    given = attention_rows(length, leading=(3,), dtype=dtype)
+    found, expected = rows.real_fft(given), np.fft.rfft(given.double().numpy())
+    assert found.dtype == torch.view_as_complex(torch.zeros(2, dtype=dtype)).dtype
+    assert_close(torch.view_as_real(found), np.stack([expected.real, expected.imag], -1), dtype=dtype)
+    flowing = given.clone().requires_grad_()
+    rows.real_fft(flowing).abs().sum().backward()
+    assert flowing.grad.isfinite().all()
+
+
 @pytest.mark.parametrize("spread", [1, 10, 20])
 def test_what_a_window_leaves_beside_a_sink_keeps_its_digits(spread):
     # Scores of up to this standard deviation, and key 0 above them all: the rest is about 1e-23 at 20.
