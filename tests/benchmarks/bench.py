@@ -2,7 +2,7 @@
 
 Every variant lives in a process of its own that has loaded the model; they are called in turn, round after
 round, so that a machine whose speed drifts slows all alike. Where there is a GPU, it gets a table of its own
-beside that of the CPU.
+beside that of the CPU. It writes a CSV, the table of the README and a figure.
 
     python tests/benchmarks/bench.py --out build/bench
 """
@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import ctypes
 import gc
+import importlib.util
 import json
 import os
 import platform
@@ -19,6 +20,7 @@ import sys
 import time
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pywt
@@ -29,88 +31,52 @@ from nbhelpers.inputs.models import load_model
 from nbhelpers.inputs.text import load_text
 
 FLOOR = "plain forward pass (SDPA)"
-# What keeps glibc from returning large blocks to the system after every use, page fault by page fault.
-TUNED = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000"}
+LOOPS = "every row, compiled loops"  # on a CPU, with numba
+EAGER = ("output_attentions only", "every row, numpy")  # ask the model for every matrix
 
 
-def plain_forward(model, ids):
-    """Run the model with its language-model head."""
-    model.model(ids, use_cache=False)
+def every_row_by_numpy(model, ids):
+    """Store all matrices; then for all rows of a layer at once eqs. 1-7 as they read, and db2 entropies."""
+    for layer in model.model(ids, use_cache=False, output_attentions=True).attentions:
+        rows = layer[0].float().cpu().numpy()
+        n = rows.shape[-1]
+        psd = np.abs(np.fft.rfft(rows * np.hanning(n), axis=-1)) ** 2
+        total = psd.sum(-1, keepdims=True) + 1e-10
+        share, bins = psd / total, psd.shape[-1]
+        [part.sum(-1) for part in np.split(share, [bins // 4, 3 * bins // 4], axis=-1)]
+        psd.max(-1) / (total[..., 0] - psd.max(-1) + 1e-10)
+        [-(p * np.log(p + 1e-10)).sum(-1) for p in (share, rows)]
+        level = pywt.dwt_max_level(n // 4, "db2")
+        energies = [c**2 for c in pywt.wavedec(rows, "db2", level=level, axis=-1)]
+        [-(e * np.log(e + 1e-10)).sum(-1) for e in energies]
 
 
-def headless_forward(model, ids):
-    """Run the model without its language-model head, as capture does."""
-    model.model.base_model(ids, use_cache=False)
-
-
-def output_attentions(model, ids):
-    """Ask the model for every attention matrix."""
-    return model.model(ids, use_cache=False, output_attentions=True).attentions
-
-
-def natural_mean_signal(model, ids):
-    """Do what comes naturally: store all matrices, then FFT and wavedec of each head's mean row in a loop."""
-    for layer in output_attentions(model, ids):
-        for head in layer[0].float().cpu().numpy():
-            _row_by_numpy(head.mean(0))
-
-
-def natural_every_row(model, ids):
-    """The same for every row of every head, in loops."""
-    for layer in output_attentions(model, ids):
-        for head in layer[0].float().cpu().numpy():
-            for row in head:
-                _row_by_numpy(row)
-
-
-def vectorised_every_row(model, ids):
-    """The same for all rows of a layer at once, by numpy and PyWavelets."""
-    for layer in output_attentions(model, ids):
-        _row_by_numpy(layer[0].float().cpu().numpy())
-
-
-def streamed(*reductions):
+def streamed(*reductions, **options):
     """Return a variant that captures some reductions."""
-    return lambda model, ids: capture(model, ids, list(reductions), progress=False)
+    return lambda model, ids: capture(model, ids, list(reductions), progress=False, **options)
 
 
 VARIANTS = {
-    FLOOR: plain_forward,
-    "the same without the head": headless_forward,
-    "output_attentions only": output_attentions,
-    "natural stack, mean signal, loops": natural_mean_signal,
-    "natural stack, every row, loops": natural_every_row,
-    "every row, numpy vectorised": vectorised_every_row,
-    "streamed key profile": streamed("key_profile"),  # on a GPU two fused passes, from 2048 tokens on
-    "streamed key + lag profiles": streamed("key_profile", "lag_profile"),
-    "streamed every row": streamed("row_entropy", "row_metrics"),
+    FLOOR: lambda model, ids: model.model(ids, use_cache=False),
+    "the same without the head": lambda model, ids: model.model.base_model(ids, use_cache=False),
+    EAGER[0]: lambda model, ids: model.model(ids, use_cache=False, output_attentions=True),
+    EAGER[1]: every_row_by_numpy,
+    "key profile": streamed("key_profile"),  # on a GPU two fused passes, from 2048 tokens on
+    "key + lag profiles": streamed("key_profile", "lag_profile"),
+    "every row, blocks": streamed("row_entropy", "row_metrics", fused=False),
+    LOOPS: streamed("row_entropy", "row_metrics"),
 }
-EAGER = (output_attentions, natural_mean_signal, natural_every_row, vectorised_every_row)
-
-
-def _row_by_numpy(rows):
-    """PSD, bands, selectivity, entropies and db2 entropies of rows along the last axis, as eqs. 1-7 read."""
-    n = rows.shape[-1]
-    psd = np.abs(np.fft.rfft(rows * np.hanning(n), axis=-1)) ** 2
-    total = psd.sum(-1, keepdims=True) + 1e-10
-    share, bins = psd / total, psd.shape[-1]
-    bands = [part.sum(-1) for part in np.split(share, [bins // 4, 3 * bins // 4], axis=-1)]
-    selectivity = psd.max(-1) / (total[..., 0] - psd.max(-1) + 1e-10)
-    entropies = [-(p * np.log(p + 1e-10)).sum(-1) for p in (share, rows)]
-    level = pywt.dwt_max_level(n // 4, "db2")
-    energies = [c**2 for c in pywt.wavedec(rows, "db2", level=level, axis=-1)]
-    return bands, selectivity, entropies, [-(e * np.log(e + 1e-10)).sum(-1) for e in energies]
 
 
 def serve(variant, model_name, device, dtype, threads):
     """Load the model, then run the variant for each length read from standard input; answer in JSON lines."""
     torch.set_num_threads(threads)
     model = load_model(model_name, device=device, dtype=dtype)
-    if VARIANTS[variant] in EAGER:
+    if variant in EAGER:
         model.model.set_attn_implementation("eager")
     place = model.model.device
     with torch.inference_mode():  # weights read from disk page by page belong to the loaded model
-        plain_forward(model, load_text("moby-dick", model, n_sequences=1, length=16).to(place))
+        VARIANTS[FLOOR](model, load_text("moby-dick", model, n_sequences=1, length=16).to(place))
     meter = _GpuMeter(place) if place.type == "cuda" else _HostMeter()
     facts = {"machine": _machine(threads, place), "dtype": str(model.model.dtype).removeprefix("torch.")}
     print(json.dumps(facts), flush=True)
@@ -185,10 +151,9 @@ class _Worker:
         command = [sys.executable, __file__, "--serve", variant, "--model", arguments.model]
         command += ["--device", device, "--threads", str(arguments.threads)]
         command += ["--dtype", arguments.dtype] if arguments.dtype else []
-        environment = os.environ | (TUNED if arguments.malloc == "tuned" else {}) | {"TQDM_DISABLE": "1"}
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-        )
+        environment = os.environ | {"TQDM_DISABLE": "1"}
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        self.process = subprocess.Popen(command, text=True, env=environment, **pipes)
         self.facts = self._answer()
 
     def run(self, length):
@@ -215,10 +180,12 @@ def devices_here():
 def measure(device, arguments):
     """Yield, after each length, a row per variant and round so far: seconds and peak MB."""
     only = arguments.only or [""]
-    names = [name for name in VARIANTS if name == FLOOR or any(part in name for part in only)]
+    compiles = device == "cpu" and importlib.util.find_spec("numba") is not None
+    names = [name for name in VARIANTS if name != LOOPS or compiles]
+    names = [name for name in names if name == FLOOR or any(part in name for part in only)]
     workers = {name: _Worker(name, device, arguments) for name in names}
-    facts = workers[FLOOR].facts | {"malloc": arguments.malloc}
-    print("{}, {dtype}, {malloc} malloc, {machine}".format(arguments.model, **facts), flush=True)
+    facts = workers[FLOOR].facts
+    print("{}, {dtype}, {machine}".format(arguments.model, **facts), flush=True)
     rows, began = [], time.perf_counter()
     for length in arguments.lengths:
         for turn in range(arguments.rounds + 1):  # turn 0 warms up
@@ -231,7 +198,7 @@ def measure(device, arguments):
 
 
 def summarise(frame):
-    """Return seconds, their ratio to the floor's, peak MB and rounds per variant and length; NaN is out of
+    """Return seconds, their ratios to the floor's, peak MB and rounds per variant and length; NaN is out of
     memory, and round 0 the warm-up."""
     grouped = frame[frame["round"] > 0].groupby(["variant", "length"], sort=False)
     table = grouped.agg(
@@ -240,9 +207,10 @@ def summarise(frame):
         peak_mb=("peak_mb", "max"),
         rounds=("seconds", "size"),
     ).reset_index()
-    floor = table[table.variant == FLOOR].set_index("length").seconds_min
-    table["ratio_of_minima"] = table.seconds_min / table.length.map(floor)
-    for column in ("machine", "malloc", "dtype"):
+    floor = table[table.variant == FLOOR].set_index("length")
+    table["ratio_of_minima"] = table.seconds_min / table.length.map(floor.seconds_min)
+    table["ratio_of_medians"] = table.seconds_median / table.length.map(floor.seconds_median)
+    for column in ("machine", "dtype"):
         table[column] = frame[column].iloc[0]
     return table
 
@@ -252,25 +220,37 @@ def markdown(table):
 
     A dash where a variant ran out of memory; a line below says what the numbers were measured on.
     """
-    lengths, longest = table.length.unique(), table.length.max()
+    longest = table.length.max()
     ratio = table.pivot(index="variant", columns="length", values="ratio_of_minima")
     peak = table[table.length == longest].set_index("variant").peak_mb
-    titles = ["time over a plain forward pass", *map(str, lengths), f"peak MB over the model, T = {longest}"]
+    titles = [
+        "time over a plain forward pass",
+        *map(str, ratio.columns),
+        f"peak MB over the model, T = {longest}",
+    ]
     lines = [titles, ["---"] * len(titles)]
     for variant in table.variant.unique():
-        times = [_cell(ratio.loc[variant, length], ".2f") for length in lengths]
-        lines.append([variant, *times, _cell(peak[variant], ".0f")])
-    machine, malloc, dtype, rounds = table[["machine", "malloc", "dtype", "rounds"]].iloc[0]
-    measured = f"{machine}; dtype {dtype}, {malloc} malloc, minima of {rounds} rounds"
+        cells = [*(f"{value:.2f}" for value in ratio.loc[variant]), f"{peak[variant]:.0f}"]
+        lines.append([variant, *("-" if cell == "nan" else cell for cell in cells)])
+    machine, dtype, rounds = table[["machine", "dtype", "rounds"]].iloc[0]
+    measured = f"{machine}; dtype {dtype}, minima of {rounds} rounds"
     return "\n".join([f"| {' | '.join(line)} |" for line in lines] + ["", measured, ""])
 
 
-def _cell(value, form):
-    return "-" if value != value else format(value, form)  # NaN is the one value that differs from itself
+def figure(table):
+    """Return a figure of the ratios of each variant by length: minima as lines, medians as dots."""
+    drawn, ax = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    for variant, part in table.groupby("variant", sort=False):
+        (line,) = ax.plot(part.length, part.ratio_of_minima, label=variant)
+        ax.plot(part.length, part.ratio_of_medians, "o", color=line.get_color())
+    ax.set(xscale="log", yscale="log", xlabel="length (tokens)", ylabel="time over a plain forward pass")
+    ax.set_title(table.machine.iloc[0], fontsize="small")
+    ax.legend(fontsize="small")
+    return drawn
 
 
 def main(argv=None):
-    """Measure, print the table, and write it as CSV and as Markdown."""
+    """Measure, print the table, and write it as CSV, as Markdown and as a figure."""
     parser = argparse.ArgumentParser(prog="python tests/benchmarks/bench.py", description=__doc__)
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--device", help="cpu, cuda or cuda:1; if not given the CPU and, if any, the GPU")
@@ -278,10 +258,7 @@ def main(argv=None):
     parser.add_argument("--lengths", type=int, nargs="+", default=[256, 512, 1024, 2048])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count()))
-    parser.add_argument("--malloc", choices=["stock", "tuned"], default="stock")
-    parser.add_argument(
-        "--only", nargs="+", help="parts of the names of variants to measure, beside the floor"
-    )
+    parser.add_argument("--only", nargs="+", help="parts of names of variants to measure beside the floor")
     parser.add_argument("--out", type=Path, default=Path("build/bench"))
     parser.add_argument("--serve", choices=VARIANTS, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
@@ -295,11 +272,12 @@ def main(argv=None):
 
 def _bench(device, arguments):
     """Measure on one device, write what was found and print it."""
-    name = f"bench-{device.replace(':', '')}-{arguments.dtype or 'default'}-{arguments.malloc}"
+    name = f"bench-{device.replace(':', '')}-{arguments.dtype or 'default'}"
     for frame in measure(device, arguments):  # an interrupted run keeps the lengths it finished
         table = summarise(frame)
         table.to_csv(arguments.out / f"{name}.csv", index=False)
         (arguments.out / f"{name}.md").write_text(markdown(table), encoding="utf-8")
+        figure(table).savefig(arguments.out / f"{name}.png", dpi=150)
     print(f"\n{markdown(table)}")
 
 
