@@ -160,19 +160,20 @@ def packaged_verdicts(planted=None):
     versions of the rules that the estimates were made with.
     """
     columns, planted, rules = {}, planted or {}, set()
+    claims = [c for claim in paper.CLAIMS for c in (claim, claim.other) if c and c.criteria]
     for file in sorted(Path(str(resources.files("nbhelpers.data"))).glob("sweeps/packaged-models/runs/*")):
         facts = read_parquet_metadata(file)
         run, records = facts["sweep"]["settings"], {n: Estimate(**e) for n, e in facts["records"].items()}
         rules.add(facts["rules"]["version"])
         told = [f"at {run['length']} tokens"] * (run["length"] != LENGTH)
         told += [words for bos, words in BOS.items() if bos == run["bos"]]
-        claims = [c for claim in paper.CLAIMS for c in (claim, claim.other) if c and c.criteria]
         columns[run["model"], " ".join([corpus_title(run["corpus"]), *told])] = {
             c.number: judge(c, records, planted=planted.get(c.number)).verdict
             for c in claims
             if all(criterion.name in records for criterion in c.criteria)
         }
-    frame = pd.DataFrame(columns).sort_index(axis=1)
+    frame = pd.DataFrame(columns).sort_index(axis=1).fillna("not measured")
+    frame = frame.loc[[c.number for c in claims if c.number in frame.index]]
     frame["", "in words"] = [_differ(verdicts) for _, verdicts in frame.iterrows()]
     frame.attrs["rules"] = sorted(rules)
     return frame
@@ -181,7 +182,7 @@ def packaged_verdicts(planted=None):
 def _differ(verdicts):
     """Return in how many models a claim is supported on every text, and which verdicts stand where."""
     n_hold, models = 0, {}
-    verdicts = verdicts.dropna()
+    verdicts = verdicts[verdicts != "not measured"]
     for model, found in verdicts.groupby(level=0):
         texts = {verdict: of.index.get_level_values(1) for verdict, of in found.groupby(found)}
         usual = max(texts, key=lambda verdict: (len(texts[verdict]), verdict))

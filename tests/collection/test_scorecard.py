@@ -151,6 +151,19 @@ def test_the_version_of_the_rules_changes_with_their_source_and_that_of_the_stat
     assert len(found) == 3
 
 
+def test_sentences_on_packaged_models_name_the_exceptions():
+    yes, unlike = ({"book": "supported", "code": code} for code in ("supported", "undecided"))
+
+    def told(**verdicts):
+        return scorecard._differ(pd.DataFrame(verdicts).T.stack())
+
+    assert told(a=yes, b=yes) == "holds in 2 of 2 models: supported in all"
+    found = told(a=yes, b={"book": "contradicted", "code": "not measured"}, c=unlike)
+    assert found == (
+        "holds in 1 of 3 models: supported in a; contradicted in b; undecided in c (supported on book)"
+    )
+
+
 def test_criteria_are_one_family(tmp_path):
     store = Results("10_scale_invariance", tmp_path)
     store.record("C5_half", Estimate(0.2, 0.18, 0.22, n=12), null=0.03)  # far above what is claimed, .1

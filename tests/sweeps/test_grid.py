@@ -56,13 +56,15 @@ def test_what_differs_for_some_runs_stands_under_also():
             make_grid(SMALL | {"also": wrong})
 
 
-def test_an_edited_local_file_is_another_run(tmp_path, tiny_llama_folder):
-    text = tmp_path / "text.txt"
+def test_an_edited_local_file_is_another_run_and_a_copy_is_not(tmp_path, tiny_llama_folder):
+    text, copy = tmp_path / "text.txt", tmp_path / "copy" / "text.txt"
+    copy.parent.mkdir()
     text.write_text("one two three")
+    copy.write_text("one two three")
     grid = SMALL | {"model": str(tiny_llama_folder), "corpus": str(text)}
-    before, again = (make_grid(grid).runs[0] for _ in range(2))
+    before, moved = (make_grid(grid | {"corpus": str(file)}).runs[0] for file in (text, copy))
     text.write_text("one two four")
-    assert before.id == again.id != make_grid(grid).runs[0].id
+    assert before.id == moved.id != make_grid(grid).runs[0].id
     assert before.corpus == str(text.resolve())
     assert before.label == f"{tiny_llama_folder.name} text.txt 3x64"
 

@@ -8,7 +8,7 @@ from tiny_sweeps import leave_run
 from nbhelpers.analysis import analyze
 from nbhelpers.claims.paper import paper_table
 from nbhelpers.inputs.models import load_model
-from nbhelpers.inputs.text import load_text
+from nbhelpers.inputs.text import SPEECHES, load_text
 from nbhelpers.sweeps import run as child
 from nbhelpers.sweeps.grid import make_grid, run_file, write_failure, write_plan
 from nbhelpers.sweeps.rows import (
@@ -196,6 +196,10 @@ def test_names_hold_what_differs_and_no_more(tmp_path):
     labels = row_labels(sweep_rows(sweep_of(tmp_path / "b", **grid), ["spectral_entropy"]))
     assert labels.is_unique
     assert labels.iloc[-1] == "owner/b, 5x128, seed 1, window=boxcar"
+    speeches = plain.assign(corpus=f"/x/{SPEECHES}", protocol=["PAPER", "PAPER, BOS: add"])
+    told = row_labels(pd.concat([plain, speeches])).tolist()
+    assert told[2] == "EleutherAI/pythia-12b, state-of-the-union, PAPER"
+    assert told[3] == "owner/b, state-of-the-union, BOS: add"
     live = plain.iloc[:1].assign(source="this notebook", corpus="other")
     both = pd.concat([live, plain, paper_rows((5,), ["spectral_entropy"]).iloc[3:4]], ignore_index=True)
     assert row_labels(both).tolist() == [
