@@ -13,7 +13,7 @@ from scipy import stats as scipy_stats
 
 from nbhelpers import stats
 from nbhelpers.arguments import checked, head_table, mapping, such_that, text
-from nbhelpers.kernels import entropy, frames, rows, spectra
+from nbhelpers.kernels import entropy, frames, rows, spectra, wavelets
 from nbhelpers.protocol import PAPER
 from nbhelpers.stats import known_mean, partial_correlation, pearson, student_interval
 
@@ -23,6 +23,7 @@ from .verdicts import LEAST_RATE, Claim
 LOCAL, GLOBAL = 2 / 3, 1 / 3  # shares of attention nearby from which a head counts as local, and as global
 FLOAT32_RANK = 1e-6  # profiles are float32: smaller singular values, relatively, are rounding
 RANDOM_SETS = 64
+TABLE7 = paper.paper_table(7).drop(columns="model").mean().to_numpy()  # (scale,), mean of the paper's models
 SHARE, POSITIVE, CORRELATION = stats.SHARE, stats.NOT_NEGATIVE, stats.CORRELATION
 OF_SEEDS = ("N1",)  # nulls that are networks of their own; others are drawn for the same sequences
 
@@ -40,13 +41,24 @@ class Statistic(NamedTuple):
     ``columns`` takes a table, its profiles and the protocol, and returns an array (sequence, column);
     ``combine`` takes means over sequences, (..., column), and returns the number, (...), in the
     range ``possible``. ``null`` takes profiles and a seed, for a statistic whose null is not attention but
-    made anew, and returns an Estimate.
+    made anew, and returns an Estimate. ``by_sequence`` is for what the mean over the others hides, such as
+    ranks: its interval is as wide as that of the numbers of single sequences.
     """
 
     columns: object
     combine: object = staticmethod(lambda means: means[..., 0])
     null: object = None
     possible: tuple = stats.ANY
+    by_sequence: bool = False
+
+    def interval(self, columns, of_mean, **options):
+        """Return an Estimate of a function of the mean of (sequence, ...) over sequences."""
+        if not self.by_sequence:
+            return student_interval(columns, of_mean, **options)
+        each = student_interval([of_mean(row) for row in columns], **options)
+        value = np.asarray(of_mean(columns.mean(0)))[()]
+        low, high = (value + end - each.value for end in each[1:3])
+        return each._replace(value=value, low=low, high=high)
 
 
 @checked(
@@ -76,7 +88,7 @@ def measure_criteria(table, profiles, claim, *, nulls, protocol=PAPER, confidenc
                 f"{profiles.n_sequences} sequences: the heads do not differ in it"
             )
         options = {"confidence": confidence, "possible": statistic.possible}
-        found = student_interval(known, statistic.combine, **options)
+        found = statistic.interval(known, statistic.combine, **options)
         beside = columns, nulls, statistic, protocol, confidence
         if less := _defined(criterion.name, criterion.less, nulls, protocol):
             gap = _held_against(found, max(less, key=less.get), *beside).gap
@@ -142,10 +154,10 @@ def _held_against(found, label, columns, nulls, statistic, protocol, confidence)
     def null(means):
         return statistic.combine(means[1:]).mean(0)
 
-    gap = student_interval(
+    gap = statistic.interval(
         both, lambda means: statistic.combine(means[0]) - null(means), confidence=confidence
     )
-    own = student_interval(both, null, **options)._replace(value=float(values.mean())).widened()
+    own = statistic.interval(both, null, **options)._replace(value=float(values.mean())).widened()
     return found.against(own, gap)
 
 
@@ -248,6 +260,18 @@ def _slack(table, profiles, protocol):
     return _mean_over_heads(entropy.entropic_slack(amplitude).numpy())
 
 
+def _scale_entropies(table, profiles, protocol):
+    """Normalised wavelet entropy at the six scales of Table 7, (sequence, scale), approximation first."""
+    options = {"wavelet": protocol.wavelet, "mode": protocol.mode, "level": len(TABLE7) - 1}
+    coefficients = wavelets.wavedec(profiles.key_profile.double(), **options)
+    return wavelets.wavelet_entropy(coefficients, normalize=True).mean((1, 2)).numpy()
+
+
+def _like_table7(means):
+    ranks = scipy_stats.rankdata(means, axis=-1)  # (..., scale)
+    return pearson(ranks, np.broadcast_to(scipy_stats.rankdata(TABLE7), ranks.shape), axis=-1)
+
+
 def _constant_q(table, profiles, protocol):
     lag_profile = profiles.lag_profile.double().flatten(1, 2)  # (sequence, head of any layer, lag)
     # No window: a Hann window is zero at the ends, and the nearest keys are an end of a causal lag profile.
@@ -300,6 +324,7 @@ STATISTICS = {
         lambda t, p, protocol: _mean_over_heads(t.values("window_entropy_64") - t.values("window_entropy_16"))
     ),
     "C12_level": _metric("window_entropy_32"),
+    "C13_rank_correlation": Statistic(_scale_entropies, _like_table7, by_sequence=True),
     "C14_constant_q": Statistic(_constant_q),
     "C14_coherence": Statistic(_coherence, possible=SHARE),
     "C14_condition": Statistic(_condition, null=_random_condition, possible=POSITIVE),

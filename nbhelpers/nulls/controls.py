@@ -1,5 +1,6 @@
 """What several notebooks put beside a model: what learned nothing, and an encoder that sees both ways."""
 
+import torch
 from tqdm.auto import tqdm
 
 from nbhelpers.analysis import observe
@@ -7,7 +8,9 @@ from nbhelpers.arguments import checked, path
 from nbhelpers.inputs.devices import return_freed_memory
 from nbhelpers.inputs.models import load_model
 from nbhelpers.inputs.text import load_text
+from nbhelpers.kernels import wavelets
 from nbhelpers.protocol import PAPER
+from nbhelpers.table import HeadTable
 
 from .models import random_tokens, shuffled_tokens
 
@@ -23,6 +26,17 @@ def control_label(seed):
 def bare_label(encoder):
     """Return the label of an encoder that reads no special tokens."""
     return f"{encoder}, no special tokens"
+
+
+def white_noise(uniform, *, protocol=PAPER, seed=0):
+    """Return uniform attention, a pair (table, profiles), with the reconstruction error of white noise."""
+    table, profiles = uniform
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(profiles.key_profile.shape, generator=generator, dtype=torch.float64).float()
+    level = wavelets.dwt_max_level(protocol.shortest(noise.shape[-1]), protocol.wavelet)
+    options = {"wavelet": protocol.wavelet, "mode": protocol.mode, "level": level}
+    error = wavelets.reconstruction_error(noise, **options).double().numpy()
+    return HeadTable(table.arrays | {"reconstruction_error": error}, table.kv_groups), profiles
 
 
 @checked(model=path, text=path)

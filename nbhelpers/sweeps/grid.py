@@ -69,8 +69,11 @@ class Run:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What decides the numbers."""
-        return {key: v for key, v in asdict(self).items() if key not in ("paper", "n_parameters")}
+        """What decides the numbers; of local files the name and the content, not the folder."""
+        told = {key: v for key, v in asdict(self).items() if key not in ("paper", "n_parameters")}
+        drawn = "random:" * self.model.startswith("random:")
+        names = {"model": drawn + Path(self.model).name, "corpus": Path(self.corpus).name}
+        return told | {key: name for key, name in names.items() if self.contents.get(key)}
 
     @cached_property
     def id(self) -> str:

@@ -153,16 +153,14 @@ def ship(sweep: Sweep, out: str | Path) -> None:
 
     Of a table the mean over the heads of each layer is kept, in float32; paths, times and memory are not.
     """
-    runs = [replace(run, corpus=Path(run.corpus).name) for run in sweep.grid.runs]
-    for run, named in zip(sweep.grid.runs, runs, strict=True):
-        if read_run(sweep.folder, run) is None:
-            continue
+    for run in (run for run in sweep.grid.runs if read_run(sweep.folder, run) is not None):
         table = HeadTable.from_parquet(run_file(sweep.folder, run.id))
-        took = {"settings": named.settings, "weights": table.provenance["sweep"]["weights"]}
+        took = {"settings": run.settings, "weights": table.provenance["sweep"]["weights"]}
         means = {name: known_mean(values, 2)[:, :, None] for name, values in table.arrays.items()}
         frame = HeadTable(means, [0], layers=table.layers).frame().astype({"value": "float32"})
         facts = table.provenance | {"sweep": took}
-        write_parquet(frame, run_file(out, named.id), facts, compression="zstd")
+        write_parquet(frame, run_file(out, run.id), facts, compression="zstd")
+    runs = (replace(run, **{k: run.settings[k] for k in ("model", "corpus")}) for run in sweep.grid.runs)
     write_plan(out, replace(sweep.grid, runs=tuple(runs)))
 
 

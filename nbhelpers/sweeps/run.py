@@ -39,6 +39,7 @@ from nbhelpers.files import refused
 from nbhelpers.hooks.store import weight_fingerprint
 from nbhelpers.inputs.models import load_model
 from nbhelpers.inputs.text import corpus_description, load_text
+from nbhelpers.nulls.controls import white_noise
 from nbhelpers.nulls.models import NULLS
 from nbhelpers.nulls.summary import null_of, summarise
 from nbhelpers.protocol import Protocol
@@ -47,8 +48,8 @@ from nbhelpers.sweeps.engine import NO_SPACE
 from nbhelpers.sweeps.grid import CONTROL_SEQUENCES, read_plan, run_file, write_failure
 from nbhelpers.table import ESTIMATE
 
-# Their rules need a model, its controls and nulls of its profiles; that of C11 is about any signal.
-JUDGED = ("C1", "C2", "C3", "C4", "C5", "C6", "C12", "C14")
+# Their rules need a model, its controls and nulls of its profiles.
+JUDGED = ("C1", "C2", "C3", "C4", "C5", "C6", "C11", "C12", "C13", "C14")
 MAXRSS_PER_MB = 2**20 if sys.platform == "darwin" else 2**10
 
 
@@ -89,6 +90,7 @@ def _judged(run, model, ids, protocol, options):
     for null in (null for null in NULLS if null.number in ("N0", "N2", "N3", "N4")):
         drawn = seen.map(partial(null.function, seed=run.seed))
         against[null.number] = measure(drawn, protocol), drawn.profiles
+    against["white noise"] = white_noise(against["N0"], protocol=protocol, seed=run.seed)
     claims, told = [paper.claim(number) for number in JUDGED], {"nulls": against, "protocol": protocol}
     records = measure_second(seen.profiles.stationary_profile, *claims)
     for claim in claims:

@@ -15,7 +15,7 @@ from nbhelpers.protocol import PAPER
 from nbhelpers.stats import position_spectrum_correlation, student_interval
 
 SIZES = {"n_sequences": 3, "n_layers": 4, "n_heads": 6, "length": 64}
-CLAIMS = ("C1", "C2", "C3", "C4", "C5", "C6", "C11", "C12", "C14")
+CLAIMS = ("C1", "C2", "C3", "C4", "C5", "C6", "C11", "C12", "C13", "C14")
 MEASURED = {"N0": nulls.uniform, "N2": nulls.permuted, "N3": nulls.iid_softmax, "N4": nulls.exponential}
 
 
