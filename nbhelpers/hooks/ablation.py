@@ -1,16 +1,24 @@
 """Change a model while a block runs, and undo it in any case: heads without a voice, rotary pairs removed or
-without their positions, positions stretched; the loss beside it."""
+without their positions, positions stretched; the loss beside it, by class of token for many changes."""
 
 import contextlib
 import dataclasses
+import json
+import re
 from functools import partial
+from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import torch
+from tqdm.auto import tqdm
 
 from nbhelpers.arguments import MOST, checked, one_of, positive, several, whole
+from nbhelpers.files import read_parquet, write_parquet
 from nbhelpers.inputs.families import n_heads_of, position_encoding_of, rotations_by_length, value_dim_of
 from nbhelpers.inputs.models import input_device, is_causal, unwrap
 from nbhelpers.inputs.probes import fresh_rotations
+from nbhelpers.inputs.token_classes import token_classes
 from nbhelpers.words import listed
 
 from .attention import CHANGES, Recorder, interface_route, recorded
@@ -21,6 +29,7 @@ from .reductions import resolve
 from .rotary import rotations_of
 
 SHORT = 32  # tokens that show how layers rotate
+EVERY = 20  # changes, after which their table is written
 # What the output projection is called inside the attention modules of transformers' families.
 OUTPUT_NAMES = ("o_proj", "out_proj", "c_proj", "dense", "out_lin", "wo", "Wo", "o", "output")
 
@@ -28,7 +37,7 @@ OUTPUT_NAMES = ("o_proj", "out_proj", "c_proj", "dense", "out_lin", "wo", "Wo", 
 def output_projection(model, layer):
     """Return the module that mixes the heads of a layer, whose input is the heads side by side."""
     network = unwrap(model)
-    modules = _modules_by_layer(network)
+    modules = layer_modules(network)
     _require_layer(layer, modules)
     module = modules[layer]
     children = dict(module.named_children())
@@ -41,7 +50,8 @@ def output_projection(model, layer):
     return found
 
 
-def _modules_by_layer(network):
+def layer_modules(network):
+    """Return the attention modules of a network by the number of their layer."""
     modules = attention_modules(network)
     numbers = layer_numbers(modules, names_of(network), network.config.get_text_config())
     return dict(zip(numbers, modules, strict=True))
@@ -56,7 +66,7 @@ def _require_layer(layer, layers):
 
 def _heads_by_layer(network, heads):
     """Return pairs (layer, query head), or every head for None, as {layer: heads}, all of which exist."""
-    counts, modules, asked = n_heads_of(network.config.get_text_config()), _modules_by_layer(network), {}
+    counts, modules, asked = n_heads_of(network.config.get_text_config()), layer_modules(network), {}
     counts = counts if isinstance(counts, tuple) else dict.fromkeys(modules, counts)
     if heads is None:
         return {layer: list(range(counts[layer])) for layer in modules}
@@ -71,8 +81,11 @@ def _heads_by_layer(network, heads):
 
 
 @contextlib.contextmanager
-def ablate_heads(model, heads):
-    """Run a block in which heads, pairs (layer, query head) from 0, add nothing to the residual stream."""
+def ablate_heads(model, heads, *, means=None):
+    """Run a block in which heads, pairs (layer, query head) from 0, add nothing to the residual stream.
+
+    With `means`, {layer: (head · width,)}, they add the same at every token: what comes of these outputs.
+    """
     network = unwrap(model)
     config = network.config.get_text_config()
     counts, widths = n_heads_of(config), value_dim_of(config)
@@ -90,7 +103,8 @@ def ablate_heads(model, heads):
                     f"{n_heads} heads of {width} side by side"
                 )
             kept = mixed.clone()
-            kept.unflatten(-1, (n_heads, width))[..., silent[layer], :] = 0
+            fixed = 0 if means is None else means[layer].unflatten(0, (n_heads, width))[silent[layer]]
+            kept.unflatten(-1, (n_heads, width))[..., silent[layer], :] = fixed
             return (kept, *args[1:])
 
         return silence
@@ -104,23 +118,12 @@ def ablate_heads(model, heads):
 @contextlib.contextmanager
 @checked(pairs=several(whole()), action=one_of("zero", "freeze", "shuffle"))
 def change_pairs(model, pairs, action, *, heads=None, length=None, seed=0):
-    """Run a block in which rotary pairs of some heads are removed, or lose their positions.
+    """Run a block in which rotary pairs, from 0, the fastest, are removed or lose their positions.
 
-    Parameters
-    ----------
-    model : LoadedModel or transformers.PreTrainedModel
-        It reads whole sequences in the block, without a cache of keys.
-    pairs : sequence of int
-        Rotary pairs from 0, the fastest.
-    action : str
-        "zero" takes the pairs out of the queries. "freeze" leaves their rotation out (cosine 1, sine 0):
-        content stays, position is lost. "shuffle" rotates them by the positions in another order.
-    heads : sequence of (layer, query head), optional
-        All heads of all layers that rotate if None.
-    length : int, optional
-        Tokens of the texts; needed where rotations depend on it (dynamic, longrope).
-    seed : int
-        Of the order of a shuffle, the same in all layers.
+    The action "zero" takes them out of the queries; "freeze" leaves their rotation out (cosine 1, sine 0), so
+    content stays and position is lost; "shuffle" rotates by the positions in an order drawn with `seed`, the
+    same in all layers. `heads` are pairs (layer, query head), all that rotate if None; `length` of the texts
+    is needed where rotations depend on it (dynamic, longrope). The model reads whole texts, without a cache.
     """
 
     def moved(n):
@@ -163,7 +166,7 @@ def _changed(model, pairs, moved, heads, length):
             f"{name}: no layer rotates its queries and keys (positions: {encoding}), so there are no rotary "
             "pairs to change"
         )
-    modules, changes = _modules_by_layer(network), {}
+    modules, changes = layer_modules(network), {}
     rotation_of = dict(zip(modules, rotations, strict=True))
     rotating = [layer for layer, turns in zip(modules, turning, strict=True) if turns]
     for layer, own in _heads_by_layer(network, heads).items():
@@ -244,3 +247,72 @@ def losses_and_profiles(model, token_ids, reductions):
     with interface_route(network, recorder), as_written():
         losses = token_losses(network, token_ids)
     return losses, recorder.profiles()
+
+
+def _seen(network, token_ids, modules, take):
+    """Return the losses of a pass, and by module what `take` makes of its arguments and its output."""
+    found = {}
+
+    def keep(module, args, output):
+        found[module] = take(args, output)
+
+    with contextlib.ExitStack() as undo:
+        for module in modules:
+            undo.callback(module.register_forward_hook(keep).remove)
+        return token_losses(network, token_ids), found
+
+
+def mean_outputs(model, token_ids):
+    """Return the mean output of the heads of each layer, {layer: (head · width,)}, for `ablate_heads`."""
+    mixed_by = {layer: output_projection(model, layer) for layer in layer_modules(unwrap(model))}
+    _, means = _seen(unwrap(model), token_ids, mixed_by.values(), lambda args, _: args[0].mean((0, 1)))
+    return {layer: means[projection] for layer, projection in mixed_by.items()}
+
+
+def resumable(model, token_ids):
+    """Return the losses of sequences, and a function of a layer to a block in which those below do not run.
+
+    They repeat what they gave: with a change from that layer on, losses of these sequences are the same bits.
+    """
+    network, blocks = unwrap(model), {}
+    names = names_of(network)
+    for layer, module in layer_modules(network).items():
+        blocks[layer] = network.get_submodule(re.match(r".*\.\d+", names[module][0])[0])
+    before, given = _seen(network, token_ids, blocks.values(), lambda _, output: output)
+
+    @contextlib.contextmanager
+    def from_layer(layer):
+        with contextlib.ExitStack() as undo:
+            for block in (block for number, block in blocks.items() if number < layer):
+                block.forward = partial(lambda output, *_, **__: output, given[block])
+                undo.callback(delattr, block, "forward")
+            yield
+
+    return before, from_layer
+
+
+def measure_changes(loaded, token_ids, changes, path, facts):
+    """Return the loss that changes add: nats in all tokens of a class, and their number, per sequence.
+
+    `changes` are (name, first layer that is changed, function to the block that changes the model). The table
+    is written to `path` with `facts` as it grows; with the same facts, a later call measures what is missing.
+    """
+    done, facts = [], json.loads(json.dumps(facts))
+    if Path(path).exists():
+        table, before = read_parquet(path)
+        if before != facts:
+            raise ValueError(f"{path} holds changes measured otherwise; give another path, or remove it")
+        done = [table]
+    known = {name for table in done for name in table.name}
+    classes, (before, from_layer) = token_classes(loaded.tokenizer, token_ids), resumable(loaded, token_ids)
+    for at, (name, layer, change) in enumerate(tqdm(changes, desc=Path(path).stem), 1):
+        if name not in known:
+            with change(), from_layer(layer):
+                added = (token_losses(loaded, token_ids) - before).numpy()
+            for of, where in classes.items():
+                row = {"name": name, "class": of, "passage": range(len(where)), "tokens": where.sum(1)}
+                done.append(pd.DataFrame(row | {"nats": np.where(where, added, 0).sum(1)}))
+        if at % EVERY == 0 or at == len(changes):
+            done = [pd.concat(done, ignore_index=True)]
+            write_parquet(done[0], path, facts, compression="zstd")
+    return done[0]

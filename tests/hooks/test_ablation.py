@@ -8,14 +8,20 @@ import torch
 import transformers as hf
 from tiny_models import make_model, make_tokens, n_hooks
 
+from nbhelpers import load_model, load_text
 from nbhelpers.hooks.ablation import (
     ablate_heads,
     change_pairs,
+    layer_modules,
+    mean_outputs,
+    measure_changes,
     output_projection,
+    resumable,
     scale_positions,
     token_losses,
 )
 from nbhelpers.hooks.capture import capture
+from nbhelpers.inputs.token_classes import token_classes
 
 WITH_INTERFACE = ["llama", "gemma", "gpt_neox", "gpt2", "phi", "opt"]
 
@@ -26,8 +32,8 @@ def logits(model, ids):
 
 
 @contextlib.contextmanager
-def silenced_output(model, heads):
-    """Zero what the attention functions return for some (layer, head), (batch, query, head, width)."""
+def silenced_output(model, heads, mean=False):
+    """Zero what the attention functions return for some (layer, head), or give its mean."""
     original = hf.modeling_utils.ALL_ATTENTION_FUNCTIONS["sdpa"]
 
     def attend(module, *args, **options):
@@ -35,7 +41,7 @@ def silenced_output(model, heads):
         output = output.clone()
         for layer, head in heads:
             if module.layer_idx == layer:
-                output[:, :, head] = 0
+                output[:, :, head] = output[:, :, head].mean((0, 1)) if mean else 0
         return output, weights
 
     hf.AttentionInterface.register("silenced", attend)
@@ -69,6 +75,45 @@ def test_equal_to_a_head_whose_values_are_zero(family):
     with torch.no_grad():
         values.weight[16:24] = 0  # head 2 of 4, 8 wide
     assert (without - logits(model, ids)).abs().max() <= 1e-5 * without.abs().max()
+
+
+@pytest.mark.parametrize("family", WITH_INTERFACE)
+def test_a_head_that_gives_its_mean_and_layers_below_that_do_not_run(family):
+    model, ids, run = make_model(family), make_tokens(12), []
+    with silenced_output(model, [(1, 2)], mean=True):
+        wanted = logits(model, ids)
+    before, from_layer = resumable(model, ids)
+    handle = layer_modules(model)[0].register_forward_hook(lambda *_: run.append(1))
+    with ablate_heads(model, [(1, 2)], means=mean_outputs(model, ids)):
+        assert (logits(model, ids) - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+        whole, passes = token_losses(model, ids), len(run)
+        with from_layer(1):
+            assert torch.equal(token_losses(model, ids), whole)
+    assert len(run) == passes
+    handle.remove()
+    assert not torch.equal(whole, before)
+    assert torch.equal(token_losses(model, ids), before)
+
+
+def test_a_table_of_changes_goes_on_where_it_was_interrupted(tmp_path, monkeypatch):
+    loaded, path = load_model("zoo:rope"), tmp_path / "table.parquet"
+    ids = load_text("moby-dick", loaded, n_sequences=2, length=24)
+    changes = [(f"{la} 0", la, lambda la=la: ablate_heads(loaded, [(la, 0)])) for la in range(3)]
+    whole = measure_changes(loaded, ids, changes, tmp_path / "whole.parquet", {"seed": 0})
+    monkeypatch.setattr("nbhelpers.hooks.ablation.EVERY", 1)
+    with pytest.raises(ZeroDivisionError):
+        measure_changes(loaded, ids, [changes[0], ("fails", 0, lambda: 1 / 0)], path, {"seed": 0})
+    again = [(changes[0][0], 0, lambda: 1 / 0), *changes[1:]]
+    assert measure_changes(loaded, ids, again, path, {"seed": 0}).equals(whole)
+    with pytest.raises(ValueError, match="measured otherwise"):
+        measure_changes(loaded, ids, changes, path, {"seed": 1})
+    before = token_losses(loaded, ids)
+    with ablate_heads(loaded, [(2, 0)]):
+        added = (token_losses(loaded, ids) - before).numpy()
+    where = token_classes(loaded.tokenizer, ids)["content word"]
+    of = whole[(whole.name == "2 0") & (whole["class"] == "content word")]
+    assert of.nats.to_numpy() == pytest.approx((added * where).sum(1), abs=1e-5)
+    assert of.tokens.tolist() == where.sum(1).tolist()
 
 
 def test_token_losses_against_a_loop_in_float64():

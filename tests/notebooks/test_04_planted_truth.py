@@ -31,7 +31,9 @@ def wilson(k, n, z=1.959963984540054):
     return centre - half, centre + half
 
 
-@pytest.mark.parametrize("rule", ["C1", "C3", "C4", "C5", "C6", "C14", *(c.other.number for c in SECONDS)])
+@pytest.mark.parametrize(
+    "rule", ["C1", "C3", "C15", "C16", "C4", "C5", "C6", "C14", *(c.other.number for c in SECONDS)]
+)
 @pytest.mark.parametrize(("name", "holds"), [("sensitivity", True), ("specificity", False)])
 def test_rates_are_shares_of_cases_judged_correctly(numbers, tables, rule, name, holds):
     cases = tables["cases"].query("bank == 'test'") if rule.endswith("second") else tables["literal"]
@@ -47,6 +49,9 @@ def test_the_second_rules_say_yes_and_no(tables):
     literal = tables["literal"].query("holds").groupby("rule").right.mean()
     assert literal[["C4", "C5", "C6", "C14"]].max() == 0, "the literal rules never say yes"
     assert literal[["C1", "C3"]].min() >= 0.5
+    effects = tables["literal"].query("rule in ['C15', 'C16'] and not holds").groupby("kind").right.mean()
+    assert len(effects) == 7
+    assert effects.min() >= 0.8
 
 
 def test_area_is_the_share_of_pairs_in_order(numbers, tables):

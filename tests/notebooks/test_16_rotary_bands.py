@@ -28,6 +28,14 @@ def test_logits_follow_the_stretched_kernel_where_rotations_make_them(numbers):
     rope, t5 = numbers["covariance_2_0"], numbers["covariance_zoo_t5"]
     assert rope.low > 0.9 > 0.7 > rope.null
     assert t5.value < t5.null
+    assert numbers["dilation_logits_2"].value == pytest.approx(1, abs=0.1)
+    assert numbers["covariance_zoo_alibi_2"].low > 0.9 > numbers["covariance_zoo_alibi_2"].null
+
+
+def test_roles_are_judged_beside_random_groups(numbers):
+    parts = [numbers[f"C15_{name}_beyond"].value for name in ("syntax", "sentences", "discourse")]
+    assert numbers["C15_groups"].value == pytest.approx(sum(parts) / 3)
+    assert numbers["C15_syntax_found_80"].value <= numbers["C15_syntax_found_95"].value
 
 
 def test_every_pair_of_the_small_model_has_its_loss(tables):
