@@ -20,13 +20,20 @@ import nbformat
 from nbhelpers.arguments import checked, path
 from nbhelpers.collection.apart import RUNNER, Apart, Here
 from nbhelpers.collection.plan import plan_runs, select_notebooks
-from nbhelpers.collection.scorecard import PLANTED
+from nbhelpers.collection.scorecard import (
+    PLANTED,
+    conclude,
+    conclude_second,
+    planted_rates,
+    verdict_line,
+)
 from nbhelpers.files import refused, unwritable, writable_folder, write_text
 from nbhelpers.inputs.files import file_fingerprint
 from nbhelpers.words import duration
 
-_READERS = ("load_results(", "scorecard(")  # in the source of a notebook that reads what the others measured
-_JUDGES = ("planted_rates(", "verdict_line(")  # of one that reads what was found of the rules alone
+# In the source of a notebook that reads what the others measured, and what was found of the rules alone.
+_READERS = ("load_results(", "scorecard(")
+_JUDGES = tuple(f"{judge.__name__}(" for judge in (planted_rates, verdict_line, conclude, conclude_second))
 _POLL_SECONDS = 0.1
 _USUAL_MB = 1500  # of a notebook that was not run before
 _WRITTEN = ("results", "cache")  # parameters that name a folder to write to

@@ -18,7 +18,6 @@ __all__ = [
     "align",
     "dwt_max_level",
     "level_energies",
-    "level_image",
     "level_names",
     "reconstruction_error",
     "scale_sensitivity",
@@ -185,7 +184,7 @@ def reconstruction_error(signal, *, wavelet="db2", mode="symmetric", level=None)
     return torch.linalg.vector_norm(x - back, dim=-1) / torch.linalg.vector_norm(x, dim=-1)
 
 
-def align(coefficients, coefficients_scaled, *, alignment="concatenate-truncate", check=None):
+def align(coefficients, coefficients_scaled, *, alignment="concatenate-truncate", check=True):
     """Return the coefficients of two signals of different length as two vectors of equal length.
 
     Parameters
@@ -198,13 +197,16 @@ def align(coefficients, coefficients_scaled, *, alignment="concatenate-truncate"
         row. "interpolate": the longer of each pair of levels interpolated linearly, end on end, to the length
         of the shorter, then in a row. The last two need as many levels of both.
     check : bool
-        Look for NaN and infinity first; None does so on the CPU.
+        Look for NaN and infinity first. On CUDA this waits for the device; False skips it.
 
     Returns
     -------
     tuple of two torch.Tensor, each of shape (..., coefficient)
     """
-    full, scaled = _as_levels(coefficients, check), _as_levels(coefficients_scaled, check)
+    return _aligned(_as_levels(coefficients, check), _as_levels(coefficients_scaled, check), alignment)
+
+
+def _aligned(full, scaled, alignment):
     if alignment == "concatenate-truncate":
         full, scaled = [torch.cat(full, -1)], [torch.cat(scaled, -1)]  # (..., coefficient) each
     if len(full) != len(scaled):
@@ -226,7 +228,7 @@ def scale_sensitivity(coefficients, coefficients_scaled, *, alignment="concatena
     The arguments are those of `align`. The result, of shape (...), is in [0, 2], exactly 0 for equal
     coefficients, and NaN where either vector is zero.
     """
-    u, v = align(coefficients, coefficients_scaled, alignment=alignment)  # (..., coefficient) each
+    u, v = _aligned(_as_levels(coefficients), _as_levels(coefficients_scaled), alignment)
     u = u / torch.linalg.vector_norm(u, dim=-1, keepdim=True)
     v = v / torch.linalg.vector_norm(v, dim=-1, keepdim=True)
     # For unit vectors 1 − cos = ‖u − v‖² / 2, which keeps its digits where the cosine rounds to 1.

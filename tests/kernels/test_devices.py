@@ -97,7 +97,7 @@ CALLS = {
     ],
     "level_energies": [lambda on: wavelets.level_energies(levels(on))],
     "align": [
-        lambda on, how=how: wavelets.align(levels(on), levels(on, SHORT), alignment=how)
+        lambda on, how=how: wavelets.align(levels(on), levels(on, SHORT), alignment=how, check=False)
         for how in OPTIONS["alignment"]
     ],
     "scale_sensitivity": [lambda on: wavelets.scale_sensitivity(levels(on), levels(on, SHORT))],
