@@ -34,7 +34,8 @@ from nbhelpers.words import duration
 # In the source of a notebook that reads what the others measured, and what was found of the rules alone.
 _READERS = ("load_results(", "scorecard(")
 _JUDGES = tuple(f"{judge.__name__}(" for judge in (planted_rates, verdict_line, conclude, conclude_second))
-_POLL_SECONDS = 0.1
+_PLANTED = "planted_"  # in the source of one that records what was found of the rules
+_POLL_SECONDS = 0.3
 _USUAL_MB = 1500  # of a notebook that was not run before
 _WRITTEN = ("results", "cache")  # parameters that name a folder to write to
 _RECORDED = ("name", "status", "seconds", "error", "peak_mb")
@@ -171,8 +172,8 @@ class _Runner:
     def _may_start(self, number, sources, ended):
         """Return whether the earlier notebooks have ended whose records this one may read."""
         others, rules = (_says(sources[number], words) for words in (_READERS, _JUDGES))
-        judging = [n for n, source in sources.items() if _says(source, _JUDGES)]
-        awaited = [n for n in range(number) if others or (rules and n not in judging)]
+        planting = [n for n, source in sources.items() if _PLANTED in source and not _says(source, _JUDGES)]
+        awaited = [n for n in range(number) if others or (rules and n in planting)]
         return all(n in ended for n in awaited)
 
     def _has_room(self, plan):
