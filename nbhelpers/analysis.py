@@ -4,7 +4,9 @@ text → sequences → capture → profiles → signals (protocol) → metrics (
 runs the model and takes the time; :func:`measure` reads what was observed under any protocol.
 """
 
+import dataclasses
 import hashlib
+import itertools
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,8 +14,10 @@ import torch
 
 from nbhelpers.arguments import RULES, checked, one_of, several
 from nbhelpers.hooks.capture import capture
-from nbhelpers.hooks.reductions import LocalMass, RowMetrics
+from nbhelpers.hooks.reductions import LocalMass, OfPrefix, RowMetrics, resolve
 from nbhelpers.hooks.store import hashed_once
+from nbhelpers.inputs.families import rotations_by_length
+from nbhelpers.inputs.models import describe, unwrap
 from nbhelpers.inputs.text import scaled_variant
 from nbhelpers.kernels import rows
 from nbhelpers.metrics import Signals, measure_signals
@@ -29,6 +33,7 @@ def _null_names(name, value):
     return several(one_of(*NULL_PROFILES))(name, (value,) if isinstance(value, str) else value)
 
 
+PREFIX_TOLERANCE = 1e-4  # of attention over a prefix; float32 at another length is off by 1e-6 or so
 BY_TOKEN = ("attention_mask", "position_ids", "token_type_ids")  # inputs of capture that are refused here
 
 
@@ -122,16 +127,66 @@ def observe(model, token_ids, protocol=PAPER, *, corpus=None, seed=0, whole=None
     token_ids = torch.as_tensor(token_ids)
     kept = [*SIGNALS, "stationary_profile", LocalMass((protocol.local_distance,))]
     options |= {"corpus": corpus, "seed": seed}
-    scaled = {}
+    how, profiles, scaled = protocol.scaled_variant, whole, None
     with hashed_once():
-        for factor in protocol.factors:
-            ids = scaled_variant(token_ids, factor, how=protocol.scaled_variant, seed=seed)
-            scaled[factor] = _captured(model, ids, kept, **options)
-        profiles = _captured(model, token_ids, kept, **options) if whole is None else whole
+        variants = {a: scaled_variant(token_ids, a, how=how, seed=seed) for a in protocol.factors}
+        if whole is None and how == "prefix" and variants and _knows_prefixes(model, token_ids):
+            profiles, scaled = _with_prefixes(model, token_ids, variants, kept, **options)
+        if scaled is None:
+            scaled = {a: _captured(model, ids, kept, **options) for a, ids in variants.items()}
+        if profiles is None:
+            profiles = _captured(model, token_ids, kept, **options)
     rotations = {str(factor): part.provenance.get("rotations") for factor, part in scaled.items()}
     if any(rotations.values()):  # they depend on the length of each variant
         profiles = profiles.with_provenance(scaled_rotations=rotations)
-    return Observation(profiles, scaled, protocol.scaled_variant)
+    return Observation(profiles, scaled, how)
+
+
+def _knows_prefixes(model, token_ids):
+    """Whether attention over texts may hold that over their prefixes, and it can be checked."""
+    network = unwrap(model)
+    if len(token_ids) == 1:  # nothing is saved, for one text is run alone
+        return False
+    config = network.config.get_text_config()
+    alike = describe(model).causal and not rotations_by_length(config, token_ids.shape[-1])
+    return alike and not network.config.is_encoder_decoder and network.dtype in (torch.float32, torch.float64)
+
+
+def _with_prefixes(model, token_ids, variants, kept, **options):
+    """Return the profiles of sequences and, by factor, of their prefixes, all from one pass.
+
+    The first sequence of each prefix is run alone as well; where its attention is another, there are no
+    prefixes to return.
+    """
+    kept = resolve(kept)
+    prefixes = {a: [OfPrefix(reduction, ids.shape[-1]) for reduction in kept] for a, ids in variants.items()}
+    seen = _captured(model, token_ids, [*kept, *itertools.chain(*prefixes.values())], **options)
+    scaled = {a: _part(seen, kept, prefixes[a], ids) for a, ids in variants.items()}
+    for a, ids in variants.items():
+        alone = _captured(model, ids[:1], kept, **options | {"progress": False})
+        apart = [(alone[r.name] - scaled[a][r.name][:1]).abs().max() for r in kept]
+        if not max(apart) <= PREFIX_TOLERANCE:
+            scaled = None
+            break
+    return _part(seen, kept, kept, token_ids), scaled
+
+
+def _part(profiles, kept, captured, ids):
+    """Return the profiles of some of the reductions, under the names of `kept`."""
+    names = {own.name: made.name for own, made in zip(kept, captured, strict=True)}
+    arrays, axes, coordinates = (
+        {own: of[made] for own, made in names.items()}
+        for of in (profiles.arrays, profiles.axes, profiles.coordinates)
+    )
+    n = ids.shape[-1]
+    facts = {
+        "length": n,
+        "tokens": _digest(ids),
+        "reductions": profiles.provenance["reductions"][: len(kept)],
+    }
+    fields = {"arrays": arrays, "axes": axes, "coordinates": coordinates}
+    n_real = torch.full_like(profiles.n_real, n)
+    return dataclasses.replace(profiles, n_real=n_real, **fields).with_provenance(**facts)
 
 
 def measure(observation, protocol=PAPER):
@@ -185,9 +240,13 @@ def _captured(model, token_ids, reductions, *, corpus, seed, **options):
     given = [name for name in BY_TOKEN if options.get(name) is not None]
     if given:  # scaled variants are other texts, of other lengths
         raise ValueError(f"Sequences must have one length, without {', '.join(given)}; call once per length.")
-    tokens = hashlib.sha256(token_ids.cpu().numpy().tobytes()).hexdigest()[:12]  # pairs tables of one text
     profiles = capture(model, token_ids, reductions, **options)
-    return profiles.with_provenance(corpus=corpus, seed=seed, tokens=tokens)
+    return profiles.with_provenance(corpus=corpus, seed=seed, tokens=_digest(token_ids))
+
+
+def _digest(token_ids):
+    """Return what pairs tables of one text."""
+    return hashlib.sha256(token_ids.cpu().numpy().tobytes()).hexdigest()[:12]
 
 
 def _local_mass(profiles, protocol):

@@ -16,6 +16,7 @@ from nbhelpers.analysis import analyze, measure, observe
 from nbhelpers.hooks import store
 from nbhelpers.hooks.capture import capture
 from nbhelpers.hooks.reductions import RowMetrics
+from nbhelpers.inputs.models import describe
 from nbhelpers.inputs.text import scaled_variant
 from nbhelpers.protocol import PAPER
 from nbhelpers.table import AVERAGED, HeadTable
@@ -161,6 +162,47 @@ def test_nulls_stand_beside_the_model(llama, tmp_path):
         run(llama, ids, null="flat")
     with pytest.raises(ValueError, match="has no null"):
         run(llama, ids, PAPER.replace(signal="rows"), null="uniform")
+
+
+DYNAMIC = {"rope_parameters": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4}, "positions": 24}
+
+
+def scale_by_length(module, args, options):
+    """Let scores depend on how long the text is, which nothing in a configuration says."""
+    module.scaling = 0.05 * options["hidden_states"].shape[1] ** 0.5
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "hook", "n_read"),  # tokens read, in texts of whole length
+    [
+        *((family, {}, None, 3 + 0.75) for family in ("llama", "gpt2", "bloom", "mistral")),
+        ("llama", {}, scale_by_length, 3 + 0.5 + 3 * 0.75),
+        ("llama", DYNAMIC, None, 3 * 1.75),
+        ("bert", {}, None, 3 * 1.75),
+    ],
+)
+def test_prefixes_are_seen_in_the_whole_where_they_are_part_of_it(family, changes, hook, n_read):
+    model, ids = make_model(family, **changes), make_tokens(LENGTH, 3)
+    for module in model.modules() if hook else ():
+        if hasattr(module, "scaling"):
+            module.register_forward_pre_hook(hook, with_kwargs=True)
+    assert describe(model).causal == (family != "bert")  # which a short probe says, the first time
+    read, beyond = [], {"beyond": bool(changes), "progress": False}
+    count = model.get_input_embeddings().register_forward_hook(
+        lambda _, args, out: read.append(args[0].numel())
+    )
+    seen = observe(model, ids, **beyond)
+    count.remove()
+    assert sum(read) == n_read * LENGTH
+    for n, part in ((LENGTH, seen.profiles), *((int(a * LENGTH), part) for a, part in seen.scaled.items())):
+        alone = capture(model, ids[:, :n], part.arrays.keys(), **beyond)
+        for field in ("axes", "coordinates", "kv_groups", "layers"):
+            assert getattr(part, field) == getattr(alone, field), field
+        assert part.n_real.tolist() == alone.n_real.tolist()
+        for fact in ("length", "reductions", "n_sequences"):
+            assert part.provenance[fact] == alone.provenance[fact], fact
+        for name, array in alone.arrays.items():
+            torch.testing.assert_close(part[name], array, atol=1e-6, rtol=0)
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ from .attention import Recorder, forward, positions_of, shifted_right, streams_o
 from .fused import compiled
 from .layers import names_of
 from .memory import explained, plan, step_down
-from .reductions import resolve
+from .reductions import Reduction, resolve
 from .store import BatchStore
 
 # glibc hands freed memory back to the system, and every block is then paid for again page by page, until a
@@ -269,4 +269,5 @@ def _identity(reduction):
     """Return what distinguishes one reduction's result from another's."""
     stated = {key: value for key, value in sorted(vars(reduction).items()) if not key.startswith("_")}
     choices = {key: value.hash if hasattr(value, "hash") else value for key, value in stated.items()}
-    return {"name": reduction.name, **choices}
+    own = {key: _identity(value) if isinstance(value, Reduction) else value for key, value in choices.items()}
+    return {"name": reduction.name, **own}

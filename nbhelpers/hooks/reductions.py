@@ -247,6 +247,47 @@ class StationaryProfile(LagProfile):
         return state / layout.weight[:, n - n // 2 :].sum(-1).clamp_min(1)[:, None, None]
 
 
+class OfPrefix(Reduction):
+    """A reduction of the first `length` tokens alone, in causal attention without padding."""
+
+    def __init__(self, reduction, length):
+        self.reduction, self.length = reduction, length
+
+    @property
+    def name(self):
+        return f"{self.reduction.name} of {self.length}"
+
+    @property
+    def axis(self):
+        return self.reduction.axis
+
+    def _own(self, layout):
+        if not layout.causal or layout.weight is not None:
+            raise ValueError(
+                f"{self.name} tokens needs causal attention without padding; capture the prefix."
+            )
+        n, last = self.length, (self.length - 1,) * layout.batch
+        n_real = torch.full_like(layout.n_real, n)
+        return dataclasses.replace(layout, n_queries=n, n_keys=n, last_query=last, n_real=n_real)
+
+    def coordinates(self, layout):
+        return self.reduction.coordinates(self._own(layout))
+
+    def start(self, layout):
+        return self.reduction.start(self._own(layout))
+
+    def update(self, state, block, layout):
+        rows = self.length - block.start
+        if rows > 0:
+            first = (..., slice(rows), slice(self.length))
+            scores = None if block.scores is None else block.scores[first]
+            block = dataclasses.replace(block, attn=block.attn[first], scores=scores)
+            self.reduction.update(state, block, self._own(layout))
+
+    def finish(self, state, layout):
+        return self.reduction.finish(state, self._own(layout))
+
+
 @register_reduction
 class LagLogits(LagProfile):
     """Mean score before the softmax at each distance, over real queries and the keys that they see.

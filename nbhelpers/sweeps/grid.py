@@ -99,8 +99,13 @@ class Run:
     @property
     def n_tokens(self):
         """How many tokens the run reads, scaled variants and untrained controls included."""
-        n_sequences = self.n_sequences + self.control_seeds * min(CONTROL_SEQUENCES, self.n_sequences)
-        return n_sequences * self.length * (1 + sum(self.protocol["factors"]))
+        n_controls = self.control_seeds * min(CONTROL_SEQUENCES, self.n_sequences)
+        of_variants = n_sequences = self.n_sequences + n_controls
+        if (
+            self.protocol["scaled_variant"] == "prefix"
+        ):  # a causal model runs one alone, and reads the others off the whole
+            of_variants = 1 + self.control_seeds
+        return self.length * (n_sequences + of_variants * sum(self.protocol["factors"]))
 
     @property
     def label(self):

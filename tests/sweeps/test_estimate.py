@@ -53,12 +53,12 @@ def test_time_and_memory_follow_weights_tokens_and_plan(tiny_llama_folder, tiny_
     cost, working = estimator.cost(run), plan(tiny_llama, 4, 64).working_bytes
     assert cost.megabytes == pytest.approx(LIBRARY_MB + (4 * count + working) / 2**20)
     assert estimator.cost(run_of(model, dtype="bfloat16")).megabytes < cost.megabytes
-    assert run.n_tokens == 4 * 64 * 1.75, "with the scaled variants"
-    products = 2 * count * 448 / 1e9
-    loading, metrics = 4 * count / estimate.LOADING_BYTES_PER_SECOND, estimate.METRIC_SECONDS * 8 * 448
+    assert run.n_tokens == 64 * (4 + 0.75), "of the scaled variants, one sequence is run alone"
+    products = 2 * count * 304 / 1e9
+    loading, metrics = 4 * count / estimate.LOADING_BYTES_PER_SECOND, estimate.METRIC_SECONDS * 8 * 304
     assert cost.seconds == pytest.approx(estimate.OVERHEAD * products + loading + metrics)
     twice = estimator.cost(run_of(model, n_sequences=8)).seconds
-    assert twice - loading == pytest.approx(2 * (cost.seconds - loading))
+    assert (twice - loading) * 4.75 == pytest.approx((cost.seconds - loading) * 8.75)
 
 
 def test_a_gpu_is_given_larger_batches(tiny_llama_folder, speed, tmp_path):
