@@ -49,6 +49,10 @@ class Results:
         `null`, what attention that learned nothing gives, stands in for the estimate's own. The gap is the
         interval of value less null where it was taken over pairs; n counts the units of the interval.
         """
+        self._keep(name, estimate, null=null, unit=unit, note=note)
+        self._write()
+
+    def _keep(self, name, estimate, *, null=None, unit="", note=""):
         for label, text in (("name", name), ("unit", unit), ("note", note)):
             if not isinstance(text, str):
                 raise TypeError(f"{label} must be a string, got {type(text).__name__} {text!r}")
@@ -65,12 +69,12 @@ class Results:
         if given.low > given.high:
             raise ValueError(f"{name}: low {entry['low']} is above high {entry['high']}")
         self._numbers[name] = entry | {"unit": unit, "note": note}
-        self._write()
 
     def record_all(self, estimates, *, nulls=None, **options):
         """Record several numbers by name, beside their nulls of the same names, as :meth:`record` does."""
         for name, estimate in estimates.items():
-            self.record(name, estimate, null=(nulls or {}).get(name), **options)
+            self._keep(name, estimate, null=(nulls or {}).get(name), **options)
+        self._write()
 
     def tables(self, **frames):
         """Store several tables by name, as :meth:`table` does."""
