@@ -58,7 +58,6 @@ EQUIVALENT = (
     ("attention.py", "self.errors.append(0 *", "Add to Sub", "what is infinite becomes NaN either way"),
     ("attention.py", "CUDA_BLOCK_BYTES", "", "decides on the size of a block"),
     ("attention.py", "return max(8, rows", "8 to 9", "decides on the size of a block"),
-    ("attention.py", "for reduction, state in zip", "True to False", "one list is made from the other"),
     ("attention.py", 'inputs["use_cache"]', "False to True", "a cache takes memory and changes nothing"),
     (
         "flash.py",
@@ -86,16 +85,38 @@ EQUIVALENT = (
         "inner tensors count twice",
     ),
     ("reductions.py", 'if len(state["scratch"])', "Mult to Div", "the first block makes room for the others"),
-    ("wavelets.py", "torch.cat([_shorten", "True to False", "counts are made from the same levels"),
     ("wavelets.py", "start, length = 0, 2", "Sub to Add", "there are no more positions than that"),
     ("wavelets.py", "start, length = 0, 2", "2 to 3", "there are no more positions than that"),
     ("wavelets.py", "before, after, count = n_taps", "Mod to Mult", "no tap reads beyond what is needed"),
     ("wavelets.py", "before, after, count = n_taps", "Sub to Add", "no tap reads beyond what is needed"),
-    ("wavelets.py", "counts = [min(a.shape", "True to False", "levels are as many, or refused before"),
     ("frames.py", "defined = (count >= 3)", "Gt to GtE", "no spread lies on the floor exactly"),
     ("flash.py", "found = kernel(", "", "a GPU's kernel, tested there"),
     ("flash.py", "narrow = key[", "", "a GPU's kernel, tested there"),
     ("attention.py", "bad = [at for at, error", "LtE to Lt", "no error is the tolerance exactly"),
+    (
+        "rotary.py",
+        "elif not known and None",
+        "",
+        "GPT-J alone, whose scores are seen from transformers 5.24 on",
+    ),
+    ("rotary.py", "turn, n = min(TURN", "2 to 3", "how much is looked at is a choice"),
+    ("reductions.py", "buffer[..., : rows - 1] = 0", "Sub to Add", "attention is written over it"),
+    ("reductions.py", 'state["scratch"] = attn.new_empty', "2 to 3", "room to spare"),
+    ("reductions.py", 'return {"sum": total', "0 to 1", "the first block makes room"),
+    ("recompute.py", "layout = Layout(1, query", "1 to 2", "the first of two equal sequences is returned"),
+    ("capture.py", "LARGEST_KEPT_BYTES", "", "a hint to the allocator"),
+    ("memory.py", "width = largest(getattr", "4 to 5", "an estimate"),
+    ("fused.py", "edges = 0.5 * np.array", "2.1 to 3.1", "either lies beyond the last frequency"),
+    ("entropy.py", "share = parts / torch.where(holds", "1.0 to 2.0", "zero divided by either is zero"),
+    (
+        "frames.py",
+        "while bool((far := support",
+        "",
+        "how far above the support the search begins is a choice",
+    ),
+    ("frames.py", "rounding = x.shape[-1]", "1 to 2", "how much counts as rounding is a choice"),
+    ("rows.py", "if factor not in AWKWARD", "NotIn to In", "both libraries give the transform"),
+    ("wavelets.py", "at = at % (2 * length)", "2 to 3", "an index from the end meets the same entry"),
 )
 
 
@@ -107,8 +128,10 @@ def places(tree):
         ast.arg: ("annotation",),
         ast.FunctionDef: ("returns",),
     }
-    left_alone = set()  # what is said, and annotations
-    for node in ast.walk(tree):
+    left_alone = {
+        id(node.value) for node in ast.walk(tree) if isinstance(node, ast.keyword) and node.arg == "strict"
+    }
+    for node in ast.walk(tree):  # what is said, annotations, and (above) zip's guard against what cannot be
         for field in parts.get(type(node), ()):
             inner = getattr(node, field)
             for each in inner if isinstance(inner, list) else [inner] if inner else []:

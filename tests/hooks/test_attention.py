@@ -10,6 +10,7 @@ from nbhelpers.hooks.attention import (
     CHANGES,
     RECORDER,
     Recorder,
+    forward,
     innermost_attention,
     interface_route,
     recorded,
@@ -229,3 +230,13 @@ def test_what_follows_the_mask_without_a_name_keeps_its_name():
         assert recorded(original)(module, half, half, half, None, 0.25, 2.0) == (0.25, 3.0)
     finally:
         CHANGES.reset(token)
+
+
+def test_only_modules_of_the_model_and_of_the_stream_are_wanted():
+    model, ids = tiny.make_model("bart"), tiny.make_tokens(LENGTH)
+    recorder = Recorder(model, stream="cross")
+    assert not recorder.wants(nn.Identity())
+    assert recorder.n_calls == 0
+    forward(model, recorder, ids, decoder_ids=ids)
+    given = {recorder.names[module][0] for module in recorder.cross}  # what the encoder made
+    assert given == {name for name, _ in model.named_modules() if name.endswith("encoder_attn")}

@@ -6,6 +6,7 @@ import itertools
 import numpy as np
 import pytest
 import tiny_models as tiny
+import torch
 from slow_metrics import entropy, slow_row_metrics
 from tolerances import assert_metric
 
@@ -120,6 +121,15 @@ def test_row_metrics(case, protocol):
     assert_metric(got.row_metrics, expected)
     first = ["spectral_entropy", "frequency_selectivity", *protocol.band_names, "positional_entropy"]
     assert got.coordinates["row_metrics"][: len(first)] == first
+
+
+def test_one_real_query_in_the_second_half_is_the_stationary_profile():
+    model, ids, _, attn = make_case("llama")
+    mask = torch.ones_like(ids)
+    mask[:, LENGTH // 2 + 1 :] = 0
+    got = tiny.capture_quietly(model, ids, "stationary_profile", attention_mask=mask).stationary_profile
+    expected = attn[..., LENGTH // 2, 1 : LENGTH // 2 + 1][..., ::-1]  # (sequence, layer, head, lag)
+    assert_profile(got, expected)
 
 
 def test_row_metrics_of_uniform_attention():

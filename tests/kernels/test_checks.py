@@ -3,7 +3,14 @@ import math
 import pytest
 import torch
 
-from nbhelpers.kernels.checks import as_real, as_signal, log_base, negative_p_log_p, require_finite
+from nbhelpers.kernels.checks import (
+    as_double,
+    as_real,
+    as_signal,
+    log_base,
+    negative_p_log_p,
+    require_finite,
+)
 
 
 def test_half_and_integers_are_upcast_and_float64_stays():
@@ -17,6 +24,8 @@ def test_half_and_integers_are_upcast_and_float64_stays():
     ("check", "values", "message"),
     [
         (as_real, torch.ones(3, dtype=torch.complex64), "complex64"),
+        (as_double, torch.ones(3, dtype=torch.complex64), "complex64"),
+        (as_double, [1.0, 2j], "complex128|real numbers"),
         (require_finite, torch.tensor([[0.0, math.nan], [math.inf, 0.0]]), r"2 of 4 .*\(0, 1\)"),
         (require_finite, torch.tensor([math.inf, -math.inf, 0.0]), "2 of 3"),
         (as_signal, torch.tensor([1.0, math.nan]), "1 of 2"),

@@ -84,6 +84,8 @@ def test_random_frame_bounds_have_the_supports_asked_for_and_the_seed_decides():
     )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+    one = frames.random_frame_bounds(1, 8, effective_support=2.0, n_draws=2)
+    assert_close(one.upper, torch.ones(2, dtype=torch.float64))  # of norm 1, unless asked otherwise
 
 
 class TestSoftmaxOfSupport:

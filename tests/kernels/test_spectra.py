@@ -169,6 +169,7 @@ def test_spikes_are_the_entries_of_largest_windowed_energy():
     assert index.tolist() == [[4], [4]]
     weights = np.hanning(9)[2:7] ** 2
     assert_close(share, np.array([16 / (16 + 9 * weights[0]), 1 / weights.sum()]), dtype=torch.float32)
+    assert spectra.spikes(signal, 9, window="boxcar")[1].tolist() == pytest.approx([1, 1])
     assert spectra.spikes(signal, 2, window="boxcar")[0][0].sort().values.tolist() == [0, 8]
 
 
