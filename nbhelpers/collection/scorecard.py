@@ -191,7 +191,7 @@ def _differ(verdicts):
         models.setdefault(usual, []).append(model + f" ({'; '.join(other)})" * bool(other))
     told = "; ".join(f"{verdict} in {', '.join(names)}" for verdict, names in models.items())
     told = f"{verdicts.iloc[0]} in all" if verdicts.nunique() == 1 else told
-    return f"holds in {n_hold} of {len(verdicts.groupby(level=0))} models: {told}"
+    return f"holds on every text in {n_hold} of {len(verdicts.groupby(level=0))} models: {told}"
 
 
 def missing_notebooks(card):

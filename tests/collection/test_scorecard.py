@@ -157,10 +157,11 @@ def test_sentences_on_packaged_models_name_the_exceptions():
     def told(**verdicts):
         return scorecard._differ(pd.DataFrame(verdicts).T.stack())
 
-    assert told(a=yes, b=yes) == "holds in 2 of 2 models: supported in all"
+    assert told(a=yes, b=yes) == "holds on every text in 2 of 2 models: supported in all"
     found = told(a=yes, b={"book": "contradicted", "code": "not measured"}, c=unlike)
     assert found == (
-        "holds in 1 of 3 models: supported in a; contradicted in b; undecided in c (supported on book)"
+        "holds on every text in 1 of 3 models: supported in a; contradicted in b; "
+        "undecided in c (supported on book)"
     )
 
 
