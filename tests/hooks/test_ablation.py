@@ -255,3 +255,12 @@ def test_what_cannot_be_changed_is_refused_in_words(family, changes, options, er
         function, usual = scale_positions, {}
     with pytest.raises(error, match=said):
         function(make_model(family, **changes), **usual | options).__enter__()
+
+
+def test_a_stated_length_is_the_one_that_is_changed():
+    model, ids = make_model("llama", **DYNAMIC), make_tokens(24)
+    before = logits(model, ids)
+    with change_pairs(model, [0], "shuffle", length=24):
+        assert not torch.equal(logits(model, ids), before)
+        with pytest.raises(ValueError, match="texts of 24 tokens.* 20 queries met 20 keys"):
+            logits(model, ids[:, :20])
