@@ -262,5 +262,5 @@ def test_a_stated_length_is_the_one_that_is_changed():
     before = logits(model, ids)
     with change_pairs(model, [0], "shuffle", length=24):
         assert not torch.equal(logits(model, ids), before)
-        with pytest.raises(ValueError, match="texts of 24 tokens.* 20 queries met 20 keys"):
+        with pytest.raises(ValueError, match=r"texts of 24 tokens.* 20 queries met 20 keys"):
             logits(model, ids[:, :20])
