@@ -241,8 +241,14 @@ def notebook_faults(path):
         starts = [node.lineno for node in ast.parse(cell.source).body]
         lines = cell.source.splitlines()
         faults += [f"no comment: {lines[n - 1]}" for n in starts if not re.search(r"# \S", lines[n - 1])]
-    if len(notebook.cells) > (60 if path.stem[:2] in WIDE else 40):
-        faults.append(f"{len(notebook.cells)} cells, at most 40")
+    begin = [n for n, cell in enumerate(notebook.cells) if cell.source.startswith("## Exercises")]
+    body = begin[0] + 1 if begin else len(notebook.cells)  # the last cell comes after the exercises
+    if body > (60 if path.stem[:2] in WIDE else 40):
+        faults.append(f"{body} cells, at most 40 beside exercises")
+    for cell in (cell for cell in notebook.cells if "solution" in cell.metadata.get("tags", [])):
+        lines = [line for line in cell.source.splitlines() if line and "import " not in line]
+        if len(lines) > 8 or "assert" not in cell.source or not cell.metadata.jupyter.source_hidden:
+            faults.append(f"no folded solution of at most 8 lines that asserts its answer: {lines[0]}")
     for number, cell in enumerate(notebook.cells, start=1):
         lines = [
             line for line in cell.source.splitlines() if not re.match(r"import |from \w\S+ import ", line)
@@ -321,6 +327,13 @@ def test_no_text_has_the_words_that_contributing_lists():
     pattern = re.compile(rf"\b({'|'.join(' '.join(avoided.split()).split(', '))})\b", re.IGNORECASE)
     found = {name: pattern.findall(listed.sub("", text)) for name, text in texts.items()}
     assert {name: words for name, words in found.items() if words} == {}
+
+
+def test_every_source_that_a_notebook_names_is_on_the_page_of_references_once():
+    listed = re.findall(r"\[arXiv (\S+?)\]", (ROOT / "notebooks/references.md").read_text(encoding="utf-8"))
+    assert len(listed) == len(set(listed)) > 10
+    texts = "".join(path.read_text(encoding="utf-8") for path in NOTEBOOKS)
+    assert set(re.findall(r"arXiv:? ?(\d{4}\.\d{5})", texts)) <= set(listed)
 
 
 def test_no_file_names_a_path_of_one_machine():

@@ -40,8 +40,8 @@ def list_notebooks(folder=None):
 
 
 def copy_notebooks(folder):
-    """Copy the package's notebooks and sizes to a folder, unless it has others of these names; return it."""
-    files = [*sorted(SHIPPED.glob("*.ipynb")), SHIPPED / "sizes.toml"]
+    """Copy the package's notebooks, pages and sizes to a folder, unless it has others so named; return it."""
+    files = sorted(path for kind in ("ipynb", "md", "toml") for path in SHIPPED.glob(f"*.{kind}"))
     folder = writable_folder(folder)
     for file in files:
         there = folder / file.name

@@ -34,7 +34,8 @@ def site(tmp_path_factory):
     make_notebook(folder / "02_bad.ipynb", "raise ValueError('told on the page')", title="# 02 · Bad")
     skips = "from nbhelpers.collection.skip import skip_notebook\nskip_notebook('no decoder: take another')"
     make_notebook(folder / "03_skips.ipynb", skips, "1", title="# 03 · Skips")
-    make_notebook(folder / "20_scorecard.ipynb", "1", title="# 20 · Card")
+    card = "# 20 · Card\n\n[A word](glossary.md#key-profile) and [a source](references.md#ruscio-et-al-2024)."
+    make_notebook(folder / "20_scorecard.ipynb", "print('six' + 'teen')", title=card, tags=["solution"])
     Results("10_scale_invariance", out / "results").record("C5_half", 0.2)
     run_notebooks(folder=folder, out=out, progress=False)
     assert build_site(out / "executed", out) == out / "index.html"
@@ -102,8 +103,17 @@ def test_formulas_have_their_script_and_long_code_is_folded(site):
     assert "\\int_0^1" in page
     assert "\\(\\pi &gt; 3\\)" in page, "of an output too"
     folded = re.findall(r'<details class="[^"]*hide[^"]*input.*?</details>', page, flags=re.DOTALL)
-    assert len(folded) == 4, "the four cells begin with imports; the parameters are shown"
+    assert len(folded) == 4, "the four cells begin with imports"
     assert "<img" not in "".join(folded)
+    assert "length" not in page, "parameters, and the folder a run injects, are left out"
+
+
+def test_solutions_are_folded_and_words_and_sources_have_pages(site):
+    page = (site / "20_scorecard.html").read_text()
+    assert re.search(r'<details class="[^"]*hide.*?Show the solution.*?sixteen.*?</details>', page, re.DOTALL)
+    for name, anchor in (("glossary.html", "key-profile"), ("references.html", "ruscio-et-al-2024")):
+        assert f'href="{name}#{anchor}"' in page
+        assert f'id="{anchor}"' in (site / name).read_text()
 
 
 def test_reference_has_every_public_name_and_search_knows_its_words(site, tmp_path):

@@ -10,6 +10,7 @@ from importlib import resources
 from pathlib import Path
 
 import nbhelpers
+from nbhelpers.collection.plan import find_notebook_folder
 from nbhelpers.collection.run import load_runs
 from nbhelpers.collection.site.home import home_page
 from nbhelpers.collection.site.pages import prepare_page
@@ -46,7 +47,9 @@ def build_site(executed_folder, out, *, reference=True):
         source = Path(scratch).resolve() / "source"
         _write_static(source)
         pages = [prepare_page(path, runs.get(path.stem), source) for path in notebooks]
-        names = write_reference(source) if reference else []
+        for path in (texts := sorted(find_notebook_folder().glob("*.md"))):  # glossary and references
+            shutil.copy(path, source)
+        names = [path.stem for path in texts] + (write_reference(source) if reference else [])
         home = home_page(pages, names, executed.parent, source / "_static")
         (source / "index.md").write_text(home, encoding="utf-8")
         warnings = _run_sphinx(source, out.resolve())

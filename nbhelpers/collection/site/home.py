@@ -44,15 +44,15 @@ def home_page(pages, reference, folder, static):
 
     The summary figure is written to `static`, the folder ``_static`` of the pages.
     """
-    tree = "\n".join(reference)
+    tree, shown = "\n".join(reference), [name for name in reference if "reference-" not in name]
     return _HOME.format(
         verdicts=_verdicts(pages, folder, static),
         gallery=_gallery(pages),
         counts=_counts(pages),
         rows="\n".join(map(_row, pages)),
-        reference="\n[Reference](reference.md) · [tested models](tested-models.md)\n" if tree else "",
+        reference="\n" + " · ".join(f"[]({name}.md)" for name in shown) + "\n",
         names="\n".join(page.name for page in pages),
-        reference_tree=f"```{{toctree}}\n:hidden:\n:caption: Package\n\n{tree}\n```\n" if tree else "",
+        reference_tree=f"```{{toctree}}\n:hidden:\n:caption: Reference\n\n{tree}\n```\n" if tree else "",
     )
 
 

@@ -40,7 +40,7 @@ def prepare_page(path, run, source):
         note = f"````{{{kind}}}\n{note}\n~~~~text\n{run.error}\n~~~~\n````"
         notebook.cells.insert(1, nbformat.v4.new_markdown_cell(note))
     _keep_core_widgets(notebook)
-    _fold_long_code(notebook)
+    _hide_code(notebook)
     nbformat.write(notebook, source / path.name)
     return Page(path.stem, title, question, run, _save_figure(notebook, path.stem, source))
 
@@ -65,13 +65,20 @@ def _keep_core_widgets(notebook):
         notebook.metadata.pop("widgets", None)
 
 
-def _fold_long_code(notebook):
-    """Mark imports and long code cells, so that the page shows their source on demand."""
+def _hide_code(notebook):
+    """Leave parameters out; fold solutions with what they print, and the source of imports and long cells."""
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            lines = cell.source.strip().splitlines()
-            if len(lines) > FOLD_LINES or (lines and lines[0].startswith(("import ", "from "))):
-                cell.metadata["tags"] = [*cell.metadata.get("tags", []), "hide-input"]
+            lines, tags = cell.source.strip().splitlines(), set(cell.metadata.get("tags", []))
+            if tags & {"parameters", "injected-parameters"}:  # the injected ones name paths of one machine
+                cell.metadata["tags"] = ["remove-cell"]
+            elif "solution" in tags:
+                cell.metadata["tags"] = ["hide-cell"]
+                cell.metadata["mystnb"] = {
+                    f"code_prompt_{do}": f"{do.title()} the solution" for do in ("show", "hide")
+                }
+            elif len(lines) > FOLD_LINES or (lines and lines[0].startswith(("import ", "from "))):
+                cell.metadata["tags"] = [*tags, "hide-input"]
 
 
 def _save_figure(notebook, name, source):

@@ -28,6 +28,7 @@ nb_ipywidgets_js = {"widgets-embed.js": {}}
 # A picture beside a widget is shown instead of it: only the core widgets can be drawn without a kernel.
 nb_mime_priority_overrides = [("html", "application/vnd.jupyter.widget-view+json", 45)]
 myst_enable_extensions = ["amsmath", "dollarmath", "colon_fence"]
+myst_heading_anchors = 3  # notebooks link to a word of the glossary
 mathjax_path = "tex-svg-full.js"
 mathjax_config_path = "mathjax-config.js"
 autodoc_member_order = "bysource"

@@ -1,0 +1,47 @@
+"""A figure with controls: each of them draws it anew, and a page without a kernel shows the first picture."""
+
+import base64
+import io
+
+import ipywidgets
+import matplotlib.pyplot as plt
+
+
+class Explorer(ipywidgets.VBox):
+    """Show the figure that `draw` makes of the values of some controls, and draw it anew when one changes.
+
+    ``draw(name=value, ...)`` returns a matplotlib figure, which is closed here; `controls` are ipywidgets
+    with a ``value``, by the name of the argument.
+    """
+
+    def __init__(self, draw, **controls):
+        self._draw, self.controls = draw, controls
+        self.picture = ipywidgets.Image(format="png", layout=ipywidgets.Layout(max_width="100%"))
+        super().__init__([*controls.values(), self.picture])
+        for control in controls.values():
+            control.continuous_update = False  # a picture when the hand lets go
+            control.observe(self._redraw, "value")
+        self._redraw()
+
+    def _redraw(self, _=None):
+        values = {name: control.value for name, control in self.controls.items()}
+        figure, png = self._draw(**values), io.BytesIO()
+        figure.savefig(png, format="png", dpi=90, bbox_inches="tight", metadata={"Software": None})
+        plt.close(figure)
+        self.picture.value = png.getvalue()
+
+    def idle(self):
+        """Try the ends (of a choice: every option) of each control; return the names that change nothing."""
+        found = []
+        for name, control in self.controls.items():
+            first, pictures = control.value, set()
+            for value in getattr(control, "options", None) or (control.min, control.max):
+                control.value = value
+                pictures.add(self.picture.value)
+            control.value = first
+            found += [name] if len(pictures) == 1 else []
+        return found
+
+    def _repr_mimebundle_(self, **kwargs):
+        png = base64.b64encode(self.picture.value).decode()
+        return super()._repr_mimebundle_(**kwargs) | {"image/png": png}
