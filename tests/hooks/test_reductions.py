@@ -11,7 +11,7 @@ from slow_metrics import entropy, slow_row_metrics
 from tolerances import assert_metric
 
 from nbhelpers.hooks import reductions
-from nbhelpers.hooks.reductions import LocalMass, Reduction, RowMetrics, resolve
+from nbhelpers.hooks.reductions import LocalMass, OfPrefix, Reduction, RowMetrics, resolve
 from nbhelpers.protocol import PAPER
 
 LENGTH = 32
@@ -130,6 +130,26 @@ def test_one_real_query_in_the_second_half_is_the_stationary_profile():
     got = tiny.capture_quietly(model, ids, "stationary_profile", attention_mask=mask).stationary_profile
     expected = attn[..., LENGTH // 2, 1 : LENGTH // 2 + 1][..., ::-1]  # (sequence, layer, head, lag)
     assert_profile(got, expected)
+
+
+@pytest.mark.parametrize("name", [*LOOPS, "lag_logits", "row_metrics"])
+def test_a_prefix_is_what_it_is_alone(name):
+    model, ids, _, _ = make_case("llama")
+    (reduction,) = resolve(name)
+    whole = tiny.capture_quietly(
+        model, ids, OfPrefix(reduction, 13), chunk=3
+    )  # ends with a block's first row
+    alone = tiny.capture_quietly(model, ids[:, :13], reduction, chunk=3, fused=False)
+    made = f"{name} of 13"
+    assert whole.axes[made] == alone.axes[name]
+    assert whole.coordinates[made] == alone.coordinates[name]
+    torch.testing.assert_close(whole[made], alone[name], atol=1e-5, rtol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("case", [("bert",), ("llama", "left")])
+def test_prefixes_are_of_causal_attention_without_padding(case):
+    with pytest.raises(ValueError, match="key_profile of 5 tokens needs causal attention without padding"):
+        reduce(make_case(*case), OfPrefix(resolve("key_profile")[0], 5))
 
 
 def test_row_metrics_of_uniform_attention():
