@@ -109,6 +109,7 @@ EQUIVALENT = (
     ("rows.py", "@lru_cache(maxsize", "16 to 17", "how many windows are kept"),
     ("reductions.py", "width = keys + 2", "Sub to Add", "what is beyond is zero"),
     ("reductions.py", "LEAST_SCORE =", "", "no score lies near it"),
+    ("memory.py", "CUDA_BATCH_TOKENS", "", "how much a GPU is given is a choice"),
     ("rotary.py", "turn, n = min(TURN", "2 to 3", "how much is looked at is a choice"),
     ("reductions.py", "buffer[..., : rows - 1] = 0", "Sub to Add", "attention is written over it"),
     ("reductions.py", 'state["scratch"] = attn.new_empty', "2 to 3", "room to spare"),
