@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_models import eager_attention, make_model, make_tokens
+from tiny_models import capture_quietly, eager_attention, make_model, make_tokens
 
 from nbhelpers.hooks.recompute import attention_modules, cache_attention
 
@@ -17,6 +17,13 @@ def test_every_layer_equals_eager_attention(family):
     assert kept.layers == list(range(len(wanted)))
     for layer in (1, 0, 1):  # backwards and again: what is kept of the last layer must not be mistaken
         assert (kept.layer(layer) - wanted[layer]).abs().max() <= 2e-6
+
+
+def test_mean_scores_by_lag_are_those_of_capture():
+    model, ids = make_model("llama"), make_tokens(LENGTH, n=1)
+    wanted = capture_quietly(model, ids, "lag_logits").lag_logits[0]  # (layer, head, lag)
+    got = torch.stack([cache_attention(model, ids).lag_logits(layer, causal=True) for layer in (0, 1)])
+    torch.testing.assert_close(got, wanted, rtol=0, atol=1e-5, equal_nan=True)
 
 
 def test_of_an_encoder_decoder_the_encoder_is_read():

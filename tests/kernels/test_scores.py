@@ -36,6 +36,11 @@ def test_scores_equal_a_slow_loop(n_queries):
         assert float(got[layer, head, rule]) == pytest.approx(slowly(attn[layer, head], ids, rule), rel=1e-12)
 
 
+def test_one_query_is_enough():
+    ids, attn = torch.tensor([[3, 5, 3]]), torch.tensor([[1.0, 0, 0], [0.5, 0.5, 0], [0.25, 0.5, 0.25]])
+    assert read_by_rule(attn, ids).tolist() == [0.5, 0.25, 0.5]
+
+
 def test_planted_heads_have_their_score_and_no_other():
     period, n = 20, 40
     ids = torch.cat([torch.arange(period)] * 2)[None]
