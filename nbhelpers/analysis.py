@@ -161,17 +161,17 @@ def _with_prefixes(model, token_ids, variants, kept, **options):
     kept = resolve(kept)
     prefixes = {a: [OfPrefix(reduction, ids.shape[-1]) for reduction in kept] for a, ids in variants.items()}
     seen = _captured(model, token_ids, [*kept, *itertools.chain(*prefixes.values())], **options)
-    scaled = {a: _part(seen, kept, prefixes[a], ids) for a, ids in variants.items()}
+    scaled = {a: part_of(seen, kept, prefixes[a], ids) for a, ids in variants.items()}
     for a, ids in variants.items():
         alone = _captured(model, ids[:1], kept, **options | {"progress": False})
         apart = [(alone[r.name] - scaled[a][r.name][:1]).abs().max() for r in kept]
         if not max(apart) <= PREFIX_TOLERANCE:
             scaled = None
             break
-    return _part(seen, kept, kept, token_ids), scaled
+    return part_of(seen, kept, kept, token_ids), scaled
 
 
-def _part(profiles, kept, captured, ids):
+def part_of(profiles, kept, captured, ids):
     """Return the profiles of some of the reductions, under the names of `kept`."""
     names = {own.name: made.name for own, made in zip(kept, captured, strict=True)}
     arrays, axes, coordinates = (

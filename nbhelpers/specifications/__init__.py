@@ -15,26 +15,11 @@ from .curve import (
     specification_curve,
 )
 from .figure import curve_figure, explore, slug, write_worlds
-from .pipeline import Search, search_readings, sensitivities_by_length, untrained_pythia
+from .pipeline import search_readings, sensitivities_by_length, untrained_pythia
 from .worlds import Worlds, claims_hold, measure_worlds
 
 __all__ = [
-    "Search",
-    "Worlds",
-    "claims_hold",
-    "curve_figure",
-    "distinct",
-    "explore",
-    "joint_inference",
-    "load_choices",
-    "map_variants",
-    "measure_worlds",
-    "observe_variants",
-    "search_readings",
-    "sensitivities_by_length",
-    "shapley_shares",
-    "slug",
-    "specification_curve",
-    "untrained_pythia",
-    "write_worlds",
-]
+    "Worlds", "claims_hold", "curve_figure", "distinct", "explore", "joint_inference", "load_choices",
+    "map_variants", "measure_worlds", "observe_variants", "search_readings", "sensitivities_by_length",
+    "shapley_shares", "slug", "specification_curve", "untrained_pythia", "write_worlds",
+]  # fmt: skip

@@ -148,9 +148,8 @@ def specification_curve(observation, grid, kind="spectra", statistics=None):
     pandas.DataFrame
         A row per specification, indexed by its choices; a column per statistic.
     """
-    world = observation
-    if isinstance(world, Observation):
-        world = {world.scaled_variant: world}
+    seen = observation
+    world = {seen.scaled_variant: seen} if isinstance(seen, Observation) else seen
     statistics = STATISTICS[kind] if statistics is None else statistics
     groups, rows, parts = next(iter(world.values())).profiles.kv_groups, [], []
     for _, protocols in itertools.groupby(specifications(grid, kind), attrgetter(*OF_ALL)):
@@ -159,7 +158,7 @@ def specification_curve(observation, grid, kind="spectra", statistics=None):
         for protocol in protocols:
             arrays = getattr(shared, f"of_{kind}")(protocol)
             scale = 1.0 if protocol.log_base is None else math.log(protocol.log_base)
-            every.append({name: a / scale if name.endswith("entropy") else a for name, a in arrays.items()})
+            every.append(arrays | {n: a / scale for n, a in arrays.items() if n.endswith("entropy")})
             rows.append(tuple(_shown(getattr(protocol, field)) for field in CHOICES[kind]))
         # The sequences of all protocols in a row: a statistic is computed once for all of them.
         table = HeadTable({name: np.concatenate([a[name] for a in every]) for name in every[0]}, groups)

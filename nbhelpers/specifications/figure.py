@@ -36,16 +36,17 @@ def curve_figure(worlds, statistic, *, claimed=None, marked=None):
     fig, (top, rug) = plt.subplots(
         2, sharex=True, figsize=(10, 7.5), layout="constrained", height_ratios=(1.15, 1)
     )
-    if claimed is not None:
-        top.axhspan(*claimed, color="C8", alpha=0.25, lw=0, label="the paper's range")
     if worlds.draws:
         drawn = worlds.drawn(statistic).reindex(table.index)
         ends = drawn.min(axis=1), drawn.max(axis=1)
-        top.fill_between(place, *ends, color="0.6", lw=0, label=f"{drawn.shape[1]} permuted draws, all")
+        top.fill_between(place, *ends, color="0.6", lw=0.8, label=f"{drawn.shape[1]} permuted draws, all")
     for world, color in SHOWN.items():
-        if world in table:
+        if world in table and table[world].notna().any():
             top.plot(place, table[world], ".", ms=2, color=color, alpha=0.6, label=world)
     top.plot(place, table[model], "k.", ms=3, label=model)
+    if claimed is not None:
+        top.set_ylim(top.get_ylim())  # no room for values that are claimed and that nothing has
+        top.axhspan(*claimed, color="C8", alpha=0.25, lw=0, label="the paper's range", zorder=0)
     if marked in table.index:
         at = table.index.get_loc(marked)
         top.plot(at, table[model].iloc[at], "o", ms=12, mfc="none", mec="C1", mew=2.5)
@@ -53,8 +54,7 @@ def curve_figure(worlds, statistic, *, claimed=None, marked=None):
     top.set(ylabel=statistic, xlim=(0, len(table) - 1))
     values = table[model].to_numpy()
     if (values > 0).all() and values.max() > 100 * values.min():
-        top.set_yscale("log")
-        top.set_ylim(values.min() / 3, values.max() * 3)
+        top.set(yscale="log", ylim=(values.min() / 3, values.max() * 3))
     top.legend(frameon=False, fontsize=8, markerscale=4, loc="upper left", bbox_to_anchor=(1, 1))
     _draw_rug(rug, table[model])
     return fig

@@ -4,6 +4,7 @@ Table 5 of the paper begins at step 0, before any training, so that its row need
 of the network and how its weights are drawn.
 """
 
+import itertools
 import math
 from dataclasses import dataclass
 from importlib import resources
@@ -13,11 +14,15 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
+from nbhelpers.analysis import Observation, observe, part_of
 from nbhelpers.arguments import checked, whole
+from nbhelpers.hooks.capture import capture
+from nbhelpers.hooks.reductions import LocalMass, OfPrefix, resolve
 from nbhelpers.kernels.wavelets import dwt_max_level, scale_sensitivity, wavedec
+from nbhelpers.protocol import PAPER, SIGNALS
 from nbhelpers.sweeps.grid import read_small_yaml
 
-from .curve import CHOICES, OF_ALL, STATISTICS, load_choices, observe_variants, specification_curve
+from .curve import CHOICES, OF_ALL, STATISTICS, load_choices, specification_curve
 
 SHIPPED = resources.files("nbhelpers.data").joinpath("pipelines.yaml")
 HEAD_WIDTH, PYTHIA_WIDTH, PYTHIA_LAYERS = 128, 4096, 32  # of Pythia-6.9B
@@ -91,14 +96,11 @@ class Search:
             raise ValueError("no reading comes near the printed numbers; raise the tolerance")
         shares = {}
         for kind, part in fit.items():
-            weight = np.exp(part)
-            group = weight.groupby(level=list(SHARED)).transform("sum")
-            keys = pd.MultiIndex.from_frame(weight.index.to_frame(index=False)[list(SHARED)])
-            belief = (
-                weight / group.where(group > 0, 1) * (joint / joint.sum()).reindex(keys).fillna(0).to_numpy()
-            )
+            rows = part.index.to_frame(index=False)
+            share = joint.reindex(pd.MultiIndex.from_frame(rows[list(SHARED)])).fillna(0).to_numpy()
+            group = np.exp(part).groupby(level=list(SHARED)).transform("sum")
+            belief = np.exp(part) / group.where(group > 0, 1) * share / joint.sum()
             if kind == "spectra":
-                rows = belief.index.to_frame(index=False)
                 out = np.where((rows.dc == "drop") | (rows.detrend == "mean"), "out", "in")
                 shares["DC line"] = belief.groupby(out).sum()
             shares |= {name: belief.groupby(level=name).sum() for name in belief.index.names}
@@ -125,38 +127,44 @@ class Search:
         return np.log(self.readings[kind][numbers].clip(lower=1e-9)) - given
 
 
-def search_readings(model, token_ids, *, grid=None, lengths=None, progress=True):
-    """Measure a model's attention under every reading of `nbhelpers/data/pipelines.yaml`: a :class:`Search`.
+def search_readings(model, token_ids, *, grid=None, progress=True):
+    """Measure attention under every reading of `nbhelpers/data/pipelines.yaml`, as a :class:`Search`.
 
-    `token_ids`, (sequence, position), are cut to `lengths`, or those of `grid`, a dict as that file holds.
+    `model` is causal. `token_ids`, (sequence, position), are cut to the lengths of `grid`, a dict as that
+    file holds.
     """
     raw = grid or read_small_yaml(SHIPPED)
-    choices, found = load_choices(raw["choices"]), {kind: [] for kind in CHOICES}
-    for n in tqdm(lengths or raw["lengths"], desc="lengths", disable=None if progress else True):
-        if n > token_ids.shape[1]:
-            raise ValueError(f"a reading takes {n} tokens, the sequences have {token_ids.shape[1]}")
-        world = observe_variants(model, token_ids[:, :n], choices, progress=False)
-        for kind, parts in found.items():
-            printed = {name: f for name, f in STATISTICS[kind].items() if name in PRINTED}
-            curve = specification_curve(world, choices, kind, printed)
-            parts.append(pd.concat({n: curve}, names=["length"]))
-    return Search(float(raw["tolerance"]), {kind: pd.concat(parts) for kind, parts in found.items()})
+    choices, lengths, found = load_choices(raw["choices"]), raw["lengths"], []
+    if max(lengths) > token_ids.shape[1]:
+        raise ValueError(f"a reading takes {max(lengths)} tokens, the sequences have {token_ids.shape[1]}")
+    printed = {k: {y: f for y, f in every.items() if y in PRINTED} for k, every in STATISTICS.items()}
+    seen = _beginnings(model, token_ids, lengths, [*SIGNALS, LocalMass((PAPER.local_distance,))])
+    for n in tqdm(lengths, desc="lengths", disable=None if progress else True):
+        world = {"prefix": Observation(seen[n], {a: seen[int(a * n)] for a in PAPER.factors})}
+        known = {"whole": seen[n], "progress": False}
+        for how in choices["scaled_variant"]:
+            protocol = PAPER.replace(scaled_variant=how)
+            world[how] = world.get(how) or observe(model, token_ids[:, :n], protocol, **known)
+        found.append({k: specification_curve(world, choices, k, of) for k, of in printed.items()})
+    curves = {k: pd.concat([f[k] for f in found], keys=lengths, names=["length"]) for k in CHOICES}
+    return Search(float(raw["tolerance"]), curves)
 
 
-@torch.no_grad()
 def sensitivities_by_length(model, token_ids, lengths):
     """Return S(0.5) and S(0.25) of the literal reading at many lengths, a row each, from one pass.
 
-    A causal model's attention to the first n tokens is a corner of its attention to all. `model` is one of
-    transformers, `token_ids` (sequence, position); means are over sequences, layers and heads.
+    `model` and `token_ids` as in :func:`search_readings`; means are over sequences, layers and heads.
     """
-    model.set_attn_implementation("eager")
-    found = []
-    for ids in token_ids:
-        sums = torch.cat(model(input_ids=ids[None], output_attentions=True, use_cache=False).attentions)
-        sums = sums.cumsum_(-2)  # (layer, head, query, key)
-        for n in lengths:
-            profiles, level = (sums[..., m - 1, :m] / m for m in (n, n // 2, n // 4)), dwt_max_level(n // 4)
-            full, *parts = (wavedec(profile, level=level) for profile in profiles)
-            found.append((n, *(float(scale_sensitivity(full, part).mean()) for part in parts)))
-    return pd.DataFrame(found, columns=["length", "S(0.5)", "S(0.25)"]).groupby("length").mean()
+    seen, found = _beginnings(model, token_ids, lengths, ["key_profile"]), {}
+    for n in lengths:
+        full, *parts = (wavedec(seen[n // by].key_profile, level=dwt_max_level(n // 4)) for by in (1, 2, 4))
+        found[n] = [float(scale_sensitivity(full, part).mean()) for part in parts]
+    return pd.DataFrame(found, ["S(0.5)", "S(0.25)"]).T.rename_axis("length")
+
+
+def _beginnings(model, token_ids, lengths, kept):
+    """Return reductions of attention over the first n, n/2 and n/4 tokens, by their number, from one pass."""
+    kept, sizes = resolve(kept), {n // by for n in lengths for by in (1, 2, 4)}
+    made = {n: [OfPrefix(reduction, n) for reduction in kept] for n in sizes}
+    seen = capture(model, token_ids, list(itertools.chain(*made.values())), progress=False)
+    return {n: part_of(seen, kept, made[n], token_ids[:, :n]) for n in sizes}

@@ -6,8 +6,9 @@ passes through those with fewer levels.
 """
 
 import dataclasses
-from functools import cached_property
+from functools import cached_property, partial
 
+import numpy as np
 import pywt
 import torch
 
@@ -15,14 +16,16 @@ from nbhelpers.analysis import signals_of
 from nbhelpers.kernels import entropy, spectra, wavelets
 from nbhelpers.protocol import BANDS, PAPER
 
+_products = partial(np.einsum, "...c,...c")  # of two arrays, summed over the last axis, with no third array
+
 
 class Shared:
     """The signals of one (signal, sink, order), and what the numbers of several protocols are made of."""
 
     def __init__(self, world, protocols):
         self._world, self._protocol = world, protocols[0]
-        self._pads = {protocol.pad for protocol in protocols}
-        self._signals, self._sums, self._transforms, self._compared = {}, {}, (None, {}), (None, {})
+        self._ways = {(protocol.pad, protocol.sided, protocol.dc) for protocol in protocols}
+        self._signals, self._spectra, self._transforms, self._compared = {}, {}, (None, {}), (None, {})
 
     def signals(self, how):
         """Return the :class:`nbhelpers.metrics.Signals` of a variant; averaged ones as one sequence."""
@@ -47,12 +50,11 @@ class Shared:
     def of_spectra(self, protocol):
         """Return entropies, selectivity and bands of a specification, name → (sequence, layer, head)."""
         asked = protocol.window, protocol.detrend
-        if asked not in self._sums:
-            positional = entropy.positional_entropy(self._whole.signal).numpy()
-            self._sums[asked] = _sums(self._whole.signal, protocol, self._pads), positional
-        sums, positional = self._sums[asked]
-        found = _numbers(*sums[protocol.pad], protocol.sided, protocol.dc)
-        return found | {"positional_entropy": positional}
+        if asked not in self._spectra:
+            sums = _sums(self._whole.signal, protocol, {pad for pad, *_ in self._ways})
+            known = {"positional_entropy": entropy.positional_entropy(self._whole.signal).numpy()}
+            self._spectra[asked] = {(p, *w): known | _numbers(*sums[p], *w) for p, *w in self._ways}
+        return self._spectra[asked][protocol.pad, protocol.sided, protocol.dc]
 
     def of_wavelets(self, protocol):
         """Return the scale sensitivities of a specification, name → (sequence, layer, head)."""
@@ -60,28 +62,34 @@ class Shared:
         asked = protocol.wavelet, protocol.mode, protocol.level, protocol.alignment
         if self._compared[0] != asked:
             signals, found = dataclasses.replace(self._whole, protocol=protocol), {}
-            full = self._coefficients(signals, "whole", signals.signal)
+            full, row = self._coefficients(signals, "whole", signals.signal)
             for factor, scaled in self._scaled.items():
-                other = self._coefficients(signals, factor, scaled)
-                u, v = wavelets.align(full, other, alignment=protocol.alignment, check=False)
-                norms = torch.linalg.vector_norm(u, dim=-1) * torch.linalg.vector_norm(v, dim=-1)
-                cosine = torch.linalg.vecdot(u, v) / norms  # (variant, sequence, layer, head)
-                found[f"scale_sensitivity_{factor:g}"] = (1 - cosine).numpy()
+                other, v = self._coefficients(signals, factor, scaled)
+                u = row[..., : v.shape[-1]]  # the shorter signal stays whole in every alignment
+                if protocol.alignment != PAPER.alignment:
+                    one = [values[0, 0, 0, 0] for values in other]  # its lengths are those of all
+                    u = wavelets.align(full, one, alignment=protocol.alignment, check=False)[0].numpy()
+                cosine = _products(u, v) / np.sqrt(_products(u, u) * _products(v, v))
+                found[f"scale_sensitivity_{factor:g}"] = 1 - cosine
             self._compared = asked, found
         variant = list(self._world).index(protocol.scaled_variant)
         return {name: values[variant] for name, values in self._compared[1].items()}
 
     def _coefficients(self, signals, name, signal):
-        """Return what `wavedec` does, of the deepest transform so far."""
-        asked, level = (signals.protocol.wavelet, signals.protocol.mode), signals.level(signal)
+        """Return what `wavedec` does, of the deepest transform so far, and the levels in a row."""
+        asked = signals.protocol.wavelet, signals.protocol.mode
         if self._transforms[0] != asked:
             self._transforms = asked, {}
-        steps = self._transforms[1].setdefault(name, [])  # (approximation, detail) of each level
+        level, known = signals.level(signal), self._transforms[1]
+        steps = known.setdefault(name, [])  # (approximation, detail) of each level
         while len(steps) < level:
             before = steps[-1][0] if steps else signal
             pair = pywt.dwt(before.numpy(), asked[0], mode=asked[1], axis=-1)
             steps.append(tuple(map(torch.from_numpy, pair)))
-        return [steps[level - 1][0], *(detail for _, detail in steps[level - 1 :: -1])]
+        if (name, level) not in known:
+            levels = [steps[level - 1][0], *(detail for _, detail in steps[level - 1 :: -1])]
+            known[name, level] = levels, torch.cat(levels, -1).numpy()
+        return known[name, level]
 
 
 def _sums(signal, protocol, pads):
