@@ -18,7 +18,7 @@ from nbhelpers.files import writable_folder
 from nbhelpers.inputs import tested
 
 _MATHJAX = "sphinx-mathjax-offline/static/mathjax/tex-svg-full.js"  # one file, draws with no font to load
-_STATIC = ("site.css", "widgets-embed.js", "1551f4f60c37af51121f.woff2")  # the last: icons of the widgets
+_STATIC = ("site.css", "site.js", "widgets-embed.js", "1551f4f60c37af51121f.woff2")  # the last: icons
 _PUBLIC = """\
 # Reference
 

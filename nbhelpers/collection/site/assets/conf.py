@@ -8,7 +8,7 @@ extensions = ["myst_nb", "sphinx.ext.mathjax", "sphinx.ext.autodoc", "sphinx.ext
 html_theme = "sphinx_book_theme"
 html_title = "nbhelpers"
 html_static_path = ["_static"]
-html_css_files = ["site.css"]
+html_css_files, html_js_files = ["site.css"], ["site.js"]
 html_theme_options = {
     "home_page_in_toc": True,
     "show_navbar_depth": 1,
