@@ -115,6 +115,8 @@ EQUIVALENT = (
     ("fused.py", "rows = min(max(LEAST_ROWS", "FloorDiv to Mult", "decides on the size of a block"),
     ("rotary.py", "forward(network, recorder, torch.full", "1 to 2", "two equal texts are one"),
     ("rotary.py", "[(_, bias, _)] = score_blocks", "1 to 2", "there is no more than the last row"),
+    ("store.py", "digest = hashlib.sha256(json", "True to False", "facts are made in one order"),
+    ("frames.py", "power = as_power(_as_set(psd", "False to True", "what is called then checks it too"),
     ("rotary.py", "turn, n = min(TURN", "2 to 3", "how much is looked at is a choice"),
     ("reductions.py", "buffer[..., : rows - 1] = 0", "Sub to Add", "attention is written over it"),
     ("reductions.py", 'state["scratch"] = attn.new_empty', "2 to 3", "room to spare"),
