@@ -21,7 +21,7 @@ export GOMP_SPINCOUNT ?= 10000
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-models demo families compat format lab app bench site lock clean
+.PHONY: help setup test test-models demo figures families compat format lab app bench site lock clean
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -53,6 +53,9 @@ demo: setup ## run the collection and leave pages, tables and a summary in build
 	$(BIN)/python -m nbhelpers site $(OUT) || status=$$?; \
 	echo "tables (Parquet) and numbers: $(OUT)/results"; \
 	exit $$status
+
+figures: setup ## write README's figures, and the numbers that texts cite, from the last run in build/demo
+	$(BIN)/python tests/readme_verdicts.py $(OUT)
 
 families: setup ## try capture on every type of transformers; STORE=1 writes the table of tested models
 	OMP_NUM_THREADS=1 $(BIN)/python tests/families_walk.py --jobs $(JOBS) $(if $(STORE),--store)

@@ -1,18 +1,21 @@
-"""Write README's verdicts and their figure from a run of the collection, and store the numbers behind them.
+"""Write README's verdicts and figures from a run of the collection, and store the numbers behind them.
 
     python tests/readme_verdicts.py OUT COMMIT
 
-OUT is the output folder of ``make demo``, COMMIT the state of the repository that was run. With OUT alone the
-numbers are stored that the texts cite ("Found"), without both the stored numbers are judged anew, after a
-change of rules or words.
+OUT is the output folder of ``make demo``, COMMIT the state of the repository that was run. With OUT alone, as
+``make figures`` calls it, README's figures are drawn and the numbers stored that the texts cite ("Found");
+without both the stored numbers are judged anew, after a change of rules or words.
 """
 
+import hashlib
 import re
 import sys
 from pathlib import Path
 
 import nbformat
 import pandas as pd
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from nbhelpers.claims.paper import CLAIMS
 from nbhelpers.collection.found import COLUMNS, REFERENCE, cited
@@ -20,11 +23,13 @@ from nbhelpers.collection.plan import list_notebooks
 from nbhelpers.collection.results import Results, estimate_of, load_provenance, load_results
 from nbhelpers.collection.scorecard import BESIDE, PLANTED, in_short, scorecard, scorecard_markdown
 from nbhelpers.collection.site.home import picture, write_figures
+from nbhelpers.collection.site.pages import GALLERY, save_figure
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 FIGURES = ROOT / "notebooks" / "figures"
 STORED = ROOT / "nbhelpers" / "data" / "scorecard"
+DRAWN = re.compile(r"\(notebooks/figures/(\d\d_\w+)\.png\)")
 BLOCK = re.compile(
     r"(?<=<!-- verdicts: python tests/readme_verdicts.py -->\n).*(?=<!-- end of verdicts -->)", re.S
 )
@@ -63,6 +68,26 @@ def store_found(out):
     numbers.to_csv(REFERENCE, index=False, float_format="%.6g")
 
 
+def figure_code(path):
+    """Return a digest of the code of a notebook's section that draws its tagged figure, up to it."""
+    code = []
+    for cell in nbformat.read(path, as_version=4).cells:
+        code = [] if cell.cell_type == "markdown" else [*code, cell.source]
+        if GALLERY in cell.metadata.get("tags", []):
+            return hashlib.sha256("\n".join(code).encode()).hexdigest()
+
+
+def draw_figures(out, readme):
+    """Store the figures of notebooks that README shows, each with a digest of the code that drew it."""
+    for name in DRAWN.findall(readme):
+        path = Path(out) / "executed" / f"{name}.ipynb"
+        made = PngInfo()
+        save_figure(nbformat.read(path, as_version=4), FIGURES / f"{name}.png")
+        made.add_text("Code", figure_code(path))
+        with Image.open(FIGURES / f"{name}.png") as image:
+            image.save(FIGURES / f"{name}.png", pnginfo=made, optimize=True)
+
+
 def block(folder=STORED):
     """Return what stands between README's two marks."""
     (facts,) = load_provenance(folder).values()
@@ -77,6 +102,7 @@ def block(folder=STORED):
 if __name__ == "__main__":
     if sys.argv[1:]:
         store_found(sys.argv[1])
+        draw_figures(sys.argv[1], README.read_text(encoding="utf-8"))
     if sys.argv[2:]:
         store(sys.argv[1], STORED, sys.argv[2])
     write_figures(scorecard(STORED), FIGURES)

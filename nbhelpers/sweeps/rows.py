@@ -1,7 +1,7 @@
 """Rows of a sweep, of what a notebook measured and of what the paper prints, in one tidy frame."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
@@ -130,15 +130,6 @@ def training_step(model: str, revision: str = "") -> float:
     return next((float(match[1]) for match in found if match), np.nan)
 
 
-def how_to_sweep(notebook: str, grid: str) -> str:
-    """Return in a line how to make a sweep of a shipped grid and show it in a notebook."""
-    return (
-        f"No sweep was given, so none is shown. Make one with: python -m nbhelpers sweep {grid} --out "
-        f"build/sweeps/{grid} (the grid zoo needs no network). It is shown, also before it is done, by: "
-        f"python -m nbhelpers run {notebook} -p sweep build/sweeps/{grid}"
-    )
-
-
 def write_tables(sweep: Sweep) -> None:
     """Write ``sweep.parquet`` and ``paper_table_N.parquet`` for each table of the paper that the grid names:
     what the paper prints, then the rows of the sweep's runs of these models, under the same names."""
@@ -165,9 +156,6 @@ def ship(sweep: Sweep, out: str | Path) -> None:
         write_parquet(frame, run_file(out, run.id), facts, compression="zstd")
     runs = (replace(run, **{k: run.settings[k] for k in ("model", "corpus")}) for run in sweep.grid.runs)
     write_plan(out, replace(sweep.grid, runs=tuple(runs)))
-
-
-# Rows
 
 
 def sweep_rows(sweep: Sweep, metrics: Sequence[str]) -> pd.DataFrame:
@@ -211,9 +199,7 @@ def table_rows(table: Any, metrics: Sequence[str], *, corpus: str) -> pd.DataFra
     return _chosen(tidy([fixed | line for line in summary]), metrics)
 
 
-def paper_rows(
-    tables: Iterable[int], metrics: Sequence[str] | None = None, *, models: Iterable[str] | None = None
-) -> pd.DataFrame:
+def paper_rows(tables, metrics=None, *, models=None):
     """Return rows of what the paper prints in some of its tables, which the column `protocol` names.
 
     `metrics` are named as in `sweep_rows`, `models` by the paper; all if None.
@@ -237,14 +223,7 @@ def paper_rows(
     return tidy(rows)
 
 
-def rows_beside(
-    sweep: Sweep,
-    live: pd.DataFrame,
-    metrics: Sequence[str],
-    *,
-    tables: Iterable[int] = (),
-    every_model: bool = False,
-) -> pd.DataFrame:
+def rows_beside(sweep, live, metrics, *, tables=(), every_model=False):
     """Return the rows of a notebook (`live`), of a sweep and of tables of the paper, in this order.
 
     Of the paper those of the sweep's models, known by the grid's `paper` names; of every model where there
@@ -265,7 +244,9 @@ def beside_sweep(store, sweep, live, metrics, grid, *, tables=(), every_model=Fa
     from IPython.display import display  # late: the command does without it
 
     if sweep is None:
-        print(how_to_sweep(store.notebook[:2], grid))
+        how = f"Make one with: python -m nbhelpers sweep {grid} --out build/sweeps/{grid} (the grid zoo needs"
+        how += " no network). It is shown, also before it is done, by: python -m nbhelpers run"
+        print(f"No sweep was given. {how} {store.notebook[:2]} -p sweep build/sweeps/{grid}")
         return None
     finished = load_sweep(sweep)
     print(finished.status())

@@ -10,7 +10,7 @@ from nbhelpers.collection.results import Results
 from nbhelpers.collection.run import run_notebooks
 from nbhelpers.collection.site import build_site
 
-FIGURE = "import matplotlib.pyplot as plt\nax = plt.figure(figsize=(2, 2)).gca()\nax.plot([1, 2])\nplt.show()"
+FIGURE = "import matplotlib.pyplot as plt\nax = plt.figure().gca()\nax.plot([1, 2])\nprint('rises by 1')"
 WIDGET = "import ipywidgets\nipywidgets.IntSlider(3, description='how many')"
 PRINTED = "from IPython.display import Markdown\nMarkdown(r'so $\\pi > 3$')"
 STRANGER = """\
@@ -62,6 +62,8 @@ def test_figures_are_files_that_their_page_and_the_home_page_show(site):
     summary = re.search(narrow + '<img src="([^"]+)" alt="Of the paper', (site / "index.html").read_text())
     shown = re.findall(r'<img[^>]+src="(_images/[^"]+\.png)"', (site / "01_figure.html").read_text())
     assert len(shown) == 1
+    for page in ("01_figure.html", "index.html"):
+        assert 'alt="01 · Figures | tables. rises by 1"' in (site / page).read_text(), page
     link = r'<a[^>]+href="01_figure.html"><img[^>]+src="(_images/01_figure.png)"'
     tagged = re.findall(link, (site / "index.html").read_text())
     assert len(tagged) == 1

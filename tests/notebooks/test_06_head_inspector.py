@@ -1,4 +1,4 @@
-"""What 06_head_inspector records at smoke size: the head's numbers, the null in closed form, the memory."""
+"""What 06_head_inspector records at smoke size: the head's numbers, the null in closed form."""
 
 import base64
 
@@ -40,13 +40,6 @@ def test_the_null_is_uniform_attention(numbers, ids):
     assert numbers["positional_entropy"].null == pytest.approx(entropy(profile), rel=1e-6)
     low = power(profile)[np.fft.rfftfreq(n) < 0.125].sum() / power(profile).sum()
     assert numbers["low_band"].null == pytest.approx(low)
-
-
-def test_the_memory_stated_is_that_of_queries_and_keys(numbers, ids):
-    layers, heads, kv_heads, width = 30, 9, 3, 64
-    assert numbers["n_heads"].value == layers * heads
-    kept = 4 * layers * (heads + kv_heads) * ids.shape[1] * width
-    assert numbers["kept_megabytes"].value == pytest.approx(kept / 1e6)
 
 
 def test_a_page_without_widgets_has_a_picture_in_their_place(smoke_run):

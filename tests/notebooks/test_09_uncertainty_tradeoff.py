@@ -6,7 +6,6 @@ from oracles import assert_near, uniform_row_correlation
 pytestmark = pytest.mark.notebook
 
 LENGTH = 128
-N_PERMUTATIONS = 99
 
 
 @pytest.mark.parametrize("detrend", ["none", "mean"])
@@ -17,12 +16,6 @@ def test_rows_of_the_uniform_matrix_are_the_closed_form(numbers, window, detrend
     assert found == pytest.approx(expected, abs=1e-6)
     if detrend == "none":
         assert numbers[f"rho_rows_{window}_none"].null == pytest.approx(found, abs=0.02), "untrained rows"
-
-
-def test_rho_is_where_earlier_runs_found_it(numbers):
-    # An earlier run over six other passages at n = 128 gave −.62 and −.48.
-    near = {"rho_heads_of_a_layer": (-0.62, 0.05), "rho_heads": (-0.46, 0.10)}
-    assert_near(numbers, near | {"rho_of_N4_exponential": (-0.99, 0.01)})
 
 
 def test_each_criterion_is_held_against_the_most_conservative_null(numbers, verdict):
@@ -56,10 +49,3 @@ def test_given_the_support_permuted_values_have_no_correlation_left(numbers):
     assert abs(numbers[name.format("N3")].value) < 0.15
     assert numbers[name.format("model")].high < numbers[name.format("N3")].low
     assert numbers[name.format("N1")].value < numbers[name.format("model")].value, "controls are beyond it"
-
-
-def test_no_p_value_is_below_what_the_permutations_allow(numbers):
-    found = {name: row.value for name, row in numbers.items() if name.startswith("exchange_p_")}
-    assert found.keys() == {f"exchange_p_{n}" for n in ("model", "shuffled_tokens", "N1", "N2", "N3", "N4")}
-    assert min(found.values()) >= 1 / (N_PERMUTATIONS + 1)
-    assert found["exchange_p_N4"] < 0.05, "an association that learned nothing is found as well"

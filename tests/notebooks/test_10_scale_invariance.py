@@ -21,7 +21,6 @@ def test_the_null_of_the_profiles_is_the_closed_form_too(numbers):
 
 
 def test_what_learned_nothing_has_a_lower_s_and_the_doubling(numbers):
-    # An earlier run over six other passages at n = 128 gave .168 and .131.
     assert_near(numbers, {"half_of_model": (0.168, 0.025), "quarter_of_model": (0.131, 0.020)})
     for name in ("N0_uniform", "N1_random_weights", "N4_exponential"):
         assert numbers[f"half_of_{name}"].value < numbers["half_of_model"].low / 2
@@ -59,12 +58,8 @@ def test_special_tokens_move_s_by_less_than_the_groups_of_table_1_differ(numbers
 
 
 def test_few_coefficients_stand_above_their_own_level(numbers):
-    level = pywt.dwt_max_level(LENGTH // 4, "db2")
-
-    def row(n):
-        parts = pywt.wavedec(np.zeros(n), "db2", mode="symmetric", level=level)
-        return np.repeat(np.arange(len(parts)), list(map(len, parts)))
-
-    for factor in (0.5, 0.25):
-        part = row(int(factor * LENGTH))
-        assert numbers[f"same_level_{factor}"].value == np.mean(row(LENGTH)[: len(part)] == part)
+    level, lengths = pywt.dwt_max_level(LENGTH // 4, "db2"), (LENGTH, LENGTH // 2, LENGTH // 4)
+    parts = [[len(part) for part in pywt.wavedec(np.zeros(n), "db2", level=level)] for n in lengths]
+    full, *short = (np.repeat(range(level + 1), sizes) for sizes in parts)
+    for factor, row in zip((0.5, 0.25), short, strict=True):
+        assert numbers[f"same_level_{factor}"].value == np.mean(full[: len(row)] == row)

@@ -9,17 +9,13 @@ import pytest
 
 from nbhelpers import PAPER, analyze, load_model, load_text
 from nbhelpers.claims.paper import paper_table
-from nbhelpers.collection.plan import list_notebooks, notebook_parameters
 from nbhelpers.collection.results import load_results
 from nbhelpers.collection.run import run_notebooks
 from nbhelpers.nulls.summary import uniform_null
 from nbhelpers.stats import position_spectrum_correlation
-from nbhelpers.sweeps.grid import shipped_grids
-from nbhelpers.sweeps.rows import COLUMNS, how_to_sweep
+from nbhelpers.sweeps.rows import COLUMNS
 from nbhelpers.zoo.tables import ZooTables
 
-GRIDS = dict.fromkeys(("07", "08", "09", "10"), "paper-models")
-GRIDS |= {"11": "position-encodings", "12": "pythia-6.9b-checkpoints", "13": "pythia-sizes"}
 JUDGED = ["verdict", "why", "C2", "C3"]  # hang on notebook 04, which one of the folders alone holds
 
 
@@ -122,12 +118,5 @@ def section(path):
 def test_without_a_sweep_one_line_says_how_to_make_one(smoke_run):
     done = smoke_run("13")
     (output,) = [output for cell in section(done.output) for output in cell.outputs]
-    assert output.text.strip() == how_to_sweep("13", "pythia-sizes")
-
-
-@pytest.mark.parametrize("number", GRIDS)
-def test_every_notebook_names_its_own_number_and_grid(number):
-    (path,) = [path for path in list_notebooks() if path.stem.startswith(number)]
-    assert notebook_parameters(path)["sweep"] == ("packaged-models" if number < "11" else None)
-    assert f'"{GRIDS[number]}"' in "".join(cell.source for cell in section(path))
-    assert GRIDS[number] in shipped_grids()
+    assert "sweep pythia-sizes --out" in output.text
+    assert "run 13 -p sweep" in output.text

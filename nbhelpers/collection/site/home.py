@@ -92,7 +92,7 @@ def _verdicts(pages, folder, static):
 def _gallery(pages):
     """Return the pictures that notebooks give to the home page, each a link to its notebook."""
     figures = "\n".join(
-        f":::{{figure}} {page.figure}\n:target: {page.name}.html\n:alt: {page.title}\n\n"
+        f":::{{figure}} {page.figure}\n:target: {page.name}.html\n:alt: {page.alt}\n\n"
         f"[{page.title}]({page.name}.ipynb)\n:::\n"
         for page in pages
         if page.figure

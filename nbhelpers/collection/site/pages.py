@@ -1,6 +1,8 @@
 """A page per executed notebook: its title, how its run ended, and the figure it shows on the home page."""
 
 import base64
+import re
+import textwrap
 from dataclasses import dataclass
 
 import nbformat
@@ -15,13 +17,14 @@ FOLD_LINES = 12  # a longer code cell is folded on the page, its output is not
 
 @dataclass(frozen=True)
 class Page:
-    """What the home page says of a notebook; `figure` is a path below the source, if it has one to show."""
+    """What the home page says of a notebook; `figure` is a path below the source, `alt` what it shows."""
 
     name: str
     title: str
     question: str
     run: NotebookRun | None
     figure: str | None
+    alt: str
 
 
 def prepare_page(path, run, source):
@@ -41,8 +44,11 @@ def prepare_page(path, run, source):
         notebook.cells.insert(1, nbformat.v4.new_markdown_cell(note))
     _keep_core_widgets(notebook)
     _hide_code(notebook)
+    describe_pictures(notebook)
     nbformat.write(notebook, source / path.name)
-    return Page(path.stem, title, question, run, _save_figure(notebook, path.stem, source))
+    figure, cell = save_figure(notebook, source / "_static" / f"{path.stem}.png")
+    alt = cell.metadata["mystnb"]["image"]["alt"] if cell else ""
+    return Page(path.stem, title, question, run, figure, alt)
 
 
 def _keep_core_widgets(notebook):
@@ -81,12 +87,25 @@ def _hide_code(notebook):
                 cell.metadata["tags"] = [*tags, "hide-input"]
 
 
-def _save_figure(notebook, name, source):
-    """Save the first picture of the cell tagged for the home page; None if there is none."""
+def describe_pictures(notebook):
+    """Tell Sphinx what to say in place of a picture: its section's claim, and what is printed from it on."""
+    printed, section = "", []
+    for cell in reversed(notebook.cells):
+        if cell.cell_type == "code":
+            printed = " ".join([*(o.text for o in cell.outputs if o.get("name") == "stdout"), printed])
+            section.append((cell, printed))
+        elif headings := re.findall("^#+ (.+)", cell.source, re.MULTILINE):
+            for each, told in section:
+                alt = textwrap.shorten(f"{headings[-1]}. {told}", 400, placeholder=" …")
+                each.metadata["mystnb"] = each.metadata.get("mystnb", {}) | {"image": {"alt": alt}}
+            printed, section = "", []
+
+
+def save_figure(notebook, path):
+    """Save the first picture of the cell tagged for the home page; return its place and the cell."""
     for index, output in outputs(notebook):
-        tagged = GALLERY in notebook.cells[index].metadata.get("tags", [])
-        if tagged and "image/png" in output.get("data", {}):
-            picture = f"_static/{name}.png"
-            (source / picture).write_bytes(base64.b64decode(output.data["image/png"]))
-            return picture
-    return None
+        cell = notebook.cells[index]
+        if GALLERY in cell.metadata.get("tags", []) and "image/png" in output.get("data", {}):
+            path.write_bytes(base64.b64decode(output.data["image/png"]))
+            return f"{path.parent.name}/{path.name}", cell
+    return None, None
