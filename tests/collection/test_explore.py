@@ -14,7 +14,7 @@ def test_a_control_draws_anew_and_a_page_without_a_kernel_has_the_picture():
     choice = ipywidgets.Dropdown(options=["a", "b"])
     seen = Explorer(draw, slope=ipywidgets.FloatSlider(1.0, min=0, max=2), unused=choice)
     first = seen.picture.value
-    assert first.startswith(b"\x89PNG"), "drawn at once"
+    assert bytes(first).startswith(b"\x89PNG"), "drawn at once"
     assert base64.b64decode(seen._repr_mimebundle_()["image/png"]) == first
     seen.controls["slope"].value = 1.5  # as a hand would
     assert seen.picture.value != first
