@@ -253,6 +253,8 @@ def _kernels(options):
     print(model, f"computed from {n} passages, measured on {n} others", sep="\n")
     for of, numbers in (("own", kernels.median()), ("another head's", kernels.median_of_others())):
         print("median over heads, {} kernel: r {:.3f}, R² {:.3f}".format(of, *numbers))
+    for longest, numbers in kernels.by_rotation().items():
+        print("layers with a slowest pair of {:.3g} tokens: r {:.3f}, R² {:.3f}".format(longest, *numbers))
     print(f"table and figure: {folder / 'kernels.csv'} and .png")
 
 

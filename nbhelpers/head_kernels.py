@@ -1,6 +1,6 @@
 """Kernels of the heads, computed from mean query and key on some passages, against the logits of others."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -37,6 +37,13 @@ class HeadKernels:
         others = ~np.eye(self.computed.shape[1], dtype=bool)
         return self._over_passages(lambda measured: [each[:, others] for each in self._crossed(measured)])
 
+    def by_rotation(self):
+        """Return the medians of r and R² of layers that rotate alike together, {longest wavelength: pair}."""
+        slowest = np.array([float(wavelengths(own.frequencies).max()) for own in self.moments.rotations])
+        alike = {turn: slowest == turn for turn in np.unique(slowest).tolist()}
+        of = {turn: (self.computed[at], self.measured[:, at]) for turn, at in alike.items()}
+        return {turn: replace(self, computed=c, measured=m).median() for turn, (c, m) in of.items()}
+
     def exchange_p(self, *, n_draws=999, seed=0):
         """Return the p-value of the median r where KV groups exchange their kernels within their layer."""
         r = np.nan_to_num(self._crossed(self.measured.mean(0))[0])  # (layer, head computed, head measured)
@@ -49,7 +56,7 @@ class HeadKernels:
         return permutation_test(heads, heads, statistic=statistic, **options).estimate.p_value
 
     def table(self, least=0.9):
-        """Return a row per head: agreement, how many pairs (strongest first) explain 90 % of its kernel."""
+        """Return a row per head: agreement, mean miss, how many pairs, strongest first, explain 90 %."""
         rows = []
         for at, (layer, rotation) in enumerate(zip(self.moments.layers, self.moments.rotations, strict=True)):
             parts = self.moments.parts(at, self.computed.shape[-1]).numpy()  # (head, pair, lag)
@@ -61,9 +68,11 @@ class HeadKernels:
             flat = np.isnan(explained[:, 0])  # nothing rotates
             columns = {"pairs_needed": needed, "strongest_wavelength": strongest}
             columns = {name: np.where(flat, np.nan, column) for name, column in columns.items()}
+            columns["longest_wavelength"] = float(wavelengths(rotation.frequencies).max())
             rows.append(pd.DataFrame({"layer": layer, "head": np.arange(len(parts)), **columns}))
         r, explained = (each.ravel() for each in self.agreement())
         measures = {"r": r, "explained": explained, "kernel_sd": np.nanstd(self.computed, -1).ravel()}
+        measures["offset"] = np.nanmean(self.measured.mean(0) - self.computed, -1).ravel()
         return pd.concat(rows, ignore_index=True).assign(**measures)
 
     def _crossed(self, measured):
@@ -121,6 +130,26 @@ def head_kernels(model, calibration, held_out, **options):
     return HeadKernels(moments, profiles, moments.kernels(n_lags).numpy(), measured)
 
 
+def dilation(usual, changed, alpha):
+    """Return g for which changed curves are the usual ones at α^g times the lag: 1 dilates, 0 stays.
+
+    Curves are (..., lag), from lag 1 on. Of g from −0.5 to 1.5 the least squares one is taken, with weights
+    1 / lag, means off, and a parabola through the nearest three of a grid.
+    """
+    n, tried, misses = min(usual.shape[-1], changed.shape[-1]), np.linspace(-0.5, 1.5, 41), []
+    lag = np.arange(1, int(0.75 * n / max(alpha, 1) ** 1.5))
+    weight = 1 / lag / (1 / lag).sum()
+    for g in tried:
+        at = np.clip(lag * alpha**g - 1, 0, n - 1.001)
+        low = at.astype(int)
+        rest = changed[..., lag - 1] - usual[..., low] * (1 - at % 1) - usual[..., low + 1] * (at % 1)
+        misses.append(((rest - (rest * weight).sum(-1, keepdims=True)) ** 2 * weight).sum(-1))
+    best = np.argmin(misses, 0).clip(1, len(tried) - 2)
+    left, here, right = (np.take_along_axis(np.array(misses), best[None] + k, 0)[0] for k in (-1, 0, 1))
+    beside = (left - right) / (2 * np.maximum(left - 2 * here + right, 1e-300))
+    return tried[best] + beside.clip(-1, 1) * (tried[1] - tried[0])
+
+
 def draw_kernels(kernels, *, n_heads=12):
     """Draw measured and computed kernels of heads, from the best explained to the worst; return the axes."""
     explained = kernels.agreement()[1]  # (layer, head)
@@ -136,8 +165,7 @@ def draw_kernels(kernels, *, n_heads=12):
         thin = ax.plot(seen.T, color="0.75", lw=0.7)
         thick = ax.plot(seen.mean(0), color="black", lw=1.8)
         dashed = ax.plot(kernel - np.nanmean(kernel), "--", color="C1", lw=1.4)
-        told = f"layer {kernels.moments.layers[at[0]]}, head {at[1]}: R² {explained[at]:.2f}"
-        ax.set_title(told, fontsize=9)
+        ax.set_title(f"layer {kernels.moments.layers[at[0]]}, head {at[1]}: R² {explained[at]:.2f}", size=9)
     names = ("each passage", "mean logit, measured", "computed from mean query, mean key, rates")
     lines = thin[0], thick[0], dashed[0]
     figure.legend(lines, names, loc="outside upper center", ncols=3, frameon=False, fontsize=9)

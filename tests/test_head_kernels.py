@@ -8,7 +8,7 @@ import pytest
 import tiny_models as tiny
 
 from nbhelpers.__main__ import main
-from nbhelpers.head_kernels import head_kernels
+from nbhelpers.head_kernels import dilation, head_kernels
 from nbhelpers.stats import agreement
 
 LENGTH, LAGS = 40, 20
@@ -82,3 +82,18 @@ def test_the_command_writes_table_and_figure_or_says_why_not(tmp_path, capsys):
     assert (tmp_path / "kernels.png").read_bytes()[:4] == b"\x89PNG"
     assert main(["kernels", "zoo:learned", *settings]) == 2
     assert "no kernel from weights" in capsys.readouterr().err
+
+
+def test_a_curve_read_at_a_power_of_alpha_has_that_exponent():
+    lag, curves = np.arange(1, 121), []
+    for g in (0, 0.33, 1):
+        curves.append([np.cos(lag * scale / 9) - lag * scale / 90 for scale in (1, 0.7**g)])
+    usual, changed = np.swapaxes(curves, 0, 1)  # (curve, lag) each
+    np.testing.assert_allclose(dilation(usual, changed - 2, 0.7), [0, 0.33, 1], atol=0.01)
+    np.testing.assert_allclose(dilation(changed, usual, 1 / 0.7), [0, 0.33, 1], atol=0.01)
+
+
+def test_layers_that_rotate_alike_are_taken_together(made):
+    [(longest, (r, explained))] = made.by_rotation().items()
+    assert longest == pytest.approx(2 * np.pi * 100 ** (3 / 4))
+    assert (r, explained) == tuple(made.median())

@@ -225,9 +225,6 @@ def test_floors_are_told_apart(module, source, faults):
 MACHINE_PATH = re.compile(r"(?<![\w.:/])/(?:home|root|work|opt|tmp|usr|Users|mnt)/|[A-Z]:\\\\|\.\./shared")
 
 
-WIDE = ("16",)  # still to be cut to the number of cells of the others
-
-
 def notebook_code(path):
     notebook = nbformat.read(path, as_version=4)
     cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
@@ -252,7 +249,7 @@ def notebook_faults(path):
         faults += [f"no comment: {lines[n - 1]}" for n in starts if not re.search(r"# \S", lines[n - 1])]
     begin = [n for n, cell in enumerate(notebook.cells) if cell.source.startswith("## Exercises")]
     body = begin[0] + 1 if begin else len(notebook.cells)  # the last cell comes after the exercises
-    if body > (60 if path.stem[:2] in WIDE else 40):
+    if body > 40:
         faults.append(f"{body} cells, at most 40 beside exercises")
     for cell in (cell for cell in notebook.cells if "solution" in cell.metadata.get("tags", [])):
         lines = [line for line in cell.source.splitlines() if line and "import " not in line]
@@ -262,7 +259,7 @@ def notebook_faults(path):
         lines = [
             line for line in cell.source.splitlines() if not re.match(r"import |from \w\S+ import ", line)
         ]
-        if cell.cell_type == "code" and len(lines) > (25 if path.stem[:2] in ("06", "16") else 20):
+        if cell.cell_type == "code" and len(lines) > (25 if path.stem[:2] == "06" else 20):
             faults.append(f"cell {number} has {len(lines)} lines beside imports, at most 20")
         if MACHINE_PATH.search(cell.source):
             faults.append(f"cell {number} names a path of one machine")

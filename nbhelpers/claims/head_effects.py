@@ -4,6 +4,7 @@ An effect is the loss that is added where the output of heads is replaced by its
 """
 
 import numpy as np
+import pandas as pd
 from scipy.stats import rankdata
 
 from nbhelpers.stats import CORRELATION, pearson, student_interval
@@ -14,6 +15,15 @@ ROLES = {  # of C15: a band, and the classes of tokens that are to need its head
     "C15_sentences": ("mid_band", (3,)),
     "C15_discourse": ("low_band", (4,)),
 }
+
+
+def effect_sums(table, classes):
+    """Return the nats of a table of `measure_changes`, (passage, change, class); the last change: tokens."""
+    names, n_passages = table.name.unique(), table.passage.nunique()
+    wanted = pd.MultiIndex.from_product([range(n_passages), names, classes])
+    known = table.set_index(["passage", "name", "class"]).loc[wanted]
+    nats, n = (known[of].to_numpy(float).reshape(n_passages, -1, len(classes)) for of in ("nats", "tokens"))
+    return np.concatenate([nats, n[:, :1]], 1)
 
 
 def roles(sums):
