@@ -58,6 +58,7 @@ class TestFrameBounds:
     def test_rtol_decides_what_spans(self):
         vectors = torch.diag(torch.tensor([1.0, 0.5, 1e-7], dtype=torch.float64))
         assert frames.frame_bounds(vectors).rank == 3
+        assert [frames.frame_bounds(scale * vectors, rtol=0.1).rank for scale in (100, 0.01)] == [2, 2]
         lower, _, rank = frames.frame_bounds(vectors, rtol=1e-6)
         assert rank == 2
         assert float(lower) == 0.25

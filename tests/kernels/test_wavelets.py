@@ -239,6 +239,10 @@ def test_bad_input_is_refused_without_a_warning(call, message):
         call()
 
 
+def test_levels_are_named_in_the_order_of_wavedec():
+    assert wavelets.level_names(3) == ["a3", "d3", "d2", "d1"]
+
+
 @pytest.mark.parametrize("wavelet", ["haar", "db2", "db4"])
 @pytest.mark.parametrize("mode", ["zero", "periodization"])
 def test_every_position_of_the_image_shows_the_coefficient_whose_window_it_is_nearest_to(wavelet, mode):
