@@ -76,8 +76,8 @@ format: setup ## format modules and notebooks, strip outputs from notebooks
 lab: setup ## open JupyterLab on the notebooks
 	$(BIN)/jupyter lab notebooks
 
-app: setup ## serve the head inspector (Voila): a kernel of 1.2 GB per visitor, ended after ten idle minutes
-	$(BIN)/voila nbhelpers/inspector/app.ipynb --MappingKernelManager.cull_idle_timeout=600 --MappingKernelManager.cull_interval=60 --MappingKernelManager.cull_connected=True
+app: setup ## serve the head inspector (Voila) to at most VISITORS=8 at a time; ten idle minutes end a visit
+	$(BIN)/voila nbhelpers/inspector/app/app.ipynb --Voila.config_file_paths=nbhelpers/inspector/app
 
 bench: setup ## measure time and memory against the baselines
 	$(BIN)/python tests/benchmarks/bench.py

@@ -98,7 +98,7 @@ def test_every_import_is_a_dependency():
     found = [each for source in [*sources, *map(notebook_code, NOTEBOOKS)] for each in imports(source)]
     # An optional extra may be imported inside a function only, which tells how to install it.
     assert ("nbhelpers.kernels.fused", True) not in found
-    optional = set(requirements("cluster", "fast")) - set(requirements())
+    optional = set(requirements("app", "cluster", "fast")) - set(requirements())
     imported = {name.split(".")[0] for name, top in found if top or name.split(".")[0] not in optional}
     needed = {normal(DISTRIBUTIONS.get(name, name)) for name in imported - own}
     assert needed - set(requirements()) == set()

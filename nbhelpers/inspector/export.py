@@ -14,7 +14,7 @@ import pandas as pd
 from nbhelpers.files import replacing
 from nbhelpers.plots import draw_heads
 
-BARE = ":root { color-scheme: light dark } body { margin: 0 }"  # of a page without a host
+BARE = ":root { color-scheme: light dark } body { margin: 0; background: light-dark(#fff, #12161b) }"
 FIGURES = "png", "svg", "pdf"
 ARRAYS = "attn", "key_profile", "lags", "lag_profile", "frequency", "psd", "positions", "scalogram"
 

@@ -462,7 +462,7 @@ function render({ model, el }) {
     for (const line of lines) line.x = line.y.map((_, lag) => lag + 1);
     const [r, r2] = A.fit ?? [];
     return chart({ width, height, title: `logit by lag; dashed: predicted, R² ${short(r2)}`, x: { kind: "log2", low: 1, high: A.measured.length, label: "lag + 1 (tokens)" },
-      y: { low, high, ticks: 4 }, lines, alt: `Mean logit at each lag less its mean, and what mean query and key predict: r ${short(r)}, R squared ${short(r2)}` }).root;
+      y: { low, high, ticks: 6 }, lines, alt: `Mean logit at each lag less its mean, and what mean query and key predict: r ${short(r)}, R squared ${short(r2)}` }).root;
   }
   function pairChart(width, height) {
     const title = "rotary pairs: |mean q · mean k|", turning = A.waves ? [...A.waves].map((wave, at) => [wave, at]).filter(([wave]) => Number.isFinite(wave)) : [];
@@ -470,7 +470,7 @@ function render({ model, el }) {
     const x = turning.map(([wave]) => wave), line = (kind, head) => ({ kind, bars: kind === "selected", x, y: turning.map(([, at]) => head.amplitudes[at]) });
     const lines = [...(B?.amplitudes?.length === A.amplitudes.length ? [line("pinned", B)] : []), line("selected", A)];
     const longest = Math.max(...x), high = Math.max(...lines.flatMap((each) => each.y)) || 1;
-    return chart({ width, height, title, x: { kind: "log10", low: Math.min(...x), high: longest * 1.01, label: "wavelength (tokens); line: this text" }, y: { low: 0, high, ticks: 3 },
+    return chart({ width, height, title, x: { kind: "log10", low: Math.min(...x), high: longest * 1.01, label: "wavelength (tokens); line: this text" }, y: { low: 0, high, ticks: 4 },
       lines, rules: reading.n < longest ? [reading.n] : [], alt: `Amplitude of ${x.length} rotary pairs by wavelength; the strongest turns in ${short(x[lines.at(-1).y.indexOf(Math.max(...lines.at(-1).y))])} tokens` }).root;
   }
   function waveletChart(width, height) {

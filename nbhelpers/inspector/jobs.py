@@ -24,10 +24,7 @@ class Worker:
         return self._last is not None and not self._last.done()
 
     def start(self, work):
-        """Stop what runs and run ``work(progress, stop)`` in the other thread.
-
-        Both arguments are callables: `progress` takes the share done, `stop` returns whether to give up.
-        """
+        """Stop what runs; run ``work(progress, stop)``: it tells the share done and asks whether to stop."""
         self.stop()
         self._stop = stop = threading.Event()
         self._last = self._pool.submit(self._run, work, stop)

@@ -35,8 +35,6 @@ FIRST_METRICS = (
     *BANDS, "spectral_entropy", "frequency_selectivity", "local_mass", "sink_mass", "self_mass",
     "positional_entropy", "scale_sensitivity",
 )  # fmt: skip
-
-
 SCORED = 512  # queries that the scores are means over, at most
 
 
@@ -54,7 +52,6 @@ class HeadView:
 
     layer: int
     head: int
-    kv_group: int
     attn: np.ndarray  # (query, key)
     key_profile: np.ndarray  # (key,)
     null_key_profile: np.ndarray
@@ -179,10 +176,7 @@ class Reading:
         return float(self.null_table.values(metric)[0, 0, 0]) if own is None else own[1]
 
     def under(self, protocol):
-        """Return the reading measured under another protocol, without the model.
-
-        ValueError if the protocol needs what was not observed.
-        """
+        """Return the reading under another protocol, without the model; ValueError if it lacks a variant."""
         changed = dataclasses.replace(self, protocol=protocol)
         _ = changed.table, changed.null_table  # computed now, so that a refusal comes here
         return changed
@@ -216,7 +210,6 @@ class Reading:
         return HeadView(
             layer=layer,
             head=head,
-            kv_group=self.kv_groups[head],
             attn=attn.numpy(),
             key_profile=profiles.key_profile[0, row, head].numpy(),
             null_key_profile=null.key_profile[0, row, head].numpy(),
@@ -253,10 +246,7 @@ class Reading:
             self.model.lock.release()
 
     def ablate(self, layer, head):
-        """Return the :class:`Ablation` of a head: the model runs once, with the head set to zero.
-
-        ValueError if the model predicts no next token.
-        """
+        """Return the :class:`Ablation` of a head; ValueError if the model predicts no next token."""
         self.require_head(layer, head)
         if self.losses is None:
             raise ValueError(self.no_loss)
@@ -323,10 +313,7 @@ def read_text(model, text, protocol=PAPER, *, length=256, progress=None, stop=No
 
 @contextlib.contextmanager
 def watched(model, *, runs=1, progress=None, stop=None):
-    """Report and stop forward passes between layers, as :func:`read_text` says; `runs` passes are expected.
-
-    No other thread runs the model meanwhile.
-    """
+    """Report and stop forward passes, `runs` of them, as :func:`read_text` says; other threads wait."""
     modules = attention_modules(model)
     done = 0
 

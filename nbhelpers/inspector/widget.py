@@ -46,8 +46,9 @@ def inspect_heads(
 ):  # fmt: skip
     """Return a widget that shows every head of a model on a text, and each head closely.
 
-    The text is read before the widget is returned, so a model or text that cannot be read raises here; later
-    mistakes are told in the widget. Where widgets cannot run, the last cell value shows as a picture.
+    The text is read before it is returned, so what cannot be read raises here: ValueError for a text that is
+    empty or too short, IndexError if there is no such head, KeyError for a metric. Later mistakes are told in
+    the widget. Where widgets cannot run, the last cell value shows as a picture.
 
     Parameters
     ----------
@@ -59,10 +60,8 @@ def inspect_heads(
         With the signal key_profile, last_query or lag_profile.
     length : int
         Tokens read at most.
-    layer, head : int
-        Selected first.
-    metric : str
-        That colours the map first.
+    layer, head, metric
+        Selected first; what colours the map first.
     folder : path
         Where exports go.
     state : dict or path, optional
@@ -70,19 +69,6 @@ def inspect_heads(
         heads and metric are those of the state.
     progress : bool
         Show a bar while the text is read for the first time; later readings have one in the widget.
-
-    Returns
-    -------
-    HeadInspector
-
-    Raises
-    ------
-    ValueError
-        For text that is empty or too short.
-    IndexError
-        If there is no such head.
-    KeyError
-        If there is no such metric.
     """
     kept, pinned = state, None
     if state is not None:
@@ -146,7 +132,7 @@ class HeadInspector(anywidget.AnyWidget):
         choices = {"models": list(available_models()), "protocol": options}
         super().__init__(selected=selected, metric=metric, choices=choices)
         self.add_class("nbh-inspector")
-        self._length, self._pinned_of = length, reading
+        self._length, self._pinned_of = length, None
         self._show_reading(reading, seconds)
         self.on_msg(lambda widget, content, buffers: self._answer(content))
         self.observe(self._clicked, "selected")
@@ -306,7 +292,7 @@ class HeadInspector(anywidget.AnyWidget):
     # Between the page and the methods above.
 
     def _keep(self, change):
-        self._pinned_of = self.reading  # the pinned head stays one of this text, whatever is read later
+        self._pinned_of = self.reading if change["new"] else None  # of this text, whatever is read later
 
     def _clicked(self, change):
         with self._lock:

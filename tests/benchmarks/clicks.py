@@ -1,4 +1,4 @@
-"""Print how long a click in the head inspector takes: to what the kernel sends, to the panels in Chromium.
+"""Print how long a click in the head inspector takes, in the kernel and in Chromium, and the kernel's memory.
 
     python -m tests.benchmarks.clicks smollm2-135m 256 2048
 
@@ -10,8 +10,10 @@ import os
 import statistics
 import sys
 import tempfile
+import time
 from pathlib import Path
 
+import psutil
 from playwright.sync_api import sync_playwright
 
 from nbhelpers import inspect_heads, load_model, load_text
@@ -36,8 +38,10 @@ def main(model_name, *lengths):
         for length in map(int, lengths):
             ids = load_text("moby-dick", model, n_sequences=1, length=length)
             inspector = inspect_heads(model, model.tokenizer.decode(ids[0]), length=length, progress=False)
+            used = time.process_time()
             for layer in (3, 1, 4, 2, 0):
                 inspector.select(layer, 0)
+            processor, held = (time.process_time() - used) * 200, psutil.Process().memory_info().rss / 1e9
             path = inspector.to_html(Path(folder) / "heads.html", length=length, layers=(0, 1))
             page = browser.new_page(viewport={"width": 1440, "height": 900})
             page.set_default_timeout(600_000)
@@ -47,6 +51,7 @@ def main(model_name, *lengths):
             across = clicks(page, [(number % 2, 0) for number in range(1, 8)])
             kernel = 1000 * statistics.median(inspector.click_seconds)
             told = f"within a layer {within:.0f} ms; across {kernel:.0f} (kernel) + {across:.0f} ms (page)"
+            told += f"; kernel {processor:.0f} ms of processor time, {held:.1f} GB held"
             print(f"{length} tokens, load {os.getloadavg()[0]:.0f}: {told}")
             page.close()
         browser.close()

@@ -100,6 +100,25 @@ def shot():
     return lambda page, name: page.screenshot(path=SHOTS / f"{name}.png")
 
 
+@pytest.fixture
+def faults_of_access():
+    """What axe-core calls serious or critical on a page; `AXE` names its script, of the npm package."""
+    if not (script := os.environ.get("AXE")):
+        pytest.skip("no axe-core here: npm pack axe-core, unpack it, AXE=package/axe.min.js")
+
+    def run(page):
+        page.add_script_tag(path=script)
+        found = page.evaluate("axe.run()")["violations"]
+        return [
+            f"{each['id']}: {node['html'][:150]} {node['failureSummary'][:200]}"
+            for each in found
+            if each["impact"] in ("serious", "critical")
+            for node in each["nodes"]
+        ]
+
+    return run
+
+
 def _environment(own):
     for name, text in SETTINGS.items():
         file = own / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"

@@ -1,7 +1,6 @@
-"""``make app``: the inspector as a page of its own, served by Voilà."""
+"""``make app``: the inspector as a page of its own, served by Voilà to so many visitors at a time."""
 
 import re
-import shutil
 from pathlib import Path
 
 import pytest
@@ -10,26 +9,58 @@ from nbhelpers.inputs.text import load_text
 from nbhelpers.inspector.reading import read_text
 
 ROOT = Path(__file__).parents[2]
-APP = Path("nbhelpers", "inspector", "app.ipynb")
+IDLE = 60  # s
 
 
-def test_the_app_shows_the_inspector_and_answers_a_click(serve, tmp_path, page, shot, smollm2):
-    found = re.search(rf"voila {APP.as_posix()} (.*)", (ROOT / "Makefile").read_text(encoding="utf-8"))
-    options = found.group(1).split()
-    assert "--MappingKernelManager.cull_idle_timeout=600" in options
-    shutil.copy(ROOT / APP, tmp_path)
-    page.goto(serve("voila", tmp_path, [APP.name, *options], port_option="--port"))
-    page.locator(".nbh-cell").first.wait_for()
-    assert page.locator(".nbh-cell").count() == 30 * 9
-    assert "javascript error" not in page.inner_text("body")  # what a widget shows that cannot be drawn
+@pytest.fixture(scope="module")
+def address(serve):
+    """The command of the Makefile with one place, and less patience for idle kernels."""
+    (options,) = re.findall(r"voila (\S*app.ipynb .*)", (ROOT / "Makefile").read_text(encoding="utf-8"))
+    culling = [f"--MappingKernelManager.cull_{name}" for name in (f"idle_timeout={IDLE}", "interval=2")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VISITORS", "1")
+        return serve("voila", ROOT, [*options.split(), *culling], port_option="--port")
+
+
+@pytest.fixture(scope="module")
+def visit(open_page, address):
+    """The page of the first visitor."""
+    page = open_page()
+    page.goto(address)
     page.locator(".nbh-curves svg").nth(5).wait_for()
-    assert "load_text" not in page.inner_text("body")  # no code on the page
-    page.locator('.nbh-cell[data-layer="4"][data-head="7"]').click()
-    page.locator('[data-drawn="4.7"]').wait_for()
-    shot(page, "app")
+    return page
+
+
+def test_the_app_shows_the_inspector_and_answers_a_click(visit, shot, smollm2):
+    assert visit.locator(".nbh-cell").count() == 30 * 9
+    assert "javascript error" not in visit.inner_text("body")  # what a widget shows that cannot be drawn
+    assert "load_text" not in visit.inner_text("body")  # no code on the page
+    visit.locator('.nbh-cell[data-layer="4"][data-head="7"]').click()
+    visit.locator('[data-drawn="4.7"]').wait_for()
+    shot(visit, "app")
     ids = load_text("moby-dick", smollm2, n_sequences=1, length=256)
     reading = read_text(smollm2, smollm2.tokenizer.decode(ids[0]))
     for metric in ("low_band", "spectral_entropy"):
-        shown = page.locator(f".nbh-numbers tr[data-metric={metric}] td").first.inner_text()
+        shown = visit.locator(f".nbh-numbers tr[data-metric={metric}] td").first.inner_text()
         assert float(shown) == pytest.approx(reading.numbers(4, 7).value[metric], rel=6e-3)
-    assert page.complaints == []
+    assert visit.complaints == []
+
+
+def test_nothing_on_the_page_keeps_a_reader_out(visit, faults_of_access):
+    assert faults_of_access(visit) == []
+
+
+def test_a_visitor_too_many_is_told_and_an_idle_one_gives_the_place_back(visit, address, page, shot):
+    answer = page.goto(address)
+    assert (answer.status, answer.headers["retry-after"]) == (503, "60")
+    assert "has room for 1 at a time" in " ".join(page.inner_text("main").split())
+    shot(page, "app-full")
+    kernel = visit.evaluate("JSON.parse(document.querySelector('#jupyter-config-data').textContent).kernelId")
+
+    def gone():
+        page.wait_for_timeout(1000)
+        return page.request.get(f"{address}/api/kernels/{kernel}").status == 404
+
+    assert any(gone() for _ in range(IDLE + 60))
+    visit.locator('.nbh-cell[data-layer="9"][data-head="7"]').click()
+    visit.locator(".nbh-banner").wait_for(state="visible")

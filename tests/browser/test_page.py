@@ -157,6 +157,16 @@ def test_everything_is_on_one_screen_and_every_control_has_a_name(opened):
     assert nameless == []
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_nothing_on_the_page_keeps_a_reader_out(opened, faults_of_access, scheme):
+    opened.emulate_media(color_scheme=scheme)
+    opened.locator(f'.nbh[data-theme="{scheme}"]').wait_for()
+    assert faults_of_access(opened) == []
+    for part in ("List", "Scatter", "Pin"):
+        opened.get_by_role("button", name=part, exact=True).click()
+        assert faults_of_access(opened) == [], part
+
+
 @pytest.mark.parametrize("n", [300, 528, 1024, 2048, 4096])
 def test_a_sink_of_one_column_is_in_every_row_of_pixels_that_has_it(page, n):
     page.add_script_tag(content=(HERE / "drawing.js").read_text(encoding="utf-8"))

@@ -1,6 +1,8 @@
 """What the page asks for is done, without a browser: setting a trait or a message does it here and now."""
 
+import gc
 import threading
+import weakref
 from unittest.mock import Mock
 
 import numpy as np
@@ -77,6 +79,16 @@ def test_a_text_is_measured_and_the_pinned_head_stays_one_of_the_first(inspector
     assert (reading is first, place) == (True, (1, 2))
     inspector.unpin()
     assert len(inspector._heads()) == 1
+
+
+def test_a_reading_that_is_shown_nowhere_gives_its_memory_back(inspector):
+    inspector.pin()
+    inspector.unpin()
+    first = weakref.ref(inspector.reading)
+    ask(inspector, "measure", text=OTHER, model="", length=64)
+    inspector.wait(PATIENCE)
+    gc.collect()
+    assert first() is None
 
 
 def test_the_protocol_is_measured_anew_and_a_metric_that_is_gone_gives_way(inspector):
