@@ -76,7 +76,7 @@ format: setup ## format modules and notebooks, strip outputs from notebooks
 lab: setup ## open JupyterLab on the notebooks
 	$(BIN)/jupyter lab notebooks
 
-app: setup ## serve the head inspector (Voila) to at most VISITORS=8 at a time; ten idle minutes end a visit
+app: setup ## serve the head inspector (Voila) to at most VISITORS=10 at a time; ten idle minutes end a visit
 	$(BIN)/voila nbhelpers/inspector/app/app.ipynb --Voila.config_file_paths=nbhelpers/inspector/app
 
 bench: setup ## measure time and memory against the baselines

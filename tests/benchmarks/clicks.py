@@ -27,8 +27,9 @@ CLICK = """([layer, head]) => new Promise(done => {
 
 
 def clicks(page, places):
-    """Return the median ms from a click to the panels."""
-    return statistics.median(page.evaluate(CLICK, list(place)) for place in places)
+    """Return the median ms from a click to the panels and the least, which is that of a quiet moment."""
+    times = [page.evaluate(CLICK, list(place)) for place in places]
+    return f"{statistics.median(times):.0f} (least {min(times):.0f})"
 
 
 def main(model_name, *lengths):
@@ -50,7 +51,7 @@ def main(model_name, *lengths):
             within = clicks(page, [(0, head % inspector.reading.shape[1]) for head in range(1, 8)])
             across = clicks(page, [(number % 2, 0) for number in range(1, 8)])
             kernel = 1000 * statistics.median(inspector.click_seconds)
-            told = f"within a layer {within:.0f} ms; across {kernel:.0f} (kernel) + {across:.0f} ms (page)"
+            told = f"within a layer {within} ms; across {kernel:.0f} (kernel) + {across} ms (page)"
             told += f"; kernel {processor:.0f} ms of processor time, {held:.1f} GB held"
             print(f"{length} tokens, load {os.getloadavg()[0]:.0f}: {told}")
             page.close()

@@ -2,7 +2,7 @@
 
 import os
 
-MOST = int(os.environ.get("VISITORS") or 8)
+MOST = int(os.environ.get("VISITORS") or 10)
 IDLE = 600  # s
 FULL = f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>Head inspector: no free place</title>
 <meta name="viewport" content="width=device-width"><style>main {{ max-width: 34em; margin: 15vh auto;
