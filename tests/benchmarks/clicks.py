@@ -51,8 +51,10 @@ def main(model_name, *lengths):
             within = clicks(page, [(0, head % inspector.reading.shape[1]) for head in range(1, 8)])
             across = clicks(page, [(number % 2, 0) for number in range(1, 8)])
             kernel = 1000 * statistics.median(inspector.click_seconds)
-            told = f"within a layer {within} ms; across {kernel:.0f} (kernel) + {across} ms (page)"
-            told += f"; kernel {processor:.0f} ms of processor time, {held:.1f} GB held"
+            told = (
+                f"within a layer {within} ms; across {kernel:.0f} (kernel, {processor:.0f} of processor) + "
+            )
+            told += f"{across} ms (page); {held:.1f} GB held"
             print(f"{length} tokens, load {os.getloadavg()[0]:.0f}: {told}")
             page.close()
         browser.close()

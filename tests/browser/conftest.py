@@ -109,12 +109,8 @@ def faults_of_access():
     def run(page):
         page.add_script_tag(path=script)
         found = page.evaluate("axe.run()")["violations"]
-        return [
-            f"{each['id']}: {node['html'][:150]} {node['failureSummary'][:200]}"
-            for each in found
-            if each["impact"] in ("serious", "critical")
-            for node in each["nodes"]
-        ]
+        found = [each for each in found if each["impact"] in ("serious", "critical")]
+        return [(each["id"], node["html"]) for each in found for node in each["nodes"]]
 
     return run
 

@@ -13,20 +13,14 @@ IDLE = 60  # s
 
 
 @pytest.fixture(scope="module")
-def address(serve):
-    """The command of the Makefile with one place, and less patience for idle kernels."""
+def visit(open_page, serve):
+    """The first visitor's page; the Makefile's command with one place, and less patience for idle kernels."""
     (options,) = re.findall(r"voila (\S*app.ipynb .*)", (ROOT / "Makefile").read_text(encoding="utf-8"))
     culling = [f"--MappingKernelManager.cull_{name}" for name in (f"idle_timeout={IDLE}", "interval=2")]
+    page = open_page()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VISITORS", "1")
-        return serve("voila", ROOT, [*options.split(), *culling], port_option="--port")
-
-
-@pytest.fixture(scope="module")
-def visit(open_page, address):
-    """The page of the first visitor."""
-    page = open_page()
-    page.goto(address)
+        page.goto(serve("voila", ROOT, [*options.split(), *culling], port_option="--port"))
     page.locator(".nbh-curves svg").nth(5).wait_for()
     return page
 
@@ -50,17 +44,13 @@ def test_nothing_on_the_page_keeps_a_reader_out(visit, faults_of_access):
     assert faults_of_access(visit) == []
 
 
-def test_a_visitor_too_many_is_told_and_an_idle_one_gives_the_place_back(visit, address, page, shot):
-    answer = page.goto(address)
+def test_a_visitor_too_many_is_told_and_an_idle_one_gives_the_place_back(visit, page, shot):
+    answer = page.goto(visit.url)
     assert (answer.status, answer.headers["retry-after"]) == (503, "60")
     assert "has room for 1 at a time" in " ".join(page.inner_text("main").split())
     shot(page, "app-full")
     kernel = visit.evaluate("JSON.parse(document.querySelector('#jupyter-config-data').textContent).kernelId")
-
-    def gone():
+    while page.request.get(f"{visit.url}api/kernels/{kernel}").status == 200:  # the first visitor is idle
         page.wait_for_timeout(1000)
-        return page.request.get(f"{address}/api/kernels/{kernel}").status == 404
-
-    assert any(gone() for _ in range(IDLE + 60))
     visit.locator('.nbh-cell[data-layer="9"][data-head="7"]').click()
     visit.locator(".nbh-banner").wait_for(state="visible")

@@ -1,6 +1,5 @@
 """What the page asks for is done, without a browser: setting a trait or a message does it here and now."""
 
-import gc
 import threading
 import weakref
 from unittest.mock import Mock
@@ -87,7 +86,6 @@ def test_a_reading_that_is_shown_nowhere_gives_its_memory_back(inspector):
     first = weakref.ref(inspector.reading)
     ask(inspector, "measure", text=OTHER, model="", length=64)
     inspector.wait(PATIENCE)
-    gc.collect()
     assert first() is None
 
 

@@ -2,8 +2,7 @@
 
 import os
 
-MOST = int(os.environ.get("VISITORS") or 10)
-IDLE = 600  # s
+MOST, IDLE = int(os.environ.get("VISITORS") or 10), 600  # visitors, seconds
 FULL = f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>Head inspector: no free place</title>
 <meta name="viewport" content="width=device-width"><style>main {{ max-width: 34em; margin: 15vh auto;
 padding: 0 1em; font: 16px/1.5 system-ui, sans-serif }} :root {{ color-scheme: light dark }}</style>
