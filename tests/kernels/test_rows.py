@@ -59,6 +59,7 @@ def test_row_psd_is_that_of_the_whole_signal(options):
         assert_close(rows.row_psd(given, length, **options), expected, dtype=torch.float32)
         assert_close(rows.row_psd(given.double(), length, **options), expected, dtype=torch.float64)
         assert torch.equal(given, before)
+    assert not rows.row_psd(torch.zeros(2, 3), 8, relative=True, **options).any(), "no power, and no NaN"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
