@@ -123,9 +123,7 @@ def jackknife_interval(value, left_out, *, possible=ANY, confidence=0.95):
         transform, back = np.arctanh, np.tanh
     centre, others = transform(value), transform(left_out)
     error = np.sqrt((n - 1) / n * ((others - others.mean(0)) ** 2).sum(0))
-    half = (
-        stdtrit(n - 1, 0.5 + confidence / 2) * error
-    )  # Student's quantile, which t.ppf takes 40 times as long for
+    half = stdtrit(n - 1, 0.5 + confidence / 2) * error  # Student's quantile; t.ppf takes 40 times as long
     low, high = (np.clip(back(end), *possible)[()] for end in (centre - half, centre + half))
     return Estimate(value, low, high, n=n)
 

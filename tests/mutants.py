@@ -125,6 +125,7 @@ EQUIVALENT = (
     ),
     ("rotary.py", "yield Rotation(torch.zeros", "2 to 3", "pairs that do not turn are as good as none"),
     ("reductions.py", "seen = block.scores >", "Gt to GtE", "no score lies near it"),
+    ("rotary.py", "if not off <= (proof.TOLERANCE", "LtE to Lt", "nothing is off by the tolerance exactly"),
     ("rows.py", "n, factor = (n, factor + 1)", "", "decides which library transforms"),
     ("rotary.py", "turn, n = min(TURN", "2 to 3", "how much is looked at is a choice"),
     ("reductions.py", "buffer[..., : rows - 1] = 0", "Sub to Add", "attention is written over it"),

@@ -101,9 +101,7 @@ class Run:
         """How many tokens the run reads, scaled variants and untrained controls included."""
         n_controls = self.control_seeds * min(CONTROL_SEQUENCES, self.n_sequences)
         of_variants = n_sequences = self.n_sequences + n_controls
-        if (
-            self.protocol["scaled_variant"] == "prefix"
-        ):  # a causal model runs one alone, and reads the others off the whole
+        if self.protocol["scaled_variant"] == "prefix":  # a causal model runs one alone
             of_variants = 1 + self.control_seeds
         return self.length * (n_sequences + of_variants * sum(self.protocol["factors"]))
 
