@@ -44,3 +44,11 @@ def test_every_pair_has_its_loss(numbers, tables):
     fastest = pairs.filter(like="freeze").abs().idxmax()
     assert int(fastest.split()[1]) < 6, "the positions of slow pairs carry little"
     assert pairs[fastest] < numbers["freeze_high_all"].value, "one pair costs less than a third of them"
+
+
+def test_every_layer_has_its_loss(numbers, tables):
+    layers = tables["layers"].set_index("change").value
+    bands = [f"{action} {band}" for action in ("zero", "freeze") for band in ("high", "mid", "low")]
+    assert [*layers.index] == [f"{band} {layer}" for band in bands for layer in range(4)]
+    in_turn = layers.filter(like="freeze high")
+    assert 0 < in_turn.max() < numbers["freeze_high_all"].value, "one layer costs less than all"
