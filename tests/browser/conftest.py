@@ -69,15 +69,15 @@ def page(open_page):
 
 @pytest.fixture(scope="module")
 def serve(tmp_path_factory):
-    """Start a Jupyter application on a free port: ``serve(module, folder, options)`` -> address."""
+    """Start a server on a free port: ``serve(module, folder, options)`` -> address."""
     started = []
 
-    def start(module, folder, options, *, port_option):
+    def start(module, folder, options, *, port_option, quiet="--no-browser"):
         own = tmp_path_factory.mktemp("jupyter")
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        command = [sys.executable, "-m", module, *options, f"{port_option}={port}", "--no-browser"]
+        command = [sys.executable, "-m", module, *options, f"{port_option}={port}", quiet]
         with (own / "log").open("w") as log:
             process = subprocess.Popen(
                 command, cwd=folder, env=_environment(own), stdout=log, stderr=subprocess.STDOUT
