@@ -113,15 +113,18 @@ def test_a_signal_keeps_what_is_done_and_the_next_run_resumes(notebook, folder, 
     # A shell's background jobs, and what they start, ignore Ctrl-C; this run must not.
     options = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), "text": True}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+    told = ""
+    while "01_quick: passed" not in told and (line := process.stdout.readline()):
+        told += line
     waited = time.monotonic() + 60
     while not marker.exists() and time.monotonic() < waited:
         time.sleep(0.05)
     for _ in range(2):  # the second, while the command ends, does nothing
         os.kill(process.pid, number)
         time.sleep(0.1)
-    told, errors = process.communicate(timeout=30)
+    rest, errors = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert "interrupted in 02_slow; 1 of 2 notebooks are done" in told
+    assert "interrupted in 02_slow; 1 of 2 notebooks are done" in rest
     assert "Traceback" not in errors
     assert "part" in (tmp_path / "out" / "executed" / "02_slow.ipynb").read_text()
     assert json.loads((tmp_path / "out" / "runs" / "02_slow.json").read_text())["status"] == "interrupted"
