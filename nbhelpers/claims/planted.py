@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from nbhelpers.arguments import checked, one_of
-from nbhelpers.profiles import Profiles, sum_over_second_half
+from nbhelpers.profiles import Profiles
 
 from .banks import KINDS
 
@@ -72,7 +72,16 @@ def planted_attention(kind, *, n_layers, n_heads, length, noise=0.0, key_noise=0
     columns are the attention of the prefix of t tokens, as in any causal model.
     """
     shape = (n_layers, n_heads, length)
-    return torch.stack(list(_layers(kind, shape, noise, key_noise, seed, sequence, first=0)))
+    made = []
+    for kernel, keys, entries, sink in _layers(kind, shape, noise, key_noise, seed, sequence):
+        # Window r of the flipped kernel holds the weights of query n − 1 − r, zeros where no key is.
+        reach = torch.cat([kernel.flip(-1), kernel.new_zeros(n_heads, length - 1)], -1)
+        attn = reach.unfold(-1, length, 1).flip(1) * keys[:, None]  # (head, query, key)
+        for own, factors in zip(attn, entries, strict=False):
+            own *= factors.view(length, length)
+        attn[..., 0] += sink[:, None] * attn.sum(-1)
+        made.append(attn.div_(attn.sum(-1, keepdim=True)))
+    return torch.stack(made)
 
 
 @checked(kind=one_of(*KINDS))
@@ -83,11 +92,11 @@ def planted_stationary(
 
     They are those of `Profiles.from_attention`, from the last length // 2 queries alone.
     """
-    shape, first = (n_layers, n_heads, length), length - length // 2
+    shape = (n_layers, n_heads, length)
     made = [
-        sum_over_second_half(attn, length, first) / (length // 2)
+        _stationary(*layer)
         for sequence in range(n_sequences)
-        for attn in _layers(kind, shape, noise, key_noise, seed, sequence, first=first)
+        for layer in _layers(kind, shape, noise, key_noise, seed, sequence)
     ]
     return torch.stack(made).unflatten(0, (n_sequences, n_layers))
 
@@ -150,8 +159,30 @@ def _mean_per_lag(values, lag, seen):
     return (sums / count)[..., lag]
 
 
-def _layers(kind, shape, noise, key_noise, seed, sequence, *, first):
-    """Yield the attention (head, query, key) of layer after layer, queries from `first` on."""
+def _stationary(kernel, keys, entries, sink):
+    """Return the mean of a layer's attention (head, lag) over the last n // 2 queries, at lags that all see.
+
+    By (head, query, n − 1 − lag) attention is the kernel times the noise, so that sums over keys and over
+    queries are products of matrices; those with one column are fast head by head only.
+    """
+    n_heads, n = kernel.shape
+    kernel, first, n_lags = kernel.flip(-1), n - n // 2, n // 2
+    keys = torch.cat([keys.new_zeros(n_heads, n - 1), keys], -1).unfold(-1, n, 1)[:, first:]
+    noise = torch.empty(keys.shape) if entries else keys
+    for head, factors in enumerate(entries):  # a query on, the same lag is n + 1 entries on
+        at = factors.storage_offset() + first * (n + 1) - (n - 1)
+        torch.mul(keys[head], factors.as_strided((n_lags, n), (n + 1, 1), at), out=noise[head])
+    total = torch.stack([own @ weights for own, weights in zip(noise, kernel, strict=True)])  # (head, query)
+    mean = (1 / total)[:, None] @ noise[..., -n_lags:] / n_lags  # (head, 1, n − 1 − lag)
+    return (mean[:, 0] * kernel[:, -n_lags:]).flip(-1) / (1 + sink[:, None])
+
+
+def _layers(kind, shape, noise, key_noise, seed, sequence):
+    """Yield for each layer the kernel (head, lag), and by what attention is multiplied or added to.
+
+    These are factors of keys (head, key), of entries (query · key,) for each head if there are any, and the
+    attention that key 0 gets in addition, relative to all else (head,).
+    """
     n_layers, n_heads, n = shape
     known, generator = KINDS[kind], _generator(seed, kind, sequence)
     weights = kernels(kind, n_layers=n_layers, n_heads=n_heads, length=n, seed=seed) + FLOOR
@@ -160,21 +191,12 @@ def _layers(kind, shape, noise, key_noise, seed, sequence, *, first):
         keys = known.key(shape, generator)
     if key_noise:
         keys = keys + key_noise * torch.randn(shape, generator=generator)
-    keys = keys.exp()
     pool = _pool(float(np.hypot(noise, known.spread)))
-    places = torch.randint(POOL - n * n, shape[:2], generator=generator)
-    sinks = None if known.sink is None else known.sink(n_layers, n_heads)
-    for layer in range(n_layers):
-        # Window r of the flipped kernel holds the weights of query n − 1 − r, zeros where no key is.
-        reach = torch.cat([weights[layer].flip(-1), weights.new_zeros(n_heads, n - 1)], -1)
-        attn = reach.unfold(-1, n, 1)[:, : n - first].flip(1)  # (head, query, key)
-        attn *= keys[layer, :, None]
-        if noise or known.spread:
-            for head, place in enumerate(places[layer].tolist()):
-                attn[head] *= pool[place + first * n : place + n * n].view(n - first, n)
-        if sinks is not None:
-            attn[..., 0] += sinks[layer, :, None] * attn.sum(-1)
-        yield attn.div_(attn.sum(-1, keepdim=True))
+    places = torch.randint(POOL - n * n, shape[:2], generator=generator).tolist()
+    sinks = torch.zeros(shape[:2]) if known.sink is None else known.sink(n_layers, n_heads)
+    for layer in zip(weights, keys.exp(), places, sinks, strict=True):
+        entries = [pool[place : place + n * n] for place in layer[2]] if noise or known.spread else []
+        yield layer[0], layer[1], entries, layer[3]
 
 
 @lru_cache(maxsize=4)
