@@ -10,6 +10,7 @@ the rooms; the first failure kills it. Survivors are printed, and the status is 
 import argparse
 import ast
 import copy
+import csv
 import importlib
 import importlib.abc
 import importlib.util
@@ -32,120 +33,8 @@ SWAPS = {
     ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult, ast.Mod: ast.Mult,
     ast.Pow: ast.Mult, ast.And: ast.Or, ast.Or: ast.And, ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd,
 }  # fmt: skip
-# Changes that no result shows: module, start of the line, change ("" for any), reason.
-EQUIVALENT = (
-    ("frames.py", "mean = values.sum(-1", "1 to 2", "fewer than three heads have no slope"),
-    ("frames.py", "x = x / torch.where(norm > 0", "1.0 to 2.0", "zero divided by either is zero"),
-    ("frames.py", "apart = ~torch.eye", "1 to 2", "the matrix is square"),
-    ("frames.py", "BISECTIONS =", "64 to 65", "64 halvings reach the last digit of float64"),
-    ("frames.py", "spread = (variation", "1 to 2", "fewer than three heads have no slope"),
-    ("frames.py", "if x.ndim < 2", "1 to 2", "a square is as wide as it is high"),
-    (
-        "entropy.py",
-        "entropies = negative_p_log_p(share).sum(-1)",
-        "1 to 2",
-        "both axes are summed in the end",
-    ),
-    ("proof.py", "ROWS = 4", "4 to 5", "how much is proved is a choice"),
-    ("proof.py", "return rows.amax(-1", "Gt to GtE", "no mask holds half of the least number"),
-    ("rotary.py", "PROBED, TURN", "16 to 17", "how much is looked at is a choice"),
-    ("rotary.py", "silent = module, query", "0 to 1", "either factor makes the scores zero"),
-    ("rotary.py", "interleaved: bool = False", "", "only a rotation by nothing leaves it out"),
-    ("reductions.py", "return total / count.where", "Gt to GtE", "0 / 0 is NaN as well"),
-    ("attention.py", "MASKED = ", "", "any number as small will do"),
-    ("attention.py", "self._hold(attn[:, :, first", "Sub to Add", "a slice may reach beyond the end"),
-    ("store.py", "digest.update(network.config", "False to True", "either form holds all that was set"),
-    ("attention.py", "self.errors.append(0 *", "Add to Sub", "what is infinite becomes NaN either way"),
-    ("attention.py", "CUDA_BLOCK_BYTES", "", "decides on the size of a block"),
-    ("attention.py", "return max(8, rows", "8 to 9", "decides on the size of a block"),
-    ("attention.py", 'inputs["use_cache"]', "False to True", "a cache takes memory and changes nothing"),
-    (
-        "flash.py",
-        "LEAST_KEYS",
-        "2048 to 2049",
-        "decides which way a GPU takes, both of which are tested there",
-    ),
-    ("flash.py", "return found[..., :", "2 to 3", "what a GPU's kernel pads, which is tested there"),
-    ("memory.py", "chosen = _estimate(model, Plan(", "0 to 1", "both zeros are then estimated"),
-    ("rows.py", 'if mode == "periodization"', "Lt to LtE", "so short a row takes either way"),
-    ("frames.py", "spans = (singular", "Gt to GtE", "what is 0 does not lie above rtol times 0"),
-    ("rows.py", "at_end = n + n_taps > full", "Gt to GtE", "one sample more is treated as near the end"),
-    (
-        "rows.py",
-        "total = torch.where(valid",
-        "1.0 to 2.0",
-        "what is not valid becomes zero",
-    ),
-    ("spectra.py", "order = band.argsort", "True to False", "bins of one band are summed in any order"),
-    ("attention.py", "shown = mask if", "Gt to GtE", "no mask holds half of the least number"),
-    (
-        "store.py",
-        "own = [*module.named_parameters",
-        "False to True",
-        "inner tensors count twice",
-    ),
-    ("reductions.py", 'if len(state["scratch"])', "Mult to Div", "the first block makes room for the others"),
-    ("wavelets.py", "start, length = 0, 2", "Sub to Add", "there are no more positions than that"),
-    ("wavelets.py", "start, length = 0, 2", "2 to 3", "there are no more positions than that"),
-    ("wavelets.py", "before, after, count = n_taps", "Mod to Mult", "no tap reads beyond what is needed"),
-    ("wavelets.py", "before, after, count = n_taps", "Sub to Add", "no tap reads beyond what is needed"),
-    ("frames.py", "defined = (count >= 3)", "Gt to GtE", "no spread lies on the floor exactly"),
-    ("flash.py", "found = kernel(", "", "a GPU's kernel, tested there"),
-    ("flash.py", "narrow = key[", "", "a GPU's kernel, tested there"),
-    ("attention.py", "bad = [at for at, error", "LtE to Lt", "no error is the tolerance exactly"),
-    (
-        "rotary.py",
-        "elif not known and None",
-        "",
-        "GPT-J alone, whose scores are seen from transformers 5.24 on",
-    ),
-    (
-        "attention.py",
-        "if recorder is None and change",
-        "Is to IsNot",
-        "nobody to show the call to, either way",
-    ),
-    ("fused.py", "rows = min(max(LEAST_ROWS", "8 to 9", "decides on the size of a block"),
-    ("rows.py", "@lru_cache(maxsize", "16 to 17", "how many windows are kept"),
-    ("reductions.py", "width = keys + 2", "Sub to Add", "what is beyond is zero"),
-    ("reductions.py", "LEAST_SCORE =", "", "no score lies near it"),
-    ("memory.py", "CUDA_BATCH_TOKENS", "", "how much a GPU is given is a choice"),
-    ("rope.py", "return offset + torch.where(distance < n_exact", "Lt to LtE", "both are equal there"),
-    ("capture.py", "def _checked_mask", "False to True", "a mask of ones hides nothing"),
-    ("fused.py", "rows = min(max(LEAST_ROWS", "FloorDiv to Mult", "decides on the size of a block"),
-    ("rotary.py", "forward(network, recorder, torch.full", "1 to 2", "two equal texts are one"),
-    ("rotary.py", "[(_, bias, _)] = score_blocks", "1 to 2", "there is no more than the last row"),
-    ("store.py", "digest = hashlib.sha256(json", "True to False", "facts are made in one order"),
-    ("frames.py", "power = as_power(_as_set(psd", "False to True", "what is called then checks it too"),
-    (
-        "frames.py",
-        "return torch.where(centred.abs()",
-        "Gt to GtE",
-        "nothing is as large as the rounding exactly",
-    ),
-    ("rotary.py", "yield Rotation(torch.zeros", "2 to 3", "pairs that do not turn are as good as none"),
-    ("reductions.py", "seen = block.scores >", "Gt to GtE", "no score lies near it"),
-    ("rotary.py", "if not off <= (proof.TOLERANCE", "LtE to Lt", "nothing is off by the tolerance exactly"),
-    ("rows.py", "n, factor = (n, factor + 1)", "", "decides which library transforms"),
-    ("rotary.py", "turn, n = min(TURN", "2 to 3", "how much is looked at is a choice"),
-    ("reductions.py", "buffer[..., : rows - 1] = 0", "Sub to Add", "attention is written over it"),
-    ("reductions.py", 'state["scratch"] = attn.new_empty', "2 to 3", "room to spare"),
-    ("reductions.py", 'return {"sum": total', "0 to 1", "the first block makes room"),
-    ("recompute.py", "layout = Layout(1, query", "1 to 2", "the first of two equal sequences is returned"),
-    ("capture.py", "LARGEST_KEPT_BYTES", "", "a hint to the allocator"),
-    ("memory.py", "width = largest(getattr", "4 to 5", "an estimate"),
-    ("fused.py", "edges = 0.5 * np.array", "2.1 to 3.1", "either lies beyond the last frequency"),
-    ("entropy.py", "share = parts / torch.where(holds", "1.0 to 2.0", "zero divided by either is zero"),
-    (
-        "frames.py",
-        "while bool((far := support",
-        "",
-        "how far above the support the search begins is a choice",
-    ),
-    ("frames.py", "rounding = x.shape[-1]", "1 to 2", "how much counts as rounding is a choice"),
-    ("rows.py", "if factor not in AWKWARD", "NotIn to In", "both libraries give the transform"),
-    ("wavelets.py", "at = at % (2 * length)", "2 to 3", "an index from the end meets the same entry"),
-)
+with (Path(__file__).parent / "mutants_equivalent.csv").open(encoding="utf-8") as file:
+    EQUIVALENT = list(csv.reader(file))[1:]  # module, start of the line, change ("" for any), reason
 
 
 def places(tree):
@@ -247,17 +136,8 @@ def run_mutant(file, number, log):
         tree = mutated(tree, number)
     name = ".".join(file.relative_to(ROOT).with_suffix("").parts)
     sys.meta_path.insert(0, Replaced(name, str(file), tree))
-    options = [
-        "-x",
-        "-q",
-        "-W",
-        "ignore::pytest.PytestAssertRewriteWarning",
-        "--timeout=240",
-        "-p",
-        "no:cacheprovider",
-        "-p",
-        "no:xdist",
-    ]
+    options = ["-x", "-q", "-W", "ignore::pytest.PytestAssertRewriteWarning", "--timeout=240"]
+    options += ["-p", "no:cacheprovider", "-p", "no:xdist"]
     os._exit(pytest.main([*options, *map(str, test_files(function, file.stem))]))
 
 

@@ -59,9 +59,6 @@ def environment():
     return listed[:-1], listed[-1]["pip"]
 
 
-# Versions
-
-
 def test_what_is_installed_is_what_the_lock_says():
     absent = {name for name in COMPILER if importlib.util.find_spec(name) is None}
     told = {name: version for name, version in lock().items() if name not in absent}
@@ -219,8 +216,6 @@ def test_floors(path):
 def test_floors_are_told_apart(module, source, faults):
     assert floor_faults(module, source) == faults
 
-
-# Notebooks as stored
 
 MACHINE_PATH = re.compile(r"(?<![\w.:/])/(?:home|root|work|opt|tmp|usr|Users|mnt)/|[A-Z]:\\\\|\.\./shared")
 

@@ -206,9 +206,6 @@ def test_the_tables_of_one_notebook(tmp_path):
     assert "Table 5, Table 6" in shown[1]
 
 
-# The summary figure
-
-
 def texts(figure):
     return [text for text in figure.axes[0].texts if text.get_text()]
 

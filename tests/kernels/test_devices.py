@@ -121,6 +121,7 @@ READING = {
 }
 # The answer of the first is rounding, of the others an error or nothing: see the last tests.
 APART = {"reconstruction_error", "require_finite", "require_distribution"}
+INNER = ("row_", "drop_sink", "negative", "weighted")  # are handed what was upcast before
 # Made on the CPU, whatever is given: axes, names, draws, and what holds no tensor.
 ON_THE_CPU = {
     "ConstantQ", "FrameBounds", "alibi_bias", "alibi_slopes", "band_runs", "dwt_max_level", "frequencies",
@@ -159,6 +160,26 @@ def test_without_a_gpu_shapes_and_devices_hold_and_nothing_is_read(call):
     assert [entry for entry in seen if entry != "read from cpu"] == []
     assert [tensor.shape for tensor in got] == [tensor.shape for tensor in expected]
     assert {tensor.device.type for tensor in got} == {"meta"}
+
+
+@pytest.mark.parametrize("call", [one for one in each(CALLS) + each(READING) if not one.id.startswith(INNER)])
+def test_half_precision_is_upcast_and_the_input_is_left_alone(call):
+    given = []
+
+    def half(x):
+        given.append((x.half(), x.half()) if x.is_floating_point() else (x, x.clone()))
+        return given[-1][0]
+
+    got, wanted = flat(call(half)), flat(call(lambda x: x.half().float() if x.is_floating_point() else x))
+    for ours, theirs in zip(got, wanted, strict=True):
+        assert ours.dtype == theirs.dtype != torch.float16
+        assert torch.equal(ours.nan_to_num(), theirs.nan_to_num())
+    assert all(torch.equal(x, before) for x, before in given)
+
+
+def test_arrays_are_taken():
+    assert torch.equal(spectra.psd(SIGNAL.numpy()), spectra.psd(SIGNAL))
+    assert torch.equal(wavelets.wavedec(SIGNAL.numpy())[0], wavelets.wavedec(SIGNAL)[0])
 
 
 @needs_gpus()

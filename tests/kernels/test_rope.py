@@ -72,20 +72,6 @@ class TestRotate:
         rotated = rope.rotate(x, torch.arange(5), frequency, interleaved=interleaved)
         assert_close(torch.view_as_real(pairs(rotated)), torch.view_as_real(turned))
 
-    @pytest.mark.parametrize("interleaved", [False, True])
-    def test_scores_depend_on_the_lag_alone(self, interleaved):
-        frequency = rope.inverse_frequencies(8)  # 4 of 12 dimensions pass through
-        pair = normal(2, 1, 12).expand(2, 40, 12)  # a query and a key, the same at all positions
-        scores, shifted = (
-            torch.einsum("qd,kd->qk", *rope.rotate(pair, at, frequency, interleaved=interleaved))
-            for at in (torch.arange(40), torch.arange(40) + 100_000)
-        )
-        assert (shifted - scores).abs().max() < 1e-9
-        for lag in (-39, -1, 0, 7):
-            diagonal = scores.diagonal(-lag)
-            assert_close(diagonal, diagonal[:1].expand_as(diagonal))
-        assert scores.std() > 0.1
-
     def test_positions_per_sequence_and_fractions(self):
         x, frequency = normal(2, 3, 5, 8), rope.inverse_frequencies(8)
         positions = torch.tensor([[0.0, 0.5, 1, 1.5, 2], [3, 4, 5, 6, 7]])
@@ -155,11 +141,6 @@ class TestSinusoidal:
         for position, measured in enumerate(rope.sinusoidal_embedding(7, 6)):
             angles = [position / 10000 ** (2 * pair / 6) for pair in range(3)]
             assert_close(measured, np.ravel([(math.sin(angle), math.cos(angle)) for angle in angles]))
-
-    def test_dot_products_are_the_lag_kernel(self):
-        embedding = rope.sinusoidal_embedding(50, 32)
-        lag = torch.arange(50)[:, None] - torch.arange(50)
-        assert_close(embedding @ embedding.T, 16 * rope.lag_kernel(rope.inverse_frequencies(32), lag))
 
 
 @pytest.mark.parametrize(

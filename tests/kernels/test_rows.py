@@ -157,15 +157,6 @@ def test_wavelet_entropies_where_the_head_is_shorter_than_the_signal(length, mod
             assert_metric(got, oracle_wavelet_entropies(whole(given, length), **options))
 
 
-def test_wavelet_entropies_equal_the_plain_kernel():
-    given = attention_rows(50)
-    padded = torch.nn.functional.pad(given, (0, 51))
-    for base in (None, 2.0):
-        plain = wavelets.wavelet_entropy(wavelets.wavedec(padded, level=3), base=base)
-        got = rows.row_wavelet_entropies(given, 101, wavelet="db2", mode="symmetric", level=3, base=base)
-        assert_close(got, plain)
-
-
 @pytest.mark.parametrize("n_rows", [1, 63, 64, 127, 128, 129, 300])
 def test_threads_do_not_change_a_digit(n_rows):
     given = attention_rows(90, leading=(n_rows,))

@@ -1,12 +1,10 @@
-"""Scores by rule: a slow loop, planted heads, and the zoo's own induction score."""
+"""Scores by rule: a slow loop and planted heads."""
 
 import numpy as np
 import pytest
 import torch
-from tiny_models import captured_matrix, make_model
 
 from nbhelpers.kernels.scores import read_by_rule
-from nbhelpers.zoo import measure
 
 PREVIOUS, DUPLICATE, INDUCTION = range(3)
 
@@ -52,13 +50,3 @@ def test_planted_heads_have_their_score_and_no_other():
     assert (read_by_rule(heads, ids).round() == torch.eye(3)).all()
     assert read_by_rule(heads, ids).diagonal().tolist() == [1, 1, 1]
     assert torch.isnan(read_by_rule(heads, torch.arange(n)[None])[:, 1:]).all(), "no token comes twice"
-
-
-def test_the_zoo_has_the_same_induction_score():
-    model = make_model("nbhelpers_zoo", std=0.3, position_encoding="rope", vocab_size=2048)
-    once = torch.randperm(2000, generator=torch.Generator().manual_seed(0))[: measure.PERIOD]
-    ids = torch.cat([once, once])[None]
-    got = read_by_rule(torch.tensor(captured_matrix(model, ids))[0], ids)[..., INDUCTION]
-    torch.testing.assert_close(
-        got.double(), measure.induction_score(model, ids, bos=False)[0], rtol=1e-5, atol=1e-7
-    )

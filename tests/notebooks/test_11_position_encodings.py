@@ -24,9 +24,6 @@ def whole(run_on, tmp_path_factory):
     return run_on("11", write_zoo(folder / "collected", nano), folder / "out")
 
 
-# What is shipped
-
-
 def test_every_run_is_counted_its_loss_recorded_and_whether_it_trained(numbers, shipped):
     assert numbers["runs"].value == len(shipped.runs)
     bigram = shipped.runs.bigram.min()

@@ -23,9 +23,6 @@ def whole(run_on, tmp_path_factory):
     return run_on("12", write_zoo(folder / "collected", core), folder / "out", live_seconds=0.5)
 
 
-# What is shipped
-
-
 def test_uniform_attention_is_the_closed_form(numbers):
     expected = entropy(power(uniform_profile(256)))
     assert numbers["uniform_spectral_entropy"].value == pytest.approx(expected, rel=1e-6)

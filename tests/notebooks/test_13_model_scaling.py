@@ -20,9 +20,6 @@ def whole(run_on, tmp_path_factory):
     return run_on("13", write_zoo(folder / "collected", plain_rope), folder / "out")
 
 
-# What is shipped
-
-
 def test_runs_and_losses_are_those_of_the_sizes(numbers, shipped):
     runs = shipped.runs[shipped.runs.arm.isin(SIZES)]
     assert numbers["runs"].value == len(runs)

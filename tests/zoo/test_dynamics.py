@@ -56,8 +56,6 @@ def test_a_phase_that_no_score_has_is_left():
     assert left.curve_left > 0.95
 
 
-# Breakpoints
-
 X = np.log10(np.unique(np.round(np.geomspace(1, 3000, 44))))  # checkpoints as the zoo has them
 
 
@@ -123,9 +121,6 @@ def test_intervals_hold_the_planted_knots_and_counts():
         assert high - low < 0.4
 
 
-# Arms
-
-
 def test_the_advantage_is_over_the_best_other_paired_by_seed():
     shared = np.array([0.0, 0.4, 0.8])  # what a seed does to all arms cancels
     values = {"alibi": shared + 0.30, "rope": shared + np.array([0.10, 0.11, 0.12]), "t5": shared + 0.25}
@@ -168,8 +163,6 @@ def test_seeds_of_an_arm_are_not_more_evidence():
     assert thrice[:3] == pytest.approx(once[:3])
     assert thrice.p_value == pytest.approx(once.p_value)
 
-
-# Sizes
 
 SIZES = np.array([2e5, 5e5, 1.05e6, 2.2e6, 5e6])
 
@@ -234,9 +227,6 @@ def test_two_knots_are_one_event_only_by_a_test():
     apart, events = same_event(near, far)
     assert (apart.value, events) == (pytest.approx(-1.0), "two")
     assert same_event(near, np.add(near, [0.3, -0.2, 0.5]))[1] == "open", "though intervals overlap"
-
-
-# Shares of variance
 
 
 def crossed(effects, *, seed_sd, noise_sd, n_seeds=3, seed=0):

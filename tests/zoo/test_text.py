@@ -23,9 +23,6 @@ def made_of(lengths):
     return Corpus(dict.fromkeys(SPLITS, tokens), dict.fromkeys(SPLITS, ends), None, "0", ["numbers"])
 
 
-# Windows
-
-
 def test_batches_reach_every_place_inside_documents_and_can_be_repeated():
     corpus = made_of([5, 12, 3, 7])
     windows = torch.cat([corpus.batch(8, 5, seed=0, step=step) for step in range(60)])
@@ -67,9 +64,6 @@ def test_next_and_masked_token_objectives(bos):
     again, other = (inputs_and_labels(windows, causal=False, bos=bos, seed=s)[0] for s in (3, 4))
     assert torch.equal(ids, again)
     assert not torch.equal(ids, other)
-
-
-# Making the corpus
 
 
 def test_the_book_becomes_tokens_and_back(moby_dick):
