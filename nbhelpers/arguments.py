@@ -211,10 +211,11 @@ def checked(target=None, /, **own):
         return functools.partial(checked, **own)
     function = target.__init__ if isinstance(target, type) else target
     parameters, where = inspect.signature(function).parameters, target.__name__
-    rules = RULES | own
+    rules = {name: rule for name, rule in (RULES | own).items() if rule and name in parameters}
+    optional = {name for name, own in parameters.items() if own.default is None}
 
     def kept(name, value):
-        if name not in parameters or not rules.get(name) or value is parameters[name].default is None:
+        if name not in rules or (value is None and name in optional):
             return value
         return rules[name](f"{name} of {where}", value)
 

@@ -50,16 +50,13 @@ def planted_profiles(
     options |= {"noise": noise, "key_noise": key_noise, "seed": seed}
     groups = [head // heads_per_group for head in range(n_heads)]
     truth = {"kind": kind, "n_sequences": n_sequences} | options
-    lengths = {1.0: length} | {factor: int(factor * length + 1e-9) for factor in factors}
-    parts = {factor: [] for factor in lengths}
-    for sequence in range(n_sequences):
-        attn = planted_attention(kind, sequence=sequence, **options)
-        for factor, n in lengths.items():
-            prefix = attn[None, ..., :n, :n]  # (1, layer, head, query, key)
-            known = {"kv_groups": groups, "provenance": {"planted": truth | {"prefix": n}}}
-            parts[factor].append(Profiles.from_attention(prefix, causal=True, **known))
-    joined = {factor: Profiles.concatenate(part) for factor, part in parts.items()}
-    return joined.pop(1.0), joined
+    attn = torch.stack([planted_attention(kind, sequence=k, **options) for k in range(n_sequences)])
+    made = {}
+    for factor in (1.0, *factors):
+        n = int(factor * length + 1e-9)
+        known = {"kv_groups": groups, "provenance": {"planted": truth | {"prefix": n}}}
+        made[factor] = Profiles.from_attention(attn[..., :n, :n], causal=True, **known)
+    return made.pop(1.0), made
 
 
 @checked(kind=one_of(*KINDS))
@@ -77,8 +74,10 @@ def planted_attention(kind, *, n_layers, n_heads, length, noise=0.0, key_noise=0
         # Window r of the flipped kernel holds the weights of query n − 1 − r, zeros where no key is.
         reach = torch.cat([kernel.flip(-1), kernel.new_zeros(n_heads, length - 1)], -1)
         attn = reach.unfold(-1, length, 1).flip(1) * keys[:, None]  # (head, query, key)
-        for own, factors in zip(attn, entries, strict=False):
-            own *= factors.view(length, length)
+        if entries is not None:
+            pool, places = entries
+            for own, place in zip(attn, places, strict=True):
+                own *= pool[place : place + length**2].view(length, length)
         attn[..., 0] += sink[:, None] * attn.sum(-1)
         made.append(attn.div_(attn.sum(-1, keepdim=True)))
     return torch.stack(made)
@@ -162,26 +161,26 @@ def _mean_per_lag(values, lag, seen):
 def _stationary(kernel, keys, entries, sink):
     """Return the mean of a layer's attention (head, lag) over the last n // 2 queries, at lags that all see.
 
-    By (head, query, n − 1 − lag) attention is the kernel times the noise, so that sums over keys and over
-    queries are products of matrices; those with one column are fast head by head only.
+    By (head, query, n − 1 − lag) attention is the kernel times the noise, so that its mean over queries is a
+    product of matrices. In the noise of entries the next query has the same lag n + 1 entries on.
     """
     n_heads, n = kernel.shape
     kernel, first, n_lags = kernel.flip(-1), n - n // 2, n // 2
-    keys = torch.cat([keys.new_zeros(n_heads, n - 1), keys], -1).unfold(-1, n, 1)[:, first:]
-    noise = torch.empty(keys.shape) if entries else keys
-    for head, factors in enumerate(entries):  # a query on, the same lag is n + 1 entries on
-        at = factors.storage_offset() + first * (n + 1) - (n - 1)
-        torch.mul(keys[head], factors.as_strided((n_lags, n), (n + 1, 1), at), out=noise[head])
-    total = torch.stack([own @ weights for own, weights in zip(noise, kernel, strict=True)])  # (head, query)
+    noise = torch.cat([keys.new_zeros(n_heads, n - 1), keys], -1).unfold(-1, n, 1)[:, first:]
+    if entries is not None:
+        pool, places = entries
+        at = [place + first * (n + 1) - (n - 1) for place in places]
+        noise = torch.stack([pool.as_strided((n_lags, n), (n + 1, 1), start) for start in at]).mul_(noise)
+    total = (noise * kernel[:, None]).sum(-1) * (1 + sink[:, None])  # (head, query)
     mean = (1 / total)[:, None] @ noise[..., -n_lags:] / n_lags  # (head, 1, n − 1 − lag)
-    return (mean[:, 0] * kernel[:, -n_lags:]).flip(-1) / (1 + sink[:, None])
+    return (mean[:, 0] * kernel[:, -n_lags:]).flip(-1)
 
 
 def _layers(kind, shape, noise, key_noise, seed, sequence):
     """Yield for each layer the kernel (head, lag), and by what attention is multiplied or added to.
 
-    These are factors of keys (head, key), of entries (query · key,) for each head if there are any, and the
-    attention that key 0 gets in addition, relative to all else (head,).
+    These are factors of keys (head, key); the pool of those of entries, by query and key, and where those of
+    each head begin, or None; and the attention that key 0 gets in addition, relative to all else (head,).
     """
     n_layers, n_heads, n = shape
     known, generator = KINDS[kind], _generator(seed, kind, sequence)
@@ -194,9 +193,8 @@ def _layers(kind, shape, noise, key_noise, seed, sequence):
     pool = _pool(float(np.hypot(noise, known.spread)))
     places = torch.randint(POOL - n * n, shape[:2], generator=generator).tolist()
     sinks = torch.zeros(shape[:2]) if known.sink is None else known.sink(n_layers, n_heads)
-    for layer in zip(weights, keys.exp(), places, sinks, strict=True):
-        entries = [pool[place : place + n * n] for place in layer[2]] if noise or known.spread else []
-        yield layer[0], layer[1], entries, layer[3]
+    for kernel, factors, place, sink in zip(weights, keys.exp(), places, sinks, strict=True):
+        yield kernel, factors, (pool, place) if noise or known.spread else None, sink
 
 
 @lru_cache(maxsize=4)

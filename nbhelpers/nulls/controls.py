@@ -60,8 +60,8 @@ def panel(
     or the model itself. `text`, `n_sequences`, `length`, `bos` and `seed` are those of
     :func:`nbhelpers.load_text`, and `cache` is a folder in which the next notebook that asks for the same
     panel finds it. The observations are by label, in this order: the model by its own name, shuffled tokens,
-    random tokens, "random weights, seed k" (of 4 sequences at most), the encoder by its name, and the encoder
-    without special tokens.
+    random tokens and "random weights, seed k" (these of 4 sequences at most), the encoder by its name, and
+    the encoder without special tokens.
     """
     encoder = None if encoder == model else encoder
     sizes = {"n_sequences": n_sequences, "length": length, "seed": seed}
@@ -84,12 +84,13 @@ def _rows(model, text, bos, control_seeds, encoder, *, seed, **sizes):
     ids = load_text(text, loaded, bos=bos, seed=seed, **sizes)  # (sequence, position)
     keep = loaded.tokenizer.all_special_ids
     yield model, loaded, ids
-    yield SHUFFLED, loaded, shuffled_tokens(ids, seed=seed, keep=keep)
-    yield RANDOM, loaded, random_tokens(ids, len(loaded.tokenizer), seed=seed, keep=keep)
+    few = ids[:CONTROL_SEQUENCES]
+    yield SHUFFLED, loaded, shuffled_tokens(few, seed=seed, keep=keep)
+    yield RANDOM, loaded, random_tokens(few, len(loaded.tokenizer), seed=seed, keep=keep)
     del loaded
     for control_seed in range(seed, seed + control_seeds):
         control = load_model(f"random:{model.removeprefix('random:')}", seed=control_seed)
-        yield control_label(control_seed), control, ids[:CONTROL_SEQUENCES]
+        yield control_label(control_seed), control, few
         del control
     if encoder is not None:
         loaded = load_model(encoder)
