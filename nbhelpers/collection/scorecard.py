@@ -202,11 +202,11 @@ def missing_notebooks(card):
 
 
 def rules_version():
-    """Return what identifies the verdict rules: a hash of the source of claims, verdicts and statistics.
+    """Return what identifies the verdict rules: a hash of claims, verdicts and statistics.
 
     In a git checkout also the last commit that changed them.
     """
-    files = [*sorted(Path(paper.__file__).parent.glob("*.py")), Path(stats.__file__)]
+    files = [*sorted(Path(paper.__file__).parent.glob("*.py")), Path(stats.__file__), paper.RULES]
     digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
     commit = _last_commit(files)
     return f"rules {digest}, " + (f"commit {commit}" if commit else "not a git checkout")
