@@ -331,11 +331,16 @@ def test_no_text_has_the_words_that_contributing_lists():
     assert {name: words for name, words in found.items() if words} == {}
 
 
-def test_every_source_that_a_notebook_names_is_on_the_page_of_references_once():
-    listed = re.findall(r"\[arXiv (\S+?)\]", (ROOT / "notebooks/references.md").read_text(encoding="utf-8"))
-    assert len(listed) == len(set(listed)) > 10
+def test_every_source_that_a_notebook_names_is_in_the_bibliography_once():
+    bibliography = (ROOT / "notebooks/references.bib").read_text(encoding="utf-8")
     texts = "".join(path.read_text(encoding="utf-8") for path in NOTEBOOKS)
-    assert set(re.findall(r"arXiv:? ?(\d{4}\.\d{5})", texts)) <= set(listed)
+    for listed, named in (
+        (r"^@\w+\{(.+),$", r"references\.md#([\w-]+)"),
+        (r"eprint = \{(.+?)\}", r"arXiv:? ?(\d{4}\.\d{5})"),
+    ):
+        known = re.findall(listed, bibliography, re.MULTILINE)
+        assert len(known) == len(set(known)) > 15
+        assert set(re.findall(named, texts)) <= set(known)
 
 
 def test_no_file_names_a_path_of_one_machine():

@@ -41,7 +41,7 @@ def list_notebooks(folder=None):
 
 def copy_notebooks(folder):
     """Copy the package's notebooks, pages and sizes to a folder, unless it has others so named; return it."""
-    files = sorted(path for kind in ("ipynb", "md", "toml") for path in SHIPPED.glob(f"*.{kind}"))
+    files = sorted(path for kind in ("ipynb", "md", "bib", "toml") for path in SHIPPED.glob(f"*.{kind}"))
     folder = writable_folder(folder)
     for file in files:
         there = folder / file.name

@@ -47,7 +47,8 @@ def build_site(executed_folder, out, *, reference=True):
         source = Path(scratch).resolve() / "source"
         _write_static(source)
         pages = [prepare_page(path, runs.get(path.stem), source) for path in notebooks]
-        for path in (texts := sorted(find_notebook_folder().glob("*.md"))):  # glossary and references
+        texts = sorted(find_notebook_folder().glob("*.md"))  # glossary and references
+        for path in [*texts, *find_notebook_folder().glob("*.bib")]:
             shutil.copy(path, source)
         names = [path.stem for path in texts] + (write_reference(source) if reference else [])
         home = home_page(pages, names, executed.parent, source / "_static")

@@ -1,10 +1,17 @@
 """Sphinx's settings for the site; build.py copies this file beside the pages and fills in @repository@."""
 
 import re
+from pathlib import Path
 
 project = "nbhelpers"
 author = "the nbhelpers authors"
-extensions = ["myst_nb", "sphinx.ext.mathjax", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = [
+    "myst_nb",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinxcontrib.bibtex",
+]
 html_theme = "sphinx_book_theme"
 html_title = "nbhelpers"
 html_static_path = ["_static"]
@@ -33,6 +40,9 @@ nb_ipywidgets_js = {"widgets-embed.js": {}}
 nb_mime_priority_overrides = [("html", "application/vnd.jupyter.widget-view+json", 45)]
 myst_enable_extensions = ["amsmath", "dollarmath", "colon_fence"]
 myst_heading_anchors = 3  # notebooks link to a word of the glossary
+bibtex_bibfiles = [path.name for path in Path(__file__).parent.glob("*.bib")]
+bibtex_reference_style = "author_year"
+bibtex_cite_id = "{key}"  # the address of a source is its key
 mathjax_path = "tex-svg-full.js"
 mathjax_config_path = "mathjax-config.js"
 autodoc_member_order = "bysource"
@@ -55,6 +65,12 @@ def plain_marks(app, what, name, obj, options, lines):
         lines[i] = re.sub(r"(\[\d+\])_", r"\1", line)
 
 
+def cite(app, name, source):
+    """Make links to a source citations, which Sphinx holds against the bibliography."""
+    source[0] = re.sub(r"\[[^][\n]*\]\(references\.md#([\w-]+)\)", r"{cite:alp}`\1`", source[0])
+
+
 def setup(app):
     """Called by Sphinx."""
+    app.connect("source-read", cite)
     app.connect("autodoc-process-docstring", plain_marks, priority=900)  # after napoleon
