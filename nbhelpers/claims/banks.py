@@ -5,9 +5,11 @@ of attention is non-negative and cannot be a wavelet; what is planted is the nea
 least :data:`SHORTEST` tokens; a head whose kernel does not fit into half of the sequence looks evenly.
 """
 
+from importlib import resources
 from typing import NamedTuple
 
 import torch
+import yaml
 
 SHORTEST = 2.2  # tokens, the shortest period of a bank
 
@@ -128,9 +130,10 @@ def _flat(n_heads, lag, generator):
     return torch.ones(n_heads, len(lag), dtype=torch.float64)
 
 
-def _shuffled(n_heads, lag, generator, *, of, **options):
+def _shuffled(n_heads, lag, generator, *, of):
     """The lags of each head in random order, within the half that all late queries see."""
-    made, half = of(n_heads, lag, generator, **options), len(lag) // 2
+    (maker, options), half = of, len(lag) // 2
+    made = maker(n_heads, lag, generator, **options)
     order = torch.rand(n_heads, half, generator=generator).argsort(-1)
     return torch.cat([made[:, :half].gather(1, order), made[:, half:]], 1)
 
@@ -177,114 +180,40 @@ def _by_depth(course):
     return weight
 
 
-_FRAME = ("C4", "C5", "C6", "C14")
-_DILATED = ("C5", "C6")
-_WAVES = "dilated copies of one band-pass shape that hardly overlap, each with a period of its own"
-_GABOR = "each head has a frequency of its own, but all have one window"
-_PERIOD = "each head has a period of its own and no place"
-_LOW = "dilated copies of one shape, wide ones with narrow spectra; none has a period"
-_ONE = "all heads have one width"
-_NONE = "no head has a kernel of its own"
-_EXP = "dilated copies of one shape without a period; the exponential is the null of C6"
-_SHAPES = "each head has another shape"
-_TWO = "two families at once, whose envelopes are alike"
-_SHUFFLED = "lags in random order"
-_SCATTER = "heads of all widths, and all of them with flat spectra"
-_WIDER = "wide bumps have narrow spectra; all lie at one distance"
-_POLAR = "half and half in the first layer, first token or near tokens in the last"
-_TAPER = "noise of tokens moves power out of the low band, more so in deep layers"
-
-
-def _fade(shape, ratio=2.0, first=1.5):
-    return _fading, {"shape": shape, "ratio": ratio, "first": first}
-
-
-def _kind(maker, holds=(), why="", *, open=(), shortest=128, key=None, sink=None, spread=0.0, **options):
-    maker, options = (maker[0], maker[1] | options) if isinstance(maker, tuple) else (maker, options)
-    return Kind(maker, options, holds, why, open, shortest, key, sink, spread)
-
-
-DESIGN = {  # what rules may be tuned on
-    "Morlet, half octaves": _kind(_morlet, _FRAME, _WAVES),
-    "Morlet, octaves": _kind(_morlet, _FRAME, _WAVES, ratio=2.0, place=3.0, shortest=256),
-    "Mexican hats, octaves": _kind(_morlet, _FRAME, _WAVES, ratio=2.0, hats=True, shortest=256),
-    "Gabor": _kind(_gabor, ("C4",), _GABOR),
-    "Gabor, narrow": _kind(_gabor, ("C4",), _GABOR, width=1 / 24, place=4.0),
-    "exponentials, octaves (ALiBi)": _kind(_fade("exponential"), ("C5",), _EXP, open=("C6",)),
-    "exponentials of one scale": _kind(_fade("exponential", 1.0, 8.0), (), _ONE),
-    "boxes, octaves": _kind(_fade("box"), _DILATED, _LOW),
-    "rings, octaves": _kind(_fade("ring"), _DILATED, _LOW),
-    "bumps, half octaves": _kind(_fade("bump", 2**0.5, 4.0), _DILATED, _LOW),
-    "power laws": _kind(_power_laws, (), _SHAPES, open=("C6",)),
-    "periodic": _kind(_periodic, ("C4",), _PERIOD),
-    "damped waves of one width": _kind(_damped, ("C4",), _GABOR, decay=1 / 8),
-    "shuffled Morlet": _kind(_shuffled, (), _SHUFFLED, of=_morlet),
-    "recency and sink": _kind(_fade("exponential", 1.0, 4.0), (), _ONE, sink=_sinks(0.0)),
-    "polar with depth": _kind(_fade("exponential", 1.0, 4.0), ("C1",), _POLAR, sink=_sinks(6.0)),
-    "independent entries": _kind(_flat, (), _NONE, spread=1.0),
-    "tokens, 1/f noise": _kind(_flat, (), _NONE, key=_tokens(0.2, 0.9)),
-    "half Morlet, half flat": _kind(_half, _FRAME, _WAVES, of=(_morlet, {"ratio": 2.0, "place": 3.0})),
-    "half Morlet, half Gabor": _kind(_half, ("C4",), _TWO, open=("C5", "C6", "C14"), of=(_morlet, {}),
-        other=(_gabor, {})),
-    "windows of one width": _kind(_windows, (), _ONE, width=6.0),
-    "scattered lags": _kind(_scattered, (), _SCATTER),
-    "widening bumps": _kind(_widening, ("C6",), _WIDER),
-    "token noise rises with depth": _kind(_flat, ("C3",), _TAPER, key=_by_depth(lambda depth: depth)),
-    "token noise in the middle": _kind(_flat, (), "up and down", key=_by_depth(lambda d: 4 * d * (1 - d))),
-    "Morlet, narrow": _kind(_morlet, _FRAME, _WAVES, ratio=1.6, place=5.0, period=0.7, shortest=192),
-    "Morlet, random scales": _kind(_morlet, _FRAME, _WAVES, ratio=0, place=5.0, period=0.8, shortest=256),
-    "Mexican hats, steps of 1.7": _kind(_morlet, _FRAME, _WAVES, ratio=1.7, period=0.8, hats=True),
-    "boxes of one width": _kind(_fade("box", 1.0, 7.0), (), _ONE),
-    "gamma bumps, steps of 1.7": _kind(_fade("gamma", 1.7, 4.0), _DILATED, _LOW),
-    "steep power law of all scales": _kind(_fade("power law", 1.8), ("C5",), _LOW, open=("C6",)),
-    "combs": _kind(_periodic, ("C4",), _PERIOD, sharpness=1.5),
-    "polar with depth, windows": _kind(_fade("box", 1.0, 4.0), ("C1",), _POLAR, sink=_sinks(7.0)),
-    "half Morlet, half one exponential": _kind(_half, ("C4",), _TWO, open=("C6", "C14"),
-        of=(_morlet, {"place": 4.5, "period": 0.8}), other=_fade("exponential", 1.0, 8.0)),
-    "half ALiBi, half flat": _kind(_half, ("C5",), _EXP, open=("C6",), of=_fade("exponential")),
-    "one token at growing distances": _kind(_windows, (), _ONE, width=1.2, ratio=1.8),
-    "token noise falls with depth": _kind(_flat, (), "the wrong way", key=_by_depth(lambda depth: 1 - depth)),
+MAKERS = {
+    maker.__name__[1:]: maker
+    for maker in (
+        _damped, _fading, _flat, _gabor, _half, _morlet, _periodic, _power_laws, _scattered, _shuffled,
+        _widening, _windows,
+    )
 }  # fmt: skip
-TEST = {  # what they are tested on, once
-    "Morlet, steps of 1.55": _kind(_morlet, _FRAME, _WAVES, ratio=1.55, place=4.8, period=0.75, shortest=192),
-    "Morlet, steps of 2.2": _kind(_morlet, _FRAME, _WAVES, ratio=2.2, place=3.2, period=1.05, shortest=256),
-    "Morlet, scattered scales": _kind(_morlet, _FRAME, _WAVES, ratio=0, place=4.5, period=0.9, shortest=256),
-    "Mexican hats, far": _kind(_morlet, _FRAME, _WAVES, ratio=1.5, place=4.5, hats=True, shortest=192),
-    "Mexican hats, steps of 1.8": _kind(_morlet, _FRAME, _WAVES, ratio=1.8, period=0.9, hats=True,
-        shortest=192),
-    "half Mexican hats, half flat": _kind(_half, _FRAME, _WAVES, shortest=192,
-        of=(_morlet, {"hats": True, "ratio": 1.8, "place": 4.2})),
-    "half Morlet, steps of 1.75, half flat": _kind(_half, _FRAME, _WAVES, shortest=192,
-        of=(_morlet, {"ratio": 1.75, "place": 4.5, "period": 0.9})),
-    "Gabor, random frequencies": _kind(_gabor, ("C4",), _GABOR, at_random=True, width=1 / 18, place=3.0),
-    "Gabor, wide": _kind(_gabor, ("C4",), _GABOR, width=1 / 13),
-    "half Gabor, half flat": _kind(_half, ("C4",), _GABOR, of=(_gabor, {"width": 1 / 20, "place": 3.5})),
-    "combs, steps of 1.6": _kind(_periodic, ("C4",), _PERIOD, sharpness=1.0, ratio=1.6),
-    "damped waves, short": _kind(_damped, ("C4",), _GABOR, decay=1 / 11, ratio=1.35),
-    "exponentials, steps of 1.6": _kind(_fade("exponential", 1.6, 1.4), ("C5",), _EXP, open=("C6",)),
-    "exponentials, scattered scales": _kind(_fade("exponential", 0, 1.8), ("C5",), _EXP, open=("C6",)),
-    "long exponentials of one scale": _kind(_fade("exponential", 1.0, 11.0), (), _ONE),
-    "boxes, steps of 1.45": _kind(_fade("box", 1.45, 2.0), _DILATED, _LOW),
-    "half boxes, half flat": _kind(_half, _DILATED, _LOW, of=_fade("box", 2.0, 1.5)),
-    "boxes of 10 tokens": _kind(_fade("box", 1.0, 5.0), (), _ONE),
-    "half Gaussians, steps of 1.7": _kind(_fade("half Gaussian", 1.7, 2.0), _DILATED, _LOW),
-    "two-sided exponentials, steps of 1.7": _kind(_fade("peak", 1.7, 3.5), _DILATED, _LOW),
-    "rings, steps of 1.7": _kind(_fade("ring", 1.7, 2.0), _DILATED, _LOW),
-    "flatter power laws": _kind(_power_laws, (), _SHAPES, open=("C6",), steepest=2.5),
-    "shuffled Mexican hats": _kind(_shuffled, (), _SHUFFLED, of=_morlet, hats=True, ratio=1.6),
-    "shuffled boxes": _kind(_shuffled, (), _SHUFFLED, of=_fading, shape="box", ratio=1.7),
-    "window and sink": _kind(_fade("box", 1.0, 3.0), (), _ONE, sink=_sinks(0.0)),
-    "polar with depth, near": _kind(_fade("exponential", 1.0, 2.0), ("C1",), _POLAR, sink=_sinks(7.5)),
-    "polar with depth, window of 6": _kind(_fade("box", 1.0, 3.0), ("C1",), _POLAR, sink=_sinks(6.5)),
-    "strong independent entries": _kind(_flat, (), _NONE, spread=1.4),
-    "tokens, white noise": _kind(_flat, (), _NONE, key=_tokens(0.0, 0.9)),
-    "uniform": _kind(_flat, (), _NONE),
-    "bumps of one width": _kind(_windows, (), _ONE, width=8.0, soft=True),
-    "many scattered lags": _kind(_scattered, (), _SCATTER, ratio=1.65),
-    "bumps that widen fast": _kind(_widening, ("C6",), _WIDER, ratio=1.75),
-    "token noise rises late": _kind(_flat, ("C3",), _TAPER, key=_by_depth(lambda depth: depth**1.5)),
-    "token noise rises a little": _kind(_flat, ("C3",), _TAPER, key=_by_depth(lambda d: 0.2 + 0.6 * d)),
-    "token noise falls early": _kind(_flat, (), "the wrong way", key=_by_depth(lambda d: (1 - d).square())),
-    "token noise at both ends": _kind(_flat, (), "down, up", key=_by_depth(lambda d: (1 - 2 * d).square())),
-}  # fmt: skip
+COURSES = {  # of the strength of token noise over depth, 0 to 1
+    "rising": lambda depth: depth,
+    "late": lambda depth: depth**1.5,
+    "a little": lambda depth: 0.2 + 0.6 * depth,
+    "middle": lambda depth: 4 * depth * (1 - depth),
+    "falling": lambda depth: 1 - depth,
+    "early fall": lambda depth: (1 - depth).square(),
+    "both ends": lambda depth: (1 - 2 * depth).square(),
+}
+
+
+def _made(given):
+    """Return the maker that a mapping names, and its options."""
+    options = {name: _made(value) if isinstance(value, dict) else value for name, value in given.items()}
+    return MAKERS[options.pop("maker")], options
+
+
+def _kind(given):
+    fields = {name: given.pop(name) for name in Kind._fields[2:] if name in given}
+    fields |= {name: tuple(fields.get(name, ())) for name in ("holds", "open")}
+    if key := fields.get("key"):
+        fields["key"] = _tokens(**key) if isinstance(key, dict) else _by_depth(COURSES[key])
+    if "sink" in fields:
+        fields["sink"] = _sinks(fields["sink"])
+    return Kind(*_made(given), **fields)
+
+
+_BANKS = yaml.safe_load((resources.files("nbhelpers.data") / "banks.yaml").read_text(encoding="utf-8"))
+DESIGN, TEST = ({name: _kind(of) for name, of in _BANKS[part].items()} for part in ("design", "test"))
 KINDS = DESIGN | TEST

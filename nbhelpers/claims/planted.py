@@ -1,7 +1,7 @@
 """Attention with a known truth: banks of heads that are wavelets, Gabor atoms, boxes, … by construction.
 
 A rule that judges a model is first run on these, without being told which it is given. What a bank is, is
-decided by its kernels and written down in :mod:`nbhelpers.claims.banks`, before any rule is run. Kinds that
+decided by its kernels and written down in ``nbhelpers/data/banks.yaml``, before any rule is run. Kinds that
 rules were tuned on and kinds that they are tested on are not the same.
 """
 

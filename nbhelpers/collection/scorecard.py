@@ -206,7 +206,8 @@ def rules_version():
 
     In a git checkout also the last commit that changed them.
     """
-    files = [*sorted(Path(paper.__file__).parent.glob("*.py")), Path(stats.__file__), paper.RULES]
+    files = [*sorted(Path(paper.__file__).parent.glob("*.py")), Path(stats.__file__)]
+    files += [paper.RULES, paper.RULES.parents[1] / "banks.yaml"]
     digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
     commit = _last_commit(files)
     return f"rules {digest}, " + (f"commit {commit}" if commit else "not a git checkout")
