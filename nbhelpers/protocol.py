@@ -5,11 +5,13 @@ number in this project depends on a choice that cannot be read, hashed and chang
 literal reading.
 """
 
+import csv
 import dataclasses
 import hashlib
 import json
 import math
 from dataclasses import dataclass
+from importlib import resources
 from itertools import pairwise
 
 import pywt
@@ -20,32 +22,8 @@ SIGNALS = OPTIONS["signal"][:3]  # what is kept of attention and can be measured
 BANDS = ("low_band", "mid_band", "high_band")
 
 # For each field: what the paper says or leaves open, and why PAPER fills it as it does.
-REASONS = {
-    "signal": ("'the attention pattern over token positions' of a head (section 4)",
-               "mean over queries is the only length-n reading that uses every query"),
-    "sink": ("not mentioned", "nothing is removed from the matrix that the model computed"),
-    "detrend": ("not mentioned", "no step is added; so the DC line, fixed by the row sum of 1, stays in"),
-    "window": ("'a Hann window' (eq. 1)", "numpy.hanning, the symmetric form of the paper's stack"),
-    "pad": ("'zero padding', length not given", "none: sequences of one length need none"),
-    "sided": ("not mentioned", "real input; a one-sided spectrum is what an rfft returns"),
-    "dc": ("not mentioned; eq. 2 begins its low band at 0", "nothing is taken out of the spectrum"),
-    "edges": ("low 0-0.25, mid 0.25-0.75, high 0.75-1 of Nyquist (eq. 2)",
-              "as printed; DC falls in the low band"),
-    "log_base": ("not mentioned", "natural logarithm (None); the printed entropies lie in its range"),
-    "wavelet": ("db2 (eq. 4)", "as printed"),
-    "mode": ("not mentioned", "symmetric is the default of PyWavelets, the paper's library"),
-    "level": ("'the most the shortest sequence allows' (eq. 4)",
-              "as printed: the 0.25x variant sets the level"),
-    "order": ("not mentioned",
-              "a metric per sequence gives an interval over sequences; the mean of metrics is reported"),
-    "factors": ("alpha in {0.5, 0.25} (eq. 10)", "as printed"),
-    "scaled_variant": ("'sampling floor(alpha n) tokens' (eq. 10)",
-                       "the first tokens: still text the model can read"),
-    "alignment": ("not mentioned", "coefficients in one vector, the longer cut to the shorter"),
-    "local_distance": ("'local' against 'global' in Fig. 1, no equation",
-                       "16 tokens, the smallest window of Table 2"),
-    "entropy_windows": ("16, 32, 64 (Table 2)", "as printed"),
-}  # fmt: skip
+with resources.files("nbhelpers.data").joinpath("protocol.csv").open(encoding="utf-8") as file:
+    REASONS = {field: said for field, *said in list(csv.reader(file))[1:]}
 
 
 def _count(low):

