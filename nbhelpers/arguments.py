@@ -239,8 +239,15 @@ def checked(target=None, /, **own):
 
 
 def check_all(namespace, *but):
-    """Put :func:`checked` on the public functions that a module has defined so far, `but` those named."""
-    for name, value in list(namespace.items()):
-        own = inspect.isfunction(value) and value.__module__ == namespace["__name__"]
-        if own and name[0] != "_" and name not in but and not hasattr(value, "__wrapped__"):
-            namespace[name] = checked(value)
+    """Put :func:`checked` on the public functions that a module has defined so far, `but` those named.
+
+    Returns the names of all of them.
+    """
+    functions = {name: value for name, value in namespace.items() if inspect.isfunction(value)}
+    public = [
+        name for name, f in functions.items() if name[0] != "_" and f.__module__ == namespace["__name__"]
+    ]
+    for name in public:
+        if name not in but and not hasattr(functions[name], "__wrapped__"):
+            namespace[name] = checked(functions[name])
+    return public

@@ -161,14 +161,14 @@ def _mean_per_lag(values, lag, seen):
 def _stationary(kernel, keys, entries, sink):
     """Return the mean of a layer's attention (head, lag) over the last n // 2 queries, at lags that all see.
 
-    By (head, query, n − 1 − lag) attention is the kernel times the noise, so that its mean over queries is a
-    product of matrices. In the noise of entries the next query has the same lag n + 1 entries on.
+    By (head, query, n − 1 − lag) attention is kernel times noise; its mean is a product of matrices.
     """
     n_heads, n = kernel.shape
     kernel, first, n_lags = kernel.flip(-1), n - n // 2, n // 2
     noise = torch.cat([keys.new_zeros(n_heads, n - 1), keys], -1).unfold(-1, n, 1)[:, first:]
     if entries is not None:
         pool, places = entries
+        # The next query has the same lag n + 1 entries on.
         at = [place + first * (n + 1) - (n - 1) for place in places]
         noise = torch.stack([pool.as_strided((n_lags, n), (n + 1, 1), start) for start in at]).mul_(noise)
     total = (noise * kernel[:, None]).sum(-1) * (1 + sink[:, None])  # (head, query)
@@ -177,11 +177,9 @@ def _stationary(kernel, keys, entries, sink):
 
 
 def _layers(kind, shape, noise, key_noise, seed, sequence):
-    """Yield for each layer the kernel (head, lag), and by what attention is multiplied or added to.
-
-    These are factors of keys (head, key); the pool of those of entries, by query and key, and where those of
-    each head begin, or None; and the attention that key 0 gets in addition, relative to all else (head,).
-    """
+    """Yield for each layer the kernel (head, lag), factors of keys (head, key), the pool of those of entries
+    and where each head begins in it (or None), and the attention that key 0 gets in addition, relative to all
+    else (head,)."""
     n_layers, n_heads, n = shape
     known, generator = KINDS[kind], _generator(seed, kind, sequence)
     weights = kernels(kind, n_layers=n_layers, n_heads=n_heads, length=n, seed=seed) + FLOOR

@@ -1,20 +1,14 @@
 """What kind of token each is that a model predicts, for losses by class."""
 
 import itertools
+from importlib import resources
 
 import numpy as np
 
 from nbhelpers.arguments import checked
 
-_WORDS = """
-a about above after again against all am an and any are as at be because been before being below
-between both but by can could did do does doing down during each few for from further had has have
-having he her here him his how i if in into is it its just may me might more most must my no nor not
-now of off on once one only or other our out over own same shall she should so some such than that
-the their them then there these they this those through to too under until up upon us very was we
-were what when where which while who whom whose why will with would yet you your
-"""
-FUNCTION_WORDS = frozenset(_WORDS.split())
+_WORDS = resources.files("nbhelpers.data") / "text" / "function_words.txt"
+FUNCTION_WORDS = frozenset(_WORDS.read_text(encoding="utf-8").split())
 STARTS = ("Ġ", "▁")  # how pieces of byte-level and SentencePiece vocabularies begin a word
 CLASSES = ("function word", "content word", "word continuation", "repeated bigram", "sentence start")
 THIRDS = ("first third", "middle third", "last third")

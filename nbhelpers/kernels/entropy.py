@@ -12,14 +12,6 @@ from nbhelpers.arguments import check_all, checked, refuse, whole
 
 from .checks import as_signal, log_base, negative_p_log_p
 
-__all__ = [
-    "effective_support",
-    "entropic_slack",
-    "positional_entropy",
-    "require_distribution",
-    "window_entropy",
-]
-
 SUM_TOLERANCE = 1e-3
 SUM_TOLERANCE_HALF = 1e-2
 
@@ -176,4 +168,4 @@ def _index(flat, x):
     return tuple(int(i) for i in torch.unravel_index(flat, x.shape))
 
 
-check_all(globals())
+__all__ = [*check_all(globals())]

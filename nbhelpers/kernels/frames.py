@@ -15,17 +15,6 @@ from nbhelpers.arguments import check_all, refuse
 
 from .checks import as_double, as_power, as_real, as_signal
 
-__all__ = [
-    "ConstantQ",
-    "FrameBounds",
-    "constant_q_slope",
-    "frame_bounds",
-    "head_similarity",
-    "mean_off_diagonal",
-    "random_frame_bounds",
-    "softmax_of_support",
-]
-
 BISECTIONS = 64  # halvings of a bracket: beyond the digits of float64
 SPREAD_FLOOR = 1e-6  # of log frequency: centroids closer than this do not define a slope
 
@@ -288,4 +277,4 @@ def _centred(x):
     return torch.where(centred.abs().amax(-1, keepdim=True) > rounding, centred, 0.0)
 
 
-check_all(globals())
+__all__ = ["ConstantQ", "FrameBounds", *check_all(globals())]

@@ -12,18 +12,6 @@ from nbhelpers.arguments import check_all, checked, real, refuse, such_that, tok
 
 from .checks import as_double, as_real, as_signal
 
-__all__ = [
-    "alibi_bias",
-    "alibi_slopes",
-    "inverse_frequencies",
-    "lag_kernel",
-    "rotate",
-    "sinusoidal_embedding",
-    "t5_bias",
-    "t5_bucket",
-    "wavelengths",
-]
-
 
 @checked(fraction=real(0, 1))
 def inverse_frequencies(head_dim, *, theta=10000.0, fraction=1.0):
@@ -242,4 +230,4 @@ def _relative_position(length, device=None):
     return position - position[:, None]
 
 
-check_all(globals())
+__all__ = [*check_all(globals())]

@@ -12,16 +12,6 @@ from nbhelpers.arguments import RULES, check_all, checked, refuse, several, shar
 
 from .checks import as_double, as_power, as_signal, log_base, negative_p_log_p
 
-__all__ = [
-    "band_shares",
-    "frequencies",
-    "frequency_selectivity",
-    "psd",
-    "spectral_entropy",
-    "spikes",
-    "window",
-]
-
 
 @checked(name=RULES["window"], dtype=None)
 def window(name, length, *, dtype=torch.float64, device=None):
@@ -216,4 +206,4 @@ def _padded_length(length, pad):
     return 1 << (length - 1).bit_length() if pad == "next_pow2" else pad * length
 
 
-check_all(globals())
+__all__ = [*check_all(globals())]

@@ -14,19 +14,6 @@ from nbhelpers.arguments import check_all, refuse
 
 from .checks import as_real, as_signal, log_base, negative_p_log_p
 
-__all__ = [
-    "align",
-    "dwt_max_level",
-    "level_energies",
-    "level_names",
-    "reconstruction_error",
-    "scale_sensitivity",
-    "wavedec",
-    "wavelet_entropy",
-    "waverec",
-    "weighted_sum",
-]
-
 
 def dwt_max_level(length, wavelet="db2"):
     """Return the largest useful level, floor(log2(length / (filter length − 1))), at least 0."""
@@ -313,7 +300,7 @@ def _shorten(x, count, alignment):
     return short.reshape(*x.shape[:-1], count)  # (..., coefficient)
 
 
-check_all(globals(), "weighted_sum")
+__all__ = [*check_all(globals(), "weighted_sum")]
 
 
 def level_image(coefficients, n, *, taps, periodic=False):

@@ -128,25 +128,13 @@ def map_variants(world, function):
 
 @checked(observation=_world, grid=mapping)
 def specification_curve(observation, grid, kind="spectra", statistics=None):
-    """Return statistics under every specification of a grid, to 12 digits what `measure` gives.
+    """Return statistics under every specification of a grid, to 12 digits what `measure` gives: a frame with
+    a row per specification, indexed by its choices, and a column per statistic.
 
-    Spectra and coefficients are shared between specifications, and a specification of spectra does not know
-    the fields of wavelets, nor the other way round.
-
-    Parameters
-    ----------
-    observation : Observation or dict of str to Observation
-        What was seen, by `scaled_variant` where the grid has several.
-    grid : dict of str to tuple
-        Options by field of :class:`nbhelpers.Protocol`, from :func:`load_choices`.
-    kind : {"spectra", "wavelets"}
-    statistics : dict of str to nbhelpers.claims.statistics.Statistic, optional
-        Of the table of metrics alone; those of :data:`STATISTICS` if not given.
-
-    Returns
-    -------
-    pandas.DataFrame
-        A row per specification, indexed by its choices; a column per statistic.
+    `observation` is an Observation, or one by `scaled_variant` where the grid, of :func:`load_choices`, has
+    several; `kind` is "spectra" or "wavelets". `statistics` are `nbhelpers.claims.statistics.Statistic` by
+    name, of the table of metrics alone; those of :data:`STATISTICS` if not given. A specification of spectra
+    does not know the fields of wavelets, nor the other way round.
     """
     seen = observation
     world = {seen.scaled_variant: seen} if isinstance(seen, Observation) else seen
@@ -194,12 +182,8 @@ def shapley_shares(values):
 
     Exact Shapley values (Owen, 2014, SIAM/ASA J. Uncertainty Quantification 2): what a choice adds to the
     variance of the mean over all others, averaged over every order in which choices may become known. Choices
-    of which not every pair can be measured count as one.
-
-    Parameters
-    ----------
-    values : pandas.Series
-        A column of `specification_curve`; its rows must be a whole product.
+    of which not every pair can be measured count as one. `values`, a column of `specification_curve`, must be
+    of a whole product.
     """
     choices = {name: values.index.get_level_values(name) for name in values.index.names}
     for pair in JOINED:
@@ -232,21 +216,11 @@ def shapley_shares(values):
 def joint_inference(curve, draws, *, above, level=0.05):
     """Return in how many specifications a number lies beyond permuted data, and how often those do so too.
 
-    Parameters
-    ----------
-    curve : pandas.Series
-        A number of the model under every specification.
-    draws : pandas.DataFrame
-        The same of permuted data: a row per specification, a column per draw.
-    above : bool
-        Whether the claim says larger than chance, or smaller.
-
-    Returns
-    -------
-    dict
-        share: of specifications in which the model is among the most extreme `level` of model and draws;
-        usual: the same of the middle draw; p_value: (1 + draws whose share is as large) / (1 + draws), which
-        cannot be less than `floor`. Model and draws are held to one rule, so the p-value is exact.
+    `curve` (specification,) is the model's, `draws` have a column per draw; `above` says whether the claim
+    says larger than chance. The dict has share: of specifications in which the model is among the most
+    extreme `level` of model and draws; usual: the same of the middle draw; p_value: (1 + draws whose share is
+    as large) / (1 + draws), exact since model and draws are held to one rule; floor: the least that this can
+    be.
     """
     every = np.column_stack([curve, draws]) * (1 if above else -1)  # (specification, 1 + draw)
     every = every[np.isfinite(every).all(1)]

@@ -19,15 +19,9 @@ N_BINS = 96  # of the sorted specifications, in which options are counted
 def curve_figure(worlds, statistic, *, claimed=None, marked=None):
     """Draw a statistic under every specification, sorted, over a rug of the choices; return the figure.
 
-    Parameters
-    ----------
-    worlds : Worlds
-    statistic : str
-        A name of :data:`~nbhelpers.specifications.curve.STATISTICS`.
-    claimed : tuple of float, optional
-        The range that the paper claims or prints.
-    marked : tuple, optional
-        A specification, a row of the curve's index, to be shown on it if it is there.
+    `statistic` is a name of :data:`~nbhelpers.specifications.curve.STATISTICS`, `claimed` the range that the
+    paper claims or prints, `marked` a specification, a row of the curve's index, that is shown if it is
+    there.
     """
     table = worlds.column(statistic)
     model = table.columns[0]

@@ -66,18 +66,10 @@ def untrained_pythia(width=512, *, layers=PYTHIA_LAYERS, seed=0):
 
 @dataclass(frozen=True)
 class Search:
-    """Readings to look among, how near is near, and what they gave.
+    """Readings to look among, how near is near, and what they gave."""
 
-    Attributes
-    ----------
-    tolerance : float
-        Standard deviation of the log of a printed number about its reading.
-    readings : dict of str to pandas.DataFrame
-        By kind, spectra and wavelets: a row per length and specification, a column per number.
-    """
-
-    tolerance: float
-    readings: dict
+    tolerance: float  # sd of the log of a printed number about its reading
+    readings: dict  # kind → a frame: a row per length and specification, a column per number
 
     def distances(self, target):
         """Return how far each reading is from printed numbers: the largest |log ratio|, by kind."""

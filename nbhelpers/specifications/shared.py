@@ -96,14 +96,14 @@ class Shared:
 def _sums(signal, protocol, pads):
     """Return what the numbers of a spectrum are made of, by padding; each (sequence, layer, head, …).
 
-    That is the power of every band without its ends, of the zero-frequency and the Nyquist bin (0 where there
-    is none); of the same three parts −Σ p log p; and the largest power but for the zero-frequency bin. The
-    bins of a length are every k-th of a k times longer one.
+    That is the power of every band without its ends, of the zero-frequency and the Nyquist bin; of the same
+    three parts −Σ p log p; and the largest power but for the zero-frequency bin.
     """
     options = {"window": protocol.window, "detrend": protocol.detrend, "check": False}
     sizes = {pad: len(spectra.frequencies(signal.shape[-1], pad=pad, sided="two")) for pad in pads}
     found, known = {}, {}  # known: transformed length → power and its surprise, (..., freq)
     for pad in sorted(pads, key=sizes.get, reverse=True):
+        # The bins of a length are every k-th of a k times longer one.
         n = next((n for n in known if n % sizes[pad] == 0), sizes[pad])
         if n not in known:
             power = spectra.psd(signal, pad=pad, **options)

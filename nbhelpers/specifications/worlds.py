@@ -37,24 +37,12 @@ DRAWN = {
 
 @dataclass(frozen=True)
 class Worlds:
-    """Specification curves by kind and world.
+    """Specification curves by kind and world."""
 
-    Attributes
-    ----------
-    curves : dict of str to dict of str to pandas.DataFrame
-        World, the model first, → kind → what `specification_curve` returns.
-    draws : list of dict of str to pandas.DataFrame
-        The same of permuted data, a draw each; logarithms are natural there.
-    length : int
-        Tokens of a sequence.
-    seconds : dict of str to float
-        That each world took, two at a time, and one of the draws.
-    """
-
-    curves: dict
-    draws: list = field(default_factory=list)
-    length: int = 0
-    seconds: dict = field(default_factory=dict)
+    curves: dict  # world, the model first, → kind → what `specification_curve` returns
+    draws: list = field(default_factory=list)  # kind → the same of permuted data; logarithms are natural
+    length: int = 0  # tokens of a sequence
+    seconds: dict = field(default_factory=dict)  # that each world took, two at a time, and one of the draws
 
     def column(self, statistic):
         """Return a statistic as a DataFrame, a row per specification and a column per world.

@@ -96,11 +96,8 @@ def _prepare(grid, out, fresh):
 
 @contextlib.contextmanager
 def _ctrl_c_sets():
-    """Yield an event that Ctrl-C or SIGTERM sets, instead of raising wherever the sweep happens to be.
-
-    Raised while a lock of an executor is held, it would leave the lock held and the sweep waiting for ever.
-    For the same reason every further Ctrl-C does nothing: what is left to do takes a second or two.
-    """
+    """Yield an event that Ctrl-C or SIGTERM sets: raised while a lock of an executor is held, it would hang
+    the sweep."""
     event, before = threading.Event(), {}
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):
