@@ -17,7 +17,8 @@ class Explorer(ipywidgets.VBox):
     def __init__(self, draw, **controls):
         self._draw, self.controls = draw, controls
         self.picture = ipywidgets.Image(format="png", layout=ipywidgets.Layout(max_width="100%"))
-        super().__init__([*controls.values(), self.picture])
+        wrapped = ipywidgets.Layout(flex_flow="row wrap")
+        super().__init__([ipywidgets.HBox([*controls.values()], layout=wrapped), self.picture])
         for control in controls.values():
             control.continuous_update = False  # a picture when the hand lets go
             control.observe(self._redraw, "value")

@@ -7,7 +7,9 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from ipywidgets import Dropdown
 
+from nbhelpers.collection.explore import Explorer
 from nbhelpers.files import write_parquet
 
 from .curve import shapley_shares
@@ -78,36 +80,24 @@ def _draw_rug(ax, values):
 
 
 def explore(worlds, statistic, **options):
-    """Return dropdowns, one per choice, that light up a specification on the curve."""
-    import ipywidgets as widgets
-
+    """Return an `Explorer` with a dropdown per choice, which lights up a specification on the curve."""
     curve = worlds.column(statistic)
-    fields = {
-        name: widgets.Dropdown(
-            options=[(str(option), option) for option in dict.fromkeys(curve.index.get_level_values(name))],
-            description=name.replace("_", " "),
-            style={"description_width": "initial"},
-        )
-        for name in curve.index.names
+    style = {"description_width": "initial"}
+    choices = {name: dict.fromkeys(curve.index.get_level_values(name)) for name in curve.index.names}
+    controls = {
+        name: Dropdown(options=[(str(o), o) for o in every], description=name.replace("_", " "), style=style)
+        for name, every in choices.items()
     }
-    said, shown = widgets.HTML(), widgets.Output()
 
-    def draw(_=None):
-        chosen = tuple(field.value for field in fields.values())
-        known = chosen in curve.index
-        value = f"{statistic} = {curve.loc[chosen].iloc[0]:.4g}" if known else "this pair cannot be measured"
-        said.value = f"<b>{value}</b>"
-        shown.clear_output(wait=True)
-        with shown:
-            fig = curve_figure(worlds, statistic, marked=chosen, **options)
-            plt.show()
-            plt.close(fig)
+    def draw(**chosen):
+        marked = tuple(chosen.values())
+        known = marked in curve.index
+        value = f"{statistic} = {curve.loc[marked].iloc[0]:.4g}" if known else "this pair cannot be measured"
+        figure = curve_figure(worlds, statistic, marked=marked, **options)
+        figure.suptitle(value)
+        return figure
 
-    for each in fields.values():
-        each.observe(draw, "value")
-    draw()
-    box = widgets.HBox(list(fields.values()), layout=widgets.Layout(flex_flow="row wrap"))
-    return widgets.VBox([box, said, shown])
+    return Explorer(draw, **controls)
 
 
 def write_worlds(worlds, folder, provenance):
