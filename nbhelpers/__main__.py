@@ -114,9 +114,8 @@ def _parser():
 
     specs = add("specs", _specs, "measure a model under every reading of the paper at once")
     specs.add_argument("model", help="a name as load_model takes it")
-    specs.add_argument(
-        "text", nargs="?", default="moby-dick", help="as load_text takes it (default: %(default)s)"
-    )
+    told = "as load_text takes it (default: %(default)s)"
+    specs.add_argument("text", nargs="?", default="moby-dick", help=told)
     specs.add_argument("--grid", metavar="FILE", help="YAML file of choices (default: the package's own)")
     specs.add_argument("--sequences", type=int, default=6, help="(default: %(default)s)")
     specs.add_argument("--length", type=int, default=256, help="tokens of each (default: %(default)s)")

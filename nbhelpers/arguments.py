@@ -244,9 +244,7 @@ def check_all(namespace, *but):
     Returns the names of all of them.
     """
     functions = {name: value for name, value in namespace.items() if inspect.isfunction(value)}
-    public = [
-        name for name, f in functions.items() if name[0] != "_" and f.__module__ == namespace["__name__"]
-    ]
+    public = [n for n, f in functions.items() if n[0] != "_" and f.__module__ == namespace["__name__"]]
     for name in public:
         if name not in but and not hasattr(functions[name], "__wrapped__"):
             namespace[name] = checked(functions[name])

@@ -37,9 +37,8 @@ class Estimate(NamedTuple):
         """Return the estimate held against a null, a number or an Estimate; `gap` is of their pairs."""
         null = null if isinstance(null, Estimate) else Estimate(null)
         ends = (np.nan, np.nan) if gap is None else gap[1:3]
-        return self._replace(
-            null=null.value, null_low=null.low, null_high=null.high, gap_low=ends[0], gap_high=ends[1]
-        )
+        own = {"null": null.value, "null_low": null.low, "null_high": null.high}
+        return self._replace(**own, gap_low=ends[0], gap_high=ends[1])
 
     @property
     def gap(self):

@@ -329,9 +329,8 @@ class _Log:
 
     def interrupted(self, n_ended, names):
         done = f"{n_ended} of {len(self.names)} notebooks are done and kept in {self.out}"
-        self.say(
-            f"interrupted in {' and '.join(names)}; {done}. The same command resumes; --fresh starts again."
-        )
+        told = f"interrupted in {' and '.join(names)}; {done}."
+        self.say(f"{told} The same command resumes; --fresh starts again.")
 
     def summary(self, runs):
         statuses = [run.status for run in runs]

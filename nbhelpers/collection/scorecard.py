@@ -53,12 +53,10 @@ def scorecard(folder):
     numbers, planted = load_results(folder), planted_rates(folder)
     card = pd.DataFrame([_row(c, numbers, planted) for c in paper.CLAIMS], columns=COLUMNS)
     models = packaged_verdicts(planted)["", "in words"]
-    card = card.assign(**{BESIDE[1]: card.claim.map(models).fillna("")}).astype(
-        dict.fromkeys(DECIDING, float)
-    )
-    return card.sort_values(
-        "group", key=lambda group: group.map(GROUPS.index), kind="stable", ignore_index=True
-    )
+    card[BESIDE[1]] = card.claim.map(models).fillna("")
+    card = card.astype(dict.fromkeys(DECIDING, float))
+    order = {"key": lambda group: group.map(GROUPS.index), "kind": "stable"}
+    return card.sort_values("group", **order, ignore_index=True)
 
 
 def in_short(card):
@@ -75,9 +73,8 @@ def in_short(card):
     other = card["by another quantity"].str.partition(":")[0]
     told = {verdict: ", ".join(part.claim) for verdict, part in card[other != ""].groupby(other)}
     if told:
-        parts.append(
-            f"By another quantity, which can tell: {'; '.join(f'{v} {claims}' for v, claims in told.items())}"
-        )
+        listed = "; ".join(f"{verdict} {claims}" for verdict, claims in told.items())
+        parts.append(f"By another quantity, which can tell: {listed}")
     further = _outside(card, "value") - _outside(card, "null")
     further = further[card.verdict.isin(["contradicted", "explained by the null"])]
     if (further > 0).any():
@@ -380,9 +377,8 @@ def _stands(criterion, estimate):
         return f"an end of the range lies between {low} and {high}"
     if place == "outside":
         return f"the range ends below {low}" if estimate.low > most else f"the range begins above {high}"
-    ends = [f"begins at most at {low}"] * math.isfinite(least) + [f"ends at least at {high}"] * math.isfinite(
-        most
-    )
+    begins, ends = [f"begins at most at {low}"], [f"ends at least at {high}"]
+    ends = begins * math.isfinite(least) + ends * math.isfinite(most)
     return f"the range {' and '.join(ends)}"
 
 

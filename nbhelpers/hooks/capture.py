@@ -149,9 +149,8 @@ def capture(
                 batch = {name: None if full is None else full[rows] for name, full in inputs.items()}
                 try:
                     with explained(todo):
-                        part = _run_batch(network, batch, made, stream, todo, kernels).with_provenance(
-                            **facts
-                        )
+                        part = _run_batch(network, batch, made, stream, todo, kernels)
+                    part = part.with_provenance(**facts)
                 except MemoryError as error:
                     todo = step_down(network, todo, error)
                     continue

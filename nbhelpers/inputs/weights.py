@@ -44,9 +44,8 @@ def _difference(model, report):
         own = {model.base_model_prefix, *dict(model.named_children()), *dict(base.named_children())}
         heads = _heads(model.config) - own
         unexpected = [key for key in unexpected if key.split(".")[0] not in heads]
-    reshaped = [
-        f"{key} {tuple(held)} for {tuple(wanted)}" for key, held, wanted in sorted(report["mismatched_keys"])
-    ]
+    mismatched = sorted(report["mismatched_keys"])
+    reshaped = [f"{key} {tuple(held)} for {tuple(wanted)}" for key, held, wanted in mismatched]
     n_tensors = len(model.state_dict())
     parts = (
         (missing, f"of its {n_tensors} tensors {{}} are not in the file and would be drawn at random"),

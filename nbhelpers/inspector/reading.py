@@ -354,9 +354,8 @@ def _scores(profiles, kept, ids):
     if profiles.coordinates["lag_profile"][0] == 0:
         uniform = uniform.tril()
     null = read_by_rule(uniform / uniform.sum(-1, keepdim=True), ids).tolist()
-    return {
-        name: (own, nothing) for name, own, nothing in zip(SCORES, np.stack(values, 1), null, strict=True)
-    }
+    every = zip(SCORES, np.stack(values, 1), null, strict=True)
+    return {name: (own, nothing) for name, own, nothing in every}
 
 
 def _rotations(model, kept, length):

@@ -29,9 +29,8 @@ def curve_figure(worlds, statistic, *, claimed=None, marked=None):
     model = table.columns[0]
     table = table.sort_values(model)
     place = np.arange(len(table))
-    fig, (top, rug) = plt.subplots(
-        2, sharex=True, figsize=(10, 7.5), layout="constrained", height_ratios=(1.15, 1)
-    )
+    options = {"figsize": (10, 7.5), "layout": "constrained", "height_ratios": (1.15, 1)}
+    fig, (top, rug) = plt.subplots(2, sharex=True, **options)
     if worlds.draws:
         drawn = worlds.drawn(statistic).reindex(table.index)
         ends = drawn.min(axis=1), drawn.max(axis=1)

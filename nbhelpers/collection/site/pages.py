@@ -80,9 +80,8 @@ def _hide_code(notebook):
                 cell.metadata["tags"] = ["remove-cell"]
             elif "solution" in tags:
                 cell.metadata["tags"] = ["hide-cell"]
-                cell.metadata["mystnb"] = {
-                    f"code_prompt_{do}": f"{do.title()} the solution" for do in ("show", "hide")
-                }
+                prompts = {f"code_prompt_{do}": f"{do.title()} the solution" for do in ("show", "hide")}
+                cell.metadata["mystnb"] = prompts
             elif len(lines) > FOLD_LINES or (lines and lines[0].startswith(("import ", "from "))):
                 cell.metadata["tags"] = [*tags, "hide-input"]
 
