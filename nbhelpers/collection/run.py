@@ -20,13 +20,7 @@ import nbformat
 from nbhelpers.arguments import checked, path
 from nbhelpers.collection.apart import RUNNER, Apart, Here
 from nbhelpers.collection.plan import plan_runs, select_notebooks
-from nbhelpers.collection.scorecard import (
-    PLANTED,
-    conclude,
-    conclude_second,
-    planted_rates,
-    verdict_line,
-)
+from nbhelpers.collection.scorecard import PLANTED, conclude, conclude_second, planted_rates, verdict_line
 from nbhelpers.files import refused, unwritable, writable_folder, write_text
 from nbhelpers.inputs.files import file_fingerprint
 from nbhelpers.words import duration
