@@ -27,12 +27,8 @@ CRITERIA = {
     "C5": {"C5_half": "S(0.5)", "C5_ratio": "S(0.25) / S(0.5)"},
     "C6": {"C6_rho": "position-spectrum correlation"},
 }
-DRAWN = {
-    "N0 uniform": nulls.uniform,
-    "N2 permuted": nulls.permuted,
-    "N3 iid softmax": nulls.iid_softmax,
-    "N4 exponential": nulls.exponential,
-}
+NUMBERS = ("N0", "N2", "N3", "N4")
+DRAWN = {f"{n.number} {n.name}": n.function for n in nulls.NULLS if n.number in NUMBERS}
 
 
 @dataclass(frozen=True)
