@@ -15,6 +15,7 @@ ROLES = {  # of C15: a band, and the classes of tokens that are to need its head
     "C15_sentences": ("mid_band", (3,)),
     "C15_discourse": ("low_band", (4,)),
 }
+SHARES = (0.25, 0.5, 0.75)  # of the heads, removed in order
 
 
 def effect_sums(table, classes):
@@ -24,6 +25,23 @@ def effect_sums(table, classes):
     known = table.set_index(["passage", "name", "class"]).loc[wanted]
     nats, n = (known[of].to_numpy(float).reshape(n_passages, -1, len(classes)) for of in ("nats", "tokens"))
     return np.concatenate([nats, n[:, :1]], 1)
+
+
+def order_losses(table):
+    """Return the loss that orders of heads add, (order, share of :data:`SHARES`, passage), nats."""
+    sums = effect_sums(table, ["all"])[..., 0]  # (passage, change + 1)
+    return (sums[:, :-1] / sums[:, -1:]).T.reshape(-1, len(SHARES), len(sums))
+
+
+def measure_effects(heads, groups, orders):
+    """Return the Estimates of C15 and C16, by name of criterion, from tables of `measure_changes`.
+
+    Each is a table with its facts: of every head alone, of groups of one head a layer, of orders of heads.
+    """
+    shares = {band: np.array(heads[1]["bands"][band]) for band, _ in ROLES.values()}  # (layer, head) each
+    loss = order_losses(orders[0])
+    of_roles = measure_roles(shares, *(effect_sums(table, CLASSES) for table, _ in (heads, groups)))
+    return of_roles | measure_orders(loss[:2], loss[2], loss[3:])
 
 
 def roles(sums):

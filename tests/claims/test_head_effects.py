@@ -1,6 +1,7 @@
 """Effects of heads against slow loops; 04_planted_truth holds the rules against planted effects."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.stats import spearmanr
 
@@ -35,3 +36,14 @@ def test_numbers_of_c16_are_ratios_of_means_over_shares_and_passages():
     assert found["C16_random"].value == 2 / 4
     assert (found["C16_random"].null, found["C16_random"].gap.value) == (3 / 4, -1 / 4)
     assert found["C16_norm"].value == (2 - 1) / 4
+
+
+def test_losses_of_orders_are_nats_over_tokens_of_each_order_share_and_passage():
+    names = [f"{order} {share}" for order in ("rising", "falling", "norm") for share in he.SHARES]
+    rows = [(name, "all", p, 10 + p, 100 * at + p) for at, name in enumerate(names) for p in (0, 1)]
+    table = pd.DataFrame(rows, columns=["name", "class", "passage", "tokens", "nats"])
+    loss = he.order_losses(
+        table.sample(frac=1, random_state=0).sort_values("name", key=lambda n: n.map(names.index))
+    )
+    assert loss.shape == (3, 3, 2)
+    assert loss[1, 2, 1] == (100 * names.index("falling 0.75") + 1) / 11
