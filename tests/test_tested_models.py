@@ -8,6 +8,7 @@ import families_walk as walk
 import pytest
 
 from nbhelpers.__main__ import main
+from nbhelpers.collection.site.build import write_reference
 from nbhelpers.inputs import tested
 
 # One type for each way in which attention is met, described or refused.
@@ -65,9 +66,10 @@ def test_a_crash_and_a_hang_are_filed(monkeypatch, ends):
     assert row["said"] == "its process ended without an answer, or took over 2 s"
 
 
-def test_the_command_prints_the_table(capsys):
+def test_the_command_prints_the_table_and_the_site_has_a_page_of_it(capsys, tmp_path):
     assert main(["families"]) == 0
     said = capsys.readouterr().out
     assert [line.split()[0] for line in said.splitlines()[1:-2]] == stored()["type"].to_list()
     assert said.rstrip().endswith(f"({walk.versions()}).")
-    assert tested.page(stored()).count("<tr>") == len(stored())
+    write_reference(tmp_path)
+    assert (tmp_path / "tested-models.md").read_text("utf-8").count("<tr>") == len(stored())

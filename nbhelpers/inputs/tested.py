@@ -6,15 +6,6 @@ import pandas as pd
 
 TABLE = Path(__file__).parent.parent / "data/families.csv"  # below a line with the versions
 
-_PAGE = """\
-# Tested models
-
-Capture on tiny random models of all causal, masked and encoder-decoder types of transformers, against what
-each model's own attention functions make of values that are one-hot vectors (for the route *module*: against
-its `output_attentions`). `python -m nbhelpers families` prints the same table, `make families` measures it.
-
-"""
-
 
 def tested_families():
     """Return a row for each model type, task and attention stream; `attrs["versions"]` says of what.
@@ -35,8 +26,3 @@ def summary(table):
         f"difference {largest:.0e}), {n['refused']} refused in a sentence, {n['cannot be built']} whose tiny "
         f"model does not run ({table.attrs['versions']})."
     )
-
-
-def page(table):
-    """Return the site's page of tested models: what was done, the counts, a row for each stream."""
-    return f"{_PAGE}{summary(table)}\n\n{table.to_html(index=False, border=0)}\n"

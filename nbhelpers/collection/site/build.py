@@ -19,14 +19,7 @@ from nbhelpers.inputs import tested
 
 _MATHJAX = "sphinx-mathjax-offline/static/mathjax/tex-svg-full.js"  # one file, draws with no font to load
 _STATIC = ("site.css", "site.js", "widgets-embed.js", "1551f4f60c37af51121f.woff2")  # the last: icons
-_PUBLIC = """\
-# Reference
-
-What the notebooks import; the pages below have the rest.
-
-| name | what it does | from |
-|---|---|---|
-"""
+_ASSETS = resources.files("nbhelpers.collection.site") / "assets"
 
 
 def build_site(executed_folder, out, *, reference=True):
@@ -60,15 +53,18 @@ def build_site(executed_folder, out, *, reference=True):
     return out / "index.html"
 
 
+def _asset(name):
+    return (_ASSETS / name).read_text(encoding="utf-8")
+
+
 def _write_static(source):
     """Write Sphinx's settings, the style sheet and the scripts."""
     (source / "_static").mkdir(parents=True)
-    assets = resources.files("nbhelpers.collection.site") / "assets"
-    conf = (assets / "conf.py").read_text(encoding="utf-8").replace("@repository@", repository_url())
+    conf = _asset("conf.py").replace("@repository@", repository_url())
     (source / "conf.py").write_text(conf, encoding="utf-8")
-    (source / "mathjax-config.js").write_bytes((assets / "mathjax-config.js").read_bytes())
+    (source / "mathjax-config.js").write_bytes((_ASSETS / "mathjax-config.js").read_bytes())
     for name in _STATIC:
-        (source / "_static" / name).write_bytes((assets / name).read_bytes())
+        (source / "_static" / name).write_bytes((_ASSETS / name).read_bytes())
     mathjax = importlib.metadata.distribution("sphinx-mathjax-offline").locate_file(_MATHJAX)
     shutil.copy(str(mathjax), source / "_static")
 
@@ -106,7 +102,9 @@ def write_reference(source):
     (source / "reference.md").write_text(_public_names(), encoding="utf-8")
     for page, text in pages.items():
         (source / f"reference-{page}.md").write_text(text, encoding="utf-8")
-    (source / "tested-models.md").write_text(tested.page(tested.tested_families()), encoding="utf-8")
+    page, table = _asset("tested-models.md"), tested.tested_families()
+    page = page.format(summary=tested.summary(table), table=table.to_html(index=False, border=0))
+    (source / "tested-models.md").write_text(page, encoding="utf-8")
     return ["reference", *(f"reference-{page}" for page in pages), "tested-models"]
 
 
@@ -117,4 +115,4 @@ def _public_names():
         if callable(value):
             about = (value.__doc__ or "").strip().splitlines()[0]
             rows.append(f"| `{name}` | {about} | `{value.__module__}` |\n")
-    return _PUBLIC + "".join(rows)
+    return _asset("reference.md") + "".join(rows)
