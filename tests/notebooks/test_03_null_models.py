@@ -1,11 +1,9 @@
 """The numbers that 03_null_models records at smoke size: SmolLM2-135M, 3 passages of 128 tokens."""
 
 import pytest
-from oracles import entropy, power, scale_sensitivities, uniform_profile
+from oracles import scale_sensitivities, uniform_profile
 
 pytestmark = pytest.mark.notebook
-
-LENGTH = 128
 KNOWN = {32: (0.035, 0.087), 64: (0.031, 0.082), 128: (0.026, 0.073), 256: (0.023, 0.065)}
 
 
@@ -18,22 +16,6 @@ def test_uniform_attention_is_the_closed_form(numbers, n, mode):
     assert found == pytest.approx(expected, abs=1e-9)
     if mode == "symmetric":
         assert found == pytest.approx(KNOWN[n], abs=6e-4)
-
-
-def test_metrics_of_uniform_attention_are_the_closed_form(numbers):
-    profile = uniform_profile(LENGTH)
-    share = power(profile) / power(profile).sum()
-    expected = {
-        "spectral_entropy": entropy(share),
-        "frequency_selectivity": share.max() / (1 - share.max()),
-        "positional_entropy": entropy(profile),
-        "effective_support": 1 / (profile**2).sum(),
-        "scale_sensitivity_0.5": scale_sensitivities(
-            [profile, uniform_profile(LENGTH // 2), uniform_profile(LENGTH // 4)]
-        )[0],
-    }
-    for metric, value in expected.items():
-        assert numbers[f"{metric} | N0 uniform"].value == pytest.approx(value, rel=1e-6), metric
 
 
 def test_nulls_destroy_what_they_say(tables):

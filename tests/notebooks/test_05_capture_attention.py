@@ -3,10 +3,7 @@
 import numpy as np
 import pytest
 
-from nbhelpers.collection.results import load_provenance
-
 pytestmark = pytest.mark.notebook
-NAME = "05_capture_attention"
 LENGTH = 64  # of the smoke size
 UNIFORM = np.tril(np.ones((LENGTH, LENGTH))) / np.arange(1, LENGTH + 1)[:, None]  # (query, key)
 
@@ -38,11 +35,3 @@ def test_a_pretrained_model_has_a_sink_and_heads_of_both_known_kinds(numbers):
     assert numbers["row_entropy"].high < numbers["row_entropy"].null
     assert numbers["previous_token_mass"].value > 0.5
     assert numbers["induction_mass"].value > 0.5  # 0.83 at smoke size; an untrained head has 0.02
-
-
-def test_provenance_says_what_was_measured(recorded, smoke_run):
-    recorded(NAME)
-    facts = load_provenance(smoke_run(NAME).output.parents[1] / "results")[NAME]
-    assert facts["model"]["name"] == "smollm2-135m"
-    assert (facts["length"], facts["n_sequences"], facts["dtype"]) == (LENGTH, 3, "float32")
-    assert "mass_at_lag" not in facts["built_in"]

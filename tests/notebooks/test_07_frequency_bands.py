@@ -1,22 +1,9 @@
 """The numbers that 07_frequency_bands records at smoke size: SmolLM2-135M, 4 passages of 128 tokens."""
 
-import numpy as np
 import pytest
-from oracles import assert_near, entropy, power, uniform_profile
+from oracles import assert_near
 
 pytestmark = pytest.mark.notebook
-
-LENGTH = 128
-
-
-def test_the_null_is_the_closed_form(numbers):
-    share = power(uniform_profile(LENGTH)) / power(uniform_profile(LENGTH)).sum()
-    selectivity = share.max() / (1 - share.max())
-    assert numbers["uniform_spectral_entropy"].value == pytest.approx(entropy(share), rel=1e-9)
-    assert numbers["uniform_frequency_selectivity"].value == pytest.approx(selectivity, rel=1e-9)
-    assert numbers["spectral_entropy"].null == numbers["uniform_spectral_entropy"].value
-    expected = np.mean([min(i + 1, 17) / (i + 1) for i in range(LENGTH)])  # the query itself and 16 before it
-    assert numbers["local_mass"].null == pytest.approx(expected, rel=1e-9)
 
 
 def test_untrained_attention_is_near_uniform_and_trained_heads_where_a_larger_run_found_them(numbers):

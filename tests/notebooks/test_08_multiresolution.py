@@ -19,13 +19,6 @@ def entropy_per_scale(signal):
     return [entropy(c**2) for c in pywt.wavedec(signal, "db2", "symmetric", level=5)]
 
 
-@pytest.mark.parametrize("window", [16, 32, 64])
-def test_window_entropy_of_the_null_is_the_closed_form(numbers, window):
-    parts = uniform_profile(LENGTH).reshape(-1, window)
-    expected = np.mean([entropy(part) for part in parts]) / np.log(window)
-    assert numbers[f"table2_window_{window}"].null == pytest.approx(expected, rel=1e-6)
-
-
 def test_wavelet_entropy_of_the_null_and_of_a_spike_are_pywts(numbers):
     nulls = [numbers[f"table7_{scale}"].null for scale in SCALES]
     assert nulls == pytest.approx(entropy_per_scale(uniform_profile(LENGTH)), rel=1e-6)

@@ -31,13 +31,7 @@ def test_a_claim_is_counted_over_readings(numbers, tables):
     assert numbers["C2_readings_alone"].value <= numbers["C2_readings"].value
 
 
-def test_shares_of_a_number_sum_to_one(numbers, tables):
-    for name in ("spectral_entropy", "low_band", "s_0_5"):
-        start, other = f"share_{name}_", f"share_{name}_over"
-        shares = [
-            n.value for key, n in numbers.items() if key.startswith(start) and not key.startswith(other)
-        ]
-        assert sum(shares) == pytest.approx(1), name
+def test_entropies_follow_the_base_and_the_ends_are_those_of_the_curves(numbers, tables):
     entropy = of(tables, "spectral entropy")
     by_base = entropy.groupby("log_base").value.mean()
     assert by_base["2"] / by_base["10"] == pytest.approx(np.log(10) / np.log(2))
