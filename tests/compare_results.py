@@ -92,9 +92,7 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("old")
     parser.add_argument("new")
-    parser.add_argument(
-        "--renamed", action="append", default=[], metavar="OLD=NEW", help="regular expression"
-    )
+    parser.add_argument("--renamed", action="append", default=[], metavar="OLD=NEW", help="regex")
     parser.add_argument("--rtol", type=float, default=0.0, help="relative difference that counts as none")
     options = parser.parse_args(arguments)
     renamed = [pair.split("=", 1) for pair in options.renamed]

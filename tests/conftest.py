@@ -62,7 +62,6 @@ def tiny_llama_folder(tmp_path_factory, tiny_tokenizer):
 
 @pytest.fixture(scope="session")
 def tiny_llama(tiny_llama_folder):
-    """What load_model returns for `tiny_llama_folder`, on the CPU."""
     from nbhelpers.inputs.models import load_model
 
     return load_model(tiny_llama_folder, device="cpu")
@@ -74,6 +73,21 @@ def smollm2():
     from nbhelpers.inputs.models import load_model
 
     return load_model("smollm2-135m", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def llama():
+    from tiny_models import make_model
+
+    return make_model("llama")
+
+
+@pytest.fixture(scope="session")
+def saved_llama(tmp_path_factory):
+    """The folder of a saved Llama of 6 layers, about 1.7 MB in float32."""
+    from tiny_models import save_llama
+
+    return save_llama(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture
@@ -105,7 +119,6 @@ def close_figures():
 
 @pytest.fixture
 def ax():
-    """The axes of a figure of their own."""
     from matplotlib import pyplot as plt
 
     return plt.subplots()[1]

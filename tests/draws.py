@@ -1,5 +1,3 @@
-"""Random tensors of the tests, the same each time."""
-
 import torch
 
 DTYPES = [torch.float32, torch.float64]

@@ -86,9 +86,8 @@ def make_model(task, model_type):
     with torch.no_grad():
         for name, weight in model.named_parameters():
             strange = not weight.isfinite().all() or weight.abs().max() > 1e4
-            if weight.is_floating_point() and (
-                weight.ndim > 1 or strange or "bias" in name or "sink" in name
-            ):
+            drawn = weight.ndim > 1 or strange or "bias" in name or "sink" in name
+            if weight.is_floating_point() and drawn:
                 weight.normal_(std=0.15 if weight.ndim > 1 or strange else 0.1)
     return model
 

@@ -39,15 +39,10 @@ with (Path(__file__).parent / "mutants_equivalent.csv").open(encoding="utf-8") a
 
 def places(tree):
     """Yield what can be changed: (function, node, change), the same nodes for the same source."""
-    parts = {
-        ast.Raise: ("exc",),
-        ast.JoinedStr: ("values",),
-        ast.arg: ("annotation",),
-        ast.FunctionDef: ("returns",),
-    }
-    left_alone = {
-        id(node.value) for node in ast.walk(tree) if isinstance(node, ast.keyword) and node.arg == "strict"
-    }
+    parts = {ast.Raise: ("exc",), ast.JoinedStr: ("values",), ast.arg: ("annotation",)}
+    parts[ast.FunctionDef] = ("returns",)
+    keywords = [node for node in ast.walk(tree) if isinstance(node, ast.keyword)]
+    left_alone = {id(node.value) for node in keywords if node.arg == "strict"}
     for node in ast.walk(tree):  # what is said, annotations, and (above) zip's guard against what cannot be
         for field in parts.get(type(node), ()):
             inner = getattr(node, field)
@@ -119,9 +114,7 @@ class Replaced(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 def test_files(function, module):
     """Return the test files of the rooms, first those that speak most of a function, then of its module."""
     files = [file for room in ROOMS for file in sorted((ROOT / "tests" / room).glob("test_*.py"))]
-    return sorted(
-        files, key=lambda f: (t := f.read_text()).count(function) * 10 + t.count(module), reverse=True
-    )
+    return sorted(files, key=lambda f: -(t := f.read_text()).count(function) * 10 - t.count(module))
 
 
 def run_mutant(file, number, log):
@@ -173,9 +166,8 @@ def main():
         for number, (function, node, change) in enumerate(places(ast.parse(file.read_text()))):
             line = lines[node.lineno - 1].strip()
             where = f"{file.relative_to(ROOT)}:{node.lineno} {function}"
-            same = any(
-                file.name == e[0] and line.startswith(e[1]) and e[2] in ("", change) for e in EQUIVALENT
-            )
+            own = [(start, kind) for name, start, kind, _ in EQUIVALENT if name == file.name]
+            same = any(line.startswith(start) and kind in ("", change) for start, kind in own)
             found.append((same, file, number, f"{where}: {change}: {line}"))
     chosen = random.Random(options.seed).sample(found, min(options.n, len(found)))
     chosen = [mutant for same, *mutant in chosen if not same]

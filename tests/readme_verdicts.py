@@ -30,9 +30,8 @@ README = ROOT / "README.md"
 FIGURES = ROOT / "notebooks" / "figures"
 STORED = ROOT / "nbhelpers" / "data" / "scorecard"
 DRAWN = re.compile(r"\(notebooks/figures/(\d\d_\w+)\.png\)")
-BLOCK = re.compile(
-    r"(?<=<!-- verdicts: python tests/readme_verdicts.py -->\n).*(?=<!-- end of verdicts -->)", re.S
-)
+BEGIN, END = "<!-- verdicts: python tests/readme_verdicts.py -->\n", "<!-- end of verdicts -->"
+BLOCK = re.compile(f"(?<={BEGIN}).*(?={END})", re.S)
 
 
 def texts():

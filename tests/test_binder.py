@@ -24,13 +24,10 @@ def dockerfile():
     return done.stdout + done.stderr
 
 
-def test_repo2docker_takes_environment_and_post_build(dockerfile):
+def test_repo2docker_takes_environment_and_post_build_and_settings_are_json_objects(dockerfile):
     assert "binder/environment.yml" in dockerfile
     assert "./binder/postBuild" in dockerfile
     assert "Building conda environment for python=3.11" in dockerfile
-
-
-def test_post_build_is_a_script_and_lab_settings_are_json_objects():
     subprocess.run(["bash", "-n", ROOT / "binder" / "postBuild"], check=True)
     settings = json.loads((ROOT / "binder" / "overrides.json").read_text())
     assert all(isinstance(plugin, dict) for plugin in settings.values())

@@ -1,5 +1,3 @@
-"""Files: whole or not at all, and what a Parquet file gives back."""
-
 import numpy as np
 import pandas as pd
 import pyarrow as pa

@@ -1,5 +1,3 @@
-"""The registry: every metric against its equation, for signals without a model; names, units, labels."""
-
 import numpy as np
 import pytest
 import torch
@@ -13,7 +11,6 @@ LENGTH = 64
 
 @pytest.fixture(scope="module")
 def signals():
-    """One signal for each of two heads, and its variant of half the length."""
     logits = torch.randn(1, 1, 2, LENGTH, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     half = logits[..., : LENGTH // 2].softmax(-1)
     return Signals(logits.softmax(-1), {0.5: half}, PAPER, local_mass={8: logits.softmax(-1)[..., 0]})
@@ -30,19 +27,16 @@ def test_every_metric_is_its_equation(signals):
     assert torch.equal(found["local_mass_8"], signals.local_mass[8])
 
 
-@pytest.mark.parametrize(
-    ("changes", "there", "missing"),
-    [
+def test_the_protocol_says_which_metrics_there_are(signals):
+    for changes, there, missing in (
         ({"edges": (0.5,)}, ["band_0_0.5", "band_0.5_1"], ["low_band", "mid_band", "high_band"]),
         ({"signal": "lag_profile"}, ["self_mass", "low_band"], ["sink_mass"]),
         ({"sink": "drop_renormalise"}, [], ["sink_mass", "self_mass"]),
         ({"entropy_windows": (8, 65)}, ["window_entropy_8"], ["window_entropy_65"]),
-    ],
-)
-def test_the_protocol_says_which_metrics_there_are(signals, changes, there, missing):
-    found = measure_signals(Signals(signals.signal, signals.scaled, PAPER.replace(**changes)))
-    assert set(there) <= set(found)
-    assert not set(missing) & set(found)
+    ):
+        found = measure_signals(Signals(signals.signal, signals.scaled, PAPER.replace(**changes)))
+        assert set(there) <= set(found)
+        assert not set(missing) & set(found)
 
 
 def test_every_name_finds_its_own_entry():
@@ -55,19 +49,16 @@ def test_every_name_finds_its_own_entry():
         assert "_" not in found.label
 
 
-@pytest.mark.parametrize(
-    ("name", "label"),
-    [
-        ("positional_entropy", "positional entropy (nats)"),
-        ("band_0.5_1", "band 0.5–1 of Nyquist (relative band power)"),
-        ("scale_sensitivity_0.25", "scale sensitivity S(0.25)"),
-        ("local_mass_16", "attention within 16 tokens (share)"),
-        ("of_no_entry", "of no entry"),
-        ("mean of $H_s$ (nats)", "mean of $H_s$ (nats)"),
-    ],
-)
-def test_labels_name_the_unit(name, label):
-    assert metric_label(name) == label
+def test_labels_name_the_unit():
+    labels = {
+        "positional_entropy": "positional entropy (nats)",
+        "band_0.5_1": "band 0.5–1 of Nyquist (relative band power)",
+        "scale_sensitivity_0.25": "scale sensitivity S(0.25)",
+        "local_mass_16": "attention within 16 tokens (share)",
+        "of_no_entry": "of no entry",
+        "mean of $H_s$ (nats)": "mean of $H_s$ (nats)",
+    }
+    assert {name: metric_label(name) for name in labels} == labels
 
 
 def test_the_unit_of_an_entropy_is_that_of_the_protocols_logarithm():

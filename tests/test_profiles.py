@@ -1,5 +1,3 @@
-"""Profiles: names, axes, and what a file gives back."""
-
 import copy
 import json
 import pickle
@@ -7,6 +5,7 @@ import pickle
 import pytest
 import torch
 from draws import attention
+from refusals import refusals
 from safetensors.torch import save
 from tiny_models import eager_attention
 from tolerances import assert_close
@@ -56,7 +55,7 @@ def test_by_item_and_by_attribute():
         profiles["key_profile"]
 
 
-def test_copies_are_whole_and_facts_are_added_to_one():
+def test_copies_and_files_are_whole_and_facts_are_added_to_one(tmp_path):
     profiles = make()
     for again in (copy.deepcopy(profiles), pickle.loads(pickle.dumps(profiles))):
         assert_equal(again, profiles)
@@ -64,9 +63,6 @@ def test_copies_are_whole_and_facts_are_added_to_one():
     assert named.provenance == FACTS | {"seed": 4, "n_sequences": 2}
     assert profiles.provenance == FACTS
     assert named.row_psd is profiles.row_psd
-
-
-def test_a_file_gives_everything_back(tmp_path):
     profiles = make()
     turned = {name: array.mT.contiguous().mT for name, array in profiles.arrays.items()}
     assert not turned["row_psd"].is_contiguous()
@@ -104,19 +100,16 @@ def test_concatenate():
     assert_equal(Profiles.concatenate([Profiles.concatenate(parts[:2]), parts[2]]), joined)
 
 
-@pytest.mark.parametrize(
-    ("changes", "differing"),
-    [
+def test_concatenate_refuses_what_does_not_belong_together():
+    for changes, differing in (
         ({"coordinates": {"row_psd": [0.0, 0.1, 0.2, 0.3, 0.4], "row_entropy": []}}, "coordinates"),
         ({"n_layers": 3}, "layers or heads"),
         ({"kv_groups": [0, 1, 2, 3]}, "KV groups"),
         ({"provenance": FACTS | {"model": {"name": "other"}}}, "model"),
         ({"provenance": FACTS | {"reductions": [{"name": "row_psd", "protocol": "0f"}]}}, "reductions"),
-    ],
-)
-def test_concatenate_refuses_what_does_not_belong_together(changes, differing):
-    with pytest.raises(ValueError, match=f"These profiles differ in {differing}: "):
-        Profiles.concatenate([make(), make(**changes)])
+    ):
+        with pytest.raises(ValueError, match=f"These profiles differ in {differing}: "):
+            Profiles.concatenate([make(), make(**changes)])
 
 
 @pytest.mark.parametrize("causal", [True, False])
@@ -168,19 +161,12 @@ def test_from_attention_is_what_capture_keeps(tiny_llama):
 ATTN = attention(2, 3, 4, 6, 6, scale=2)
 
 
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: make(arrays={"row_psd": torch.rand(3, 2, 4)}), r"row_psd has shape \(3, 2, 4\)"),
-        (lambda: Profiles.concatenate([]), "parts of .* 1 or more"),
-        (lambda: Profiles.from_attention(ATTN, causal=True), "pass causal=False"),
-        (lambda: Profiles.from_attention(ATTN[..., 1:, :], causal=False), r"\(2, 3, 4, 5, 6\)"),
-        (lambda: Profiles.from_attention(ATTN[0], causal=False), r"\(3, 4, 6, 6\)"),
-        (lambda: Profiles.from_attention(2 * ATTN, causal=False), "sum to 1"),
-        (lambda: Profiles.from_attention(ATTN - 1 / 6, causal=False), "negative"),
-        (lambda: Profiles.from_attention(ATTN * torch.nan, causal=False), "NaN"),
-    ],
+test_bad_input_is_refused = refusals(
+    (lambda: make(arrays={"row_psd": torch.rand(3, 2, 4)}), r"row_psd has shape \(3, 2, 4\)"),
+    (lambda: Profiles.from_attention(ATTN, causal=True), "pass causal=False"),
+    (lambda: Profiles.from_attention(ATTN[..., 1:, :], causal=False), r"\(2, 3, 4, 5, 6\)"),
+    (lambda: Profiles.from_attention(ATTN[0], causal=False), r"\(3, 4, 6, 6\)"),
+    (lambda: Profiles.from_attention(2 * ATTN, causal=False), "sum to 1"),
+    (lambda: Profiles.from_attention(ATTN - 1 / 6, causal=False), "negative"),
+    (lambda: Profiles.from_attention(ATTN * torch.nan, causal=False), "NaN"),
 )
-def test_bad_input_is_refused(call, message):
-    with pytest.raises(ValueError, match=message):
-        call()

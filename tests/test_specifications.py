@@ -1,5 +1,3 @@
-"""Specification curves: every number is that of `measure`; shares and joint tests in closed form."""
-
 import itertools
 from functools import partial
 
@@ -43,10 +41,8 @@ def test_equal_to_measure(world, kind):
         for name, statistic in curve.STATISTICS[kind].items():
             columns = statistic.columns(found, seen.profiles, protocol).reshape(found.n_sequences, -1)
             value = statistic.combine(columns.mean(0))
-            assert table[name].iloc[at] == pytest.approx(value, rel=1e-11, abs=1e-15, nan_ok=True), (
-                protocol,
-                name,
-            )
+            near = pytest.approx(value, rel=1e-11, abs=1e-15, nan_ok=True)
+            assert table[name].iloc[at] == near, (protocol, name)
 
 
 def test_a_null_is_made_of_every_variant_and_of_the_whole_once(world):
@@ -61,20 +57,14 @@ def test_specifications_that_differ_by_rounding_are_counted_once(world):
     grid = specs.load_choices()
     table = specs.specification_curve(world["prefix"], GRID | {"log_base": (None,)})
     assert specs.distinct(table, 64) == 5 * 2**6 - 5 * 2 * 2 * 2, "demeaned and without window, dc is moot"
-    assert math_product(grid, "spectra") == 480 * 3
-    assert math_product(grid, "wavelets") == 1440
-
-
-def math_product(grid, kind):
-    return len(curve.specifications(grid, kind))
+    assert [len(curve.specifications(grid, kind)) for kind in ("spectra", "wavelets")] == [1440, 1440]
 
 
 def test_shares_of_variance_in_closed_form():
     options = {"window": (0, 1), "pad": (0, 1, 2), "signal": "ab", "sink": "xy"}
     index = pd.MultiIndex.from_tuples(itertools.product(*options.values()), names=options)
-    index = index[
-        ~((index.get_level_values(2) == "b") & (index.get_level_values(3) == "y"))
-    ]  # not every pair
+    both = (index.get_level_values(2) == "b") & (index.get_level_values(3) == "y")
+    index = index[~both]  # not every pair
     window, pad, signal, sink = (index.get_level_values(name).to_numpy() for name in options)
     pair = np.select([(signal == "a") & (sink == "x"), signal == "b"], [-1.0, 0.0], 1.0)
     added = pd.Series(3.0 * window + pad + pair, index)
@@ -83,9 +73,8 @@ def test_shares_of_variance_in_closed_form():
     assert shares.sum() == pytest.approx(1)
     assert shares.to_dict() == pytest.approx({k: v / sum(variances.values()) for k, v in variances.items()})
     times = pd.Series((window - 0.5) * (pad - 1.0), index)  # nothing but what two do together
-    assert specs.shapley_shares(times).to_dict() == pytest.approx(
-        {"window": 0.5, "pad": 0.5, "signal and sink": 0}
-    )
+    expected = {"window": 0.5, "pad": 0.5, "signal and sink": 0}
+    assert specs.shapley_shares(times).to_dict() == pytest.approx(expected)
     with pytest.raises(ValueError, match="17 of 17 are there"):
         specs.shapley_shares(added.iloc[1:])
 
@@ -106,29 +95,25 @@ def test_the_joint_test_is_exact():
     assert 0.03 <= np.mean(rejected) <= 0.17
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
+def test_bad_grids(tmp_path):
+    for text, message in (
         ("window: [hann, bartlett]", "window of Protocol must be one of 'hann', 'boxcar'; got 'bartlett'"),
         ("edges: [0.1]", "'edges' is not a choice of a specification; those are signal, sink"),
         ("[hann]", "holds no fields"),
         ("signal: lag_profile\nsink: drop_renormalise", "no specification of spectra is left"),
         ("pad: &a [1]\nwindow: *a", "line 2 repeats"),
         ("window: [hann", "line 1"),
-    ],
-)
-def test_bad_grids(tmp_path, text, message):
-    file = tmp_path / "mine.yaml"
-    file.write_text(text)
-    with pytest.raises(ValueError, match=message):
-        specs.load_choices(file)
+    ):
+        file = tmp_path / "mine.yaml"
+        file.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            specs.load_choices(file)
 
 
 def test_worlds_of_a_model():
     grid = specs.load_choices() | {"wavelet": ("db2",), "pad": (1,), "signal": ("key_profile",)}
-    worlds = specs.measure_worlds(
-        "zoo:rope", "moby-dick", grid, n_sequences=3, length=64, n_draws=2, progress=False
-    )
+    sizes = {"n_sequences": 3, "length": 64, "n_draws": 2}
+    worlds = specs.measure_worlds("zoo:rope", "moby-dick", grid, **sizes, progress=False)
     assert len(worlds.curves) == 6
     entropy, rho = worlds.column("spectral entropy"), worlds.column("position-spectrum correlation")
     assert len(entropy) == 3 * len(rho) == 3 * 64
@@ -136,9 +121,8 @@ def test_worlds_of_a_model():
     assert uniform.isna().all(), "one entropy for all heads"
     drawn = worlds.drawn("spectral entropy")
     assert drawn.index.equals(entropy.index)
-    assert (
-        drawn.xs("2", level="log_base") / drawn.xs("e", level="log_base") - 1 / np.log(2)
-    ).abs().max().max() < 2e-16 * 8
+    bits, nats = (drawn.xs(base, level="log_base") for base in ("2", "e"))
+    assert (bits / nats - 1 / np.log(2)).abs().max().max() < 2e-16 * 8
     held = specs.claims_hold(worlds)
     assert (held["C6"]["zoo:rope"] == rho["zoo:rope"].between(*claim("C6").criteria[0].claimed)).all()
     assert len(worlds.frame()) == 6 * sum(len(c) * c.shape[1] for c in worlds.curves["zoo:rope"].values())
@@ -163,9 +147,8 @@ def test_the_reading_that_made_a_row_is_found_again():
         alone = specs.specification_curve(seen, whole, kind)[list(read)]
         np.testing.assert_allclose(read.loc[32], alone, rtol=1e-4, atol=1e-7)
     place = {"length": 32, "signal": "last_query"}
-    row = spectra.xs(
-        (32, "last_query", "boxcar", "keep", "none"), level=(*place, "window", "dc", "detrend")
-    ).iloc[0]
+    levels = (*place, "window", "dc", "detrend")
+    row = spectra.xs((32, "last_query", "boxcar", "keep", "none"), level=levels).iloc[0]
     other = wavelets.xs((32, "last_query", "stride"), level=(*place, "scaled_variant")).iloc[0]
     target = {column: {**row, **other}[name] for name, column in pipeline.PRINTED.items()}
     belief = search.posterior(target)

@@ -3,6 +3,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from refusals import refusals
 from scipy import stats as scipy_stats
 from tolerances import TOL
 
@@ -15,7 +16,6 @@ GROUPS = [0, 0, 0, 1, 1, 1, 2, 2, 2]
 
 
 def make_table(position, spectrum, *, averaged=False):
-    """A HeadTable of two (sequence, layer, head) arrays."""
     arrays = {"positional_entropy": position, "spectral_entropy": spectrum}
     return HeadTable(arrays, list(range(position.shape[-1])), averaged=averaged)
 
@@ -54,7 +54,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say(n, draw, of_mean, possibl
     assert least <= np.mean([i.low <= truth <= i.high for i in found]) <= 0.97
 
 
-def test_the_interval_of_a_mean_is_students():
+def test_intervals_are_students_of_a_mean_and_the_jackknife_s_of_a_function_of_means():
     values = np.random.default_rng(6).gamma(2.0, size=(9, 4))  # (sequence, layer)
     expected = scipy_stats.ttest_1samp(values, 0.0).confidence_interval(0.9)
     found = stats.student_interval(values, confidence=0.9)
@@ -63,9 +63,6 @@ def test_the_interval_of_a_mean_is_students():
     two = stats.student_interval([1.0, 2.0])
     assert (two.value, two.n) == (1.5, 2)
     assert np.isnan(two[1:3]).all(), "two seeds are no interval"
-
-
-def test_the_interval_of_a_function_of_means_is_that_of_the_jackknife():
     values = np.random.default_rng(3).normal(2, 0.1, size=(6, 2))
     ratio = [each[0] / each[1] for each in (np.delete(values, k, 0).mean(0) for k in range(6))]
     value = values[:, 0].mean() / values[:, 1].mean()
@@ -108,7 +105,6 @@ def test_distribution_over_heads_is_that_of_the_heads_means(entropies):
 
 
 def head_correlations(position, spectrum, over):
-    """One correlation per sequence, per layer of a sequence, or per head, from (sequence, layer, head)."""
     if over == "heads":
         pairs = ((p.ravel(), s.ravel()) for p, s in zip(position, spectrum, strict=True))
     elif over == "heads of a layer":
@@ -180,18 +176,12 @@ def test_constants_repeats_scale_and_sign_of_the_given_change_nothing(samples):
     expected = stats.partial_correlation(x, y, list(given))
     moved = [1e6 * given[0] + 1e3, -1e-6 * given[1], 3 * given[0]]
     np.testing.assert_allclose(stats.partial_correlation(1e-5 * x, 1e4 * y, moved), expected, atol=1e-9)
-
-
-def test_what_the_given_explains_is_not_a_correlation(samples):
     x, _, (z, _) = samples
     assert np.isnan(stats.partial_correlation(x, 2 * z + 1, [z])).all()
     rounding = 1 + 1e-9 * np.random.default_rng(0).normal(size=x.shape)
     assert np.isnan(stats.partial_correlation(rounding, x, [z])).all()
     common = z + 1e-3 * x
     assert (np.abs(stats.partial_correlation(common, -common + 2 * z, [z])) > 0.999).all()
-
-
-def test_observations_that_are_not_known_are_left_out(samples):
     x, y, given = (v.copy() for v in samples)
     x[0, 3], y[1, 5], given[0, 2, 7] = np.nan, np.inf, np.nan
     found = stats.partial_correlation(x, y, [given[0]])
@@ -244,16 +234,13 @@ def test_p_value_is_the_share_of_all_arrangements():
     assert found.estimate.value == pytest.approx(observed, rel=CLOSE)
 
 
-def test_groups_need_not_be_neighbours_and_stay_whole():
+def test_groups_stay_whole_arrangements_as_extreme_count_and_the_seed_decides():
     # Groups hold the heads 0, 2 and 1, 3: an exchange may only swap the pairs, in order.
     values = np.array([[1.0, 2.0, 3.0, 4.0]])
     other = np.array([[1000.0, 100.0, 10.0, 1.0]])
     options = {"statistic": lambda x, y: float((x * y).sum()), "n_draws": 50}
     found = permutation_test(values, other, clusters=[5, 7, 5, 7], **options)
     assert set(found.draws) == {1234.0, 2143.0}
-
-
-def test_arrangements_as_extreme_as_the_observed_count_and_the_seed_decides():
     values, other = np.random.default_rng(1).normal(size=(2, 3, 9))
     kept = values.copy(), other.copy()
     options = {"clusters": GROUPS, "n_draws": 50}
@@ -297,22 +284,15 @@ ROUNDING = 4.4 + 1e-8 * RANDOM[0]
 AVERAGED = make_table(*RANDOM, averaged=True)
 
 
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: stats.student_interval([1.0, np.nan, np.inf, 2.0]), "2 of 4 are not"),
-        (lambda: stats.distribution_over_heads(AVERAGED, "spectral_entropy"), "averaged over sequences"),
-        (lambda: position_spectrum_correlation(make_table(*RANDOM), over="rows"), "over of .* got 'rows'"),
-        (lambda: position_spectrum_correlation(make_table(ROUNDING, RANDOM[1])), "not defined: .* constant"),
-        (lambda: stats.partial_correlation(LAYERS, LAYERS[:, :8], []), "same shape"),
-        (lambda: permutation_test(LAYERS, LAYERS, clusters=[0] * 9), "at least 2 of one size"),
-        (lambda: permutation_test(LAYERS, LAYERS, clusters=[0, 1]), r"\(2,\)"),
-        (lambda: permutation_test(LAYERS, np.ones((3, 9)), clusters=GROUPS), "observed nan"),
-        (lambda: stats.false_discovery([0.1, np.nan, 1.5]), "from 0 to 1"),
-        (lambda: stats.equivalence_test([1.0, 2.0, 3.0], 0.0), "margin of .* got 0.0"),
-        (lambda: stats.equivalence_test([1.0, 2.0, 3.0], 1.0, against=[1.0, 2.0]), r"\(3,\)"),
-    ],
+test_bad_input_is_refused = refusals(
+    (lambda: stats.student_interval([1.0, np.nan, np.inf, 2.0]), "2 of 4 are not"),
+    (lambda: stats.distribution_over_heads(AVERAGED, "spectral_entropy"), "averaged over sequences"),
+    (lambda: position_spectrum_correlation(make_table(ROUNDING, RANDOM[1])), "not defined: .* constant"),
+    (lambda: stats.partial_correlation(LAYERS, LAYERS[:, :8], []), "same shape"),
+    (lambda: permutation_test(LAYERS, LAYERS, clusters=[0] * 9), "at least 2 of one size"),
+    (lambda: permutation_test(LAYERS, LAYERS, clusters=[0, 1]), r"\(2,\)"),
+    (lambda: permutation_test(LAYERS, np.ones((3, 9)), clusters=GROUPS), "observed nan"),
+    (lambda: stats.false_discovery([0.1, np.nan, 1.5]), "from 0 to 1"),
+    (lambda: stats.equivalence_test([1.0, 2.0, 3.0], 0.0), "margin of .* got 0.0"),
+    (lambda: stats.equivalence_test([1.0, 2.0, 3.0], 1.0, against=[1.0, 2.0]), r"\(3,\)"),
 )
-def test_bad_input_is_refused(call, message):
-    with pytest.raises(ValueError, match=message):
-        call()

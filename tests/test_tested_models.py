@@ -25,17 +25,17 @@ def stored():
     return tested.tested_families()
 
 
-@pytest.mark.parametrize(
-    ("task", "model_type"), [(task, name) for task, names in PART.items() for name in names.split()]
-)
+PAIRS = [(task, name) for task, names in PART.items() for name in names.split()]
+
+
+@pytest.mark.parametrize(("task", "model_type"), PAIRS)
 def test_the_stored_table_is_what_a_walk_finds(task, model_type):
     table = stored()
     rows = table[(table["type"] == model_type) & (table["task"] == task)].to_dict("records")
     found = walk.tried(task, model_type)
     kept = ("stream", "verdict", "route", "layers", "said")
-    assert [[row.get(name, "") for name in kept] for row in found] == [
-        [row[name] for name in kept] for row in rows
-    ]
+    found, expected = ([[row.get(name, "") for name in kept] for row in each] for each in (found, rows))
+    assert found == expected
 
 
 def test_the_stored_table_holds_every_type_and_nothing_wrong():

@@ -136,9 +136,8 @@ def effective_attention(model, run):
         def attention(module, query, key, value, *args, **options):
             if not inside:  # one function may call another that is exchanged too
                 inside.append(module)
-                identity = (
-                    torch.eye(key.shape[2], dtype=value.dtype).expand(*key.shape[:2], -1, -1).contiguous()
-                )
+                identity = torch.eye(key.shape[2], dtype=value.dtype).expand(*key.shape[:2], -1, -1)
+                identity = identity.contiguous()
                 attn = original(module, query, key, identity, *args, **options)[0].transpose(1, 2)
                 found.append((names[module], attn))
                 inside.clear()

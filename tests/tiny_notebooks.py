@@ -3,9 +3,7 @@
 import nbformat
 
 
-def make_notebook(
-    path, *cells, parameters="length = 8  # tokens", title="# 00 · Tiny\nDoes it run?", tags=()
-):
+def make_notebook(path, *cells, parameters="length = 8  # tokens", title="# 00 · Tiny\nIs it?", tags=()):
     """Write a notebook: title, a tagged cell of parameters (none if None), then code cells with `tags`."""
     notebook = nbformat.v4.new_notebook()
     notebook.metadata.kernelspec = {"name": "python3", "language": "python", "display_name": "Python 3"}

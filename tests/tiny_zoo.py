@@ -1,11 +1,8 @@
-"""Measurements of the zoo small enough for the held-out chapters of one book."""
-
 from nbhelpers.zoo import measure
 
 SMALL = {"N_SEQUENCES": 2, "N_VALIDATION": 6, "N_LONG": 2, "N_REPEATED": 2}
 
 
 def shrink(patch):
-    """Measure on a few sequences."""
     for name, value in SMALL.items():
         patch.setattr(measure, name, value)

@@ -1,5 +1,3 @@
-"""The bench: what is summarised from its rows, and the table written for the README."""
-
 import io
 import json
 
@@ -44,7 +42,6 @@ def test_minima_and_their_ratios_are_in_the_table_of_the_readme(table):
 
 
 def served(folder, monkeypatch, capsys, *, device, variant="key profile"):
-    """What a worker answers that is asked for 16 and for 48 tokens."""
     monkeypatch.setattr("sys.stdin", io.StringIO("16\n48\n"))
     serve(variant, str(folder), device, None, torch.get_num_threads())
     return [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
@@ -70,7 +67,6 @@ def test_out_of_memory_is_an_answer(tiny_llama_folder, monkeypatch, capsys):
     assert answers[1] == {"seconds": None, "peak_mb": None}
 
 
-@pytest.mark.usefixtures("close_figures")
 @pytest.mark.parametrize("available", [True, False])
 def test_a_gpu_is_measured_beside_the_cpu(monkeypatch, tmp_path, capsys, available):
     def measure(device, arguments):
@@ -82,7 +78,7 @@ def test_a_gpu_is_measured_beside_the_cpu(monkeypatch, tmp_path, capsys, availab
     monkeypatch.setattr(bench, "measure", measure)
     bench.main(["--out", str(tmp_path)])
     expected = ["cpu", "cuda"] if available else ["cpu"]
-    for kind in ("csv", "md", "png"):
+    for kind in ("csv", "md"):
         assert sorted(path.name.split("-")[1] for path in tmp_path.glob(f"*.{kind}")) == expected
     printed = capsys.readouterr().out
     for device in expected:

@@ -79,9 +79,8 @@ def serve(tmp_path_factory):
             port = probe.getsockname()[1]
         command = [sys.executable, "-m", module, *options, f"{port_option}={port}", quiet]
         with (own / "log").open("w") as log:
-            process = subprocess.Popen(
-                command, cwd=folder, env=_environment(own), stdout=log, stderr=subprocess.STDOUT
-            )
+            streams = {"stdout": log, "stderr": subprocess.STDOUT}
+            process = subprocess.Popen(command, cwd=folder, env=_environment(own), **streams)
         started.append(process)
         address = f"http://127.0.0.1:{port}"
         _wait_for(address, process, own / "log")
@@ -95,7 +94,6 @@ def serve(tmp_path_factory):
 
 @pytest.fixture
 def shot():
-    """Keep a picture of a page: ``shot(page, "name")``."""
     SHOTS.mkdir(parents=True, exist_ok=True)
     return lambda page, name: page.screenshot(path=SHOTS / f"{name}.png")
 

@@ -14,7 +14,6 @@ IDLE = 60  # s
 
 @pytest.fixture(scope="module")
 def visit(open_page, serve):
-    """The first visitor's page; the Makefile's command with one place, and less patience for idle kernels."""
     (options,) = re.findall(r"voila (\S*app.ipynb .*)", (ROOT / "Makefile").read_text(encoding="utf-8"))
     culling = [f"--MappingKernelManager.cull_{name}" for name in (f"idle_timeout={IDLE}", "interval=2")]
     page = open_page()

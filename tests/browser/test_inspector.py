@@ -30,14 +30,12 @@ CLICK = """async ([layer, head]) => {
 
 @pytest.fixture(scope="module")
 def reading(smollm2):
-    """What the library says of the passage of the notebook."""
     ids = load_text("moby-dick", smollm2, n_sequences=1, length=LENGTH, seed=0)
     return read_text(smollm2, smollm2.tokenizer.decode(ids[0]), length=LENGTH)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A copy of the notebook, since Lab saves in place, with fewer clicks and ablations."""
     folder = tmp_path_factory.mktemp("lab") / "notebooks"
     folder.mkdir()
     notebook = nbformat.read(ROOT / "notebooks" / f"{NAME}.ipynb", as_version=4)
@@ -51,7 +49,6 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def lab(open_page, serve, folder):
-    """The page of the notebook after all its cells have run."""
     options = ["--IdentityProvider.token=", "--LabApp.expose_app_in_browser=True", "--allow-root"]
     address = serve("jupyterlab", folder, options, port_option="--ServerApp.port")
     page = open_page(1700, 1500)
@@ -74,7 +71,6 @@ def lab(open_page, serve, folder):
 
 
 def numbers(page):
-    """Return what the table of numbers says, metric to text."""
     rows = page.locator(".nbh-numbers tr[data-metric]").all()
     return {row.get_attribute("data-metric"): row.locator("td").first.inner_text() for row in rows}
 
@@ -87,7 +83,6 @@ def same(shown, reading, layer, head):
 
 
 def says(page, text, where=".nbh-status"):
-    """Wait until that part of the inspector shows the text."""
     shown = "([where, text]) => document.querySelector(where).textContent.includes(text)"
     page.wait_for_function(shown, arg=[where, text])
 
@@ -175,9 +170,8 @@ def test_work_can_be_stopped(lab):
 
 def test_a_page_whose_kernel_is_gone_says_so(lab, shot):
     assert lab.locator(".nbh-banner").is_hidden()
-    lab.evaluate(
-        "async () => { await jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart() }"
-    )
+    kernel = "jupyterapp.shell.currentWidget.sessionContext.session.kernel"
+    lab.evaluate(f"async () => {{ await {kernel}.restart() }}")
     lab.locator('.nbh-cell[data-layer="11"][data-head="2"]').dispatch_event("click")
     lab.locator(".nbh-banner").wait_for(state="visible")
     assert "Run the cell again" in lab.locator(".nbh-banner").inner_text()

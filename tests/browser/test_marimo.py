@@ -1,5 +1,3 @@
-"""The inspector in a marimo notebook, which is no dependency: skipped where it is not installed."""
-
 import pytest
 
 pytest.importorskip("marimo", reason="no marimo here: pip install marimo")
@@ -25,9 +23,8 @@ if __name__ == "__main__":
 
 def test_a_click_and_a_typed_text_reach_the_kernel(serve, page, shot, tmp_path):
     (tmp_path / "heads.py").write_text(NOTEBOOK)
-    page.goto(
-        serve("marimo", tmp_path, ["run", "heads.py", "--no-token"], port_option="--port", quiet="--headless")
-    )
+    options = ["run", "heads.py", "--no-token"]
+    page.goto(serve("marimo", tmp_path, options, port_option="--port", quiet="--headless"))
     page.locator(".nbh[data-drawn]").wait_for()
     assert page.locator(".nbh-cell").count() == 4 * 4
     page.locator('.nbh-cell[data-layer="1"][data-head="2"]').click()

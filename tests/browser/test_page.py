@@ -1,5 +1,3 @@
-"""The inspector as a page of its own, and how it draws: a real browser, no kernel, no network."""
-
 import pytest
 
 from nbhelpers.inspector import inspect_heads
@@ -23,10 +21,8 @@ SINK = """([n, key, size]) => {
 
 @pytest.fixture(scope="module")
 def made(tiny_llama, tmp_path_factory):
-    """The inspector of a hostile text and its page."""
-    inspector = inspect_heads(
-        tiny_llama, HOSTILE + "the whale and the sea " * 20, length=LENGTH, progress=False
-    )
+    text = HOSTILE + "the whale and the sea " * 20
+    inspector = inspect_heads(tiny_llama, text, length=LENGTH, progress=False)
     inspector.select(1, 2)
     return inspector, inspector.to_html(tmp_path_factory.mktemp("page") / "heads.html", length=LENGTH)
 
@@ -100,13 +96,8 @@ def test_hover_tells_the_weight_and_marks_the_text(opened, made):
 
 def test_the_keyboard_is_enough(opened):
     opened.locator(".nbh-heads").focus()
-    for key, place in (
-        ("Home", (1, 0)),
-        ("ArrowRight", (1, 1)),
-        ("ArrowUp", (0, 1)),
-        ("End", (0, 3)),
-        ("ArrowUp", (0, 3)),
-    ):
+    keys = ("Home", "ArrowRight", "ArrowUp", "End", "ArrowUp")
+    for key, place in zip(keys, ((1, 0), (1, 1), (0, 1), (0, 3), (0, 3)), strict=True):
         opened.keyboard.press(key)
         drawn(opened, *place)
     opened.locator(".nbh-attention").focus()

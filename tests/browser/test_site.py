@@ -1,5 +1,3 @@
-"""The pages as a reader's browser shows them: formulas drawn, widgets drawn, nothing asked of a network."""
-
 import pytest
 from tiny_notebooks import make_notebook
 

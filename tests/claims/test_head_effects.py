@@ -1,5 +1,3 @@
-"""Effects of heads against slow loops; 04_planted_truth holds the rules against planted effects."""
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,7 +7,6 @@ from nbhelpers.claims import head_effects as he
 
 
 def slow_role(sums, condition, classes):
-    """The loss added in some classes less that in all tokens, of one condition."""
     lost, n = sum(sums[condition, k] for k in classes), sum(sums[-1, k] for k in classes)
     return lost / n - sums[condition, 0] / sums[-1, 0]
 

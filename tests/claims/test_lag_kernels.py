@@ -1,5 +1,3 @@
-"""Statistics of stationary lag profiles against slow loops and against kernels whose values are known."""
-
 import numpy as np
 import pytest
 import torch
@@ -18,7 +16,6 @@ def profile():
 
 
 def slow(profile):
-    """Everything of one draw, head by head, in numpy."""
     s, n_layers, n_heads, m = profile.shape
     window = np.hanning(2 * m)[m:]
     found = {"kernel": [], "resolved": [], "quantiles": [], "power": []}
@@ -55,9 +52,8 @@ def test_statistics_are_those_of_a_slow_loop(profile):
     assert not mask.all(), "one head does not fit"
     place = of["quantiles"].mean(-1)
     width = -(of["kernel"] * np.log2(np.where(of["kernel"] > 0, of["kernel"], 1))).sum(-1)
-    within = [
-        np.concatenate([v[at][m] - v[at][m].mean() for at, m in enumerate(mask)]) for v in (place, width)
-    ]
+    layers = list(enumerate(mask))
+    within = [np.concatenate([v[at][m] - v[at][m].mean() for at, m in layers]) for v in (place, width)]
     freedom = mask.sum() - len(mask)
     cosines = []
     for at, m in enumerate(mask):

@@ -45,19 +45,15 @@ def records(planted, null_models):
     return {name: record for found in by_claim for name, record in found.items()}
 
 
-def test_every_criterion_of_the_claims_has_its_statistic(records):
+def test_every_criterion_has_its_statistic_and_kinds_of_heads_are_counted(records, planted):
     expected = [criterion.name for claim in CLAIMS for criterion in paper.claim(claim).criteria]
     assert list(records) == expected == list(statistics.STATISTICS)
     assert all(record.low <= record.value <= record.high for record in records.values())
-
-
-def test_kinds_of_heads_are_counted(planted, records):
     local = planted[1].profiles.local_mass[..., 5].numpy()  # distances 0, 1, 2, 4, 8, 16
     kinds = np.where(local > 2 / 3, "local", np.where(local < 1 / 3, "global", "mixed"))
     assert records["C1_mixed_share"].value == pytest.approx((kinds == "mixed").mean())
-    assert records["C1_rarer_share"].value == pytest.approx(
-        min((kinds == kind).mean() for kind in ("local", "global"))
-    )
+    rarer = min((kinds == kind).mean() for kind in ("local", "global"))
+    assert records["C1_rarer_share"].value == pytest.approx(rarer)
     per_layer = (kinds == "mixed").mean((0, 2))
     slope = scipy_stats.linregress([0, 1 / 3, 2 / 3, 1], per_layer).slope
     assert records["C1_mixed_change"].value == pytest.approx(slope, abs=1e-12)
@@ -119,15 +115,12 @@ def test_correlations_are_over_the_heads_of_a_layer(planted, records):
     table = planted[1].table
     expected = position_spectrum_correlation(table, over="heads of a layer").value
     assert records["C6_rho"].value == pytest.approx(expected, rel=1e-9)
-    position, spectrum, support = (
-        table.values(m) for m in ("positional_entropy", "spectral_entropy", "effective_support")
-    )
+    names = ("positional_entropy", "spectral_entropy", "effective_support")
+    position, spectrum, support = map(table.values, names)
     partial = []
     for layer in itertools.product(range(3), range(4)):
-        xy, xz, yz = (
-            np.corrcoef(a[layer], b[layer])[0, 1]
-            for a, b in itertools.combinations((position, spectrum, np.log(support)), 2)
-        )
+        of_layer = [values[layer] for values in (position, spectrum, np.log(support))]
+        xy, xz, yz = np.corrcoef(of_layer)[np.triu_indices(3, 1)]
         partial.append((xy - xz * yz) / np.sqrt((1 - xz**2) * (1 - yz**2)))
     assert records["C6_partial_rho"].value == pytest.approx(np.mean(partial), rel=1e-6)
 
@@ -198,15 +191,13 @@ def test_a_null_that_does_not_define_a_statistic_is_left_out(null_models):
     _, iid = observe_planted("independent entries", noise=0.2)
     given = null_models | {"N1": null_models["N0"]}
     found = statistics.measure_criteria(*iid, "C6", nulls=given)["C6_rho"].null
-    assert found == min(
-        statistics.null_values("C6_rho", {label: given[label] for label in ("N3", "N4")}).values()
-    )
+    others = {label: given[label] for label in ("N3", "N4")}
+    assert found == min(statistics.null_values("C6_rho", others).values())
     with pytest.raises(ValueError, match="not defined for any of the 3 sequences"):
         statistics.measure_criteria(*null_models["N0"], "C6", nulls=null_models)
 
 
 def test_a_null_whose_number_begins_like_another_is_another(planted, null_models, records):
-    """A null named "N10 reversed" is not N1."""
     reversed_ = null_models | {"N10 reversed": null_models["N4"]}
     found = statistics.measure_criteria(*planted[1], "C2", nulls=reversed_)
     assert found == {name: records[name] for name in found}
@@ -216,15 +207,12 @@ def test_a_null_whose_number_begins_like_another_is_another(planted, null_models
     assert null == statistics.null_values("C2_low", null_models)["N4"] != records["C2_low"].null
 
 
-@pytest.mark.parametrize(
-    ("claim", "without", "message"),
-    [
+def test_what_is_missing_is_named(planted, null_models):
+    for claim, without, message in (
         ("C2", "N2", "of these N2 is not given"),
         ("C9", None, "no statistic is called 'C9_interior_peak'"),
         ("C99", None, "no claim is called 'C99'"),
-    ],
-)
-def test_what_is_missing_is_named(planted, null_models, claim, without, message):
-    given = {label: null for label, null in null_models.items() if label != without}
-    with pytest.raises(LookupError, match=message):
-        statistics.measure_criteria(*planted[1], claim, nulls=given)
+    ):
+        given = {label: null for label, null in null_models.items() if label != without}
+        with pytest.raises(LookupError, match=message):
+            statistics.measure_criteria(*planted[1], claim, nulls=given)

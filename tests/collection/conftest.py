@@ -4,7 +4,6 @@ from tiny_notebooks import make_notebook
 
 @pytest.fixture
 def folder(tmp_path):
-    """An empty folder of notebooks."""
     folder = tmp_path / "notebooks"
     folder.mkdir()
     return folder

@@ -95,9 +95,8 @@ def rate(share, seconds=1000):
     return [(second, share * second) for second in range(seconds)]
 
 
-@pytest.mark.parametrize(
-    ("series", "ended", "told"),
-    [
+def test_where_a_cell_runs_over():
+    for series, ended, told in (
         (rate(1), 10, "still running"),  # an endless loop, alone
         (rate(8), 10, "still running"),  # on eight cores
         (rate(0.2), 50, "still running"),  # on a machine five times as slow
@@ -105,18 +104,17 @@ def rate(share, seconds=1000):
         (rate(0.01), 10, "next to nothing"),  # that looks for its end every now and then
         (rate(1, 6) + [(second, 5) for second in range(6, 99)], 15, "next to nothing"),  # after work
         (rate(0.1, 90), None, ""),  # work of nine seconds on a slow machine
-    ],
-)
-def test_where_a_cell_runs_over(series, ended, told):
-    clock = CellClock(10)
-    seen = ((second, clock.overrun(100 + second, 7 + cpu)) for second, cpu in series)
-    second, why = next(((second, why) for second, why in seen if why), (None, ""))
-    assert (second, told in why) == (ended, True)
+    ):
+        clock = CellClock(10)
+        seen = ((second, clock.overrun(100 + second, 7 + cpu)) for second, cpu in series)
+        second, why = next(((second, why) for second, why in seen if why), (None, ""))
+        assert (second, told in why) == (ended, True)
 
 
-@pytest.mark.parametrize(
-    ("hang", "told"), [("time.sleep(60)", "next to nothing"), ("while True: pass", "of CPU time")]
-)
+HANGS = {"time.sleep(60)": "next to nothing", "while True: pass": "of CPU time"}
+
+
+@pytest.mark.parametrize(("hang", "told"), HANGS.items())
 def test_hang_is_interrupted_where_it_hangs(execute, hang, told):
     started = time.monotonic()
     failure, executed = execute("print('before')\nimport time", hang, "print('after')", cell_timeout=1)
@@ -147,16 +145,13 @@ print(time.monotonic() - clock)"""
     assert float(outputs(executed)) > 1.8, "by the clock it would have failed"
 
 
-def test_hang_that_ignores_the_interrupt_is_killed(execute):
+def test_hang_that_ignores_the_interrupt_is_killed_and_a_dead_kernel_is_told(execute):
     stubborn = "import signal, time\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\nwhile True: time.sleep(1)"
     failure, executed = execute("print('before')", stubborn, cell_timeout=1)
     assert (failure.kind, failure.cell) == ("timeout", 4)
     assert "ignored the interrupt" in failure.message
     assert outputs(executed) == "before\n"
     assert executed.cells[-1].outputs[-1].output_type == "error"  # the page of the notebook shows it
-
-
-def test_dead_kernel(execute):
     last_words = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
     failure, executed = execute("print('before')", last_words, "print('after')")
     assert (failure.kind, failure.cell) == ("dead kernel", 4)
@@ -175,14 +170,11 @@ def test_errors_inside_an_output_widget_and_an_interact_callback(execute):
     assert (failure.kind, failure.cell) == ("widget error", 3)
 
 
-def test_early_exit_is_not_a_pass_and_an_own_interrupt_no_timeout(execute):
+def test_early_exits_and_interrupts_are_told_apart(execute):
     failure, _ = execute("import sys; sys.exit(0)", "print('never')")
     assert (failure.kind, failure.cell) == ("cell not run", 4)
     failure, _ = execute("raise KeyboardInterrupt('mine')")
     assert failure.kind == "error"
-
-
-def test_an_interrupt_that_is_caught_is_still_a_timeout(execute):
     failure, _ = execute("import time\ntry: time.sleep(60)\nexcept KeyboardInterrupt: pass", cell_timeout=1)
     assert failure.kind == "timeout"
     assert "went on" in failure.message

@@ -77,15 +77,12 @@ def test_sizes_model_and_own_parameters(two):
     assert planned["05_bands"].parameters == own
 
 
-def test_plans_that_are_refused(two):
+def test_plans_and_sizes_that_are_refused(two):
     with pytest.raises(ValueError, match="'ratio'; they have: 05_bands: model, length, results"):
         plans(two, ["05"], parameters={"ratio": 0.1})
     for value in ("long", 1.5, True, [8]):
         with pytest.raises(ValueError, match=r"length of 0._\w+ is int"):
             plans(two, parameters={"length": value})
-
-
-def test_sizes_file_is_checked(two):
     for line, message in (
         ("[09_none.smoke]\nlength = 1", "names the notebook '09_none'"),
         ("[05_bands.smoke]\nlengths = 1", "no parameter 'lengths'"),

@@ -42,7 +42,7 @@ def test_round_trip(tmp_path):
     assert load_provenance(tmp_path)["05_bands"] == facts
 
 
-def test_same_input_gives_the_same_strict_json_and_nothing_temporary_is_left(tmp_path):
+def test_same_input_gives_the_same_strict_json_and_a_name_is_recorded_once(tmp_path, results):
     one, other = tmp_path / "a", tmp_path / "b" / "results"
     fill(one)
     fill(other)
@@ -53,9 +53,6 @@ def test_same_input_gives_the_same_strict_json_and_nothing_temporary_is_left(tmp
     text = (one / "05_bands.json").read_text()
     document = json.loads(text, parse_constant=pytest.fail)
     assert text == json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
-
-
-def test_a_name_is_recorded_once_and_what_came_before_an_error_is_on_disk(results, tmp_path):
     results.record("first", 1.0)
     with pytest.raises(ValueError, match="'first' is already recorded"):
         results.record("first", 2.0)

@@ -75,13 +75,8 @@ def test_notebooks_run_again_when_the_results_they_read_change(collection, noteb
     notebook("03_plants", planting, parameters=GOOD_PARAMETERS)
     notebook("04_reads", reading, parameters=GOOD_PARAMETERS)
     notebook("05_judges", "# planted_rates(results)", parameters=GOOD_PARAMETERS)
-    run = {
-        "names": ["02", "03", "04", "05"],
-        "folder": collection,
-        "out": tmp_path,
-        "progress": False,
-        "jobs": 3,
-    }
+    run = {"names": ["02", "03", "04", "05"], "folder": collection, "out": tmp_path}
+    run |= {"progress": False, "jobs": 3}
     run_notebooks(**run)
     assert set(statuses(run_notebooks(**run)).values()) == {"kept"}
     notebook("02_good", RECORDING.replace("2 *", "3 *"), parameters=GOOD_PARAMETERS)
@@ -137,12 +132,9 @@ def test_side_by_side_and_what_the_death_of_the_runner_leaves(notebook, folder, 
         mine, theirs = (str(tmp_path / name) for name in (own, other))
         waits = f"while not p.Path({theirs!r}).exists(): time.sleep(0.1)"
         then = f"time.sleep(seconds); p.Path({mine + '_late'!r}).touch()"
-        notebook(
-            f"01_{own}",
-            f"import os, time, pathlib as p\nos.write(1, b'noise'); p.Path({mine!r}).touch()\n{waits}",
-            "raise ValueError('b fails')" if own == "b" else then,
-            parameters="seconds = 0.0  # of sleep",
-        )
+        first = f"import os, time, pathlib as p\nos.write(1, b'noise'); p.Path({mine!r}).touch()\n{waits}"
+        second = "raise ValueError('b fails')" if own == "b" else then
+        notebook(f"01_{own}", first, second, parameters="seconds = 0.0  # of sleep")
     runs = run_notebooks(folder=folder, out=tmp_path / "out", jobs=2, progress=False)
     assert statuses(runs) == {"01_a": "passed", "01_b": "failed"}
     assert "ValueError: b fails" in runs[1].error

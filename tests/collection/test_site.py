@@ -67,9 +67,8 @@ def test_figures_are_files_that_their_page_and_the_home_page_show(site):
     link = r'<a[^>]+href="01_figure.html"><img[^>]+src="(_images/01_figure.png)"'
     tagged = re.findall(link, (site / "index.html").read_text())
     assert len(tagged) == 1
-    assert all(
-        (site / image).read_bytes().startswith(b"\x89PNG") for image in [*shown, *tagged, *summary.groups()]
-    )
+    images = [site / image for image in (*shown, *tagged, *summary.groups())]
+    assert all(image.read_bytes().startswith(b"\x89PNG") for image in images)
 
 
 def test_core_widgets_are_drawn_by_a_script_of_the_site_and_others_leave_no_trace(site):
@@ -79,9 +78,6 @@ def test_core_widgets_are_drawn_by_a_script_of_the_site_and_others_leave_no_trac
     assert page.count('type="application/vnd.jupyter.widget-view+json"') == 1
     assert "how many" in page
     assert "drawn by a script of its own" not in page.split("Stranger()")[1]
-
-
-def test_failed_and_skipped_notebooks_have_pages_with_the_reason_under_the_title(site):
     page = (site / "02_bad.html").read_text()
     assert page.index("<h1>02 · Bad") < page.index("This run failed") < page.index("told on the page")
     page = (site / "03_skips.html").read_text()
@@ -90,15 +86,12 @@ def test_failed_and_skipped_notebooks_have_pages_with_the_reason_under_the_title
     assert "Traceback" not in page
 
 
-def test_nothing_is_loaded_from_a_network(site):
+def test_nothing_is_loaded_from_a_network_code_is_folded_and_words_have_pages(site):
     load = r'<(?:script|img)[^>]+src="([^"]+)"|<link[^>]+href="([^"]+)"'
     for page in site.glob("*.html"):
         loaded = [source or link for source, link in re.findall(load, page.read_text())]
         assert loaded
         assert not [link for link in loaded if re.match(r"(https?:)?//", link)], page.name
-
-
-def test_formulas_have_their_script_and_long_code_is_folded(site):
     page = (site / "01_figure.html").read_text()
     script = re.search(r'src="(_static/tex-svg-full\.js)[^"]*"', page).group(1)
     assert (site / script).stat().st_size > 500_000
@@ -108,9 +101,6 @@ def test_formulas_have_their_script_and_long_code_is_folded(site):
     assert len(folded) == 4, "the four cells begin with imports"
     assert "<img" not in "".join(folded)
     assert "length" not in page, "parameters, and the folder a run injects, are left out"
-
-
-def test_solutions_are_folded_and_words_and_sources_have_pages(site):
     page = (site / "20_scorecard.html").read_text()
     assert re.search(r'<details class="[^"]*hide.*?Show the solution.*?sixteen.*?</details>', page, re.DOTALL)
     for name, anchor in (("glossary.html", "key-profile"), ("references.html", "ruscio-et-al-2024")):

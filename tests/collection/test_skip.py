@@ -1,5 +1,3 @@
-"""What a notebook does where its model cannot give what it shows: in a kernel, papermill and the runner."""
-
 import dataclasses
 
 import nbformat

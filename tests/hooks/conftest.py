@@ -1,16 +1,6 @@
-"""Fixtures that the tests of capture share."""
-
 import pytest
-from tiny_models import make_model
 
 from nbhelpers.inputs.models import describe
-
-
-@pytest.fixture(scope="module")
-def llama():
-    """A random Llama, one for each test module."""
-    return make_model("llama")
-
 
 COUNTED = []  # no variable of `forward` below: what it holds would make it another function to the cache
 

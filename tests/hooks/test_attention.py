@@ -1,5 +1,3 @@
-"""The two routes to attention: blocks of probabilities, what is refused, and that nothing is left behind."""
-
 import numpy as np
 import pytest
 import tiny_models as tiny
@@ -33,7 +31,6 @@ def vectors(seed=0, dtype=torch.float32):
 
 
 def oracle(query, key, visible=None, *, bias=0.0, scaling=WIDTH**-0.5, softcap=None, sinks=None):
-    """Softmax over keys, head by head and row by row, in float64."""
     query, key = query.double().numpy(), key.double().numpy()
     attn = np.zeros((BATCH, HEADS, LENGTH, LENGTH))
     for b, h, i in np.ndindex(BATCH, HEADS, LENGTH):
@@ -47,7 +44,6 @@ def oracle(query, key, visible=None, *, bias=0.0, scaling=WIDTH**-0.5, softcap=N
 
 
 def assembled(blocks):
-    """Put blocks together again, checking what each promises."""
     attn = torch.zeros(BATCH, HEADS, LENGTH, LENGTH)
     expected_start = 0
     for start, scores, part in blocks:
@@ -99,14 +95,10 @@ def test_soft_cap_scaling_bias_and_sinks(rows):
     assert expected.sum(-1).max() < 1
 
 
-def test_a_single_query_sees_every_key():
+def test_a_single_query_sees_every_key_and_a_module_that_does_not_say_so_is_causal():
     query, key = vectors()
     (block,) = score_blocks(Causal(), query[:, :, -1:], key, None, 8)
     assert abs(block[2].double().numpy() - oracle(query, key)[:, :, -1:]).max() < 1e-6
-
-
-def test_a_module_that_does_not_say_so_is_causal():
-    query, key = vectors()
     got = assembled(score_blocks(nn.Identity(), query, key, None, 4))
     assert abs(got - oracle(query, key, TRIANGLE)).max() < 1e-6
 
@@ -149,7 +141,7 @@ def test_an_implementation_that_hides_its_mask_is_refused():
     assert RECORDER.get(None) is None
 
 
-def test_rows_that_do_not_sum_to_one_and_unequal_heads_are_refused():
+def test_rows_that_do_not_sum_to_one_are_refused_unless_padded_and_unequal_heads():
     model = tiny.make_model()
     recorder = recorder_for(model)
     for module, value in zip(innermost_attention(model), (1, 1.25), strict=True):
@@ -159,9 +151,6 @@ def test_rows_that_do_not_sum_to_one_and_unequal_heads_are_refused():
         recorder.profiles()
     with pytest.raises(NotImplementedError, match="4 and 6 heads"):
         recorder.observe_probabilities(torch.full((1, 6, 8, 8), 1 / 8))
-
-
-def test_padded_rows_need_not_sum_to_one():
     mask = torch.ones(1, 8, dtype=torch.long)
     mask[0, 5:] = 0
     attn = torch.full((1, 4, 8, 8), 1 / 8)

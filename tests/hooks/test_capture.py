@@ -1,5 +1,3 @@
-"""capture: what it returns, and that it changes neither the model nor its inputs."""
-
 import importlib.metadata
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -40,16 +38,13 @@ def test_axes_coordinates_groups_and_provenance(llama):
     assert facts["reductions"][ALL.index("row_metrics")]["protocol"] == PAPER.hash
 
 
-def test_inputs_and_weights_are_as_they_were(llama):
+def test_inputs_and_weights_are_as_they_were_and_progress_is_not_shown(llama, capfd):
     ids, mask = tiny.make_tokens(20), tiny.make_padding(20, "left").bool()
     ids_before, mask_before, weights = ids.clone(), mask.clone(), weight_fingerprint(llama)
     tiny.capture_quietly(llama, ids, ALL, attention_mask=mask)
     assert torch.equal(ids, ids_before)
     assert torch.equal(mask, mask_before)
     assert weight_fingerprint(llama) == weights
-
-
-def test_progress_is_not_shown_unless_wanted(llama, capfd):
     tiny.capture_quietly(llama, tiny.make_tokens(9))
     assert not capfd.readouterr().err
 

@@ -1,5 +1,3 @@
-"""capture: what it leaves behind when interrupted, and how it resumes from its cache."""
-
 import types
 
 import pytest
@@ -13,8 +11,6 @@ from nbhelpers.protocol import PAPER
 
 
 class Interrupted(KeyProfile):
-    """A key profile that Ctrl-C hits after some batches."""
-
     after = None  # on the class: an attribute of the instance would name another result
 
     def finish(self, state, layout):

@@ -1,5 +1,3 @@
-"""Captured probabilities equal eager ``output_attentions``, family by family; the model does not notice."""
-
 import functools
 from types import SimpleNamespace
 
@@ -24,7 +22,6 @@ def model_of(family):
 
 
 def assert_same(got, expected, mask=None):
-    """Equal to 1e-6 of the largest entry in float32, over real query rows."""
     if mask is not None:
         got, expected = (x * mask.numpy()[:, None, None, :, None] for x in (got, expected))
     assert got.shape == expected.shape
@@ -108,8 +105,6 @@ def test_a_decoder_reads_the_sequences_behind_its_start_token(monkeypatch, strea
 
 
 class Prompted(torch.nn.Module):
-    """What PEFT puts around a model, which is no dependency: by these two names it is known."""
-
     def __init__(self, model, prompts):
         super().__init__()
         self.inner, self.peft_config = model, {"default": SimpleNamespace(is_prompt_learning=prompts)}

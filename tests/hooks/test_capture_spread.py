@@ -1,5 +1,3 @@
-"""Layers on different devices: each is reduced where it lies, and the profiles are those of one device."""
-
 import contextlib
 
 import pytest
@@ -26,9 +24,8 @@ def two_devices(monkeypatch):
     """
     autocast = torch.autocast
     without = {"lazy": lambda **_: contextlib.nullcontext()}  # which autocast does not know
-    monkeypatch.setattr(
-        torch, "autocast", lambda kind, **o: without.get(kind, lambda **p: autocast(kind, **p))(**o)
-    )
+    chosen = lambda kind, **o: without.get(kind, lambda **p: autocast(kind, **p))(**o)  # noqa: E731
+    monkeypatch.setattr(torch, "autocast", chosen)
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: False)
     rows._window.cache_clear()
     with FakeTensorMode():
@@ -53,14 +50,7 @@ def test_each_layer_is_reduced_where_it_lies(two_devices, by):
         assert len(gathered(layers, 0)) == len(LAYERS_ON)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A saved Llama of 6 layers, about 1.7 MB in float32."""
-    return tiny.save_llama(tmp_path_factory.mktemp("model"))
-
-
 def assert_profiles_of_one_device(spread, folder, *, n_devices):
-    """Assert that the layers lie on so many GPUs and that capture, padded or not, does not show it."""
     hooked = [getattr(layer, "_hf_hook", None) for layer in spread.model.model.layers]
     assert len({hook.execution_device for hook in hooked}) == n_devices
     whole, ids = load_model(folder, device="cuda:0"), tiny.make_tokens(LENGTH, n=3)
@@ -71,13 +61,13 @@ def assert_profiles_of_one_device(spread, folder, *, n_devices):
 
 
 @needs_gpus(2)
-def test_layers_on_two_gpus(folder):
-    spread = load_model(folder, device="spread", max_memory={0: 1_000_000, 1: 10**9})
-    assert_profiles_of_one_device(spread, folder, n_devices=2)
+def test_layers_on_two_gpus(saved_llama):
+    spread = load_model(saved_llama, device="spread", max_memory={0: 1_000_000, 1: 10**9})
+    assert_profiles_of_one_device(spread, saved_llama, n_devices=2)
 
 
 @needs_gpus()
-def test_layers_on_a_gpu_and_in_memory(folder):
-    spread = load_model(folder, device="spread", max_memory={0: 1_000_000, "cpu": 10**9})
+def test_layers_on_a_gpu_and_in_memory(saved_llama):
+    spread = load_model(saved_llama, device="spread", max_memory={0: 1_000_000, "cpu": 10**9})
     assert any(parameter.device.type == "meta" for parameter in spread.model.parameters()), "some wait"
-    assert_profiles_of_one_device(spread, folder, n_devices=1)
+    assert_profiles_of_one_device(spread, saved_llama, n_devices=1)

@@ -1,5 +1,3 @@
-"""While the layers of a model run, capture moves nothing between host and device, and waits for nothing."""
-
 import contextlib
 
 import pytest
@@ -17,7 +15,6 @@ LENGTH = 40
 
 
 def everything(protocol=PAPER):
-    """All reductions that have a name, those of rows under a protocol."""
     made = resolve(list(REDUCTIONS))
     for reduction in made:
         if hasattr(reduction, "protocol"):
@@ -53,7 +50,6 @@ def forward(model, recorder, ids, mask=None):
 
 
 def traffic_of_capture(model, reductions, device, *, mask=None):
-    """Return what capture adds to the traffic of a forward pass."""
     ids, on_device = make_tokens(LENGTH).to(device), None
     if mask is not None:  # as wide as the scores, or Llama looks whether anything is hidden
         wide = torch.zeros(len(ids), 1, LENGTH, LENGTH, device=device)
@@ -93,8 +89,6 @@ def test_the_fused_passes_move_nothing(shapes_only, monkeypatch):
 
 
 class Leaking(RowMetrics):
-    """Does in each block what a reduction should not."""
-
     name = "leaking"
 
     def __init__(self, leak):

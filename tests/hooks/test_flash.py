@@ -1,5 +1,3 @@
-"""Two fused passes give the key profile that the whole matrix gives."""
-
 import pytest
 import torch
 from device_traffic import Largest
@@ -77,15 +75,10 @@ def test_blocks_are_used_where_the_passes_do_not_suit(everywhere, llama):
     capture_quietly(make_model("gpt_oss"), ids)  # sinks
     capture_quietly(make_model("t5"), ids)  # position bias
     assert everywhere == []
-
-
-def test_a_soft_cap_does_not_suit(everywhere):
     layout = type("Square", (), {"n_queries": 9, "n_keys": 9})
     assert flash.suits([KeyProfile()], layout, None, None, {"softcap": None})
     assert not flash.suits([KeyProfile()], layout, None, None, {"softcap": 50.0})
 
-
-def test_a_subclass_of_the_key_profile_is_not_taken_for_it(everywhere, llama):
     class Halved(KeyProfile):
         def finish(self, state, layout):
             return super().finish(state, layout) / 2

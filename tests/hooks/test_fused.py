@@ -1,5 +1,3 @@
-"""Compiled loops over every row give what a slow oracle gives, and what the reductions give."""
-
 import functools
 import importlib.metadata
 import importlib.util
@@ -27,7 +25,6 @@ ROWS = ["row_metrics", "row_entropy"]
 
 
 def attention_of(n, batch=1, heads=2):
-    """Queries, keys of half as many heads, and their layout."""
     n_real, last = torch.tensor([n] * batch), (n - 1,) * batch
     query, key = 1.5 * torch.randn(2, batch, heads, n, 16, generator=torch.Generator().manual_seed(n))
     return query, key[:, : heads // 2], Layout(batch, heads, n, n, True, query.device, last, n_real)

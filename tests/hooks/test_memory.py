@@ -1,5 +1,3 @@
-"""Memory: what is chosen from what is free, and smaller steps where it runs out."""
-
 import os
 import subprocess
 import sys
@@ -45,8 +43,6 @@ def test_where_memory_runs_out_the_blocks_are_halved_until_they_fit():
 
 
 class Failing(KeyProfile):
-    """A key profile that raises while blocks are larger than what it may take."""
-
     def __init__(self, error, *, batch=0, rows=0):
         self._error, self._batch, self._rows = error, batch, rows
         self._seen = []
@@ -105,7 +101,7 @@ def test_other_errors_are_not_called_out_of_memory(llama):
         capture_quietly(llama, make_tokens(8), Failing(RuntimeError("size of tensor a must match")))
 
 
-def test_batch_and_chunk_come_from_free_memory(llama):
+def test_batch_and_chunk_come_from_free_memory_or_are_refused_with_numbers(llama):
     assert plan(llama, 5, 20).chunk == 20  # never more rows than there are
     roomy = plan(llama, 64, 128, free_bytes=2**60)
     assert (roomy.batch_size, roomy.n_sequences) == (memory.CPU_BATCH_TOKENS // 128, 64)
@@ -117,16 +113,10 @@ def test_batch_and_chunk_come_from_free_memory(llama):
     one = plan(llama, 1, 256, free_bytes=2**60)
     narrow = plan(llama, 1, 256, free_bytes=int(0.9 * one.working_bytes))
     assert (narrow.batch_size, narrow.chunk) == (1, one.chunk // 2)
-
-
-def test_the_estimate_counts_six_blocks_and_the_activations_of_a_layer(llama):
     todo, config = plan(llama, 3, 100, batch_size=2, chunk=32), llama.config
     assert todo.block_bytes == 4 * 2 * config.num_attention_heads * 32 * 100
     wide = 3 * config.intermediate_size + 8 * config.hidden_size
     assert todo.working_bytes == 6 * todo.block_bytes + 4 * 2 * 100 * wide
-
-
-def test_what_was_asked_for_is_refused_with_numbers_if_it_cannot_fit(llama):
     with pytest.raises(MemoryError, match=r"4 at a time.*1 MB are free on cpu.*to be chosen.*bfloat16"):
         plan(llama, 4, 256, batch_size=4, chunk=256, free_bytes=2**20)
     with pytest.raises(MemoryError, match=r"1 at a time, blocks of 8 query rows"):

@@ -1,5 +1,3 @@
-"""What is captured is what the model uses: proved while it runs, whatever the family and the thread."""
-
 import functools
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -36,8 +34,6 @@ def test_the_difference_is_that_of_rows_that_see_a_key(mask_rows, boolean):
 
 
 def faulty(fault):
-    """Return what forms probabilities, with a fault."""
-
     def score_blocks(module, query, key, mask, rows, **options):
         return original(module, query, key, *fault(mask, rows, options), **options)
 
@@ -119,9 +115,7 @@ def test_an_unknown_option_is_refused_by_name(monkeypatch, llama):
         if said is None:
             capture_quietly(llama, make_tokens(9))
         else:
-            with pytest.raises(
-                NotImplementedError, match=rf"LlamaAttention .* strange = {said}, .* not know"
-            ):
+            with pytest.raises(NotImplementedError, match=rf"LlamaAttention .* strange = {said}, "):
                 capture_quietly(llama, make_tokens(9))
 
 
@@ -149,7 +143,6 @@ def test_layers_keep_their_numbers(tmp_path):
 
 @pytest.mark.parametrize("family", ["llama", "falcon"])
 def test_threads_do_not_meet(family):
-    """Captures of one model in several threads are right, and plain forward passes beside them untouched."""
     model, ids = make_model(family), make_tokens(48)
     with torch.inference_mode():
         plain = model(ids).logits
@@ -174,9 +167,7 @@ def test_threads_do_not_meet(family):
 def test_the_stance_of_the_compiler_is_given_back_by_the_last_of_two_blocks():
     """The first to begin is the first to end, as in two threads; then compiled layers are compiled again."""
     met = []
-    compiled = torch.compile(
-        lambda x: x + 1, backend=lambda graph, inputs: met.append(graph) or graph.forward
-    )
+    compiled = torch.compile(lambda x: x + 1, backend=lambda graph, _: met.append(graph) or graph.forward)
     blocks = exchange.as_written(), exchange.as_written()
     for block in blocks:
         block.__enter__()
@@ -190,7 +181,6 @@ def test_the_stance_of_the_compiler_is_given_back_by_the_last_of_two_blocks():
 
 @pytest.mark.parametrize("family", ["llama", "bloom"])
 def test_a_capture_inside_a_capture(family):
-    """Of the same model and of another one: both are right."""
     model, other, ids = make_model(family), make_model("llama", seed=3), make_tokens(24)
     wanted = [capture_quietly(each, ids).key_profile for each in (model, other)]
     inner = []

@@ -1,5 +1,3 @@
-"""Attention formed again from kept queries and keys equals the model's own eager attention."""
-
 import pytest
 import torch
 from tiny_models import capture_quietly, eager_attention, make_model, make_tokens

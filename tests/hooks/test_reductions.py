@@ -1,5 +1,3 @@
-"""Every reduction against a slow loop in float64 over the model's own eager attention."""
-
 import functools
 import itertools
 
@@ -17,20 +15,18 @@ from nbhelpers.protocol import PAPER
 LENGTH = 32
 PROFILE = 1e-6  # of the largest entry
 DROPPED = PAPER.replace(sink="drop_renormalise")
+FLAT = {"window": "boxcar", "detrend": "mean"}
 PROTOCOLS = {
     "paper": PAPER,
     "sink": DROPPED,
     "wide": PAPER.replace(pad=2, sided="two", log_base=2, mode="zero", level="own"),
-    "flat": PAPER.replace(
-        window="boxcar", detrend="mean", wavelet="haar", mode="periodization", edges=(0.1, 0.3, 0.6)
-    ),
+    "flat": PAPER.replace(**FLAT, wavelet="haar", mode="periodization", edges=(0.1, 0.3, 0.6)),
     "sink2": DROPPED.replace(window="boxcar", pad="next_pow2", log_base=10, level="own"),
 }
 
 
 @functools.cache
 def make_case(family, side=None):
-    """Return model, ids, mask and eager attention (float64)."""
     model, ids = tiny.make_model(family), tiny.make_tokens(LENGTH)
     mask = None if side is None else tiny.make_padding(LENGTH, side)
     return model, ids, mask, tiny.eager_attention(model, ids, mask)
@@ -41,7 +37,6 @@ CASES += [("bert", None), ("bert", "right"), ("bloom", "left")]
 
 
 def slow(attn, mask, function):
-    """Apply `function(matrix, list of real queries)` to each head of each sequence."""
     mask = np.ones((len(attn), attn.shape[-1])) if mask is None else mask
     real = [np.flatnonzero(row).tolist() for row in mask]
     parts = [tiny.over_heads(attn[[s]], lambda a, s=s: function(a, real[s])) for s in range(len(attn))]
@@ -49,7 +44,6 @@ def slow(attn, mask, function):
 
 
 def assert_profile(got, expected, *, largest=None):
-    """Equal within PROFILE of the largest entry, of the attention itself where that is given."""
     got = got.double().numpy()
     assert got.shape == expected.shape
     assert abs(got - expected).max() <= PROFILE * (largest or abs(expected).max())
@@ -103,12 +97,8 @@ def test_equal_to_a_loop(case, name):
     if name in ("key_profile", "lag_profile"):
         assert abs(got[name].sum(-1) - 1).max() < 1e-6
     lags = list(range(0 if causal else 1 - LENGTH, LENGTH))
-    own = {
-        "local_mass": DISTANCES,
-        "lag_profile": lags,
-        "row_entropy": [],
-        "stationary_profile": list(range(LENGTH // 2)),
-    }
+    own = {"local_mass": DISTANCES, "lag_profile": lags, "row_entropy": []}
+    own["stationary_profile"] = list(range(LENGTH // 2))
     assert got.coordinates[name] == own.get(name, list(range(LENGTH)))
 
 
@@ -136,9 +126,8 @@ def test_one_real_query_in_the_second_half_is_the_stationary_profile():
 def test_a_prefix_is_what_it_is_alone(name):
     model, ids, _, _ = make_case("llama")
     (reduction,) = resolve(name)
-    whole = tiny.capture_quietly(
-        model, ids, OfPrefix(reduction, 13), chunk=3
-    )  # ends with a block's first row
+    # It ends with a block's first row.
+    whole = tiny.capture_quietly(model, ids, OfPrefix(reduction, 13), chunk=3)
     alone = tiny.capture_quietly(model, ids[:, :13], reduction, chunk=3, fused=False)
     made = f"{name} of 13"
     assert whole.axes[made] == alone.axes[name]
@@ -150,28 +139,6 @@ def test_a_prefix_is_what_it_is_alone(name):
 def test_prefixes_are_of_causal_attention_without_padding(case):
     with pytest.raises(ValueError, match="key_profile of 5 tokens needs causal attention without padding"):
         reduce(make_case(*case), OfPrefix(resolve("key_profile")[0], 5))
-
-
-def test_row_metrics_of_uniform_attention():
-    # Row i is 1/(i + 1) on i + 1 keys: entropy log(i + 1), whatever the model.
-    got = tiny.capture_quietly(tiny.make_uniform(), tiny.make_tokens(LENGTH), RowMetrics())
-    at = got.coordinates["row_metrics"].index("positional_entropy")
-    expected = np.mean([np.log(i + 1) for i in range(LENGTH)])
-    assert_metric(got.row_metrics[..., at], np.full((2, 2, 4), expected))
-    assert (got.row_metrics[..., -1] < -0.5).all()  # the correlation that attention without any learning has
-
-
-@pytest.mark.parametrize(("family", "side"), [("llama", "right"), ("bloom", "right"), ("bloom", "left")])
-def test_padding_changes_nothing_for_the_real_tokens(family, side):
-    # Right padding comes after everything a causal query sees, and ALiBi knows only distances.
-    model, ids, mask = tiny.make_model(family), tiny.make_tokens(20), tiny.make_padding(20, side)
-    padded = tiny.capture_quietly(model, ids, ["lag_profile", "row_entropy"], attention_mask=mask)
-    real = ids[1:, mask[1] == 1]
-    short = tiny.capture_quietly(model, real, ["lag_profile", "row_entropy"])
-    assert_profile(padded.lag_profile[1:, ..., :13], short.lag_profile.double().numpy())
-    assert not padded.lag_profile[1:, ..., 13:].any()
-    assert_metric(padded.row_entropy[1:], short.row_entropy)
-    assert padded.n_real.tolist() == [20, 13]
 
 
 def test_a_sharp_head_has_its_entropy_without_negative_rounding():

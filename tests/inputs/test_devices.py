@@ -1,56 +1,49 @@
-"""Models that do not fit one place: refused with numbers, or spread over memory and disk."""
-
 import pytest
 import torch
-from tiny_models import make_tokens, save_llama
+from tiny_models import capture_quietly, make_tokens
 
-from nbhelpers import capture, load_model
+from nbhelpers import load_model
 from nbhelpers.hooks.ablation import token_losses
 from nbhelpers.hooks.recompute import cache_attention
 from nbhelpers.inputs import devices
 
-IDS = make_tokens(40, n=3)
+IDS, NAMES = make_tokens(40, n=3), ["key_profile", "lag_profile"]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A saved Llama of 6 layers, about 1.7 MB in float32."""
-    return save_llama(tmp_path_factory.mktemp("model"))
-
-
-def quietly(model, **options):
-    return capture(model, IDS, ["key_profile", "lag_profile"], progress=False, **options)
+def load_spread(model, folder, limit):
+    return load_model(model, device="spread", max_memory={"cpu": limit}, offload=folder / "offload")
 
 
 @pytest.mark.parametrize("limit", [400_000, 1_000_000])  # bytes, of the 1.7 million of the model
-def test_a_model_larger_than_the_limit_gives_the_same_profiles(folder, tmp_path, limit):
-    whole = load_model(folder, device="cpu")
-    spread = load_model(folder, device="spread", max_memory={"cpu": limit}, offload=tmp_path / "offload")
+def test_a_model_larger_than_the_limit_gives_the_same_profiles(saved_llama, tmp_path, limit):
+    whole = load_model(saved_llama, device="cpu")
+    spread = load_spread(saved_llama, tmp_path, limit)
     assert sum(p.nbytes for p in whole.model.parameters()) > limit
     kept = sum(p.nbytes for p in spread.model.parameters() if p.device.type != "meta")
     assert kept <= limit, "the rest waits on disk"
     assert any(p.device.type == "meta" for p in spread.model.parameters())
-    expected, found = quietly(whole), quietly(spread)
+    expected, found = (capture_quietly(each, IDS, NAMES) for each in (whole, spread))
     for name in expected.arrays:
         torch.testing.assert_close(found[name], expected[name], rtol=0, atol=1e-7)
     assert all(p.device.type == "meta" for p in spread.model.model.layers[-1].parameters()), "and does after"
 
 
-def test_losses_and_kept_attention_of_a_spread_model(folder, tmp_path):
-    whole = load_model(folder, device="cpu")
-    spread = load_model(folder, device="spread", max_memory={"cpu": 10_000}, offload=tmp_path / "offload")
+def test_losses_and_kept_attention_of_a_spread_model(saved_llama, tmp_path):
+    whole = load_model(saved_llama, device="cpu")
+    spread = load_spread(saved_llama, tmp_path, 10_000)
     assert next(spread.model.parameters()).device.type == "meta", "the embedding waits too"
     torch.testing.assert_close(token_losses(spread, IDS), token_losses(whole, IDS))
     found, expected = (cache_attention(model, IDS[:1]) for model in (spread, whole))
     torch.testing.assert_close(found.layer(5), expected.layer(5), rtol=0, atol=1e-6)
 
 
-def test_a_spread_model_has_a_cache_of_its_weights(folder, tmp_path):
-    spread = load_model(folder, device="spread", max_memory={"cpu": 400_000}, offload=tmp_path / "offload")
-    found = quietly(spread, cache=tmp_path / "cache")
+def test_a_spread_model_has_a_cache_of_its_weights(saved_llama, tmp_path):
+    spread = load_spread(saved_llama, tmp_path, 400_000)
+    asked = {"reductions": NAMES, "cache": tmp_path / "cache"}
+    found = capture_quietly(spread, IDS, **asked)
     (file,) = (tmp_path / "cache").rglob("*.safetensors")
     time = file.stat().st_mtime_ns
-    assert torch.equal(quietly(spread, cache=tmp_path / "cache").key_profile, found.key_profile)
+    assert torch.equal(capture_quietly(spread, IDS, **asked).key_profile, found.key_profile)
     assert file.stat().st_mtime_ns == time, "found, not captured again"
 
 
@@ -81,11 +74,11 @@ def test_a_limit_of_a_container_counts_as_memory_does(tmp_path, monkeypatch, mem
     assert devices.free_memory(torch.device("cpu")) > unlimited / 2
 
 
-def test_refusals(folder, monkeypatch):
+def test_refusals(saved_llama, monkeypatch):
     with pytest.raises(ValueError, match="belong to device='spread'"):
-        load_model(folder, device="cpu", max_memory={"cpu": 10**9})
+        load_model(saved_llama, device="cpu", max_memory={"cpu": 10**9})
     with pytest.raises(ValueError, match="need one device"):
-        load_model(f"random:{folder}", device="spread")
+        load_model(f"random:{saved_llama}", device="spread")
     monkeypatch.setattr(devices, "free_memory", lambda device: 2**20)
     with pytest.raises(MemoryError, match=r"take 0.00 GB in float32, .*'spread'"):
-        load_model(folder, device="cpu")
+        load_model(saved_llama, device="cpu")

@@ -1,5 +1,3 @@
-"""Every form in which a model comes, saved here as the Hub would give it, with the same attention."""
-
 import json
 import shutil
 from pathlib import Path
@@ -18,7 +16,6 @@ IDS = make_tokens(24)
 
 
 def assert_loads(folder, model):
-    """Assert that a folder loads with the attention of a model, and return what was loaded."""
     loaded = load_model(folder, device="cpu")
     assert_same_profiles(capture_quietly(loaded, IDS), capture_quietly(model, IDS), 0.0)
     return loaded
@@ -39,7 +36,7 @@ def test_sharded_weights_are_the_whole_model_and_a_bad_shard_is_told(tmp_path, t
         load_model(sharded, device="cpu")
 
 
-def test_tied_weights_are_one_tensor(tmp_path, tiny_llama):
+def test_tied_weights_are_one_tensor_and_half_precision_ones_are_widened(tmp_path, tiny_llama):
     config = tiny_llama.model.config.to_dict() | {"tie_word_embeddings": True}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -50,9 +47,6 @@ def test_tied_weights_are_one_tensor(tmp_path, tiny_llama):
     loaded = assert_loads(tmp_path / "tied", model)  # no warning of weights drawn at random
     assert loaded.model.lm_head.weight is loaded.model.model.embed_tokens.weight
     assert loaded.description.n_parameters == tiny_llama.description.n_parameters - 300 * 32
-
-
-def test_half_precision_weights_give_the_attention_of_their_rounding(tmp_path, tiny_llama):
     rounded = LlamaForCausalLM(tiny_llama.model.config).eval()
     weights = {name: weight.bfloat16() for name, weight in tiny_llama.model.state_dict().items()}
     rounded.load_state_dict(weights)
@@ -126,7 +120,6 @@ def test_an_index_or_pickle_that_is_not_used_is_not_judged(tmp_path, tiny_llama_
 
 
 def resaved(folder, target, change, **config):
-    """Copy a folder with other tensors, and other fields in config.json (None takes one out)."""
     shutil.copytree(folder, target)
     weights = load_file(folder / "model.safetensors")
     change(weights)

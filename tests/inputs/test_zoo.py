@@ -1,5 +1,3 @@
-"""The seven encodings against closed forms, masks, initialisation, capture, saving."""
-
 import math
 
 import numpy as np
@@ -9,7 +7,7 @@ from tiny_models import captured_matrix, make_model, make_padding, make_tokens
 from tolerances import assert_close
 
 from nbhelpers.inputs.models import describe, load_model
-from nbhelpers.inputs.zoo import ENCODINGS, ZooConfig, ZooForLanguageModeling, build, rotate, rotations
+from nbhelpers.inputs.zoo import ENCODINGS, ZooConfig, ZooForLanguageModeling, build
 from nbhelpers.kernels import rope
 
 MASKS = [True, False]
@@ -24,19 +22,6 @@ def make(encoding="rope", *, causal=True, std=0.3, **options):
 def logits_of(model, ids, **options):
     with torch.inference_mode():
         return model(ids, **options).logits
-
-
-@pytest.mark.parametrize(("encoding", "n_rotated"), [("rope", 16), ("prope", 12)])
-def test_rotation_is_multiplication_by_a_phase(encoding, n_rotated):
-    config = ZooConfig(position_encoding=encoding)  # heads of 32 dimensions
-    x = torch.randn(2, 3, 50, 32, generator=torch.Generator().manual_seed(0))
-    got = rotate(x, *rotations(config, 50, "cpu"))
-    frequency = 1000.0 ** (-2 * np.arange(16) / 32) * (np.arange(16) < n_rotated)
-    phase = np.exp(1j * np.arange(50)[:, None] * frequency)
-    turned = (x[..., :16].double().numpy() + 1j * x[..., 16:].double().numpy()) * phase
-    assert_close(got, torch.as_tensor(np.concatenate([turned.real, turned.imag], -1)), dtype=torch.float32)
-    full = rope.rotate(x, torch.arange(50), torch.as_tensor(frequency))
-    assert_close(got, full)
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
@@ -128,14 +113,11 @@ def test_captured_attention_of_the_first_layer_is_that_of_the_formulas(encoding,
     assert expected[..., -1, :].max() > 3 / 12  # far from uniform
 
 
-def test_parameters_are_equal_in_number_up_to_the_encodings_own():
+def test_models_of_one_seed_start_from_the_same_weights_up_to_the_encodings_own():
     counts = {e: describe(build(ZooConfig(position_encoding=e))).n_parameters for e in ENCODINGS}
     plain = 2048 * 128 + 4 * (12 * 128**2 + 2 * 128) + 128  # tokens, layers (attention 4, MLP 8), last norm
     own = {"learned": 256 * 128, "t5": 32 * 4}
     assert counts == {e: plain + own.get(e, 0) for e in ENCODINGS}
-
-
-def test_models_of_one_seed_start_from_the_same_weights():
     first = dict(build(ZooConfig(position_encoding="nope"), seed=3).named_parameters())
     for encoding in ENCODINGS:
         for causal in MASKS:

@@ -1,5 +1,3 @@
-"""What the inspector measures: against the library, against pywt and slow loops; what it refuses."""
-
 import dataclasses
 
 import numpy as np
@@ -26,7 +24,7 @@ def reading(tiny_llama):
     return read_text(tiny_llama, TEXT, length=96)
 
 
-def test_all_numbers_are_those_of_analyze(tiny_llama, reading):
+def test_numbers_are_those_of_analyze_and_the_null_is_uniform_attention(tiny_llama, reading):
     ids = torch.tensor([tiny_llama.tokenizer(TEXT)["input_ids"][:96]])
     table = analyze(tiny_llama, ids, PAPER, progress=False)
     assert set(reading.metrics) == {*table.metrics, *reading.scores}
@@ -37,9 +35,6 @@ def test_all_numbers_are_those_of_analyze(tiny_llama, reading):
     values = np.array([[1.0, 2.0], [2.0, np.nan]])
     found = [percentile(values, value) for value in (2.0, 1.0, np.nan)]
     assert found == pytest.approx([100 * (1 + 0.5 * 2) / 3, 100 * 0.5 / 3, np.nan], nan_ok=True)
-
-
-def test_the_null_is_uniform_attention_in_closed_form(reading):
     profile = nulls.uniform_profiles(reading.n_tokens, causal=True).key_profile[0, 0, 0]
     assert reading.null_value("sink_mass") == pytest.approx(float(profile[0]), rel=1e-12)
     assert reading.null_value("positional_entropy") == pytest.approx(float(-(profile * profile.log()).sum()))

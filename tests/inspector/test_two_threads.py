@@ -3,8 +3,7 @@
 import threading
 
 import pytest
-import torch
-import transformers as hf
+from tiny_models import make_model
 
 from nbhelpers.inputs.models import LoadedModel, describe
 from nbhelpers.inspector import inspect_heads
@@ -17,18 +16,11 @@ OTHER = "a ship, a ship, a whale, the night and the sea, the sea and the night. 
 @pytest.fixture
 def bloom(tiny_llama):
     """A family whose attention is had by running the model again (route "module")."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        sizes = {"vocab_size": 300, "hidden_size": 32, "n_layer": 3, "n_head": 4}
-        config = hf.BloomConfig(**sizes, pad_token_id=0, initializer_range=0.2)
-        model = hf.BloomForCausalLM(config).eval()
-    tokenizer = tiny_llama.tokenizer
+    model, tokenizer = make_model("bloom", layers=3, vocab_size=300), tiny_llama.tokenizer
     return LoadedModel(model, tokenizer, describe(model, name="tiny-bloom", tokenizer=tokenizer))
 
 
 class Held:
-    """Work in another thread that stops at its first report of progress until it may go on."""
-
     def __init__(self, work):
         self.running, self.go_on, self.result = threading.Event(), threading.Event(), None
         self._thread = threading.Thread(target=self._run, args=(work,))
@@ -51,7 +43,6 @@ class Held:
 
 
 def seen_beside(held, reading, layer):
-    """Return the attention of head 0 of a layer, asked for while the other thread is held, then let go."""
     found = []
     click = threading.Thread(target=lambda: found.append(reading.head(layer, 0).attn))
     click.start()

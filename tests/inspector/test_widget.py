@@ -1,5 +1,3 @@
-"""What the page asks for is done, without a browser: setting a trait or a message does it here and now."""
-
 import threading
 import weakref
 from unittest.mock import Mock
@@ -29,12 +27,10 @@ def inspector(tiny_llama, tmp_path):
 
 
 def ask(inspector, action, **more):
-    """Send what the page would send."""
     inspector._handle_custom_msg({"do": action, **more}, [])
 
 
 def shown(inspector, metric="low_band"):
-    """Return a metric of all heads as the page gets it, (layer, head)."""
     packed = inspector.shown
     at = [entry["name"] for entry in packed["metrics"]].index(metric)
     start, shape = packed["arrays"]["places"]["values"]
@@ -47,7 +43,6 @@ def same(inspector, reading):
 
 
 def good(inspector):
-    """Everything that an error must leave as it was."""
     return inspector.reading, inspector.selected, inspector.shown, inspector.layer_shown
 
 
@@ -95,9 +90,8 @@ def test_the_protocol_is_measured_anew_and_a_metric_that_is_gone_gives_way(inspe
     assert same(inspector, inspector.reading.under(PAPER.replace(window="boxcar")))
     ask(inspector, "protocol", scaled_variant="stride")  # this one needs the model
     inspector.wait(PATIENCE)
-    assert (
-        inspector.reading.protocol.scaled_variant == inspector.reading.observation.scaled_variant == "stride"
-    )
+    reading = inspector.reading
+    assert reading.protocol.scaled_variant == reading.observation.scaled_variant == "stride"
     inspector.metric = "sink_mass"
     ask(inspector, "protocol", signal="lag_profile")
     assert inspector.metric in inspector.reading.metrics
@@ -162,10 +156,9 @@ def test_a_state_is_opened_again(inspector, tiny_llama, tmp_path):
         again = inspect_heads(tiny_llama, state=state, progress=False)
         assert again.state() == inspector.state()
         assert again.shown == inspector.shown
+    del state["length"]
     with pytest.raises(ValueError, match="state lacks length"):
-        inspect_heads(
-            tiny_llama, state={name: value for name, value in inspector.state().items() if name != "length"}
-        )
+        inspect_heads(tiny_llama, state=state)
     with pytest.raises(ValueError, match="a model and a text"):
         inspect_heads(tiny_llama)
 
@@ -239,13 +232,9 @@ def test_an_unforeseen_error_is_told_with_its_name(inspector, monkeypatch):
 
 
 def test_what_cannot_be_opened_raises(tiny_llama):
-    for text, options, error in (
-        ("", {}, ValueError),
-        (TEXT, {"layer": 2}, IndexError),
-        (TEXT, {"metric": "beauty"}, KeyError),
-    ):
+    for wrong, error in (({"text": ""}, ValueError), ({"layer": 2}, IndexError), ({"metric": "x"}, KeyError)):
         with pytest.raises(error):
-            inspect_heads(tiny_llama, text, length=64, **options)
+            inspect_heads(tiny_llama, **{"text": TEXT, "length": 64} | wrong)
 
 
 def test_new_work_supersedes_what_runs():

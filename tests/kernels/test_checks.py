@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from refusals import refusals
 
 from nbhelpers.kernels.checks import (
     as_double,
@@ -20,29 +21,23 @@ def test_half_and_integers_are_upcast_and_float64_stays():
     assert as_real(x) is x, "no copy"
 
 
-@pytest.mark.parametrize(
-    ("check", "values", "message"),
-    [
-        (as_real, torch.ones(3, dtype=torch.complex64), "complex64"),
-        (as_double, torch.ones(3, dtype=torch.complex64), "complex64"),
-        (as_double, [1.0, 2j], "complex128|real numbers"),
-        (require_finite, torch.tensor([[0.0, math.nan], [math.inf, 0.0]]), r"2 of 4 .*\(0, 1\)"),
-        (require_finite, torch.tensor([math.inf, -math.inf, 0.0]), "2 of 3"),
-        (as_signal, torch.tensor([1.0, math.nan]), "1 of 2"),
-        (as_signal, torch.zeros(2, 0), r"\(2, 0\)"),
-        (as_signal, torch.tensor(1.0), "at least 1 position"),
-        *[(lambda base, _: log_base(base), base, "base") for base in (0.0, -2.0, 1.0, math.nan)],
-    ],
+NAN = torch.tensor([1.0, math.nan])
+test_bad_input_is_refused = refusals(
+    (lambda: as_real(torch.ones(3, dtype=torch.complex64)), "complex64"),
+    (lambda: as_double(torch.ones(3, dtype=torch.complex64), "x"), "complex64"),
+    (lambda: as_double([1.0, 2j], "x"), "complex128|real numbers"),
+    (lambda: require_finite(torch.tensor([[0.0, math.nan], [math.inf, 0.0]]), "x"), r"2 of 4 .*\(0, 1\)"),
+    (lambda: require_finite(torch.tensor([math.inf, -math.inf, 0.0]), "x"), "2 of 3"),
+    (lambda: as_signal(NAN), "1 of 2"),
+    (lambda: as_signal(torch.zeros(2, 0)), r"\(2, 0\)"),
+    (lambda: as_signal(torch.tensor(1.0)), "at least 1 position"),
+    (lambda: log_base(1.0), "base"),
 )
-def test_bad_input_is_refused(check, values, message):
-    with pytest.raises(ValueError, match=message):
-        check(values, "x")
 
 
 def test_sums_may_overflow_and_nan_may_pass_unchecked():
     require_finite(torch.full((8,), 3e38), "x")
-    broken = torch.tensor([1.0, math.nan])
-    assert as_signal(broken, check=False) is broken
+    assert as_signal(NAN, check=False) is NAN
 
 
 def test_entropy_term_is_zero_at_zero_with_finite_gradient():

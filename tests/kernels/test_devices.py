@@ -28,6 +28,10 @@ ATTN = attention(2, LENGTH, LENGTH, causal=True, scale=2)
 LEVELS = wavelets.wavedec(SIGNAL, level=3)
 SHORT = wavelets.wavedec(SIGNAL[..., :65], level=3)
 TABLE = uniform(32, 3)
+TURNED = uniform(2, 40, 16), torch.arange(40), rope.inverse_frequencies(16)
+PLAIN = {"window": "hann", "pad": 1, "detrend": "none", "sided": "one", "dc": "keep"}
+OTHER = {"window": "boxcar", "pad": 2, "detrend": "mean", "sided": "two", "dc": "drop"}
+SPECTRA = (PLAIN, OTHER, PLAIN | {"detrend": "mean"})
 
 
 def levels(on, parts=LEVELS):
@@ -52,28 +56,15 @@ CALLS = {
     "as_signal": [lambda on: checks.as_signal(on(torch.arange(9)), check=False)],
     "wavelengths": [lambda on: rope.wavelengths(on(rope.inverse_frequencies(16)))],
     "rotate": [
-        lambda on, layout=layout: rope.rotate(
-            on(uniform(2, 40, 16)), on(torch.arange(40)), on(rope.inverse_frequencies(16)), interleaved=layout
-        )
+        lambda on, layout=layout: rope.rotate(*map(on, TURNED), interleaved=layout)
         for layout in (False, True)
     ],
     "lag_kernel": [lambda on: rope.lag_kernel(on(rope.inverse_frequencies(16)), on(torch.arange(40)))],
     "t5_bucket": [lambda on: rope.t5_bucket(on(torch.arange(-300, 300)))],
     "t5_bias": [lambda on: rope.t5_bias(on(TABLE), 300), lambda on: rope.t5_bias(on(TABLE), 9)],
-    "row_psd": [
-        lambda on: rows.row_psd(
-            on(SIGNAL), 150, window="hann", pad=1, detrend="none", sided="one", dc="keep"
-        ),
-        lambda on: rows.row_psd(
-            on(SIGNAL), 150, window="boxcar", pad=2, detrend="mean", sided="two", dc="drop"
-        ),
-        lambda on: rows.row_psd(
-            on(SIGNAL), 150, window="hann", pad=1, detrend="mean", sided="one", dc="keep"
-        ),
-    ],
+    "row_psd": [lambda on, options=options: rows.row_psd(on(SIGNAL), 150, **options) for options in SPECTRA],
     "row_spectral_metrics": [
-        lambda on: rows.row_spectral_metrics(on(SIGNAL), RUNS),
-        lambda on: rows.row_spectral_metrics(on(SIGNAL), RUNS, base=2),
+        lambda on, base=base: rows.row_spectral_metrics(on(SIGNAL), RUNS, base=base) for base in (None, 2)
     ],
     "row_wavelet_entropies": [
         lambda on, mode=mode: rows.row_wavelet_entropies(on(SIGNAL), 150, wavelet="db2", mode=mode, level=2)

@@ -23,20 +23,17 @@ class TestRequireDistribution:
         with pytest.raises(ValueError, match=r"within 0\.01"):
             entropy.require_distribution((attn * 1.03).to(torch.float16))
 
-    @pytest.mark.parametrize(
-        ("at", "value", "message"),
-        [
+    def test_what_is_no_distribution_is_refused(self):
+        for at, value, message in (
             ((1, 2), 0.0, r"1 of 6 rows do not, the worst at index \(1, 2\) with sum 0"),
             ((0, 1, 3), -0.25, r"negative.*\(0, 1, 3\)"),
             ((0, 1, 3), math.nan, r"1 of 48 entries.*\(0, 1, 3\)"),
             (..., 0.1255, r"within 0\.001, but 6 of 6 rows"),
-        ],
-    )
-    def test_what_is_no_distribution_is_refused(self, at, value, message):
-        attn = attention(2, 3, 8)
-        attn[at] = value
-        with pytest.raises(ValueError, match=message):
-            entropy.positional_entropy(attn)
+        ):
+            attn = attention(2, 3, 8)
+            attn[at] = value
+            with pytest.raises(ValueError, match=message):
+                entropy.positional_entropy(attn)
 
 
 class TestPositionalEntropy:

@@ -7,6 +7,7 @@ import scipy.spatial
 import scipy.stats
 import torch
 from draws import DTYPES, normal, uniform
+from refusals import refusals
 from tolerances import assert_close
 
 from nbhelpers.kernels import entropy, frames, spectra
@@ -48,15 +49,13 @@ class TestFrameBounds:
             assert_close(torch.stack([lower[k], upper[k]]), values[[0, -1]])
             assert rank[k] == np.linalg.matrix_rank(operator) == min(shape)
 
-    def test_rtol_decides_what_spans(self):
+    def test_rtol_decides_what_spans_and_zero_vectors_do_not(self):
         vectors = torch.diag(torch.tensor([1.0, 0.5, 1e-7], dtype=torch.float64))
         assert frames.frame_bounds(vectors).rank == 3
         assert [frames.frame_bounds(scale * vectors, rtol=0.1).rank for scale in (100, 0.01)] == [2, 2]
         lower, _, rank = frames.frame_bounds(vectors, rtol=1e-6)
         assert rank == 2
         assert float(lower) == 0.25
-
-    def test_zero_vectors_and_half_precision(self):
         padded = torch.cat([STAR, torch.zeros(2, 2)])
         before = padded.clone()
         for vectors, normalize in ((padded, False), (5 * padded, True)):
@@ -73,9 +72,8 @@ def test_random_frame_bounds_have_the_supports_asked_for_and_the_seed_decides():
     wanted = torch.tensor([2.0, 5.0, 30.0], dtype=torch.float64)
     bounds = frames.random_frame_bounds(1, 64, effective_support=wanted[:, None], n_draws=3, normalize=False)
     assert_close(bounds.upper, 1 / wanted)
-    first, again, other = (
-        frames.random_frame_bounds(3, 8, effective_support=2.0, n_draws=2, seed=s).ratio for s in (0, 0, 1)
-    )
+    options = {"effective_support": 2.0, "n_draws": 2}
+    first, again, other = (frames.random_frame_bounds(3, 8, **options, seed=s).ratio for s in (0, 0, 1))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     one = frames.random_frame_bounds(1, 8, effective_support=2.0, n_draws=2)
@@ -100,15 +98,13 @@ class TestSoftmaxOfSupport:
         assert torch.equal(attn.argsort(-1), scores.argsort(-1))
         assert torch.equal(scores, before)
 
-    def test_it_is_a_softmax_of_the_scores(self):
+    def test_it_is_a_softmax_of_the_scores_to_both_ends(self):
         scores = normal(5, 32)
         attn = frames.softmax_of_support(scores, 7.0)
         for row, score in zip(attn.log(), scores, strict=True):
             fit = scipy.stats.linregress(score.numpy(), row.numpy())
             assert fit.slope > 0
             assert fit.rvalue == pytest.approx(1, abs=1e-12)
-
-    def test_ends(self):
         scores = normal(3, 16)
         # 1 / Σ a² is flat at its largest value, so a is known there to the root of the resolution only.
         even = frames.softmax_of_support(scores, 16)
@@ -127,15 +123,13 @@ def wavelet_bank(n, n_heads, quality=4.0):
 
 
 class TestConstantQSlope:
-    def test_dyadic_wavelets_have_slope_one(self):
+    def test_dyadic_wavelets_have_slope_one_and_gabor_zero(self):
         psd, frequency, centres = wavelet_bank(8192, 6)
         result = frames.constant_q_slope(psd, frequency)
         assert float(result.slope) == pytest.approx(1, abs=1e-4)  # tails beyond 4 sd are cut at 0.5
         assert result.centroid.numpy() == pytest.approx(centres.numpy(), rel=1e-3)
         assert result.quality.numpy() == pytest.approx(np.full(6, 4.0), rel=2e-3)  # the left tail is cut at 0
         assert float(result.error) < 1e-4
-
-    def test_gabor_has_slope_zero(self):
         frequency = spectra.frequencies(8192)
         centres = torch.linspace(0.08, 0.4, 9, dtype=torch.float64)
         psd = torch.exp(-0.5 * ((frequency - centres[:, None]) / 0.01) ** 2)  # one window, evenly spaced
@@ -160,7 +154,7 @@ class TestConstantQSlope:
             assert float(result.error[batch]) == pytest.approx(fit.stderr, rel=1e-10)
             assert float(result.spread[batch]) == pytest.approx(np.std(np.log(centres), ddof=1), rel=1e-10)
 
-    def test_the_zero_line_is_ignored_and_sides_agree(self):
+    def test_the_zero_line_and_heads_without_power_do_not_take_part(self):
         signal = normal(5, 64)
         one, two = (spectra.psd(signal, window="boxcar", sided=s) for s in ("one", "two"))
         expected = frames.constant_q_slope(two, spectra.frequencies(64, sided="two"))
@@ -169,8 +163,6 @@ class TestConstantQSlope:
         result = frames.constant_q_slope(one, spectra.frequencies(64))
         assert_close(result.slope, expected.slope)
         assert_close(result.bandwidth, expected.bandwidth)
-
-    def test_heads_without_power_do_not_take_part(self):
         psd, frequency, _ = wavelet_bank(512, 4)
         with_silent = torch.cat([psd, torch.zeros(1, 257), torch.zeros(1, 257)])
         with_silent[-1, 40] = 1.0  # a single line has no bandwidth
@@ -191,7 +183,7 @@ class TestHeadSimilarity:
         cosine = np.stack([1 - scipy.spatial.distance.cdist(part, part, "cosine") for part in parts])
         assert_close(frames.head_similarity(vectors), cosine, dtype=dtype)
 
-    def test_uniform_attention_has_nothing_left_when_centred(self):
+    def test_uniform_attention_has_nothing_left_when_centred_and_small_values_keep_their_cosine(self):
         vectors = torch.stack([torch.full((48,), 0.1), torch.linspace(0, 1, 48) ** 2])
         assert (vectors[0] - vectors[0].mean()).abs().max() > 0, "the mean of equal values is off by rounding"
         similarity = frames.head_similarity(vectors, center=True)
@@ -201,8 +193,6 @@ class TestHeadSimilarity:
         long = torch.full((2, 4096), 0.1) + 1e-7 * torch.linspace(0, 1, 4096).round()
         for scale in (1.0, 1e8):  # what is rounding grows with the vectors
             assert frames.head_similarity(scale * long, center=True).isnan().all()
-
-    def test_small_float32_values_keep_their_cosine(self):
         vectors = torch.tensor([[1e-25, 0.0], [1e-25, 1e-25]])
         assert float(frames.head_similarity(vectors)[0, 1]) == pytest.approx(math.sqrt(0.5), rel=1e-6)
 
@@ -217,19 +207,13 @@ def test_mean_off_diagonal_is_the_slow_loop_and_spares_the_diagonal():
     assert_close(frames.mean_off_diagonal(frames.head_similarity(STAR)), -0.5, dtype=torch.float64)
 
 
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: frames.frame_bounds(torch.ones(3)), r"\(3,\)"),
-        (lambda: frames.frame_bounds(torch.tensor([[1.0, math.nan], [1.0, 2.0]])), "1 of 4 entries"),
-        (lambda: frames.softmax_of_support(normal(2, 16), torch.tensor([4.0, 0.9])), r"\[1, 16\]"),
-        (lambda: frames.softmax_of_support(normal(2, 16), torch.tensor([4.0, 17.0])), r"\[1, 16\]"),
-        (lambda: frames.constant_q_slope(torch.ones(2, 9), torch.ones(8)), r"\(9,\)"),
-        (lambda: frames.constant_q_slope(torch.ones(9), torch.ones(9)), r"\(9,\)"),
-        (lambda: frames.mean_off_diagonal(torch.ones(1, 1)), "2 or more heads"),
-        (lambda: frames.mean_off_diagonal(torch.ones(3, 2)), r"\(3, 2\)"),
-    ],
+test_bad_input_is_refused = refusals(
+    (lambda: frames.frame_bounds(torch.ones(3)), r"\(3,\)"),
+    (lambda: frames.frame_bounds(torch.tensor([[1.0, math.nan], [1.0, 2.0]])), "1 of 4 entries"),
+    (lambda: frames.softmax_of_support(normal(2, 16), torch.tensor([4.0, 0.9])), r"\[1, 16\]"),
+    (lambda: frames.softmax_of_support(normal(2, 16), torch.tensor([4.0, 17.0])), r"\[1, 16\]"),
+    (lambda: frames.constant_q_slope(torch.ones(2, 9), torch.ones(8)), r"\(9,\)"),
+    (lambda: frames.constant_q_slope(torch.ones(9), torch.ones(9)), r"\(9,\)"),
+    (lambda: frames.mean_off_diagonal(torch.ones(1, 1)), "2 or more heads"),
+    (lambda: frames.mean_off_diagonal(torch.ones(3, 2)), r"\(3, 2\)"),
 )
-def test_bad_input_is_refused(call, message):
-    with pytest.raises(ValueError, match=message):
-        call()

@@ -1,5 +1,3 @@
-"""The fast row kernels equal the plain ones, and float64 numpy and PyWavelets."""
-
 import itertools
 
 import numpy as np
@@ -19,7 +17,6 @@ LENGTHS = [(1, 1), (1, 2), (2, 2), (3, 8), (8, 8), (5, 17), (17, 17), (40, 64), 
 
 
 def attention_rows(n_given, *, leading=(2, 3), seed=0, flattest=0, dtype=torch.float32):
-    """Rows that sum to 1, from flat (0) or nearly so to sharp."""
     generator = torch.Generator().manual_seed(seed)
     scores = torch.randn(*leading, n_given, generator=generator, dtype=torch.float64)
     sharpness = torch.linspace(flattest, 8, leading[-1], dtype=torch.float64)[:, None]
@@ -27,13 +24,11 @@ def attention_rows(n_given, *, leading=(2, 3), seed=0, flattest=0, dtype=torch.f
 
 
 def whole(given, length):
-    """The signal of `length` samples: the rows and their zero tail, in float64 numpy."""
     tail = [(0, 0)] * (given.ndim - 1) + [(0, length - given.shape[-1])]
     return np.pad(given.double().numpy(), tail)
 
 
 def oracle_psd(signal, *, window, pad, detrend, sided, dc):
-    """Eq. 1 by numpy, in float64."""
     n = signal.shape[-1]
     n_bins = {"next_pow2": 2 ** int(np.ceil(np.log2(n)))}.get(pad) or pad * n
     if detrend == "mean":
@@ -44,7 +39,6 @@ def oracle_psd(signal, *, window, pad, detrend, sided, dc):
 
 
 def oracle_wavelet_entropies(signal, *, wavelet, mode, level):
-    """Eq. 5, literally, in float64."""
     coefficients = [signal] if level == 0 else pywt.wavedec(signal, wavelet, mode=mode, level=level, axis=-1)
     energies = [c**2 for c in coefficients]
     return np.stack([-(e * np.log(np.where(e > 0, e, 1.0))).sum(-1) for e in energies], -1)

@@ -1,5 +1,3 @@
-"""Scores by rule: a slow loop and planted heads."""
-
 import numpy as np
 import pytest
 import torch
@@ -10,7 +8,6 @@ PREVIOUS, DUPLICATE, INDUCTION = range(3)
 
 
 def slowly(attn, ids, rule):
-    """Mean over queries, one at a time; NaN without a query."""
     found = []
     for query in range(len(attn)):
         earlier = [key for key in range(query) if ids[key] == ids[query]]
@@ -34,12 +31,9 @@ def test_scores_equal_a_slow_loop(n_queries):
         assert float(got[layer, head, rule]) == pytest.approx(slowly(attn[layer, head], ids, rule), rel=1e-12)
 
 
-def test_one_query_is_enough():
+def test_planted_heads_have_their_score_and_no_other():
     ids, attn = torch.tensor([[3, 5, 3]]), torch.tensor([[1.0, 0, 0], [0.5, 0.5, 0], [0.25, 0.5, 0.25]])
     assert read_by_rule(attn, ids).tolist() == [0.5, 0.25, 0.5]
-
-
-def test_planted_heads_have_their_score_and_no_other():
     period, n = 20, 40
     ids = torch.cat([torch.arange(period)] * 2)[None]
     rows = torch.arange(n)

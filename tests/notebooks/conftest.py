@@ -1,6 +1,7 @@
 import dataclasses
 import functools
 import os
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -13,6 +14,12 @@ from nbhelpers.collection.run import load_runs, run_notebooks
 from nbhelpers.sweeps.engine import run_sweep
 from nbhelpers.sweeps.grid import make_grid
 from nbhelpers.zoo.tables import ZooTables
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.notebook)
 
 
 @pytest.fixture(scope="session")
@@ -63,19 +70,16 @@ def stored(smoke_run, recorded):
 
 @pytest.fixture(scope="module")
 def numbers(request, recorded):
-    """What the notebook of this test module recorded at smoke size, by name."""
     return recorded(request.path.stem.removeprefix("test_"))
 
 
 @pytest.fixture(scope="module")
 def tables(request, stored):
-    """The tables that the notebook of this test module stored at smoke size, by name."""
     return stored(request.path.stem.removeprefix("test_"))
 
 
 @pytest.fixture(scope="session")
 def shipped():
-    """The tables of the zoo that travel with the package."""
     return ZooTables.read()
 
 

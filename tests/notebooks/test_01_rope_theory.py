@@ -6,7 +6,6 @@ import pytest
 
 from nbhelpers.collection.plan import find_notebook_folder, load_sizes
 
-pytestmark = pytest.mark.notebook
 HEAD_DIM, THETA = 64, 10000.0  # the notebook's defaults, kept at smoke size
 LENGTH = load_sizes(find_notebook_folder())["01_rope_theory"]["smoke"]["length"]
 FREQUENCIES = [THETA ** (-2 * pair / HEAD_DIM) for pair in range(HEAD_DIM // 2)]

@@ -1,9 +1,5 @@
-"""Numbers recorded by 02_wavelets_and_uncertainty against a slow loop and stated expectations."""
-
 import pytest
 from oracles import assert_near, uniform_row_correlation
-
-pytestmark = pytest.mark.notebook
 
 LENGTH = 128  # the notebook's default, kept at smoke size
 
@@ -15,9 +11,8 @@ def test_correlations_of_rows_that_learned_nothing(numbers):
     assert_near(numbers, near)
 
 
-@pytest.mark.parametrize(
-    ("window", "demeaned"), [("hann", False), ("boxcar", False), ("hann", True), ("boxcar", True)]
-)
+@pytest.mark.parametrize("demeaned", [False, True])
+@pytest.mark.parametrize("window", ["hann", "boxcar"])
 def test_correlation_of_uniform_causal_rows_is_that_of_a_slow_loop(numbers, window, demeaned):
     expected = uniform_row_correlation(LENGTH, window, demeaned=demeaned, least=2)
     name = f"rho_uniform_{window}" + "_demeaned" * demeaned

@@ -1,9 +1,6 @@
-"""The numbers that 03_null_models records at smoke size: SmolLM2-135M, 3 passages of 128 tokens."""
-
 import pytest
 from oracles import scale_sensitivities, uniform_profile
 
-pytestmark = pytest.mark.notebook
 KNOWN = {32: (0.035, 0.087), 64: (0.031, 0.082), 128: (0.026, 0.073), 256: (0.023, 0.065)}
 
 

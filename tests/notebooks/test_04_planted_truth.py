@@ -1,5 +1,3 @@
-"""The numbers that 04_planted_truth records at smoke size: one strength of noise, 128 tokens, 3 sequences."""
-
 import numpy as np
 import pytest
 from oracles import assert_near
@@ -7,7 +5,7 @@ from oracles import assert_near
 from nbhelpers.claims.banks import KINDS, TEST
 from nbhelpers.claims.paper import CLAIMS
 
-pytestmark = pytest.mark.notebook
+LITERAL = ("C1", "C3", "C15", "C16", "C4", "C5", "C6", "C14")
 SECONDS = [known for known in CLAIMS if known.second]
 
 
@@ -25,15 +23,12 @@ def test_every_kind_is_judged_by_every_second_rule_that_its_truth_decides(tables
 
 
 def wilson(k, n, z=1.959963984540054):
-    """95 % interval of a share k/n, from its formula."""
     centre = (k + z**2 / 2) / (n + z**2)
     half = z / (n + z**2) * np.sqrt(k * (n - k) / n + z**2 / 4)
     return centre - half, centre + half
 
 
-@pytest.mark.parametrize(
-    "rule", ["C1", "C3", "C15", "C16", "C4", "C5", "C6", "C14", *(c.other.number for c in SECONDS)]
-)
+@pytest.mark.parametrize("rule", [*LITERAL, *(c.other.number for c in SECONDS)])
 @pytest.mark.parametrize(("name", "holds"), [("sensitivity", True), ("specificity", False)])
 def test_rates_are_shares_of_cases_judged_correctly(numbers, tables, rule, name, holds):
     cases = tables["cases"].query("bank == 'test'") if rule.endswith("second") else tables["literal"]
@@ -43,7 +38,7 @@ def test_rates_are_shares_of_cases_judged_correctly(numbers, tables, rule, name,
     assert (row.low, row.high) == pytest.approx(wilson(right.sum(), len(right)), abs=1e-9)
 
 
-def test_the_second_rules_say_yes_and_no(tables):
+def test_the_second_rules_say_yes_and_no_and_areas_are_those_of_a_slow_loop(tables, numbers):
     cases = tables["cases"].query("bank == 'test'")
     assert cases.groupby(["rule", "holds"]).right.mean().min() >= 0.9
     literal = tables["literal"].query("holds").groupby("rule").right.mean()
@@ -52,16 +47,10 @@ def test_the_second_rules_say_yes_and_no(tables):
     effects = tables["literal"].query("rule in ['C15', 'C16'] and not holds").groupby("kind").right.mean()
     assert len(effects) == 7
     assert effects.min() >= 0.8
-
-
-def test_area_is_the_share_of_pairs_in_order(numbers, tables):
     for name, own in tables["statistics"].groupby("criterion"):
         yes, no = (own.value[own.holds == holds].to_numpy() for holds in (True, False))
         above = np.mean([(a > b) + 0.5 * (a == b) for a in yes for b in no])
         assert numbers[f"planted_area_{name}"].value == pytest.approx(max(above, 1 - above)), name
-
-
-def test_the_printed_numbers_pass_where_their_criterion_allows_it(tables):
     passed = tables["printed"].set_index("criterion")["printed values that pass"]
     assert (passed[["C6_rho", "C5_half", "C11_error"]] == "0% of 7").all()
 

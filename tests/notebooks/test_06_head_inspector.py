@@ -3,9 +3,6 @@
 import base64
 
 import nbformat
-import pytest
-
-pytestmark = pytest.mark.notebook
 
 
 def test_a_page_without_widgets_has_a_picture_in_their_place(numbers, smoke_run):

@@ -1,9 +1,4 @@
-"""The numbers that 07_frequency_bands records at smoke size: SmolLM2-135M, 4 passages of 128 tokens."""
-
-import pytest
 from oracles import assert_near
-
-pytestmark = pytest.mark.notebook
 
 
 def test_untrained_attention_is_near_uniform_and_trained_heads_where_a_larger_run_found_them(numbers):

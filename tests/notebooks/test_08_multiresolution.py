@@ -1,5 +1,3 @@
-"""The numbers that 08_multiresolution records at smoke size: SmolLM2-135M, 3 passages of 128 tokens."""
-
 import numpy as np
 import pytest
 import pywt
@@ -7,15 +5,12 @@ from oracles import assert_near, entropy, uniform_profile
 
 from nbhelpers.claims.paper import claim, paper_table
 
-pytestmark = pytest.mark.notebook
-
 LENGTH = 128
 JUDGED = ("C11", "C12", "C13", "C14")
 SCALES = [f"scale_{k}" for k in range(6)]
 
 
 def entropy_per_scale(signal):
-    """Normalised wavelet entropy by pywt alone; scale 0 is the approximation."""
     return [entropy(c**2) for c in pywt.wavedec(signal, "db2", "symmetric", level=5)]
 
 
@@ -60,15 +55,12 @@ def test_every_criterion_is_recorded_and_the_verdicts_follow(numbers, tables, ve
     assert verdicts["C11"] == "the quantity cannot tell"
 
 
-def test_the_model_is_where_a_larger_run_found_it(numbers):
+def test_the_model_is_where_a_larger_run_found_it_and_frames_are_redundant(numbers):
     # Means of 18 other passages at n = 128, and three standard errors of three passages.
     near = {"change": (-0.083, 0.031), "level": (0.742, 0.037)}
     assert_near(numbers, {f"C12_{name}": room for name, room in near.items()})
     near = {"constant_q": (0.503, 0.037), "coherence": (0.769, 0.018), "condition": (3.49, 0.20)}
     assert_near(numbers, {f"C14_{name}": room for name, room in near.items()})
-
-
-def test_no_profile_is_a_wavelet_and_frames_are_redundant(numbers):
     row = numbers["least_dc_share"]
     assert row.null == 1 / LENGTH
     assert row.value >= row.null - 1e-6, "a wavelet would have 0"

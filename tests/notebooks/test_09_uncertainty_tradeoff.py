@@ -1,9 +1,5 @@
-"""The numbers that 09_uncertainty_tradeoff records at smoke size: SmolLM2-135M, 3 passages of 128 tokens."""
-
 import pytest
 from oracles import assert_near, uniform_row_correlation
-
-pytestmark = pytest.mark.notebook
 
 LENGTH = 128
 
@@ -34,17 +30,11 @@ def test_nulls_are_negative_too(tables):
     assert layer.value["N4 exponential"] < layer.value["smollm2-135m"] < layer.value["N1 random weights"]
 
 
-def test_the_mean_sets_the_sign_over_rows(numbers):
+def test_the_sign_over_rows_the_slack_and_what_is_left_given_the_support(numbers):
     assert numbers["rho_rows_hann_mean"].low > 0 > numbers["rho_rows_hann_none"].high
-
-
-def test_the_bound_holds_and_order_does_not_matter_for_the_slack(numbers):
     assert numbers["slack_smallest"].value > -1e-9
     assert_near(numbers, {"slack_model": (1.05, 0.06), "slack_less_N2": (0, 0.02)})
     assert numbers["slack_N3"].value > numbers["slack_model"].value > numbers["slack_N4"].value
-
-
-def test_given_the_support_permuted_values_have_no_correlation_left(numbers):
     name = "partial_rho_{}_one_length_given_support"
     assert abs(numbers[name.format("N3")].value) < 0.15
     assert numbers[name.format("model")].high < numbers[name.format("N3")].low

@@ -1,5 +1,3 @@
-"""11_position_encodings, on what is shipped (whatever it is) and on a collected zoo with planted effects."""
-
 import re
 
 import numpy as np
@@ -8,7 +6,6 @@ from tiny_measurements import LEVEL, write_zoo
 
 from nbhelpers.zoo import ENCODINGS
 
-pytestmark = pytest.mark.notebook
 HALF = "scale_sensitivity_0.5"
 PAIR = ("rope", "learned")  # the encodings with a masked arm
 
@@ -23,7 +20,7 @@ def whole(run_on, tmp_path_factory):
     return run_on("11", write_zoo(folder / "collected", nano), folder / "out")
 
 
-def test_every_run_is_counted_its_loss_recorded_and_whether_it_trained(numbers, shipped):
+def test_runs_losses_and_means_are_those_of_the_measurements(numbers, shipped):
     assert numbers["runs"].value == len(shipped.runs)
     assert "C8_rope_advantage" in numbers, "every encoding has three seeds"
     bigram = shipped.runs.bigram.min()
@@ -34,9 +31,6 @@ def test_every_run_is_counted_its_loss_recorded_and_whether_it_trained(numbers, 
         found = numbers[f"loss_of_{row.run}"]
         assert found.value == pytest.approx(row.validation_loss)
         assert found.note == f"trained: {'met' if met else 'missed'}"
-
-
-def test_means_are_those_of_the_measurements(numbers, shipped):
     ends = shipped.rows(HALF, last=True)
     for arm in shipped.present([*ENCODINGS, "rope-bidirectional", "learned-bidirectional", "rope-bos"]):
         by_seed = ends[ends.arm == arm].groupby("seed").value.mean()
@@ -73,25 +67,19 @@ def test_planted_shares_of_variance(whole):
     assert shares.variance[HALF, "encoding"] == pytest.approx(levels.var(), rel=0.1)
 
 
-def test_equivalence_is_what_was_planted(whole):
+def test_equivalence_prediction_and_order_are_what_was_planted(whole):
     _, tables, _ = whole
     so = tables["equivalence"].set_index(["metric", "encoding"]).so
     assert so[HALF, "prope"] == "equivalent"
     assert so[HALF, "learned"] == "different by more"
     assert (so["low_band"] == "equivalent").all()
     assert so["spectral_entropy", "alibi"] == "different by more"
-
-
-def test_s_predicts_the_loss_beyond_as_planted(whole):
     numbers, tables, _ = whole
     beyond = tables["beyond"]
     assert "learned" not in set(beyond.encoding)
     assert len(beyond) == 18
     row = numbers["S_predicts_cost_of_1024"]
     assert row.value > 0.9
-
-
-def test_statistics_that_see_the_slopes_are_told_from_those_that_do_not(whole):
     numbers, _, text = whole
     assert numbers["alibi_order_lag_profile_spectral_entropy_end"].value > 0.9
     assert abs(numbers["alibi_order_key_profile_half_end"].value) < 0.8, "S has no slopes planted"

@@ -1,13 +1,9 @@
-"""12_training_dynamics, on what is shipped (whatever that is) and on a collected zoo with planted phases."""
-
 import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 from tiny_measurements import LEVEL, write_zoo
 
 from nbhelpers.zoo import ENCODINGS
-
-pytestmark = pytest.mark.notebook
 
 
 def core(settings):
@@ -41,7 +37,7 @@ def test_claims_are_recorded_and_the_picture_of_the_live_model_stays(numbers, sm
 # Planted phases: every arm peaks by 0.5 nats, S rises in two steps
 
 
-def test_the_planted_peak_is_every_arms_and_some_arm_rises_most(whole, verdict):
+def test_the_planted_peak_and_two_steps_are_found(whole, verdict):
     numbers, _, _ = whole
     row = numbers["C9_interior_peak"]
     assert (row.value, row.null) == pytest.approx((0.5, 0.5), abs=0.02)
@@ -49,9 +45,6 @@ def test_the_planted_peak_is_every_arms_and_some_arm_rises_most(whole, verdict):
     row = numbers["C10_rise"]
     assert row.value == pytest.approx(LEVEL["rope"] - 0.02, abs=0.01)
     assert row.null == pytest.approx(LEVEL["learned"] - 0.02, abs=0.01)
-
-
-def test_the_planted_two_steps_are_found(whole):
     numbers, tables, _ = whole
     row = numbers["C10_steps"]
     assert (row.value, row.low, row.high) == (2, 2, 2)

@@ -1,13 +1,9 @@
-"""13_model_scaling, on what is shipped (whatever that is) and on a collected zoo with a planted trend."""
-
 import numpy as np
 import pandas as pd
 import pytest
 from tiny_measurements import PARAMETERS, write_zoo
 
 from nbhelpers.zoo.tables import SIZES
-
-pytestmark = pytest.mark.notebook
 
 
 def plain_rope(settings):
@@ -20,14 +16,11 @@ def whole(run_on, tmp_path_factory):
     return run_on("13", write_zoo(folder / "collected", plain_rope), folder / "out")
 
 
-def test_runs_and_losses_are_those_of_the_sizes(numbers, shipped):
+def test_runs_are_those_of_the_sizes_and_the_papers_outlier_is_that_by_hand(numbers, shipped):
     runs = shipped.runs[shipped.runs.arm.isin(SIZES)]
     assert numbers["runs"].value == len(runs)
     assert numbers["sizes_with_seeds"].value == 4
     assert {"C7_largest_departure", "C19_scale_sensitivity_trend"} <= numbers.keys()
-
-
-def test_the_papers_outlier_by_hand(numbers):
     sizes = np.log10([14e6, 70e6, 160e6, 410e6, 1.4e9, 6.9e9, 12e9])
     entropies = [2.279, 2.667, 3.018, 2.631, 2.655, 2.764, 2.783]
     line = np.polyfit(sizes, entropies, 1)

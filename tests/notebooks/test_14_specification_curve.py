@@ -1,11 +1,8 @@
-"""14_specification_curve at smoke size, on a small grid: shares and claims again from its curves."""
-
 import numpy as np
 import pytest
 
 from nbhelpers.claims.paper import claim
 
-pytestmark = pytest.mark.notebook
 MODEL = "smollm2-135m"
 
 
@@ -14,24 +11,18 @@ def of(tables, statistic, world=MODEL):
     return curves[(curves.statistic == statistic) & (curves.world == world)]
 
 
-def test_counts(numbers, tables):
+def test_counts_claims_and_ends_are_those_of_the_curves(numbers, tables):
     spectra = of(tables, "low band")
     assert len(spectra) == 2 * 2**3 * 2, "signals, window, detrend, dc, and two bases of the logarithm"
     assert numbers["specifications_spectra"].value == 2 * (2**3 - 1) * 2
     assert numbers["specifications_wavelets"].value == 2 * 2 == len(of(tables, "S(0.5)"))
     assert set(tables["curves"].world) == {MODEL, "N1 random weights", "N0 uniform", "N2 permuted",
                                            "N3 iid softmax", "N4 exponential"}  # fmt: skip
-
-
-def test_a_claim_is_counted_over_readings(numbers, tables):
     inside = np.ones(len(of(tables, "low band")), dtype=bool)
     for criterion, name in zip(claim("C2").criteria, ("low band", "mid band", "high band"), strict=False):
         inside &= of(tables, name).value.between(*criterion.claimed).to_numpy()
     assert numbers["C2_readings"].value == pytest.approx(inside.mean())
     assert numbers["C2_readings_alone"].value <= numbers["C2_readings"].value
-
-
-def test_entropies_follow_the_base_and_the_ends_are_those_of_the_curves(numbers, tables):
     entropy = of(tables, "spectral entropy")
     by_base = entropy.groupby("log_base").value.mean()
     assert by_base["2"] / by_base["10"] == pytest.approx(np.log(10) / np.log(2))
@@ -39,13 +30,10 @@ def test_entropies_follow_the_base_and_the_ends_are_those_of_the_curves(numbers,
     assert numbers["half_most"].value == of(tables, "S(0.5)").value.max(), "as C5 reads it"
 
 
-def test_the_joint_test_states_its_floor(numbers):
+def test_the_joint_test_and_the_untrained_network(numbers):
     for name in ("C2", "C4", "C5", "C6"):
         assert numbers[f"{name}_joint_p"].value >= 1 / 3
         assert "least possible 0.333" in numbers[f"{name}_joint_p"].note
-
-
-def test_the_untrained_network_is_held_against_the_tables(numbers):
     assert 0 <= numbers["one_pipeline"].value <= 3 * 5 * 2 * 2, "no more than there are readings"
     assert numbers["rows_of_table_1"].value <= 7
     assert 0 < numbers["rows_of_table_1"].null < 7

@@ -1,9 +1,5 @@
-"""15_head_kernels at smoke size: what is recorded is what the table of heads and the controls say."""
-
 import numpy as np
 import pytest
-
-pytestmark = pytest.mark.notebook
 
 
 def test_the_rule_is_read_off_the_heads(numbers, tables):
@@ -18,14 +14,11 @@ def test_the_rule_is_read_off_the_heads(numbers, tables):
         assert numbers[name].low > numbers[name].null_high, "the own kernel is apart from every control"
 
 
-def test_controls_and_trap(numbers):
+def test_controls_and_that_kernels_emerge(numbers):
     assert abs(numbers["untrained_r"].value) < 0.3
     assert numbers["trap_untrained_log_attention"].null > 0.95, "no kernel at all looks as good"
     assert numbers["exchange_p"].value == 0.01
     assert numbers["random_tokens_r"].value > numbers["other_head_r"].value
-
-
-def test_kernels_emerge(numbers):
     steps = [numbers[f"zoo_rope_step{step}_explained"].value for step in (0, 10, 100, 1000)]
     assert steps[0] < 0.2
     assert np.all(np.diff(steps) > 0)

@@ -1,5 +1,3 @@
-"""The scorecard judges what lies in the store and says what does not; the contradictions are facts."""
-
 import pandas as pd
 import pytest
 
@@ -8,7 +6,6 @@ from nbhelpers.collection.results import Results, load_results
 from nbhelpers.collection.run import run_notebooks
 from nbhelpers.stats import Estimate
 
-pytestmark = pytest.mark.notebook
 NAME = "20_scorecard"
 
 

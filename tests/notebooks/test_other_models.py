@@ -11,13 +11,11 @@ from nbhelpers import load_model
 from nbhelpers.collection.results import load_results
 from nbhelpers.collection.run import run_notebooks
 
-pytestmark = pytest.mark.notebook
 LENGTH = 64  # tokens of a passage at smoke size
 
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory):
-    """A folder as `save_pretrained` leaves it, of a bidirectional model."""
     folder = tmp_path_factory.mktemp("encoder")
     loaded = load_model("minilm-l6")
     loaded.model.save_pretrained(folder)
@@ -46,15 +44,12 @@ def printed(ended):
     return "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
 
 
-def test_a_zoo_model_is_captured_exactly(run):
+def test_a_zoo_model_is_captured_exactly_and_an_encoder_starts_beside_the_whole_uniform_matrix(run, encoder):
     ended, numbers = run("05", "zoo:rope")
     assert ended.status == "passed"
     for profile in ("key_profile", "lag_profile"):
         assert numbers[f"float32_{profile}_error"].value < 1e-6
         assert numbers[f"float32_{profile}_float64_error"].value < 1e-6
-
-
-def test_an_encoder_starts_beside_the_uniform_matrix_without_a_mask(run, encoder):
     ended, numbers = run("00", encoder)
     assert ended.status == "passed"
     assert numbers["n_heads"].value == 6 * 12
@@ -63,15 +58,12 @@ def test_an_encoder_starts_beside_the_uniform_matrix_without_a_mask(run, encoder
     assert "Warning" not in printed(ended)
 
 
-def test_a_notebook_that_needs_a_decoder_is_skipped_with_its_reason(run, encoder):
+def test_what_an_encoder_cannot_give_is_skipped_with_its_reason_and_the_rest_is_recorded(run, encoder):
     ended, numbers = run("05", encoder)
     assert ended.status == "skipped"
     assert "(bert) is no decoder, and this notebook needs one" in ended.error
     assert numbers == {}
     assert f"Skipped: {ended.error}" in printed(ended)
-
-
-def test_of_an_encoder_no_loss_is_recorded_and_the_rest_is(run, encoder):
     ended, numbers = run("06", encoder)
     assert ended.status == "passed"
     assert "skipped: this bert model is not causal: it predicts no next token" in printed(ended)

@@ -1,12 +1,9 @@
-"""Every notebook of the collection runs at smoke size, in a real kernel, and records numbers."""
-
 import pytest
 
 from nbhelpers.collection.plan import list_notebooks
 from nbhelpers.collection.results import load_results
 
 
-@pytest.mark.notebook
 @pytest.mark.parametrize("name", [path.stem for path in list_notebooks()])
 def test_notebook_runs_and_records(smoke_run, name):
     run = smoke_run(name)

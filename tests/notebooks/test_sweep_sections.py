@@ -1,5 +1,3 @@
-"""What the notebooks 07 to 13 show of a real sweep, and what they say without one."""
-
 import functools
 import itertools
 
@@ -36,7 +34,6 @@ def with_sweep(small_sweep, tmp_path_factory):
 
 @functools.cache
 def measured(name):
-    """What the library gives for a run of the small sweep: mean, low and high by metric."""
     model = load_model(name)
     ids = load_text("moby-dick", model, n_sequences=4, length=128)
     table = analyze(model, ids, PAPER, progress=False)
@@ -56,7 +53,6 @@ def assert_are_the_librarys(rows):
         assert own["null"].dropna().to_dict() == {m: null[m] for m in own.index if m in null}
 
 
-@pytest.mark.notebook
 def test_rows_of_the_sweep_are_what_the_library_measures(with_sweep):
     rows, _ = with_sweep("07")
     assert tuple(rows.columns) == COLUMNS
@@ -74,7 +70,6 @@ def test_rows_of_the_sweep_are_what_the_library_measures(with_sweep):
     assert printed.to_dict() == {("Llama-3.2-1B", metric): line[f"{metric}_mean"] for metric in metrics}
 
 
-@pytest.mark.notebook
 def test_a_second_run_records_the_same_to_the_last_digit(smoke_run, with_sweep):
     """In a new kernel, without cached profiles, and beside a sweep, which changes no number."""
     name = smoke_run("07").name  # a model, controls with random weights, permuted profiles
@@ -91,7 +86,6 @@ def test_a_second_run_records_the_same_to_the_last_digit(smoke_run, with_sweep):
         pd.testing.assert_frame_equal(*tables, check_exact=True)
 
 
-@pytest.mark.notebook
 def test_sizes_stand_beside_the_zoos_and_those_of_the_paper(with_sweep):
     rows, done = with_sweep("13")
     assert_are_the_librarys(rows)
@@ -108,13 +102,11 @@ def test_sizes_stand_beside_the_zoos_and_those_of_the_paper(with_sweep):
 
 
 def section(path):
-    """The code cells of the section."""
     cells = nbformat.read(path, as_version=4).cells
     (at,) = [k for k, cell in enumerate(cells) if cell.source.startswith("## Runs of a sweep stand beside")]
     return list(itertools.takewhile(lambda cell: cell.cell_type == "code", cells[at + 1 :]))
 
 
-@pytest.mark.notebook
 def test_without_a_sweep_one_line_says_how_to_make_one(smoke_run):
     done = smoke_run("13")
     (output,) = [output for cell in section(done.output) for output in cell.outputs]

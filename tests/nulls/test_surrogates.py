@@ -81,7 +81,6 @@ def test_exponential_decay_is_solved(causal):
 
 
 def spectral_miss(made, given):
-    """Norm of the difference of the amplitude spectra without DC, over that of the given one."""
     a, b = (torch.fft.rfft(x)[..., 1:].abs() for x in (given, made))
     return (a - b).norm(dim=-1) / a.norm(dim=-1)
 

@@ -1,5 +1,3 @@
-"""The engine with processes whose runs are played: what fails, what resumes, what is refused."""
-
 import multiprocessing
 import os
 import signal
@@ -133,18 +131,15 @@ def test_a_task_that_the_executor_gives_up_is_listed(out):
     assert "workers died while it ran" in why
 
 
-@pytest.mark.parametrize(
-    ("options", "error", "word"),
-    [
+def test_options_that_cannot_work_are_refused(out, monkeypatch):
+    for options, error, word in (
         ({"executor": ThreadPoolExecutor(1), "scheduler": "tcp://x:1"}, ValueError, "not both"),
         ({"scheduler": "tcp://127.0.0.1:9"}, ConnectionError, "no Dask scheduler"),
-    ],
-)
-def test_options_that_cannot_work_are_refused(out, monkeypatch, options, error, word):
-    monkeypatch.setattr(engine, "CONNECT_SECONDS", 0.3)
-    with pytest.raises(error, match=word):
-        run_sweep(parts_grid("a"), out, progress=False, **options)
-    assert not (out / "starts.txt").exists()
+    ):
+        monkeypatch.setattr(engine, "CONNECT_SECONDS", 0.3)
+        with pytest.raises(error, match=word):
+            run_sweep(parts_grid("a"), out, progress=False, **options)
+        assert not (out / "starts.txt").exists()
 
 
 def test_the_command_says_by_its_status_how_it_went(out, tmp_path, capsys):

@@ -1,5 +1,3 @@
-"""What a run is said to take before it runs."""
-
 import math
 import re
 from unittest.mock import Mock
@@ -19,7 +17,6 @@ from nbhelpers.sweeps.grid import make_grid
 
 @pytest.fixture
 def no_hub(monkeypatch):
-    """A machine without a network."""
     ask = Mock(return_value=HubAnswer(False, reason="ConnectError"))
     monkeypatch.setattr(model_files, "ask_hub", ask)
     return ask
@@ -27,7 +24,6 @@ def no_hub(monkeypatch):
 
 @pytest.fixture
 def speed(monkeypatch):
-    """A machine of exactly one GFLOP/s."""
     monkeypatch.setattr(estimate, "matmul_speed", lambda device: 1e9)
 
 
@@ -47,7 +43,7 @@ def test_a_skeleton_is_the_model_without_its_weights(tiny_llama_folder, tiny_lla
     assert skeleton.n_parameters == whole.n_parameters
 
 
-def test_time_and_memory_follow_weights_tokens_and_plan(tiny_llama_folder, tiny_llama, speed, tmp_path):
+def test_time_and_memory_follow_weights_tokens_plan_device(tiny_llama_folder, tiny_llama, speed, tmp_path):
     model, estimator = str(tiny_llama_folder), Estimator(tmp_path, device="cpu")
     run, count = run_of(model), tiny_llama.description.n_parameters
     cost, working = estimator.cost(run), plan(tiny_llama, 4, 64).working_bytes
@@ -59,9 +55,6 @@ def test_time_and_memory_follow_weights_tokens_and_plan(tiny_llama_folder, tiny_
     assert cost.seconds == pytest.approx(estimate.OVERHEAD * products + loading + metrics)
     twice = estimator.cost(run_of(model, n_sequences=8)).seconds
     assert (twice - loading) * 4.75 == pytest.approx((cost.seconds - loading) * 8.75)
-
-
-def test_a_gpu_is_given_larger_batches(tiny_llama_folder, speed, tmp_path):
     run, small = (run_of(str(tiny_llama_folder), n_sequences=200, batch_size=size) for size in (None, 1))
     cpu, gpu = (Estimator(tmp_path, device=device) for device in ("cpu", "cuda"))
     assert gpu.cost(run).megabytes > cpu.cost(run).megabytes + 10

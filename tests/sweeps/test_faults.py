@@ -28,7 +28,6 @@ def grid_file(folder, raw):
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory):
-    """A grid of six runs of the zoo and the bytes of its table."""
     folder = tmp_path_factory.mktemp("reference")
     file = grid_file(folder, {"model": ["zoo:rope", "zoo:alibi"], "length": [32, 48, 64]})
     end(start(file, folder / "out"), 0)
@@ -37,7 +36,6 @@ def real(tmp_path_factory):
 
 @pytest.fixture
 def played(out):
-    """A grid of six runs that take a second each."""
     raw = {"model": "owner/model", "revision": [f"slow {k}" for k in range(6)], "length": 8}
     return grid_file(out.parent, raw)
 
@@ -53,7 +51,6 @@ def start(file, out, *options):
 
 
 def end(process, *expected):
-    """Return what a command said, which must end soon, with one of the statuses expected."""
     try:
         told = process.communicate(timeout=180)[0]
     except subprocess.TimeoutExpired:
@@ -64,7 +61,6 @@ def end(process, *expected):
 
 
 def interrupt(process, out):
-    """Press Ctrl-C, and again while the command ends; return what it said."""
     for _ in range(2):
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGINT)
@@ -147,7 +143,6 @@ if __name__ == "__main__":
 
 @pytest.fixture
 def cluster(out):
-    """A Dask cluster of two workers in processes of its own, and its address."""
     script = out.parent / "cluster.py"
     script.write_text(CLUSTER)
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}

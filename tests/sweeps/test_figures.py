@@ -1,7 +1,6 @@
-"""Figures of a sweep's rows beside those of a notebook and of the paper: what is drawn where."""
-
 import numpy as np
 import pytest
+from refusals import refusals
 
 from nbhelpers.sweeps.figures import compare_sources, rows_over
 from nbhelpers.sweeps.rows import tidy
@@ -15,31 +14,27 @@ def row(source, model, value, metric="spectral_entropy", **more):
     return {"source": source, "model": model, "metric": metric, "value": value} | ends | more
 
 
-@pytest.fixture
-def rows():
-    return tidy(
-        [
-            row("this notebook", "mine", VALUE, step=10, n_parameters=1e6),
-            row("sweep", "owner/a", 3.0, paper="A", step=100, n_parameters=1e8),
-            row("sweep", "owner/b", 1.0, null=np.nan),
-            row("paper", "A", 2.5, paper="A", protocol="Table 3", step=100, n_parameters=1e8),
-            row("paper", "C", 2.7, paper="C", protocol="Table 3"),
-        ]
-    )
+ROWS = tidy(
+    [
+        row("this notebook", "mine", VALUE, step=10, n_parameters=1e6),
+        row("sweep", "owner/a", 3.0, paper="A", step=100, n_parameters=1e8),
+        row("sweep", "owner/b", 1.0, null=np.nan),
+        row("paper", "A", 2.5, paper="A", protocol="Table 3", step=100, n_parameters=1e8),
+        row("paper", "C", 2.7, paper="C", protocol="Table 3"),
+    ]
+)
 
 
 def marks(ax):
-    """The points of a panel by what the legend calls them: name → [(x, line)]."""
     return {c.get_label(): [*map(tuple, c.get_offsets())] for c in ax.collections if c.get_label()[0] != "_"}
 
 
 def curves(ax):
-    """The points of each line by its label."""
     return {line.get_label(): line.get_xydata().tolist() for line in ax.lines}
 
 
-def test_each_row_has_its_value_its_interval_its_null_and_what_the_paper_prints(rows):
-    (ax,) = compare_sources(rows)
+def test_each_row_has_its_value_its_interval_its_null_and_what_the_paper_prints():
+    (ax,) = compare_sources(ROWS)
     names = [label.get_text() for label in ax.get_yticklabels()]
     assert names == ["mine (this notebook)", "owner/a", "owner/b", "C (Table 3)"]
     assert marks(ax) == {
@@ -64,8 +59,8 @@ def test_a_printed_step_stands_at_its_step_only():
 
 
 @pytest.mark.parametrize(("over", "places"), [("step", [11, 101, 101]), ("n_parameters", [1e6, 1e8, 1e8])])
-def test_a_metric_over_steps_or_sizes(rows, over, places):
-    ax = rows_over(rows, over, "spectral_entropy")
+def test_a_metric_over_steps_or_sizes(over, places):
+    ax = rows_over(ROWS, over, "spectral_entropy")
     assert curves(ax) == {
         "mine" if over == "step" else "this notebook": [[places[0], VALUE]],
         "sweep": [[places[1], 3.0]],  # the run without a place is left out
@@ -82,14 +77,8 @@ def test_arms_have_a_curve_each_over_training():
     assert {name: drawn[name] for name in "ab"} == expected, "step 0 has a place"
 
 
-@pytest.mark.parametrize(
-    ("draw", "word"),
-    [
-        (lambda rows: rows_over(rows, "length", "spectral_entropy"), "not over 'length'"),
-        (lambda rows: rows_over(rows, "step", "low_band"), "none of the 5 rows"),
-        (lambda rows: compare_sources(rows, metrics=["sink_mass"]), "no metric"),
-    ],
+test_refusals = refusals(
+    (lambda: rows_over(ROWS, "length", "spectral_entropy"), "not over 'length'"),
+    (lambda: rows_over(ROWS, "step", "low_band"), "none of the 5 rows"),
+    (lambda: compare_sources(ROWS, metrics=["sink_mass"]), "no metric"),
 )
-def test_refusals(rows, draw, word):
-    with pytest.raises(ValueError, match=word):
-        draw(rows)

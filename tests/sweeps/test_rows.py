@@ -1,5 +1,3 @@
-"""What is read of a sweep's folder, and its rows beside those of a notebook and of the paper."""
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -30,7 +28,6 @@ WANTED = ["spectral_entropy", "scale_0", "scale_2", "scale_5"]
 
 
 def sweep_of(out, *, nulls=(0.5, None), **changes):
-    """A finished sweep of a model that the paper has and one that it has not."""
     models = [{"name": "EleutherAI/pythia-12b", "paper": "Pythia-12B"}, "owner/b"]
     grid = make_grid({"model": models, "corpus": "moby-dick", "n_sequences": 5, "length": 64} | changes)
     write_plan(out, grid)
@@ -41,7 +38,6 @@ def sweep_of(out, *, nulls=(0.5, None), **changes):
 
 @pytest.fixture
 def running(tmp_path):
-    """The folder of a sweep of which the first two of three runs are finished, and its grid."""
     models = [{"name": "owner/a", "paper": "Pythia-14M", "revision": ["step0", "step1000"]}, "owner/b"]
     raw = {"model": models, "corpus": "moby-dick", "n_sequences": 5, "length": 512, "paper_table": 6}
     grid = make_grid(raw, name="mine")

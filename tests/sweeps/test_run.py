@@ -1,5 +1,3 @@
-"""What the process of a run does: load once, measure, write a whole file, tell what went wrong."""
-
 import json
 from unittest.mock import Mock
 
@@ -25,7 +23,6 @@ from nbhelpers.table import HeadTable, compare
 
 
 def do(out, model, **changes):
-    """Plan a grid and do its runs in this process; return the exit status and the runs."""
     grid = make_grid({"model": model, "corpus": "moby-dick", "n_sequences": 3, "length": 32} | changes)
     write_plan(out, grid)
     return child.main(out, *(run.id for run in grid.runs)), grid.runs
@@ -101,13 +98,11 @@ def test_a_judged_run_keeps_what_the_rules_need_and_travels_in_equal_bytes(tmp_p
         against[number] = measure(of), of.profiles
     facts = read_run(folders[0], run)
     for claim in ("C2", "C6", "C14"):
-        for criterion, estimate in measure_criteria(
-            measure(seen), seen.profiles, claim, nulls=against
-        ).items():
+        measured = measure_criteria(measure(seen), seen.profiles, claim, nulls=against)
+        for criterion, estimate in measured.items():
             kept = Estimate(**facts["records"][criterion])
-            np.testing.assert_allclose(
-                *(np.array(e, dtype=float) for e in (kept, estimate)), rtol=1e-5, atol=1e-9
-            )
+            pair = (np.array(e, dtype=float) for e in (kept, estimate))
+            np.testing.assert_allclose(*pair, rtol=1e-5, atol=1e-9)
     assert facts["rules"]["digest"] == rules_digest()
     rows = load_sweep(folders[0] / "shipped").table.set_index(["model", "metric"])
     for of, tables in ((name, [measure(seen)]), (f"random:{name}", [table for table, _ in against["N1"]])):

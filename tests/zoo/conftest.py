@@ -1,5 +1,3 @@
-"""A small corpus of the bundled book, and measurements small enough for it."""
-
 import pytest
 from tiny_zoo import shrink
 

@@ -1,5 +1,3 @@
-"""Scores and losses on attention that is known, and the table of a checkpoint."""
-
 import dataclasses
 
 import numpy as np
@@ -90,14 +88,6 @@ def test_validation_loss(yardstick, causal, bos):
     ids, labels = inputs_and_labels(yardstick.validation, causal=causal, bos=bos)
     got = measure.position_losses(model, yardstick.validation, bos=bos)
     assert float(got.nanmean()) == pytest.approx(slow_loss(model, ids, labels), rel=1e-5)
-
-
-def test_losses_of_a_model_that_knows_nothing(yardstick):
-    model = make(std=0.0)
-    losses = measure.position_losses(model, yardstick.validation, bos=False)
-    assert losses.numpy() == pytest.approx(np.log(2048), abs=1e-5)
-    repeat = measure.repeat_losses(model, yardstick.repeated, bos=False)
-    assert [repeat["repeat_loss"], repeat["repeat_gain"]] == pytest.approx([np.log(2048), 0], abs=1e-5)
 
 
 @pytest.mark.parametrize("bos", [False, True])

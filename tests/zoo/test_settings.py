@@ -1,5 +1,3 @@
-"""Checkpoints, learning rate, names and order of the runs, and settings that are refused."""
-
 from itertools import pairwise
 
 import pytest
@@ -20,7 +18,7 @@ def test_at_least_forty_checkpoints_with_the_first_and_the_last(n_steps):
     assert checkpoint_steps(7) == [0, 1, 2, 3, 4, 5, 6, 7]
 
 
-def test_learning_rate_rises_then_follows_a_cosine():
+def test_learning_rate_rises_then_follows_a_cosine_and_slower_where_it_must():
     settings = Settings()
     n, peak = settings.n_steps, 3e-3
     warmup = round(0.05 * n)
@@ -29,9 +27,6 @@ def test_learning_rate_rises_then_follows_a_cosine():
     middle = warmup + (n - warmup) / 2
     assert settings.learning_rate(middle) == pytest.approx(peak * (0.05 + 0.95 / 2))
     assert settings.learning_rate(n) == pytest.approx(peak * 0.05)
-
-
-def test_learned_positions_without_causal_mask_train_longer_and_rise_slower_from_less():
     slow, plain = Settings(encoding="learned", causal=False), Settings(encoding="learned")
     assert slow.n_tokens * MASKED_SHARE == pytest.approx(plain.n_tokens), "as many predictions"
     assert (slow.warmup_share, plain.warmup_share) == (0.7, 0.05)
@@ -63,9 +58,6 @@ def test_weights_are_kept_of_core_runs_of_seed_0():
     for other in ({"seed": 1}, {"causal": False}, {"bos": True}, {"preset": "mini"}):
         assert Settings(**other).kept_steps() == []
     assert set(Settings().kept_steps()) <= set(Settings().checkpoints())
-
-
-def test_refused_settings():
     with pytest.raises(ValueError, match="no encoding 'rotary'; there are rope"):
         Settings(encoding="rotary")
     with pytest.raises(ValueError, match="less than one step of 4096"):

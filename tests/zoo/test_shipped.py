@@ -1,5 +1,3 @@
-"""What is shipped of the zoo is what was planned, and what its measurements say it is."""
-
 import itertools
 
 import numpy as np
@@ -21,8 +19,6 @@ RECOMPUTED = [f"zoo:{name}" for name in ("rope", "rope@step100", "t5", "learned-
 
 
 class FirstBatches:
-    """Stands for the corpus while a few updates are made: the batches that are shipped."""
-
     batches = load_file(shipped_folder() / TOKENS)["first_batches"].long()
 
     def batch(self, n, length, *, seed, step):

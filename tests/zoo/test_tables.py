@@ -25,7 +25,7 @@ def frame(table):
     return pd.read_parquet(table.folder / "measurements.parquet")
 
 
-def test_curves_are_those_of_the_file(table, frame):
+def test_curves_of_arms_and_heads_are_those_of_the_file(table, frame):
     curves = table.curves(ENTROPY, "rope")
     assert curves.values.shape == (3, N_SEQUENCES, len(STEPS))
     assert curves.steps.tolist() == STEPS.tolist()
@@ -34,9 +34,6 @@ def test_curves_are_those_of_the_file(table, frame):
     one = own[(own.run == "rope-seed1") & (own.step == STEPS[7])].value.item()
     assert curves.values[1, 3, 7] == pytest.approx(one)
     assert curves.by_seed == pytest.approx(curves.values.mean(1))
-
-
-def test_heads_keep_their_order(table, frame):
     found = table.head_curves([ENTROPY, "sink_mass"], "alibi-seed2")
     assert list(found) == [ENTROPY, "sink_mass"]
     assert found[ENTROPY].shape == (N_LAYERS * N_HEADS, len(STEPS))
@@ -45,7 +42,7 @@ def test_heads_keep_their_order(table, frame):
     assert found[ENTROPY][N_HEADS + 2, 5] == pytest.approx(one)
 
 
-def test_ends_are_means_of_the_last_or_a_named_step(table):
+def test_ends_are_means_of_a_step_and_what_is_missing_is_named(table):
     curves = table.curves(ENTROPY, "rope")
     ends = table.ends(ENTROPY, ENCODINGS)
     assert list(ends) == ["rope", "alibi"]
@@ -55,9 +52,6 @@ def test_ends_are_means_of_the_last_or_a_named_step(table):
     recorded = table.runs[table.runs.arm == "rope"].validation_loss
     assert losses.to_numpy() == pytest.approx(recorded.to_numpy())
     assert list(table.common(ends)) == ["rope"], "alibi lacks a seed"
-
-
-def test_what_is_missing_is_named_with_the_command(table):
     assert table.lacking(["rope"]) == ""
     assert "alibi 1; t5 0, 1, 2. Make them with: python -m" in table.lacking(["rope", "alibi", "t5"])
     assert table.said(["rope", "t5"]).startswith("arms (seeds): rope (0, 1, 2); not trained yet: t5")

@@ -1,5 +1,3 @@
-"""Documents, splits, windows and batches; and every way in which the text can be wrong."""
-
 import shutil
 import tarfile
 from itertools import pairwise
@@ -23,7 +21,7 @@ def made_of(lengths):
     return Corpus(dict.fromkeys(SPLITS, tokens), dict.fromkeys(SPLITS, ends), None, "0", ["numbers"])
 
 
-def test_batches_reach_every_place_inside_documents_and_can_be_repeated():
+def test_batches_and_fixed_windows_lie_inside_documents():
     corpus = made_of([5, 12, 3, 7])
     windows = torch.cat([corpus.batch(8, 5, seed=0, step=step) for step in range(60)])
     torch.manual_seed(1)
@@ -34,9 +32,6 @@ def test_batches_reach_every_place_inside_documents_and_can_be_repeated():
     assert starts.tolist() == [0, *range(5, 13), 20, 21, 22]  # all there are inside a document
     expected = 480 / len(starts)
     assert abs(counts - expected).max() < 5 * np.sqrt(expected)
-
-
-def test_fixed_windows_do_not_overlap_and_lie_inside_documents():
     corpus = made_of([25, 9, 10, 31])
     assert corpus.windows("validation", 6, 10)[:, 0].tolist() == [0, 10, 34, 44, 54, 64]
     with pytest.raises(ValueError, match="room for 6 windows"):

@@ -1,5 +1,3 @@
-"""Training: known losses, an update by hand, and the same data for all."""
-
 import dataclasses
 import math
 import warnings
@@ -21,7 +19,6 @@ LOSSES = {
 
 @pytest.fixture
 def counting():
-    """A corpus that counts from 2 to 51 again and again."""
     tokens = torch.arange(3000, dtype=torch.int32) % 50 + 2
     return Corpus({"train": tokens}, {"train": torch.tensor([3000])}, None, "", [])
 

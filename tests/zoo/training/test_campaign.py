@@ -57,7 +57,6 @@ def assert_same_run(got, expected):
 
 @pytest.fixture(scope="module")
 def whole(moby_dick, tmp_path_factory):
-    """A run that nothing disturbed."""
     with pytest.MonkeyPatch.context() as patch:
         shrink(patch)
         return train(SETTINGS, moby_dick, tmp_path_factory.mktemp("whole"), report=QUIET)
@@ -148,7 +147,6 @@ def test_killed_by_the_system_and_gone_on_with(whole, moby_dick, tmp_path):
 
 @pytest.fixture
 def half(moby_dick, tmp_path):
-    """A run that was killed in the middle."""
     with pytest.MonkeyPatch.context() as patch:
         train_and_kill(3, moby_dick, tmp_path, patch)
     return tmp_path / SETTINGS.name

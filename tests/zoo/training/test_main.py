@@ -1,5 +1,3 @@
-"""The command line of the zoo's makers: a whole small round, and how mistakes are said."""
-
 import json
 import shutil
 from unittest.mock import Mock
@@ -17,7 +15,6 @@ TEST = ["--preset", "test", "--tokens", "1024", "--precision", "float32", "--dev
 
 @pytest.fixture
 def out(moby_dick, tmp_path):
-    """A folder in which the text is prepared."""
     shutil.copytree(moby_dick.folder, tmp_path / "text")
     return tmp_path
 

@@ -1,5 +1,3 @@
-"""n-gram models against a dictionary of counts, and as distributions."""
-
 from collections import Counter
 from types import SimpleNamespace
 
@@ -25,7 +23,6 @@ def model(tokens):
 
 
 def slow_probability(tokens, ends, word, history):
-    """Interpolated absolute discounting from the definition, one dictionary per order."""
     documents = np.split(tokens, ends[:-1])
     p = 1 / VOCABULARY
     for order in range(1, len(history) + 2):
@@ -52,13 +49,6 @@ def test_equal_to_counting_in_dictionaries_and_distributions(tokens, model, orde
     for history in ([0, 1], [11, 3], [0, 11]):  # 11 is never seen
         every = np.array([[*history, word] for word in range(VOCABULARY)])
         assert model.probabilities(every, order)[:, -1].sum() == pytest.approx(1, abs=1e-12)
-
-
-def test_a_closed_form():
-    # a b a a: one word (b) is seen once and none twice, so the discount is 1 / (1 + 0) = 1. Both words take
-    # half of what two different words gave up, 1 · 2 / 4: p(a) = 2/4 + 1/4, p(b) = 0 + 1/4.
-    model = NGram([0, 1, 0, 0], [4], 2)
-    assert model.probabilities([[0, 0], [0, 1]], 1).ravel() == pytest.approx([3 / 4, 1 / 4])
 
 
 def test_baselines(tokens, model):

@@ -1,5 +1,3 @@
-"""Finished runs, gathered and read back: nothing is lost, nothing is too much, and every refusal is clear."""
-
 import json
 import shutil
 
@@ -26,7 +24,6 @@ MODELS = ["alibi", "rope", "rope@step0", "rope@step10", "learned-bidirectional",
 
 @pytest.fixture(scope="module", autouse=True)
 def small():
-    """Train and measure in little."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(PRESETS, "nano", PRESETS["test"])
         shrink(patch)
@@ -113,12 +110,7 @@ def test_models_are_those_of_seed_0_and_described(installed, out):
         source = out / "runs" / f"{arm}-seed0" / "weights" / (step or "final") / "model.safetensors"
         assert (installed / "models" / name / "model.safetensors").read_bytes() == source.read_bytes()
     rope = load_model("zoo:rope@step10", device="cpu")
-    d = rope.description
-    assert (d.position_encoding, d.rope_theta, d.rotary_fraction, d.causal) == ("rope", 1000.0, 1.0, True)
-    assert d.revision != load_model("zoo:rope", device="cpu").description.revision
-    learned = load_model("zoo:learned-bidirectional", device="cpu").description
-    assert (learned.position_encoding, learned.causal, learned.max_positions) == ("learned", False, 256)
-    assert learned.rope_theta is None
+    assert rope.description.revision != load_model("zoo:rope", device="cpu").description.revision
     ids = rope.tokenizer("the whale")["input_ids"]
     assert load_model("zoo:rope-bos", device="cpu").tokenizer("the whale")["input_ids"] == [0, *ids]
     assert load_model("random:zoo:rope", device="cpu").description.position_encoding == "rope"
