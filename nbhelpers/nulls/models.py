@@ -8,9 +8,7 @@ that draw nothing take it so that all are called alike. Profiles that a null can
 token, without lags where they are needed) raise ValueError.
 """
 
-import csv
 from dataclasses import replace
-from importlib import resources
 from typing import NamedTuple
 
 import numpy as np
@@ -182,11 +180,23 @@ class Null(NamedTuple):
 
 
 check_all(globals())
-with resources.files("nbhelpers.data").joinpath("nulls.csv").open(encoding="utf-8") as file:
-    NULLS = tuple(
-        Null(function=globals().get(row["name"].replace(" ", "_")), **row | {"drawn": row["drawn"] == "yes"})
-        for row in csv.DictReader(file)
-    )
+NULLS = (
+    Null("N0", "uniform", uniform, "profiles", "length and mask", "everything else", False),
+    Null("N1", "random weights", None, "models", "architecture, mask, position encoding, text", "training"),
+    Null("N2", "permuted", permuted, "profiles", "values, so H_p and N_eff exactly", "where they stand"),
+    Null("N3", "iid softmax", iid_softmax, "profiles", "N_eff", "values and where they stand"),
+    Null("N4", "exponential", exponential, "profiles", "mean distance of attention",
+         "everything but a monotone kernel", False),
+    Null("N5", "phase surrogate", phase_surrogate, "profiles", "values exactly, power spectrum closely",
+         "phase: where events stand"),
+    Null("N6", "power law", power_law, "profiles", "values exactly, exponent of the spectrum roughly",
+         "peaks of the spectrum, phase"),
+    Null("N7", "shuffled tokens", shuffled_tokens, "tokens", "model, words of the text", "their order"),
+    Null("N7", "random tokens", random_tokens, "tokens", "model", "the text"),
+    Null("N8", "permuted heads", permuted_heads, "profiles", "profiles of each layer", "which head is which"),
+    Null("N9", "without sink", without_sink, "profiles", "proportions among the other keys",
+         "attention to key 0", False),
+)  # fmt: skip
 __all__ = ["NULLS", "Null", "uniform_profiles", *(null.function.__name__ for null in NULLS if null.function)]
 
 
