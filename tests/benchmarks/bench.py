@@ -33,6 +33,7 @@ from nbhelpers.inputs.text import load_text
 FLOOR = "plain forward pass (SDPA)"
 LOOPS = "every row, compiled loops"  # on a CPU, with numba
 EAGER = ("output_attentions only", "every row, numpy")  # ask the model for every matrix
+LENS = "TransformerLens, patterns cached"  # where it is installed: pip install transformer-lens
 
 
 def every_row_by_numpy(model, ids):
@@ -65,6 +66,7 @@ VARIANTS = {
     "key + lag profiles": streamed("key_profile", "lag_profile"),
     "every row, blocks": streamed("row_entropy", "row_metrics", fused=False),
     LOOPS: streamed("row_entropy", "row_metrics"),
+    LENS: lambda bridge, ids: bridge.run_with_cache(ids, names_filter=lambda name: "hook_pattern" in name),
 }
 
 
@@ -79,6 +81,11 @@ def serve(variant, model_name, device, dtype, threads):
         VARIANTS[FLOOR](model, load_text("moby-dick", model, n_sequences=1, length=16).to(place))
     meter = _GpuMeter(place) if place.type == "cuda" else _HostMeter()
     facts = {"machine": _machine(threads, place), "dtype": str(model.model.dtype).removeprefix("torch.")}
+    if variant == LENS:
+        from transformer_lens.model_bridge import TransformerBridge
+
+        network, own = model.model, {"tokenizer": model.tokenizer}
+        model = TransformerBridge.boot_transformers(network.config.name_or_path, hf_model=network, **own)
     print(json.dumps(facts), flush=True)
     for line in sys.stdin:
         ids = load_text("moby-dick", model, n_sequences=1, length=int(line)).to(place)
@@ -180,8 +187,9 @@ def devices_here():
 def measure(device, arguments):
     """Yield, after each length, a row per variant and round so far: seconds and peak MB."""
     only = arguments.only or [""]
-    compiles = device == "cpu" and importlib.util.find_spec("numba") is not None
-    names = [name for name in VARIANTS if name != LOOPS or compiles]
+    found = {name: importlib.util.find_spec(name) is not None for name in ("numba", "transformer_lens")}
+    possible = {LOOPS: device == "cpu" and found["numba"], LENS: found["transformer_lens"]}
+    names = [name for name in VARIANTS if possible.get(name, True)]
     names = [name for name in names if name == FLOOR or any(part in name for part in only)]
     workers = {name: _Worker(name, device, arguments) for name in names}
     facts = workers[FLOOR].facts
