@@ -62,9 +62,9 @@ def lab(open_page, serve, folder):
     page.evaluate("() => { jupyterapp.commands.execute('application:toggle-left-area') }")
     page.evaluate("() => { jupyterapp.commands.execute('notebook:run-all-cells') }")
     page.wait_for_function(
-        r"""() => { const prompts = [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')];
+        """() => { const cells = jupyterapp.shell.currentWidget.content.widgets.map(cell => cell.model);
         const error = '[data-mime-type="application/vnd.jupyter.error"]';
-        const done = prompts.length && prompts.every(p => /^\[\d+\]:/.test(p.textContent));
+        const done = cells.every(cell => cell.type !== 'code' || cell.executionCount);
         return document.querySelector(error) || done }"""
     )
     return page

@@ -6,6 +6,7 @@ import sys
 import time
 
 import nbformat
+import psutil
 import pytest
 
 from nbhelpers.__main__ import main
@@ -129,28 +130,29 @@ def test_a_signal_keeps_what_is_done_and_the_next_run_resumes(notebook, folder, 
 
 def test_side_by_side_and_what_the_death_of_the_runner_leaves(notebook, folder, tmp_path):
     for own, other in ("ab", "ba"):  # each waits for the other, so both run at once
-        mine, theirs = (str(tmp_path / name) for name in (own, other))
-        waits = f"while not p.Path({theirs!r}).exists(): time.sleep(0.1)"
-        then = f"time.sleep(seconds); p.Path({mine + '_late'!r}).touch()"
-        first = f"import os, time, pathlib as p\nos.write(1, b'noise'); p.Path({mine!r}).touch()\n{waits}"
-        second = "raise ValueError('b fails')" if own == "b" else then
+        mine, theirs = tmp_path / own, str(tmp_path / other)
+        first = "import os, time, pathlib as p\nos.write(1, b'noise')\n"
+        first += f"p.Path({str(mine)!r}).write_text(str(os.getpid()))\n"
+        first += f"while not p.Path({theirs!r}).exists(): time.sleep(0.1)"
+        second = "raise ValueError('b fails')" if own == "b" else "time.sleep(seconds)"
         notebook(f"01_{own}", first, second, parameters="seconds = 0.0  # of sleep")
     runs = run_notebooks(folder=folder, out=tmp_path / "out", jobs=2, progress=False)
     assert statuses(runs) == {"01_a": "passed", "01_b": "failed"}
     assert "ValueError: b fails" in runs[1].error
     assert min(run.peak_mb for run in runs) > 10
 
-    for file in tmp_path.glob("?*_late"):
-        file.unlink()
+    for own in "ab":
+        (tmp_path / own).unlink()
     command = [sys.executable, "-m", "nbhelpers", "run", "--folder", folder, "--out", tmp_path / "killed"]
-    process = subprocess.Popen([*command, "--jobs", "2", "-p", "seconds", "8"], stdout=subprocess.PIPE)
+    process = subprocess.Popen([*command, "--jobs", "2", "-p", "seconds", "60"], stdout=subprocess.PIPE)
     for line in process.stdout:
         if b"failed" in line:  # 01_a sleeps then
             break
+    kernel = psutil.Process(int((tmp_path / "a").read_text()))
     process.kill()
     process.communicate()
-    time.sleep(10)
-    assert not (tmp_path / "a_late").exists(), "its notebook went on"
+    psutil.wait_procs([kernel], timeout=40)
+    assert not kernel.is_running(), "its notebook went on"
 
 
 @pytest.mark.parametrize("filled_by", ["the store", "the notebook itself"])
