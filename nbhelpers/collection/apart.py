@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -103,6 +104,7 @@ def _main():
     # What a kernel writes to its output is not the answer.
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are born without it
     source, target, parameters, limits = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_input, daemon=True).start()
     notebook = Here(Path(source), Path(target), parameters, limits)

@@ -144,7 +144,9 @@ def test_side_by_side_and_what_the_death_of_the_runner_leaves(notebook, folder, 
     for own in "ab":
         (tmp_path / own).unlink()
     command = [sys.executable, "-m", "nbhelpers", "run", "--folder", folder, "--out", tmp_path / "killed"]
-    process = subprocess.Popen([*command, "--jobs", "2", "-p", "seconds", "60"], stdout=subprocess.PIPE)
+    # It is a shell's background job, which ignores Ctrl-C, and so does what it starts.
+    options = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_IGN), "stdout": subprocess.PIPE}
+    process = subprocess.Popen([*command, "--jobs", "2", "-p", "seconds", "60"], **options)
     for line in process.stdout:
         if b"failed" in line:  # 01_a sleeps then
             break
