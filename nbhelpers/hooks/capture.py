@@ -5,6 +5,7 @@ query rows, reduced, and dropped. The model's own output is not changed.
 """
 
 import contextlib
+import functools
 import importlib.metadata
 import json
 from dataclasses import asdict
@@ -31,6 +32,7 @@ from .store import BatchStore
 # glibc hands freed memory back to the system, and every block is then paid for again page by page, until a
 # block of this size has come and gone (its limit for this adaptation is 32 MB).
 LARGEST_KEPT_BYTES = 31 * 2**20
+_version = functools.cache(importlib.metadata.version)  # reads files: 2 ms each time
 
 
 @checked
@@ -249,7 +251,7 @@ def _checked_mask(name, given, ids, *, keep=False):
 
 def _provenance(model, network, reductions, stream, todo, kernels):
     packages = ("torch", "transformers", "numpy", "pywavelets", *(["numba"] if kernels else []))
-    versions = {name: importlib.metadata.version(name) for name in packages}
+    versions = {name: _version(name) for name in packages}
     facts = {
         "model": asdict(describe(model)),
         "dtype": str(network.dtype).removeprefix("torch."),
