@@ -22,8 +22,8 @@ from nbhelpers.inputs.token_classes import token_classes
 from nbhelpers.words import listed
 
 from .attention import CHANGES, Recorder, interface_route, recorded
-from .exchange import as_written, attention_entries, exchanged
-from .layers import layer_numbers, names_of
+from .exchange import as_written, attention_entries, exchanged, holding
+from .layers import layer_numbers, names_of, require_layer
 from .recompute import attention_modules
 from .reductions import resolve
 from .rotary import rotations_of
@@ -38,16 +38,15 @@ def output_projection(model, layer):
     """Return the module that mixes the heads of a layer, whose input is the heads side by side."""
     network = unwrap(model)
     modules = layer_modules(network)
-    _require_layer(layer, modules)
-    module = modules[layer]
-    children = dict(module.named_children())
-    found = next((children[name] for name in OUTPUT_NAMES if name in children), None)
-    if found is None:
-        raise NotImplementedError(
-            f"{network.config.model_type}: its attention module {type(module).__name__} has no "
-            f"output projection called {', '.join(OUTPUT_NAMES)}, so heads cannot be removed here"
-        )
-    return found
+    require_layer(layer, modules)
+    children = dict(modules[layer].named_children())
+    for name in OUTPUT_NAMES:
+        if name in children:
+            return children[name]
+    raise NotImplementedError(
+        f"{network.config.model_type}: its attention module {type(modules[layer]).__name__} has no output "
+        f"projection called {', '.join(OUTPUT_NAMES)}, so heads cannot be removed here"
+    )
 
 
 def layer_modules(network):
@@ -57,13 +56,6 @@ def layer_modules(network):
     return dict(zip(numbers, modules, strict=True))
 
 
-def _require_layer(layer, layers):
-    if layer not in layers:
-        raise IndexError(
-            f"layer {layer} was asked for; there is attention in the layers {listed(list(layers))}"
-        )
-
-
 def _heads_by_layer(network, heads):
     """Return pairs (layer, query head), or every head for None, as {layer: heads}, all of which exist."""
     counts, modules, asked = n_heads_of(network.config.get_text_config()), layer_modules(network), {}
@@ -71,21 +63,18 @@ def _heads_by_layer(network, heads):
     if heads is None:
         return {layer: list(range(counts[layer])) for layer in modules}
     for layer, head in several(several(whole(-MOST)))("heads", heads):
-        _require_layer(layer, modules)
+        require_layer(layer, modules)
         if not 0 <= head < counts[layer]:
-            raise IndexError(
-                f"head {head} was asked for; layer {layer} has the heads 0 to {counts[layer] - 1}"
-            )
+            has = f"layer {layer} has the heads 0 to {counts[layer] - 1}"
+            raise IndexError(f"head {head} was asked for; {has}")
         asked.setdefault(layer, []).append(head)
     return asked
 
 
 @contextlib.contextmanager
 def ablate_heads(model, heads, *, means=None):
-    """Run a block in which heads, pairs (layer, query head) from 0, add nothing to the residual stream.
-
-    With `means`, {layer: (head · width,)}, they add the same at every token: what comes of these outputs.
-    """
+    """Run a block in which heads, pairs (layer, query head) from 0, add nothing to the residual stream,
+    or, with `means`, {layer: (head · width,)}, the same at every token."""
     network = unwrap(model)
     config = network.config.get_text_config()
     counts, widths = n_heads_of(config), value_dim_of(config)
@@ -145,10 +134,7 @@ def scale_positions(model, alpha, *, heads=None, length=None):
 
 @contextlib.contextmanager
 def _changed(model, pairs, moved, heads, length):
-    """Run a block in which pairs (all for None) are moved by `moved`(number of tokens), (position,) tokens.
-
-    They are taken out of the queries if `moved` is None.
-    """
+    """Run a block in which pairs, all for None, are moved by `moved`(tokens) tokens, or zero in queries."""
     network = unwrap(model)
     config = network.config.get_text_config()
     name, encoding = config.model_type, position_encoding_of(config)
@@ -179,19 +165,16 @@ def _changed(model, pairs, moved, heads, length):
             changes[modules[layer]] = _change(rotation_of[layer], chosen, moved, sorted(set(own)), length)
         elif heads is not None:
             raise ValueError(f"{name}: layer {layer} does not rotate; those that do are {listed(rotating)}")
-    with exchanged(attention_entries(names_of(network)), recorded), as_written():
-        token = CHANGES.set(CHANGES.get() | changes)
-        try:
-            yield
-        finally:
-            CHANGES.reset(token)
+    entries = attention_entries(names_of(network))
+    with exchanged(entries, recorded), as_written(), holding(CHANGES, CHANGES.get() | changes):
+        yield
 
 
 def _change(rotation, pairs, moved, heads, length):
     """Return what takes query, key and options of an attention call to changed ones."""
     at, n_pairs = torch.tensor(pairs, dtype=torch.long), len(rotation.frequencies)
     columns = torch.cat([2 * at, 2 * at + 1] if rotation.interleaved else [at, at + n_pairs])
-    kept = torch.zeros(n_pairs, dtype=torch.bool).index_fill(0, at, True).to(rotation.frequencies.device)
+    kept = _marked(n_pairs, at, rotation.frequencies.device)
     part = dataclasses.replace(rotation, frequencies=rotation.frequencies * kept)
 
     def change(query, key, options):
@@ -201,11 +184,10 @@ def _change(rotation, pairs, moved, heads, length):
                 f"positions are changed in whole texts{f' of {length} tokens' if length else ''}, without a "
                 f"cache; {n} queries met {key.shape[2]} keys"
             )
-        mine = torch.zeros(n_heads, 1, 1, dtype=torch.bool).index_fill(0, torch.tensor(heads), True)
-        mine = mine.to(query.device)
+        mine = _marked(n_heads, heads, query.device)[:, None, None]
         if moved is None:
-            out = torch.zeros(width, dtype=torch.bool).index_fill(0, rotation.first + columns, True)
-            return query.masked_fill(mine & out.to(query.device), 0), key, options
+            out = _marked(width, rotation.first + columns, query.device)
+            return query.masked_fill(mine & out, 0), key, options
         shift = moved(n).to(query.device)
         new_query, new_key = (part.turn(x, shift).to(x.dtype) for x in (query, key))
         if len(heads) == n_heads:
@@ -219,6 +201,11 @@ def _change(rotation, pairs, moved, heads, length):
     return change
 
 
+def _marked(n, places, device):
+    """Return n booleans that are True at some places."""
+    return torch.zeros(n, dtype=torch.bool).index_fill(0, torch.as_tensor(places), True).to(device)
+
+
 @checked
 @torch.inference_mode()
 def token_losses(model, token_ids):
@@ -229,7 +216,7 @@ def token_losses(model, token_ids):
         raise ValueError(f"this {name} model is not causal: it predicts no next token, so it has no loss")
     if network.get_output_embeddings() is None:
         raise ValueError(f"this {name} model has no language-model head; load it with AutoModelForCausalLM")
-    ids = torch.as_tensor(token_ids).to(input_device(network))
+    ids = token_ids.to(input_device(network))
     if ids.ndim != 2 or ids.shape[1] < 2:
         raise ValueError(f"a loss needs sequences of at least 2 tokens, got token_ids {tuple(ids.shape)}")
     with fresh_rotations(network):
@@ -270,10 +257,8 @@ def mean_outputs(model, token_ids):
 
 
 def resumable(model, token_ids):
-    """Return the losses of sequences, and a function of a layer to a block in which those below do not run.
-
-    They repeat what they gave: with a change from that layer on, losses of these sequences are the same bits.
-    """
+    """Return the losses of sequences, and a function of a layer to a block in which those below repeat what
+    they gave: with a change from that layer on, losses of these sequences are the same bits."""
     network, blocks = unwrap(model), {}
     names = names_of(network)
     for layer, module in layer_modules(network).items():
@@ -294,16 +279,15 @@ def resumable(model, token_ids):
 def measure_changes(loaded, token_ids, changes, path, facts):
     """Return the loss that changes add: nats in all tokens of a class, and their number, per sequence.
 
-    `changes` are (name, first layer that is changed, function to the block that changes the model). The table
-    is written to `path` with `facts` as it grows; with the same facts, a later call measures what is missing.
+    `changes` are (name, first layer that is changed, function to the block that changes the model). A later
+    call with the same `path` and `facts` measures what is missing.
     """
-    done, facts = [], json.loads(json.dumps(facts))
+    done, known, facts = [], (), json.loads(json.dumps(facts))
     if Path(path).exists():
         table, before = read_parquet(path)
         if before != facts:
             raise ValueError(f"{path} holds changes measured otherwise; give another path, or remove it")
-        done = [table]
-    known = {name for table in done for name in table.name}
+        done, known = [table], set(table.name)
     classes, (before, from_layer) = token_classes(loaded.tokenizer, token_ids), resumable(loaded, token_ids)
     for at, (name, layer, change) in enumerate(tqdm(changes, desc=Path(path).stem), 1):
         if name not in known:

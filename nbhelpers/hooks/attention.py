@@ -23,13 +23,15 @@ from nbhelpers.kernels.entropy import SUM_TOLERANCE, SUM_TOLERANCE_HALF
 from nbhelpers.profiles import Profiles
 
 from . import flash, fused, proof
-from .exchange import as_written, attention_entries, exchanged
+from .exchange import as_written, attention_entries, exchanged, holding
 from .layers import layer_numbers, names_of
 from .reductions import Block, Layout
 
 OUTER_AXES = ("sequence", "layer", "head")
 RECORDER = ContextVar("nbhelpers_recorder", default=None)
-CHANGES = ContextVar("nbhelpers_changes", default=types.MappingProxyType({}))  # see `hooks.ablation`
+UNCHANGED = types.MappingProxyType({})
+CHANGES = ContextVar("nbhelpers_changes", default=UNCHANGED)  # see `hooks.ablation`
+BY_MODULE = "register_family(Family(..., route='module'), replace=True)"  # what a way out says
 SYNONYMS = {"sinks": "s_aux"}  # of options of an attention call
 UNDERSTOOD = {"scaling", "is_causal", "softcap", "position_bias", "s_aux"}
 # What has no influence on the weights, or acts through the mask.
@@ -68,9 +70,8 @@ class Recorder:
     """Reduces the attention of each layer of one stream as the model computes it, for one batch.
 
     What is kept of a layer stays on its device until the pass is over: the host reads nothing in between.
-    `attention_mask`, (batch, query of the stream) with 1 for real queries, is best left on the CPU, where
-    nothing has to be waited for. `chunk` is the number of query rows held at once, `kernels` what
-    :func:`nbhelpers.hooks.fused.compiled` gave.
+    `attention_mask`, (batch, query of the stream) with 1 for real queries, is best left on the CPU. `chunk`
+    query rows are held at once; `kernels` is what :func:`nbhelpers.hooks.fused.compiled` gave.
     """
 
     def __init__(self, model, reductions=(), *, stream=None, attention_mask=None, chunk=None, kernels=None):
@@ -106,10 +107,10 @@ class Recorder:
             return False
         self.n_calls += 1
         stream = stream_of(self.names[module][0], self._is_encoder_decoder)
-        stream = "cross" if module in self.cross else stream
-        if stream == self.stream:
+        wanted = self.stream == ("cross" if module in self.cross else stream)
+        if wanted:
             self.called.append(module)
-        return stream == self.stream
+        return wanted
 
     def require_positions(self, n_queries, n_keys):
         """Raise NotImplementedError unless keys are the positions that the stream reads."""
@@ -122,24 +123,20 @@ class Recorder:
             )
 
     def observe(self, module, query, key, value, mask, output, **options):
-        """Form the probabilities of a layer from query and key, block by block, and reduce them.
-
-        `output`, (batch, query, head, width), is what the model's own function made of the same.
-        """
+        """Reduce what query and key of a layer give; `output` (batch, query, head, width) is the model's."""
         batch, n_heads, n_queries, _ = query.shape
         layout = self._layout(batch, n_heads, n_queries, key.shape[2], query.device)
         self.n_kv_heads.append(key.shape[1])
+        causal, scaling = scores_of(module, query, mask, **options)
         if mask is None:
-            self.ahead.append(torch.tensor(not scores_of(module, query, mask, **options)[0]))
+            self.ahead.append(torch.tensor(not causal))
         elif id(mask) not in self.masks:
             self.masks[id(mask)] = mask  # held, or another could have its identity
-            shown = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
-            shown = shown[..., : layout.n_keys].expand(*shown.shape[:-2], n_queries, -1)
-            self._look_ahead(shown, layout)
+            shown = proof.shown(mask)[..., : layout.n_keys]
+            self._look_ahead(shown.expand(*shown.shape[:-2], n_queries, -1), layout)
         # A softmax sums to 1 unless a score is not finite: 0 times the sums is 0, or NaN if anything is not.
         self.errors.append(0 * (query.sum(dtype=torch.float32) + key.sum(dtype=torch.float32)))
         with torch.autocast(query.device.type, enabled=False):
-            causal, scaling = scores_of(module, query, mask, **options)
             if flash.suits(self.reductions, layout, self.attention_mask, mask, options):
                 sums = flash.key_sums(query, key, scaling=scaling, causal=causal)
                 for reduction in self.reductions:
@@ -183,8 +180,7 @@ class Recorder:
     def observe_probabilities(self, attn):
         """Reduce the probabilities (batch, head, query, key) that a module gave."""
         layout = self._layout(*attn.shape, attn.device)
-        half = attn.dtype in (torch.float16, torch.bfloat16)
-        if half or torch.is_autocast_enabled(attn.device.type):
+        if attn.dtype.itemsize < 4 or torch.is_autocast_enabled(attn.device.type):
             self.tolerance = SUM_TOLERANCE_HALF
         off = (attn.sum(-1, dtype=torch.float32) - 1).abs()  # (batch, head, query)
         if layout.weight is not None:
@@ -216,17 +212,18 @@ class Recorder:
 
     def require_layers(self, found):
         """Raise RuntimeError, saying what to do, unless attention was found."""
-        if not found:
+        if found:
+            return
+        if self.n_calls:
+            advice = "Those were of other streams: this model has no such attention."
+        elif self.route == "interface":
+            advice = f"If it computes attention by itself, call {BY_MODULE}."
+        else:
             advice = "Its attention modules give no probabilities, so there are none to read."
-            if self.route == "interface":
-                advice = "If it computes attention by itself, call register_family(Family(..., "
-                advice += "route='module'), replace=True)."
-            if self.n_calls:
-                advice = "Those were of other streams: this model has no such attention."
-            raise RuntimeError(
-                f"{self._config.model_type}: no attention was seen in the {self.stream!r} stream through the "
-                f"{self.route!r} route ({self.n_calls} calls). {advice}"
-            )
+        raise RuntimeError(
+            f"{self._config.model_type}: no attention was seen in the {self.stream!r} stream through the "
+            f"{self.route!r} route ({self.n_calls} calls). {advice}"
+        )
 
     def layers(self):
         """Return the numbers of the layers that were seen."""
@@ -237,32 +234,33 @@ class Recorder:
         """Return the largest difference from the model's own output, or that there is none to compare."""
         if not self.differences:
             return f"not proved: the {self.route!r} route shows no values"
-        differences = gathered(self.differences, 0)
-        bad = [at for at, difference in enumerate(differences.tolist()) if not difference <= self.allowed]
+        bad, largest = self._beyond(self.differences, self.allowed)
         if bad:
-            numbers = [self.layers()[at] for at in bad]
             raise RuntimeError(
-                f"{self._config.model_type}: the attention formed for layers {numbers} is not the one that "
-                "the model uses: with its values it misses the model's own output by "
-                f"{differences[bad].max().item():.3g} of the largest entry (allowed {self.allowed:g}). "
-                "Nothing is kept. Capture does not know all that this family does to its scores; "
-                "register_family(Family(..., route='module'), replace=True) reads the probabilities that the "
-                "model gives itself, unproved."
+                f"{self._config.model_type}: the attention formed for layers {bad} is not the one that the "
+                f"model uses: with its values it misses the model's own output by {largest:.3g} of the "
+                f"largest entry (allowed {self.allowed:g}). Nothing is kept. Capture does not know all that "
+                f"this family does to its scores; {BY_MODULE} reads the probabilities that the model gives "
+                "itself, unproved."
             )
-        return differences.max().item()
+        return largest
+
+    def _beyond(self, values, allowed):
+        """Return the layers whose value, one for each, is beyond what is allowed or NaN, and the largest."""
+        values = gathered(values, 0)
+        bad = [at for at, value in enumerate(values.tolist()) if not value <= allowed]
+        return [self.layers()[at] for at in bad], values.max().item()
 
     def profiles(self):
         """Return the Profiles of the forward pass, or say why there are none."""
         self.require_layers(self.layouts)
         layers = self.layers()
-        errors = gathered(self.errors, 0)
-        bad = [at for at, error in enumerate(errors.tolist()) if not error <= self.tolerance]
+        bad, largest = self._beyond(self.errors, self.tolerance)
         if bad:
             raise ValueError(
-                f"The attention of layers {[layers[at] for at in bad]} is not a distribution: its row sums "
-                f"miss 1 by up to {errors[bad].max().item():.3g} (allowed {self.tolerance:g}). NaN or "
-                "infinity in the weights, or overflow in half precision, are the usual causes; try "
-                "dtype='float32' or 'bfloat16'."
+                f"The attention of layers {bad} is not a distribution: its row sums miss 1 by up to "
+                f"{largest:.3g} (allowed {self.tolerance:g}). NaN or infinity in the weights, or overflow in "
+                "half precision, are the usual causes; try dtype='float32' or 'bfloat16'."
             )
         layout = next(iter(self.layouts.values()))
         self._require_causality(layout)
@@ -309,6 +307,18 @@ class Recorder:
                 reduction.update(state, block, layout)
         for reduction, state in zip(reductions, states, strict=True):
             self.arrays[reduction.name].append(reduction.finish(state, layout))
+
+
+class Calls(Recorder):
+    """Gives the attention calls of the stream to `take`(module, query, key, mask, options)."""
+
+    def __init__(self, model, take):
+        super().__init__(model)
+        self.take = take
+
+    def observe(self, module, query, key, value, mask, output, **options):
+        self.take(module, query, key, mask, options)
+        self.prove(module, query, key, value, mask, output, **options)
 
 
 def gathered(layers, dim):
@@ -394,12 +404,8 @@ def recorded(original):
         if recorder is None and change is None:
             return original(module, query, key, value, attention_mask, *args, **options)
         # One function may call another that is exchanged too.
-        tokens = RECORDER.set(None), CHANGES.set(types.MappingProxyType({}))
-        try:
+        with holding(RECORDER, None), holding(CHANGES, UNCHANGED):
             result = original(module, query, key, value, attention_mask, *args, **options)
-        finally:
-            RECORDER.reset(tokens[0])
-            CHANGES.reset(tokens[1])
         if recorder is not None and recorder.wants(module):
             recorder.require_positions(query.shape[2], key.shape[2])
             options = known_options(module, options | dict(zip(behind, args, strict=False)))
@@ -410,10 +416,7 @@ def recorded(original):
 
 
 def known_options(module, options):
-    """Return the options of an attention call that say what the weights are, under the names used here.
-
-    NotImplementedError for one that is not known, unless it says nothing (None, False, 0).
-    """
+    """Return those options of an attention call, by the names used here, that say what the weights are."""
     options = {SYNONYMS.get(name, name): value for name, value in options.items()}
     for name, value in options.items():
         if name in UNDERSTOOD | WITHOUT_INFLUENCE or (not torch.is_tensor(value) and not value):
@@ -427,16 +430,6 @@ def known_options(module, options):
 
 
 @contextlib.contextmanager
-def watching(recorder):
-    """Run a block whose attention calls, in this thread, belong to a recorder."""
-    token = RECORDER.set(recorder)
-    try:
-        yield
-    finally:
-        RECORDER.reset(token)
-
-
-@contextlib.contextmanager
 def interface_route(model, recorder):
     """Show the model's attention calls to the recorder, and undo it in any case."""
     implementation = model.config._attn_implementation
@@ -445,7 +438,7 @@ def interface_route(model, recorder):
             f"The model runs {implementation!r} attention, which hides its mask; load it with load_model or "
             "call model.set_attn_implementation('sdpa') first."
         )
-    with exchanged(attention_entries(recorder.names), recorded), watching(recorder):
+    with exchanged(attention_entries(recorder.names), recorded), holding(RECORDER, recorder):
         yield {}
 
 
@@ -454,29 +447,24 @@ def module_route(model, recorder):
     """Take probabilities out of the output of each attention module with hooks, and remove these after."""
 
     def hook(module, args, output):
-        if RECORDER.get() is not recorder:
+        if RECORDER.get() is not recorder or not isinstance(output, (tuple, list, dict)):
             return output
-        if not isinstance(output, (tuple, list, dict)):
-            return output
-        parts = output if isinstance(output, dict) else dict(enumerate(output))
+        parts = dict(output if isinstance(output, dict) else enumerate(output))
         found = [key for key, part in parts.items() if torch.is_tensor(part) and part.ndim == 4]
         if not found:
             return output
-        attn = parts[found[-1]]
+        attn, parts[found[-1]] = parts[found[-1]], None
         if recorder.wants(module):
             recorder.require_positions(*attn.shape[2:])
             scores = found[-1] == "attention_score"  # SqueezeBERT
             recorder.observe_probabilities(attn.softmax(-1) if scores else attn)
-        kept = {key: None if key == found[-1] else part for key, part in parts.items()}
-        return kept if isinstance(output, dict) else type(output)(kept.values())
+        return parts if isinstance(output, dict) else type(output)(parts.values())
 
     # Falcon on SDPA gives probabilities without the causal mask, unless that is one to be added.
     masks = [(AttentionMaskInterface._global_mapping, "sdpa")]
-    with contextlib.ExitStack() as undo:
+    with contextlib.ExitStack() as undo, exchanged(masks, additive_for_modules), holding(RECORDER, recorder):
         for module in innermost_attention(model):
             undo.callback(module.register_forward_hook(hook).remove)
-        undo.enter_context(exchanged(masks, additive_for_modules))
-        undo.enter_context(watching(recorder))
         yield {"output_attentions": True}
 
 
@@ -484,8 +472,7 @@ def additive_for_modules(original):
     """Return a mask function: eager attention's for a recorder of the module route, else `original`."""
 
     def mask(*args, **options):
-        recorder = RECORDER.get()
-        here = recorder is not None and recorder.route == "module"
+        here = getattr(RECORDER.get(), "route", None) == "module"
         return (AttentionMaskInterface._global_mapping["eager"] if here else original)(*args, **options)
 
     return mask
@@ -517,45 +504,37 @@ def cross_attention_seen(model, recorder):
 
 @torch.inference_mode()
 def forward(model, recorder, ids, *, attention_mask=None, decoder_ids=None, decoder_mask=None, **extra):
-    """Run the model once for what the recorder sees, and leave out what adds nothing to it.
-
-    `extra` holds `position_ids`, `token_type_ids` and `decoder_position_ids`, or None for them.
-    """
-    config, device = model.config.get_text_config(), input_device(model)
-    inputs = {"input_ids": ids, "attention_mask": attention_mask}
-    if recorder.stream == "encoder":
-        backbone = model.get_encoder()
-    else:
-        backbone = model.base_model  # without the language-model head: its logits are most of the memory
+    """Run the model once for what the recorder sees; `extra` are further inputs of the model, or None."""
+    device, inputs = input_device(model), {"input_ids": ids, "attention_mask": attention_mask}
+    if recorder.stream != "encoder":
         if model.config.is_encoder_decoder:
             inputs["decoder_input_ids"] = decoder_ids
             # Without one, T5Gemma hides padding tokens unless a cache is kept.
             seen = torch.ones_like(decoder_ids) if decoder_mask is None else decoder_mask
             inputs["decoder_attention_mask"] = seen
-        if families.kind_of(config) != "encoder":
+        if families.kind_of(model.config.get_text_config()) != "encoder":
             inputs["use_cache"] = False
     inputs |= {name: value for name, value in extra.items() if value is not None}
     inputs = {name: value.to(device) if torch.is_tensor(value) else value for name, value in inputs.items()}
     route = module_route if recorder.route == "module" else interface_route
-    with contextlib.ExitStack() as undo:
-        undo.enter_context(fresh_rotations(model))
-        undo.enter_context(cross_attention_seen(model, recorder))
-        undo.enter_context(as_written())
-        backbone(**inputs, **undo.enter_context(route(model, recorder)))
+    watched = cross_attention_seen(model, recorder)
+    with fresh_rotations(model), watched, as_written(), route(model, recorder) as asked:
+        backbone_of(model, recorder.stream)(**inputs, **asked)
+
+
+def backbone_of(model, stream):
+    """Return what computes a stream, without the language-model head: its logits are most of the memory."""
+    return model.get_encoder() if stream == "encoder" else model.base_model
 
 
 def takes(model, stream, name):
     """Return whether the forward pass of a stream takes an input of this name."""
-    backbone = model.get_encoder() if stream == "encoder" else model.base_model
-    return name in inspect.signature(backbone.forward).parameters
+    return name in inspect.signature(backbone_of(model, stream).forward).parameters
 
 
 def positions_of(model, stream, ids, mask, name="position_ids"):
-    """Return the positions, (sequence, position), that tokens have without the padding of a mask.
-
-    None where the model finds them itself: behind the text padding moves nothing, and some relate positions
-    only. ValueError where they are looked up and cannot be given.
-    """
+    """Return the positions, (sequence, position), that tokens have without the padding of a mask, or None
+    where the model finds them itself: padding behind moves nothing, and some relate positions only."""
     config = model.config.get_text_config()
     if not bool((mask.diff(dim=1) > 0).any()) and families.rotations_by_length(config, 0) is None:
         return None
@@ -575,10 +554,7 @@ def positions_of(model, stream, ids, mask, name="position_ids"):
 
 
 def shifted_right(model, ids, mask=None):
-    """Return what a decoder reads to predict `ids`: its start token, then all of them but the last.
-
-    With a mask the start token stands where the text begins.
-    """
+    """Return what a decoder reads to predict `ids`: its start token, then all of them but the last."""
     config, generation = model.config, getattr(model, "generation_config", None)
     where = config if hasattr(config, "decoder_start_token_id") else generation
     start = getattr(where, "decoder_start_token_id", None)

@@ -25,7 +25,7 @@ from nbhelpers.profiles import Profiles
 from .attention import Recorder, forward, positions_of, shifted_right, streams_of, takes
 from .fused import compiled
 from .layers import names_of
-from .memory import explained, plan, step_down
+from .memory import plan, step_down
 from .reductions import Reduction, resolve
 from .store import BatchStore
 
@@ -63,31 +63,26 @@ def capture(
     token_ids : torch.LongTensor, shape (sequence, position)
     reductions : str, Reduction, or list of them, optional
         Names of :data:`nbhelpers.hooks.reductions.REDUCTIONS` or instances; ``key_profile`` if None.
-    attention_mask : torch.Tensor, shape (sequence, position), optional
+    attention_mask, decoder_mask : torch.Tensor, shape (sequence, position), optional
         1 for tokens, 0 for padding, on either side. Padded queries count for nothing, and tokens have the
-        positions that they have without the padding.
+        positions that they have without the padding. The decoder's is `attention_mask` without `decoder_ids`.
     position_ids, token_type_ids : torch.LongTensor, shape (sequence, position), optional
         As the model itself takes them.
     batch_size, chunk : int, optional
-        Sequences per forward pass and query rows held at once; chosen for the device and its free memory if
-        None (see :func:`nbhelpers.plan`). Where memory runs out all the same, the batch is halved, then the
-        chunk, with a warning.
+        Sequences per forward pass and query rows held at once, chosen by :func:`nbhelpers.plan` if None.
+        Where memory runs out all the same, the batch is halved, then the chunk, with a warning.
     stream : {"encoder", "decoder", "cross"}, optional
         Which attention of an encoder-decoder; the encoder's if None.
     decoder_ids : torch.LongTensor, shape (sequence, position), optional
         What the decoder of an encoder-decoder reads; the sequences themselves, shifted right, if None.
-    decoder_mask : torch.Tensor, shape (sequence, position), optional
-        1 for tokens of the decoder, 0 for padding; `attention_mask` where `decoder_ids` is None.
     beyond : bool
-        Whether sequences may be longer than the model was trained on, where its positions go on (rotations,
-        ALiBi).
+        Whether sequences may be longer than those of the training, where positions go on (rotations, ALiBi).
     fused : bool
         Whether compiled loops (``pip install 'nbhelpers[fast]'``) measure ``row_metrics``, and
         ``row_entropy`` beside it, where they can: on a CPU, of causal attention without padding, window, soft
         cap, bias or sink term, under a protocol near :data:`nbhelpers.PAPER`; provenance names the layers.
     cache : path, optional
-        A folder in which each finished batch is kept. The same call finds them again, so an interrupted run
-        resumes.
+        A folder for finished batches, which the same call finds again: an interrupted run resumes.
     progress : bool
         Show a bar (not when TQDM_DISABLE is set).
 
@@ -104,7 +99,7 @@ def capture(
     MemoryError
         When memory does not suffice for one sequence; the message holds the estimate and the ways out.
     RuntimeError
-        When no attention was seen: the family computes it in a way that neither route meets.
+        When no attention was seen, or it is not the one that the model uses.
     """
     network = unwrap(model)
     made = resolve(reductions)
@@ -120,13 +115,18 @@ def capture(
     if mask is not None and position_ids is None:
         inputs["position_ids"] = positions_of(network, stream, ids, mask)
     if stream in ("decoder", "cross"):
-        read = None if decoder_ids is None else _checked_decoder_ids(network, decoder_ids, len(ids))
-        inputs["decoder_ids"] = shifted_right(network, ids, mask) if read is None else read
-        given = mask if read is None and decoder_mask is None else decoder_mask
-        inputs["decoder_mask"] = given = _checked_mask("decoder_mask", given, inputs["decoder_ids"])
-        if given is not None:
+        if decoder_ids is None:
+            read = shifted_right(network, ids, mask)
+            decoder_mask = mask if decoder_mask is None else decoder_mask
+        elif decoder_ids.ndim != 2 or len(decoder_ids) != len(ids):
+            refuse("decoder_ids", decoder_ids, f"(sequence, position) with {len(ids)} sequences")
+        else:
+            read = _in_vocabulary(network, decoder_ids, "decoder_ids")
+        decoder_mask = _checked_mask("decoder_mask", decoder_mask, read)
+        inputs |= {"decoder_ids": read, "decoder_mask": decoder_mask}
+        if decoder_mask is not None:
             name = "decoder_position_ids"
-            inputs[name] = positions_of(network, stream, inputs["decoder_ids"], given, name)
+            inputs[name] = positions_of(network, stream, read, decoder_mask, name)
     elif not network.config.is_encoder_decoder and (decoder_ids is not None or decoder_mask is not None):
         raise ValueError("decoder_ids and decoder_mask belong to an encoder-decoder; this has one stack.")
     return_freed_memory()  # of arrays made before, whatever made them
@@ -150,10 +150,8 @@ def capture(
             if part is None:
                 batch = {name: None if full is None else full[rows] for name, full in inputs.items()}
                 try:
-                    with explained(todo):
-                        part = _run_batch(network, batch, made, stream, todo, kernels)
-                    part = part.with_provenance(**facts)
-                except MemoryError as error:
+                    part = _run_batch(network, batch, made, stream, todo, kernels).with_provenance(**facts)
+                except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
                     todo = step_down(network, todo, error)
                     continue
                 store.save(rows, part)
@@ -191,28 +189,19 @@ def _checked_ids(network, description, ids, beyond):
                 f"The sequences have {ids.shape[1]} tokens but {description.name} has {limit} positions; "
                 f"ask for no more{', or pass beyond=True' if possible else ''}."
             )
-    _check_vocabulary(network, ids, "token_ids")
-    return ids.cpu()
+    return _in_vocabulary(network, ids, "token_ids")
 
 
-def _check_vocabulary(network, ids, name):
+def _in_vocabulary(network, ids, name):
     n_words = len(next(network.get_input_embeddings().parameters()))
     _require_range(name, ids, n_words, "; were they made with another model's tokenizer?")
+    return ids.cpu()
 
 
 def _require_range(name, numbers, limit, hint="."):
     if numbers.min() < 0 or numbers.max() >= limit:
-        raise ValueError(
-            f"{name} run from {int(numbers.min())} to {int(numbers.max())} but the model knows 0 to "
-            f"{limit - 1}{hint}"
-        )
-
-
-def _checked_decoder_ids(network, ids, n_sequences):
-    if ids.ndim != 2 or len(ids) != n_sequences:
-        refuse("decoder_ids", ids, f"(sequence, position) with {n_sequences} sequences")
-    _check_vocabulary(network, ids, "decoder_ids")
-    return ids.cpu()
+        run = f"{name} run from {int(numbers.min())} to {int(numbers.max())}"
+        raise ValueError(f"{run} but the model knows 0 to {limit - 1}{hint}")
 
 
 def _checked_extra(network, stream, name, numbers, ids):
@@ -238,10 +227,8 @@ def _checked_mask(name, given, ids, *, keep=False):
     if mask.shape != ids.shape:
         raise ValueError(f"{name} has shape {tuple(mask.shape)}, its token ids {tuple(ids.shape)}.")
     if not bool(((mask == 0) | (mask == 1)).all()):
-        raise ValueError(
-            f"{name} must hold 1 for tokens and 0 for padding; its values run from {mask.min()} to "
-            f"{mask.max()}."
-        )
+        run = f"its values run from {mask.min()} to {mask.max()}"
+        raise ValueError(f"{name} must hold 1 for tokens and 0 for padding; {run}.")
     mask = mask.long()
     empty = (mask.sum(1) == 0).nonzero().flatten().tolist()
     if empty:
@@ -250,7 +237,7 @@ def _checked_mask(name, given, ids, *, keep=False):
 
 
 def _provenance(model, network, reductions, stream, todo, kernels):
-    packages = ("torch", "transformers", "numpy", "pywavelets", *(["numba"] if kernels else []))
+    packages = ["torch", "transformers", "numpy", "pywavelets"] + ["numba"] * bool(kernels)
     versions = {name: _version(name) for name in packages}
     facts = {
         "model": asdict(describe(model)),
@@ -268,7 +255,7 @@ def _provenance(model, network, reductions, stream, todo, kernels):
 
 def _identity(reduction):
     """Return what distinguishes one reduction's result from another's."""
-    stated = {key: value for key, value in sorted(vars(reduction).items()) if not key.startswith("_")}
-    choices = {key: value.hash if hasattr(value, "hash") else value for key, value in stated.items()}
-    own = {key: _identity(value) if isinstance(value, Reduction) else value for key, value in choices.items()}
+    own = {key: value for key, value in sorted(vars(reduction).items()) if not key.startswith("_")}
+    for key, value in own.items():
+        own[key] = _identity(value) if isinstance(value, Reduction) else getattr(value, "hash", value)
     return {"name": reduction.name, **own}

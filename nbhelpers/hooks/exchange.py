@@ -1,4 +1,4 @@
-"""Exchange what models look up by name, and stop torch.compile, while blocks of any thread run."""
+"""Change what models look up, what a context holds, and torch.compile, while blocks of any thread run."""
 
 import contextlib
 import sys
@@ -13,12 +13,19 @@ _EAGER = []  # one for every block of `as_written` that runs; the first holds wh
 
 
 @contextlib.contextmanager
-def exchanged(entries, wrap):
-    """Run a block in which every entry, (table, key), holds `wrap` of what it held.
+def holding(variable, value):
+    """Run a block in which a context variable has a value, in this thread alone."""
+    token = variable.set(value)
+    try:
+        yield
+    finally:
+        variable.reset(token)
 
-    Blocks that share an entry share its wrapper, which must find out by itself whose call it is; the last one
-    puts back what was there.
-    """
+
+@contextlib.contextmanager
+def exchanged(entries, wrap):
+    """Run a block in which every entry, (table, key), holds `wrap` of what it held, which must find out by
+    itself whose call it is: blocks that share an entry share it."""
     with _LOCK:
         for table, key in entries:
             held = _EXCHANGED.setdefault((id(table), key), [table[key], 0])
@@ -39,10 +46,7 @@ def exchanged(entries, wrap):
 
 @contextlib.contextmanager
 def as_written():
-    """Run a block in which compiled layers run as they are written, so that hooks see them.
-
-    The stance of torch.compile is one for all threads: the first block takes it, the last gives it back.
-    """
+    """Run a block in which compiled layers run as they are written, so that hooks see them."""
     if "torch._dynamo" not in sys.modules:  # nothing is compiled
         yield
         return
@@ -58,11 +62,7 @@ def as_written():
 
 
 def attention_entries(modules):
-    """Return where these modules find their attention functions, as pairs (table, key).
-
-    That is transformers' table, the table that a modelling file may have of its own, and its function
-    `eager_attention_forward`.
-    """
+    """Return where these modules find their attention functions, as pairs (table, key)."""
     tables = [AttentionInterface._global_mapping]
     entries = []
     for name in sorted({kind.__module__ for module in modules for kind in type(module).__mro__}):

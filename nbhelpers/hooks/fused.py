@@ -38,10 +38,8 @@ def suits(layout, query, causal, weight, mask, options):
 
 
 def measure(kernels, reductions, query, key, layout, scaling):
-    """Return arrays by name, of those reductions that can be had, and the attention of the last rows.
-
-    Query and key are as for `score_blocks`; the rows, (batch, head, row, key), end the last block.
-    """
+    """Return arrays by name, of those reductions that can be had, and the attention of the last rows,
+    (batch, head, row, key); query and key are as for `score_blocks`."""
     metrics = next(filter(_serves, reductions))
     protocol, level = metrics.protocol, metrics.level(layout)
     batch, n_heads, length, head_dim = query.shape

@@ -3,6 +3,8 @@
 import re
 from itertools import pairwise
 
+from nbhelpers.words import listed
+
 
 def names_of(model):
     """Return all qualified names of each module: one that serves several layers has several."""
@@ -15,8 +17,8 @@ def names_of(model):
 def layer_numbers(called, names, config):
     """Return the numbers of the layers that attention modules, in the order of their calls, belong to.
 
-    They are those that the modules or their names state. Where fewer modules serve all layers in turn
-    (ALBERT), the calls are counted. RuntimeError unless each layer is met exactly once, in order.
+    The modules or their names state them; where fewer modules serve all layers in turn (ALBERT), calls are
+    counted. RuntimeError unless each layer is met exactly once, in order.
     """
     stated = [getattr(module, "layer_idx", None) for module in called]
     if all(isinstance(number, int) and number >= 0 for number in stated) and _ascending(stated):
@@ -41,6 +43,13 @@ def layer_numbers(called, names, config):
         "form several (differential attention), run several times or belong to several stacks cannot be "
         "captured."
     )
+
+
+def require_layer(layer, layers):
+    """Raise IndexError unless a layer is one of those that have attention."""
+    if layer not in layers:
+        has = f"there is attention in the layers {listed(list(layers))}"
+        raise IndexError(f"layer {layer} was asked for; {has}")
 
 
 def _ascending(numbers):

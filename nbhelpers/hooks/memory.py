@@ -1,6 +1,5 @@
 """How much memory a capture needs, what there is, and smaller steps where it does not suffice."""
 
-import contextlib
 import gc
 from dataclasses import dataclass, replace
 
@@ -49,10 +48,8 @@ def plan(model, n_sequences, length, *, batch_size=None, chunk=None, free_bytes=
     n_sequences, length : int
         Number of sequences and tokens in each.
     batch_size, chunk : int, optional
-        Sequences per forward pass and query rows held at once; None has them chosen: as many as the device
-        makes use of and `free_bytes` hold.
-    free_bytes : int, optional
-        Memory that may be used; what is free on the model's device if None.
+        Sequences per forward pass and query rows held at once; if None, as many as the device makes use of
+        and `free_bytes` (what is free on the model's device if None) hold.
 
     Returns
     -------
@@ -93,27 +90,18 @@ def smaller(model, todo, *, batch=True, chunk=True):
     return None
 
 
-@contextlib.contextmanager
-def explained(todo):
-    """Turn what torch and the libraries below it say of exhausted memory into one MemoryError."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
-        known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-        if not known and not any(phrase in str(error) for phrase in EXHAUSTED):
-            raise
+def step_down(model, todo, error):
+    """Return a smaller plan after an error of exhausted memory, and warn of it; raise if there is none."""
+    known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    if not known and not any(phrase in str(error) for phrase in EXHAUSTED):
+        raise error
+    fewer = smaller(model, todo)
+    if fewer is None:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise MemoryError(
             f"Not enough memory for {todo}, nor for less at a time. Use shorter sequences, "
             f"load_model(..., dtype='bfloat16') or another device. ({reason})"
         ) from error
-
-
-def step_down(model, todo, error):
-    """Return a smaller plan after a MemoryError, and warn of it; raise the error if there is none."""
-    fewer = smaller(model, todo)
-    if fewer is None:
-        raise error
     gc.collect()  # frames of the failed attempt may be part of a cycle, with blocks in their locals
     warn(
         f"Not enough memory for {todo.batch_size} sequences in blocks of {todo.chunk} rows; going on with "

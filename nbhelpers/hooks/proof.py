@@ -25,14 +25,13 @@ def difference(attn, start, value, mask, output):
     own = output[:, start : start + n_rows].transpose(1, 2).to(attn.dtype)  # (batch, head, row, width)
     off = (mixed - own).abs()
     if mask is not None:
-        hidden = ~_seen(mask if mask.shape[-2] == 1 else mask[..., start : start + n_rows, :])
+        rows = mask if mask.shape[-2] == 1 else mask[..., start : start + n_rows, :]
+        hidden = ~shown(rows).any(-1, keepdim=True)  # (batch, head, row, 1)
         off, own = off.masked_fill(hidden, 0), own.masked_fill(hidden, 0)
     scale = own.abs().amax((-2, -1)).clamp_min(torch.finfo(attn.dtype).tiny)  # (batch, head)
     return (off.amax((-2, -1)) / scale).max().float()
 
 
-def _seen(rows):
-    """Return whether a row of a mask shows any key, (batch, head, row, 1)."""
-    if rows.dtype == torch.bool:
-        return rows.any(-1, keepdim=True)
-    return rows.amax(-1, keepdim=True) > torch.finfo(rows.dtype).min / 2
+def shown(mask):
+    """Return where a mask, boolean or to be added, shows a key."""
+    return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2

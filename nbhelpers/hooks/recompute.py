@@ -1,7 +1,6 @@
 """Keep what attention is computed from, so that the matrix of any head can be formed again without the model.
 
-For SmolLM2-135M at 256 tokens queries and keys take 24 MB, the matrices 71 MB; forming those of a layer takes
-milliseconds.
+For SmolLM2-135M at 256 tokens queries and keys take 24 MB, the matrices 71 MB.
 """
 
 import torch
@@ -9,10 +8,9 @@ import torch
 from nbhelpers.inputs.families import family_of, require_heads
 from nbhelpers.inputs.models import unwrap
 from nbhelpers.inputs.probes import innermost_attention
-from nbhelpers.words import listed
 
-from .attention import Recorder, forward, score_blocks, stream_of, streams_of
-from .layers import names_of
+from .attention import Calls, Recorder, forward, score_blocks, stream_of, streams_of
+from .layers import names_of, require_layer
 from .reductions import Block, LagLogits, Layout
 
 ROWS = 64  # queries whose scores are formed at a time where no matrix is wanted
@@ -22,9 +20,7 @@ class AttentionCache:
     """The attention of one sequence, a layer at a time; made by :func:`cache_attention`."""
 
     def __init__(self, network, token_ids, calls, layers):
-        self._network = network
-        self._ids = token_ids
-        self._calls = calls
+        self._network, self._ids, self._calls = network, token_ids, calls
         self.layers = layers  # the numbers of those that have attention
         self._last = (None, None)
 
@@ -39,8 +35,7 @@ class AttentionCache:
 
     def layer(self, layer):
         """Return the attention of a layer, (head, query, key), float32 on the CPU; the last one is kept."""
-        if layer not in self.layers:
-            raise IndexError(f"layer {layer} was asked for; there are the layers {listed(self.layers)}")
+        require_layer(layer, self.layers)
         if self._last[0] != layer:
             attn = self.first_rows(layer, self._ids.shape[1]) if self._calls else self._from_the_model(layer)
             self._last = (layer, attn.float().cpu())
@@ -77,37 +72,22 @@ class AttentionCache:
         return recorder.found[0][0]  # (head, query, key)
 
 
-class _QueryKey(Recorder):
-    """Keeps queries and keys of each layer of the stream."""
-
-    def __init__(self, network):
-        super().__init__(network)
-        self.calls = []
-
-    def observe(self, module, query, key, value, mask, output, **options):
-        self.calls.append((module, query, key, mask, options))
-        self.prove(module, query, key, value, mask, output, **options)
-
-
 class _OneLayer(Recorder):
-    """Keeps the probabilities of one layer of the stream."""
+    """Keeps the probabilities of the layer at a place in the stream."""
 
-    def __init__(self, network, layer):
+    def __init__(self, network, place):
         super().__init__(network)
-        self.left = layer
-        self.found = []
+        self.place, self.found = place, []
 
     def observe_probabilities(self, attn):
-        if self.left == 0:
+        if len(self.called) == self.place + 1:
             self.found.append(attn)
-        self.left -= 1
 
 
 def cache_attention(model, token_ids):
     """Run a model over one sequence, (1, position), and keep what its attention is computed from.
 
-    Of an encoder-decoder the encoder is read. Families that do not show queries and keys (`Family.route` is
-    "module") keep nothing here; their model runs again whenever another layer is asked for.
+    Families that do not show queries and keys keep nothing; their model runs again for another layer.
     """
     network = unwrap(model)
     ids = torch.as_tensor(token_ids)
@@ -117,11 +97,11 @@ def cache_attention(model, token_ids):
     require_heads(config)
     if family_of(config).route == "module":
         return AttentionCache(network, ids, [], list(range(config.num_hidden_layers)))
-    recorder = _QueryKey(network)
+    calls = []
+    recorder = Calls(network, lambda *call: calls.append(call))
     forward(network, recorder, ids)
-    layers = recorder.layers()
     recorder.proof()
-    return AttentionCache(network, ids, recorder.calls, layers)
+    return AttentionCache(network, ids, calls, recorder.layers())
 
 
 def attention_modules(model):

@@ -16,7 +16,7 @@ from nbhelpers.inputs.models import unwrap
 from nbhelpers.kernels import rope
 
 from . import proof
-from .attention import Recorder, forward, score_blocks, scores_of, takes
+from .attention import Calls, forward, score_blocks, scores_of, takes
 from .reductions import EARLY, LEAST_SCORE
 
 PROBED, TURN = 16, 16  # positions that are looked at, and by how many tokens they are turned
@@ -44,10 +44,7 @@ class Rotation:
 
 @dataclass(frozen=True)
 class Moments:
-    """Mean query and key of each head before rotation, and what else makes its scores; lists are by layer.
-
-    An attention factor (YaRN, longrope) is in the means.
-    """
+    """Mean query and key of each head before rotation, and what else makes its scores; lists are by layer."""
 
     layers: list  # their numbers; in hybrids not all layers are here
     query: list  # (head, head_dim), float64
@@ -78,31 +75,22 @@ class Moments:
         return parts - parts.mean(-1, keepdim=True)
 
 
-class _Turned(Recorder):
-    """Finds the rotation of each layer from queries and keys of the same tokens at two places."""
-
-    def __init__(self, network, turn, split):
-        super().__init__(network)
-        self.network, self.turn, self.split, self.found = network, turn, split, []
-
-    def observe(self, module, query, key, value, mask, output, **options):
-        here, there = self.split(torch.cat([query, key], 1).double())  # (head, position, head_dim) each
-        tried = []
-        for rotation in _candidates(self.network, here.shape[-1]):
-            miss = rotation.turn(here, torch.tensor(self.turn)) - there
-            tried.append((float(miss.norm() / there.norm()), len(tried), rotation))
-        off, _, rotation = min(tried)
-        half = torch.finfo(query.dtype).bits < 32
-        if not off <= (proof.TOLERANCE_HALF if half else proof.TOLERANCE):
-            config, layer = self._config, len(self.found)
-            raise ValueError(
-                f"{config.model_type}: no kernel from weights. Its positions "
-                f"({position_encoding_of(config)}) are not in the scores as a rotation or a bias of the lag, "
-                "so distance in a head is known by measuring alone: capture(..., 'lag_logits'). "
-                f"Turned by {self.turn} tokens, layer {layer} misses the nearest of {len(tried)} rotations "
-                f"by {off:.2g}."
-            )
-        self.found.append(rotation)
+def _nearest(network, layer, here, there, turn, tolerance):
+    """Return the rotation that takes vectors, (head, position, head_dim), to those `turn` tokens further."""
+    tried = []
+    for rotation in _candidates(network, here.shape[-1]):
+        miss = rotation.turn(here, torch.tensor(turn)) - there
+        tried.append((float(miss.norm() / there.norm()), len(tried), rotation))
+    off, _, rotation = min(tried)
+    if not off <= tolerance:
+        config = network.config.get_text_config()
+        raise ValueError(
+            f"{config.model_type}: no kernel from weights. Its positions ({position_encoding_of(config)}) "
+            "are not in the scores as a rotation or a bias of the lag, so distance in a head is known by "
+            f"measuring alone: capture(..., 'lag_logits'). Turned by {turn} tokens, layer {layer} misses the "
+            f"nearest of {len(tried)} rotations by {off:.2g}."
+        )
+    return rotation
 
 
 def _candidates(network, width):
@@ -120,20 +108,7 @@ def _candidates(network, width):
             yield from (Rotation(rates.cpu().double(), pairing, first) for pairing in (False, True))
 
 
-class _MeanQueryKey(Recorder):
-    """Keeps the mean query and key of each layer before rotation."""
-
-    def __init__(self, network, rotations):
-        super().__init__(network)
-        self.rotations, self.kept = rotations, []
-
-    def observe(self, module, query, key, value, mask, output, **options):
-        rotation = self.rotations[len(self.kept)]
-        self.kept.append(_moments_of(rotation, module, query, key, mask, **options))
-        self.prove(module, query, key, value, mask, output, **options)
-
-
-def _moments_of(rotation, module, query, key, mask, **options):
+def _moments_of(rotation, module, query, key, mask, options):
     """Return what :class:`Moments` keeps of a layer, from its queries and keys as the model gives them."""
     n = query.shape[2]
     back = -torch.arange(EARLY, n, device=query.device)
@@ -151,18 +126,13 @@ def _moments_of(rotation, module, query, key, mask, **options):
 @torch.inference_mode()
 def kept_moments(cache, layer, rotations):
     """Return :class:`Moments` of one layer of an `AttentionCache`, without the model; rotations by layer."""
-    module, query, key, mask, options = cache.call(layer)
-    rotation = rotations[cache.layers.index(layer)]
-    kept = _moments_of(rotation, module, query, key, mask, **options)
+    kept = _moments_of(rotations[cache.layers.index(layer)], *cache.call(layer))
     return Moments([layer], *([each] for each in kept))
 
 
 @checked
 def rotations_of(model, length):
-    """Return the :class:`Rotation` of each layer in texts of `length` tokens, scaled as they are there.
-
-    ValueError where queries and keys change with position in another way, or cannot be seen.
-    """
+    """Return the :class:`Rotation` of each layer in texts of `length` tokens, scaled as they are there."""
     network, length = unwrap(model), max(2, length)
     config = network.config.get_text_config()
     if family_of(config).route == "module" or network.config.is_encoder_decoder:
@@ -171,28 +141,34 @@ def rotations_of(model, length):
             "encoder-decoder or shows capture none (route 'module')."
         )
     turn, n = min(TURN, length // 2), min(PROBED, length - length // 2)
-    n_words = len(network.get_input_embeddings().weight)
+    n_words, found = len(network.get_input_embeddings().weight), []
+
+    def find(module, query, key, mask, options):
+        x = torch.cat([query, key], 1).double()  # of two texts or one, (text, head, position, head_dim)
+        here, there = x if len(x) == 2 else (x[0, :, :n], x[0, :, turn:])
+        tolerance = proof.TOLERANCE if query.dtype.itemsize >= 4 else proof.TOLERANCE_HALF
+        found.append(_nearest(network, len(found), here, there, turn, tolerance))
+
+    recorder = Calls(network, find)
     if takes(network, "self", "position_ids"):
         ids = ((torch.arange(n) + n_words // 2) % n_words).expand(2, -1)
-        recorder = _Turned(network, turn, lambda x: x)
         places = torch.tensor([[length - n - turn], [length - n]]) + torch.arange(n)
         forward(network, recorder, ids, attention_mask=torch.ones_like(ids), position_ids=places)
     else:  # one word all along: what a head finds is the same everywhere, unless positions are in the stream
-        recorder = _Turned(network, turn, lambda x: (x[0, :, :n], x[0, :, turn:]))
         forward(network, recorder, torch.full((1, n + turn), n_words // 2))
     recorder.layers()
-    return recorder.found
+    return found
 
 
 @checked
 def query_key_moments(model, token_ids):
     """Return :class:`Moments` over sequences (sequence, position) without padding, from :data:`EARLY` on."""
-    network, ids = unwrap(model), torch.as_tensor(token_ids)
+    network, ids = unwrap(model), token_ids
     if ids.ndim != 2 or ids.shape[1] <= EARLY:
-        told = f"(sequence, position) with more than {EARLY} positions"
-        raise ValueError(f"token_ids must be {told}; got {tuple(ids.shape)}")
-    recorder = _MeanQueryKey(network, rotations_of(network, ids.shape[1]))
+        expected = f"token_ids must be (sequence, position) with more than {EARLY} positions"
+        raise ValueError(f"{expected}; got {tuple(ids.shape)}")
+    rotations, kept = rotations_of(network, ids.shape[1]), []
+    recorder = Calls(network, lambda *call: kept.append(_moments_of(rotations[len(kept)], *call)))
     forward(network, recorder, ids)
-    layers = recorder.layers()
     recorder.proof()
-    return Moments(layers, *map(list, zip(*recorder.kept, strict=True)))
+    return Moments(recorder.layers(), *map(list, zip(*kept, strict=True)))

@@ -1,6 +1,5 @@
 """Keep finished batches of a capture in a folder named by all that could change them."""
 
-import contextlib
 import functools
 import hashlib
 import json
@@ -14,6 +13,7 @@ from nbhelpers.profiles import Profiles
 from nbhelpers.words import warn
 
 from .attention import CHANGES
+from .exchange import holding
 
 # Attributes of modules that decide nothing of what they compute, or are stated elsewhere.
 BOOKKEEPING = {*vars(torch.nn.Module()), "_hf_hook", "_is_hf_initialized", "generation_config"} - {"training"}
@@ -23,11 +23,7 @@ _HASHED = ContextVar("nbhelpers_hashed", default=None)  # fingerprints of models
 
 
 class BatchStore:
-    """Finished batches of one capture; keeps nothing where `folder` is None.
-
-    `facts` are JSON types, `inputs` the tensors (or None) that the model reads. A file that is damaged or
-    stands for something else is passed over with a warning; a folder that cannot be written is given up so.
-    """
+    """Finished batches of one capture; keeps nothing where `folder` is None or cannot be written."""
 
     def __init__(self, folder, network, facts, *inputs):
         self.folder = None
@@ -43,9 +39,7 @@ class BatchStore:
         known = {} if _HASHED.get() is None else _HASHED.get()
         if id(network) not in known:
             known[id(network)] = weight_fingerprint(network) + computation_fingerprint(network)
-        digest.update(known[id(network)])
-        for tensor in inputs:
-            digest.update(repr(_content(tensor, {})).encode())
+        digest.update(known[id(network)] + "".join(repr(_content(each, {})) for each in inputs).encode())
         self.key = digest.hexdigest()
         self.folder = Path(folder) / f"profiles-{self.key[:16]}"
 
@@ -79,14 +73,9 @@ class BatchStore:
             self.folder = None
 
 
-@contextlib.contextmanager
 def hashed_once():
-    """Hash a model, which must not change meanwhile, once for all captures of the block."""
-    token = _HASHED.set({})
-    try:
-        yield
-    finally:
-        _HASHED.reset(token)
+    """Return a block in which a model, which must not change, is hashed once for all captures."""
+    return holding(_HASHED, {})
 
 
 def _has_foreign_hooks(network):
@@ -99,24 +88,17 @@ def _has_foreign_hooks(network):
 
 def weight_fingerprint(network):
     """Return bytes that change with any bit of any parameter or buffer."""
-    digest = hashlib.sha256()
-    for name, tensor in _tensors(network):
-        digest.update(f"{name} {_content(tensor, {})}".encode())
-    return digest.digest()
-
-
-def _tensors(network):
-    """Yield name and value of every parameter and buffer; those that wait on a disk are read in turn."""
     from accelerate.utils import align_module_device
 
+    digest = hashlib.sha256()
     names = {name for name, _ in [*network.named_parameters(), *network.named_buffers()]}  # tied ones once
     for path, module in network.named_modules():
-        with align_module_device(module):
-            own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+        with align_module_device(module):  # weights that wait on a disk are read in turn
+            own = *module.named_parameters(path, False), *module.named_buffers(path, False)
             for name, tensor in own:
-                full = f"{path}.{name}" if path else name
-                if full in names:
-                    yield full, tensor
+                if name in names:
+                    digest.update(f"{name} {_content(tensor, {})}".encode())
+    return digest.digest()
 
 
 def computation_fingerprint(network):
@@ -130,10 +112,7 @@ def computation_fingerprint(network):
 
 
 def _content(value, known, depth=DEPTH):
-    """Return lists and texts that tell a value from others, and are the same in every process.
-
-    `known` keeps what was found of functions and configurations, which many modules share.
-    """
+    """Return lists and texts that tell a value from others, the same in every process."""
     if isinstance(value, torch.Tensor):
         data = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
         return [str(value.dtype), tuple(value.shape), hashlib.sha256(data).hexdigest()]

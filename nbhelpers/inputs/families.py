@@ -1,10 +1,13 @@
-"""What differs between model families, as one table: position encoding, kind, how attention is reached.
+"""What differs between model families: position encoding, kind, how attention is reached.
 
 A family that is not in the table is inferred from its configuration; `register_family` adds one.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib import resources
 from importlib.metadata import version
+
+import yaml
 
 from nbhelpers.arguments import checked, made_by, one_of
 
@@ -27,52 +30,23 @@ class Family:
     rope_theta: float | None = None  # base of the rotations where the code fixes it
 
 
-# GPT-J and CodeGen go through the interface from transformers 5.24 on.
-_NEW = [int(n) for n in version("transformers").split(".")[:2]] >= [5, 24]
-_ROUTE_OF_GPTJ = "interface" if _NEW else "module"
-_ROPE = "llama gemma gemma2 gemma3_text qwen2 qwen3 mistral mixtral phi phi3 olmo olmo2 starcoder2 stablelm"
-_LEARNED = "luke xlm flaubert rembert megatron-bert squeezebert mpnet nystromformer convbert big_bird"
-
-FAMILIES = {
-    family.model_type: family
-    for family in (
-        *(Family(name, "rope") for name in (*_ROPE.split(), "gpt_neox", "cohere", "gpt_oss")),
-        *(Family(name, "rope+nope") for name in ("smollm3", "cohere2")),
-        *(Family(name, "learned") for name in ("gpt2", "opt")),
-        *(Family(name, "learned", "encoder") for name in ("bert", "distilbert", "electra", "roberta")),
-        Family("modernbert", "rope", "encoder"),
-        Family("t5", "t5", "encoder-decoder"),
-        Family("bart", "learned", "encoder-decoder"),
-        Family("nbhelpers_zoo", "unknown"),  # config.position_encoding says which it has
-        *(Family(name, "rope", "decoder", _ROUTE_OF_GPTJ, 10000.0) for name in ("gptj", "codegen")),
-        *(Family(name, "alibi", route="module") for name in ("bloom", "mpt")),
-        *(Family(name, "learned", route="module") for name in ("gpt_neo", "openai-gpt")),
-        Family("falcon", "rope", route="module"),  # ALiBi where config.alibi is set
-        Family("xglm", "sinusoidal", route="module"),
-        *(Family(name, "disentangled", "encoder", "module") for name in ("deberta", "deberta-v2")),
-        *(Family(name, "learned", "encoder", "module") for name in _LEARNED.split()),
-        Family("roformer", "rope", "encoder", "module", 10000.0),
-    )
-}
+FAMILIES = {}
+for _row in yaml.safe_load((resources.files("nbhelpers.data") / "model_families.yaml").read_text("utf-8")):
+    FAMILIES |= {name: Family(name, **_row) for name in _row.pop("types").split()}
+if [int(n) for n in version("transformers").split(".")[:2]] >= [5, 24]:
+    FAMILIES |= {name: replace(FAMILIES[name], route="interface") for name in ("gptj", "codegen")}
 
 
 @checked(family=made_by("Family", "Family(...)"))
 def register_family(family, *, replace=False):
-    """Add a family to the table, so that `describe` and `capture` know it.
-
-    One that is there already is a ValueError, unless `replace` is true.
-    """
+    """Add a family to the table, so that `describe` and `capture` know it."""
     if family.model_type in FAMILIES and not replace:
         raise ValueError(f"family {family.model_type!r} is already registered; pass replace=True")
     FAMILIES[family.model_type] = family
 
 
 def family_of(config):
-    """Return the `Family` of a transformers configuration, from the table or inferred from its fields.
-
-    The route of an inferred one is "interface", where families added to transformers since 2025 go; capture
-    finds out at run time if one does not.
-    """
+    """Return the `Family` of a transformers configuration, from the table or inferred from its fields."""
     if config.model_type in FAMILIES:
         return FAMILIES[config.model_type]
     return Family(config.model_type, _inferred_encoding(config), _inferred_kind(config))
@@ -94,12 +68,8 @@ def position_encoding_of(config):
 
 
 def kind_of(config):
-    """Return "decoder", "encoder" or "encoder-decoder" for one model.
-
-    An encoder family configured with `is_decoder=True` (BERT as a decoder) is a decoder, and a decoder family
-    with `use_bidirectional_attention=True` or `is_causal=False` (embedding models built on Gemma, Llama or
-    Qwen) an encoder.
-    """
+    """Return "decoder", "encoder" or "encoder-decoder" for one model: its family's, unless its fields differ
+    (BERT with `is_decoder`, embedding models built on Gemma, Llama or Qwen)."""
     kind = family_of(config).kind
     if kind == "encoder" and getattr(config, "is_decoder", False):
         return "decoder"
@@ -110,10 +80,7 @@ def kind_of(config):
 
 
 def rope_of(config):
-    """Return (rope_theta, rotary_fraction) of a configuration, (None, None) where nothing rotates.
-
-    Where layers differ (Gemma-3, ModernBERT) the base is that of the layers with full attention.
-    """
+    """Return (rope_theta, rotary_fraction) of layers with full attention, (None, None) without rotations."""
     if not position_encoding_of(config).startswith("rope"):
         return None, None
     parameters = _rotation_parameters(config)
@@ -214,11 +181,7 @@ def n_kv_heads_of(config):
 
 
 def max_positions_of(config, model=None):
-    """Return how many positions a model has, or None where its encoding sets no limit (T5, BLOOM).
-
-    Tables of positions with a row for padding (RoBERTa, ESM, LUKE) reserve it and those before it, which only
-    the model tells.
-    """
+    """Return how many positions a model has for tokens, None where nothing sets a limit (T5, BLOOM)."""
     limit = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
     if limit is None or limit < 0 or config.model_type == "t5":
         return None
@@ -226,7 +189,7 @@ def max_positions_of(config, model=None):
 
 
 def n_reserved(limit, model):
-    """Return how many rows of a table of `limit` positions are not for tokens; 0 without a limit."""
+    """Return how many rows of a table of `limit` positions are for padding (RoBERTa, ESM, LUKE)."""
     for name, module in model.named_modules() if model is not None else ():
         padding = getattr(module, "padding_idx", None)
         if name.endswith("position_embeddings") and padding is not None and len(module.weight) == limit:

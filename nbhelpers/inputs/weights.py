@@ -5,13 +5,11 @@ import inspect
 from nbhelpers.words import first_names
 
 
-def read_exactly(classes, name, **options):
-    """Return a model whose every tensor is its file's, of the first of the classes that takes them all.
+def read_exactly(classes, path, name, **options):
+    """Return a model, of the first of the classes that takes them all, whose every tensor is its file's.
 
-    `options` are those of `from_pretrained`. Tensors that the file lacks (transformers would draw them), that
-    the model has no place for (it would drop them) or that have another shape are a ValueError by name. Tied
-    weights, buffers that a family declares derived, and heads, which do not attend, may differ; a pooler
-    that the file lacks is taken off.
+    Tensors that transformers would draw, drop or reshape are a ValueError by name. Tied weights, derived
+    buffers and heads, which do not attend, may differ; a pooler that the file lacks is taken off.
     """
     from safetensors import SafetensorError
     from transformers.utils import logging
@@ -21,7 +19,7 @@ def read_exactly(classes, name, **options):
     logging.set_verbosity_error()  # its report is read here
     try:
         for each in classes:
-            model, report = each.from_pretrained(**options, output_loading_info=True)
+            model, report = each.from_pretrained(path, **options, output_loading_info=True)
             differences.append(_difference(model, report))
             if not differences[-1]:
                 return model

