@@ -1,7 +1,8 @@
 """Entropies of attention distributions (eq. 6), the bound they obey, and what goes with them.
 
-`attn` is attention after softmax: non-negative, with sum 1 along its last axis, the keys. Equation numbers
-refer to Ruscio et al., arXiv:2410.18067.
+`attn` (..., key) is attention after softmax: non-negative, with sum 1 over the keys, which
+`require_distribution` makes sure of unless ``check=False``. Equation numbers refer to Ruscio et al.,
+arXiv:2410.18067.
 """
 
 import math
@@ -20,8 +21,7 @@ def require_distribution(attn, name="attn", tolerance=None):
     """Raise a ValueError unless `attn` (..., key) is finite, non-negative and sums to 1 over its keys.
 
     The message calls it `name` and gives the worst value and its index. A sum may be off by `tolerance`, by
-    default 1e-3, or 1e-2 for half precision. Reading the answer makes the host wait for a CUDA device: what
-    calls this takes ``check=False``.
+    default 1e-3, or 1e-2 for half precision.
     """
     if tolerance is None:
         half = getattr(attn, "dtype", None) in (torch.float16, torch.bfloat16)
@@ -49,48 +49,19 @@ def require_distribution(attn, name="attn", tolerance=None):
 
 
 def positional_entropy(attn, *, base=None, check=True):
-    """Return the Shannon entropy of attention over positions (eq. 6).
-
-    Parameters
-    ----------
-    attn : torch.Tensor or array_like, shape (..., key)
-        Attention after softmax. Not modified.
-    base : float, optional
-        Logarithm base; natural (nats) if None.
-    check : bool
-        Call `require_distribution` first. On CUDA this waits for the device; False skips it.
-
-    Returns
-    -------
-    torch.Tensor, shape (...)
-        In [0, log(key)]. float32, or float64 for float64 input.
-    """
+    """Return the Shannon entropy of attention (..., key) over positions (eq. 6), (...), in [0, log(key)]."""
     attn = _distribution(attn, check)  # (..., key)
     return negative_p_log_p(attn).sum(-1) / log_base(base)
 
 
 @checked(window=whole(2))
 def window_entropy(attn, window, *, check=True):
-    """Return the mean entropy of attention within consecutive windows of keys (Table 2).
+    """Return the mean entropy of attention (..., key) within windows of keys (Table 2), (...), in [0, 1].
 
     The paper prints window entropies but gives no equation. The reading here is ours: the keys are cut into
-    consecutive windows that do not overlap, the attention within each is divided by its sum, the entropy of
-    each is taken relative to its largest value log(window), and the mean is over the windows that hold any
-    mass. Keys after the last complete window are left out.
-
-    Parameters
-    ----------
-    attn : torch.Tensor or array_like, shape (..., key)
-        Attention after softmax. Not modified.
-    window : int
-        Keys per window, from 2 to the number of keys.
-    check : bool
-        Call `require_distribution` first. On CUDA this waits for the device; False skips it.
-
-    Returns
-    -------
-    torch.Tensor, shape (...)
-        In [0, 1]. NaN where no complete window holds any mass.
+    consecutive windows of `window` keys, 2 or more, the attention within each is divided by its sum, the
+    entropy of each is taken relative to its largest value log(window), and the mean is over the windows that
+    hold any mass; NaN where none does. Keys after the last complete window are left out.
     """
     attn = _distribution(attn, check)  # (..., key)
     n_keys = attn.shape[-1]
@@ -107,25 +78,15 @@ def window_entropy(attn, window, *, check=True):
 
 
 def effective_support(attn, *, check=True):
-    """Return the number of keys that attention is spread over, 1 / Σ a².
+    """Return the number of keys, (...), that attention (..., key) is spread over, 1 / Σ a².
 
-    Parameters
-    ----------
-    attn : torch.Tensor or array_like, shape (..., key)
-        Attention after softmax. Not modified.
-    check : bool
-        Call `require_distribution` first. On CUDA this waits for the device; False skips it.
-
-    Returns
-    -------
-    torch.Tensor, shape (...)
-        In [1, key], in tokens: 1 for all mass on one key, the number of keys for uniform attention.
+    In tokens: 1 for all mass on one key, the number of keys for uniform attention.
     """
     return 1 / _distribution(attn, check).square().sum(-1)
 
 
 def entropic_slack(signal, *, check=True):
-    """Return how far a signal is above the entropic bound, H(|a|²) + H(|Fa|²) − log(length).
+    """Return how far signals (..., position) are above the entropic bound, H(|a|²) + H(|Fa|²) − log(length).
 
     For a of norm 1 and the unitary discrete Fourier transform F, H(|a|²) + H(|Fa|²) ≥ −2 log max|F_jk| =
     log(length) (Maassen and Uffink, Phys. Rev. Lett. 60, 1988): every signal obeys it, learned or not, so the
@@ -133,20 +94,10 @@ def entropic_slack(signal, *, check=True):
     exactly, a single spike and a constant included. It needs all frequencies, two-sided, and no window or
     padding: half of the bins do not obey it.
 
-    Parameters
-    ----------
-    signal : torch.Tensor or array_like, shape (..., position)
-        Real amplitudes; divided by their norm here. Pass ``attn.sqrt()`` to have |a|² the attention itself,
-        so that H(|a|²) is the positional entropy; pass `attn` to take attention as the amplitude, whose
-        spectrum is then the power spectrum of eq. 1 without window (two-sided). Not modified.
-    check : bool
-        Look for NaN and infinity first. On CUDA this waits for the device; False skips it.
-
-    Returns
-    -------
-    torch.Tensor, shape (...)
-        In nats, in [0, log(length)] up to rounding; 0 where position and frequency are known together as well
-        as can be. NaN for a signal that is zero.
+    Signals are real amplitudes, divided by their norm here. Pass ``attn.sqrt()`` to have |a|² the attention
+    itself, so that H(|a|²) is the positional entropy; pass `attn` to take attention as the amplitude, whose
+    spectrum is then the power spectrum of eq. 1 without window (two-sided). The slack (...) is in nats, in
+    [0, log(length)] up to rounding; NaN for a signal that is zero.
     """
     x = as_signal(signal, check=check)  # (..., position)
     if x.numel() == 0:

@@ -20,10 +20,10 @@ SPREAD_FLOOR = 1e-6  # of log frequency: centroids closer than this do not defin
 
 
 class FrameBounds(NamedTuple):
-    """The largest A and smallest B of eq. 16 on the span of a set of vectors, and the dimension of the span.
+    """The largest A and smallest B of eq. 16 on the span of a set of vectors, and its rank, (...) each.
 
-    All three have shape (...). A set of rank below the length of its vectors is a frame of its span only:
-    on the whole space its lower bound is 0.
+    A set of rank below the length of its vectors is a frame of its span only: on the whole space its lower
+    bound is 0.
     """
 
     lower: torch.Tensor
@@ -57,31 +57,18 @@ class ConstantQ(NamedTuple):
 
 
 def frame_bounds(vectors, *, normalize=False, rtol=None, check=True):
-    """Return the frame bounds of a set of vectors on its span (eq. 16).
+    """Return the :class:`FrameBounds` of sets of vectors (..., head, position) on their span (eq. 16).
 
-    Any finite set of vectors, not all zero, has 0 < A ≤ B < ∞ on its span, so that the bounds exist says
-    nothing; B / A beside that of a random set does. They are squared singular values, which keeps the digits
-    that forming the frame operator would lose, at a cost of O(head · position · min(head, position)).
+    They are the smallest and largest eigenvalue of the frame operator Σ_h v_h v_hᵀ on the span, and its rank;
+    NaN, NaN and 0 where all vectors are zero. Any finite set has 0 < A ≤ B < ∞ on its span, so that the
+    bounds exist says nothing; B / A beside that of a random set does. They are squared singular values, which
+    keeps the digits that forming the operator would lose, at a cost of O(head · position · min(head,
+    position)).
 
-    Parameters
-    ----------
-    vectors : torch.Tensor or array_like, shape (..., head, position)
-        Not modified.
-    normalize : bool
-        Divide each vector by its Euclidean norm first, so that only directions count. A zero vector stays
-        zero.
-    rtol : float, optional
-        Singular values above `rtol` times the largest one span; by default the larger of the two last
-        lengths times the resolution of the dtype, as in `numpy.linalg.matrix_rank`. Pass about 1e-6 for
-        vectors that were computed in float32, whatever their dtype now.
-    check : bool
-        Look for NaN and infinity first. On CUDA this waits for the device; False skips it.
-
-    Returns
-    -------
-    FrameBounds
-        Smallest and largest eigenvalue of the frame operator Σ_h v_h v_hᵀ on the span, and its rank. NaN,
-        NaN and 0 where all vectors are zero.
+    `normalize` divides each vector by its norm first, so that only directions count; a zero vector stays
+    zero. Singular values above `rtol` times the largest one span; by default the larger of the two last
+    lengths times the resolution of the dtype, as in `numpy.linalg.matrix_rank`. Pass about 1e-6 for vectors
+    that were computed in float32, whatever their dtype now.
     """
     x = _as_set(vectors, check=check)  # (..., head, position)
     if rtol is None:
@@ -98,26 +85,12 @@ def frame_bounds(vectors, *, normalize=False, rtol=None, check=True):
 
 
 def random_frame_bounds(n_vectors, length, *, effective_support, n_draws=100, normalize=True, seed=0):
-    """Return the frame bounds of random sets of attention vectors, the null of `frame_bounds`.
+    """Return the frame bounds (draw,) of random sets of attention vectors, the null of `frame_bounds`.
 
-    Parameters
-    ----------
-    n_vectors, length : int
-        Vectors in a set, and entries of a vector.
-    effective_support : torch.Tensor or array_like
-        1 / Σ a² of each vector, in tokens; of a shape that broadcasts to (draw, head).
-    n_draws : int
-        Number of sets.
-    normalize : bool
-        As in `frame_bounds`, but on by default: attention vectors differ in norm, which is a matter of their
-        effective support and not of how they lie to each other.
-    seed : int
-        Draws the scores of `softmax_of_support`, normal and independent.
-
-    Returns
-    -------
-    FrameBounds
-        Of shape (draw,), float64, on the CPU.
+    The vectors of a set have `length` entries, made by `softmax_of_support` of independent normal scores,
+    with an `effective_support` (in tokens) that broadcasts to (draw, head). They are normalised by default:
+    attention vectors differ in norm, which is a matter of their support and not of how they lie to each
+    other. float64.
     """
     generator = torch.Generator().manual_seed(seed)
     scores = torch.randn(n_draws, n_vectors, length, dtype=torch.float64, generator=generator)
@@ -125,22 +98,11 @@ def random_frame_bounds(n_vectors, length, *, effective_support, n_draws=100, no
 
 
 def softmax_of_support(scores, effective_support):
-    """Return the softmax of scores at the temperature that gives a chosen effective support.
+    """Return the softmax, float64, of scores (..., key) at the temperature of an effective support (...).
 
-    Σ a² grows with the inverse temperature β, so β is found by bisection, for all rows at once.
-
-    Parameters
-    ----------
-    scores : torch.Tensor or array_like, shape (..., key)
-        Finite, with a single largest entry in each row. Computed in float64. Not modified.
-    effective_support : torch.Tensor or array_like
-        1 / Σ a² wanted, from 1 to key tokens; of a shape that broadcasts to (...). A value beyond the ends by
-        rounding, less than one part in a thousand, is taken as the end.
-
-    Returns
-    -------
-    torch.Tensor, shape (..., key)
-        float64, non-negative, sum 1; its `effective_support` is the one asked for, to about 1e-12.
+    The support, 1 / Σ a² in tokens, is met to about 1e-12: Σ a² grows with the inverse temperature β, so β is
+    found by bisection, for all rows at once. Scores are finite, with a single largest one in each row. The
+    support is from 1 to key; beyond the ends by less than one part in a thousand, it is taken as the end.
     """
     z = as_signal(scores, "scores").double()  # (..., key)
     n_keys = z.shape[-1]
@@ -169,30 +131,19 @@ def softmax_of_support(scores, effective_support):
 
 
 def constant_q_slope(psd, frequency):
-    """Return how the bandwidth of the heads grows with their centre frequency.
+    """Return how the bandwidth of the heads grows with their centre frequency, a :class:`ConstantQ`.
 
-    Each spectrum is summed up by its centroid f = Σ |f| P / Σ P and its bandwidth, the standard deviation of
-    |f| under P. The slope is that of log bandwidth on log centroid over the heads: 1 for dilated copies of
-    one shape (wavelets, constant Q), 0 for one window at many frequencies (STFT, Gabor).
+    Each spectrum of `psd` (..., head, freq), over frequencies (freq,) in cycles/token whose sign is ignored,
+    is summed up by its centroid f = Σ |f| P / Σ P and its bandwidth, the standard deviation of |f| under P.
+    The zero-frequency line is left out: the sum of attention fixes it, and a wavelet has none. The slope is
+    that of log bandwidth on log centroid over the heads: 1 for dilated copies of one shape (wavelets,
+    constant Q), 0 for one window at many frequencies (STFT, Gabor); NaN for fewer than 3 heads with power at
+    two frequencies, and where their centroids differ by no more than rounding.
 
     A slope of 1 is needed for a wavelet bank but is not enough: any one-parameter family of dilated shapes
     has it, low-pass shapes such as exponential kernels of different lengths among them. `ConstantQ.quality`
     tells the two apart. The standard error takes heads as independent, which heads of one KV group are not;
     draw sequences again for an interval.
-
-    Parameters
-    ----------
-    psd : torch.Tensor or array_like, shape (..., head, freq)
-        Non-negative power. The zero-frequency line is left out: the sum of attention fixes it, and a wavelet
-        has none.
-    frequency : torch.Tensor or array_like, shape (freq,)
-        Frequency of each bin in cycles/token; the sign is ignored.
-
-    Returns
-    -------
-    ConstantQ
-        The slope is NaN for fewer than 3 heads with power at two frequencies, and where their centroids
-        differ by no more than rounding.
     """
     power = as_power(_as_set(psd, "psd", "freq", check=False))  # (..., head, freq)
     frequency = as_double(frequency, "frequency", length=power.shape[-1]).abs()  # (freq,)
@@ -206,22 +157,11 @@ def constant_q_slope(psd, frequency):
 
 
 def head_similarity(vectors, *, center=False, check=True):
-    """Return the cosine between every two vectors of a set.
+    """Return the cosine between every two vectors of a set (..., head, position), (..., head, head).
 
-    Parameters
-    ----------
-    vectors : torch.Tensor or array_like, shape (..., head, position)
-        Not modified.
-    center : bool
-        Subtract the mean over positions from each vector first: the cosine is then Pearson's correlation.
-        Non-negative vectors have non-negative cosines; centred ones, as wavelets are, can be orthogonal.
-    check : bool
-        Look for NaN and infinity first. On CUDA this waits for the device; False skips it.
-
-    Returns
-    -------
-    torch.Tensor, shape (..., head, head)
-        In [−1, 1] up to rounding, 1 on the diagonal. NaN in the row and column of a zero vector.
+    With `center`, the mean over positions is subtracted from each vector first: the cosine is then Pearson's
+    correlation. Non-negative vectors have non-negative cosines; centred ones, as wavelets are, can be
+    orthogonal. NaN in the row and column of a zero vector.
     """
     x = _as_set(vectors, check=check)  # (..., head, position)
     x = _centred(x) if center else x

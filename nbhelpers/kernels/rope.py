@@ -15,22 +15,11 @@ from .checks import as_double, as_real, as_signal
 
 @checked(fraction=real(0, 1))
 def inverse_frequencies(head_dim, *, theta=10000.0, fraction=1.0):
-    """Return the angular frequencies of the rotary pairs, θ^(−2k/d) (eq. 12; Su et al., arXiv:2104.09864).
+    """Return the angular frequencies (pair,) of the rotary pairs, θ^(−2k/d) (eq. 12; arXiv:2104.09864).
 
-    Parameters
-    ----------
-    head_dim : int
-        Dimensions of a head.
-    theta : float
-        Base of the geometric series, `rope_theta` in model configurations.
-    fraction : float
-        Share of the dimensions that is rotated, in (0, 1]; GPT-NeoX and Pythia rotate 0.25. The number
-        rotated is ``d = int(head_dim * fraction)``.
-
-    Returns
-    -------
-    torch.Tensor, shape (pair,)
-        float64 on the CPU, in radians/token, from 1 downwards.
+    float64 on the CPU, in radians/token, from 1 downwards. `theta` is the base of the geometric series,
+    `rope_theta` in model configurations; `fraction` the share of the dimensions that is rotated, d =
+    int(head_dim · fraction), 0.25 in GPT-NeoX and Pythia.
     """
     n_rotated = int(head_dim * fraction)
     if n_rotated < 2 or n_rotated % 2:
@@ -52,26 +41,13 @@ def wavelengths(inverse_frequencies):
 
 @checked(x=None)
 def rotate(x, positions, inverse_frequencies, *, interleaved=False):
-    """Return `x` with each pair of dimensions rotated by position times frequency (eq. 12).
+    """Return `x` (..., position, head_dim) with its pairs rotated by position times frequency (eq. 12).
 
-    Parameters
-    ----------
-    x : torch.Tensor or array_like, shape (..., position, head_dim)
-        Queries or keys. Not modified.
-    positions : torch.Tensor or array_like, shape (position,) or any that broadcasts to (..., position)
-        Positions in tokens; fractions are allowed (position interpolation).
-    inverse_frequencies : torch.Tensor or array_like, shape (pair,)
-        Angular frequencies in radians/token. The first ``2 * pair`` dimensions are rotated, the others pass
-        through.
-    interleaved : bool
-        False pairs dimension k with k + pair, the layout of Llama and GPT-NeoX in transformers. True pairs 2k
-        with 2k + 1, the layout of GPT-J.
-
-    Returns
-    -------
-    torch.Tensor, shape (..., position, head_dim)
-        float32, or float64 for float64 input. Angles are computed in float64, so distant positions keep their
-        phase.
+    `positions`, in tokens, broadcast to (..., position); fractions are allowed (position interpolation). The
+    `inverse_frequencies` (pair,) are in radians/token: the first ``2 * pair`` dimensions are rotated, the
+    others pass through. Angles are computed in float64, so distant positions keep their phase. Dimension k is
+    paired with k + pair, the layout of Llama and GPT-NeoX in transformers; if `interleaved`, 2k with 2k + 1,
+    that of GPT-J.
     """
     x = as_real(x, "x")  # (..., position, head_dim)
     frequency = as_double(inverse_frequencies, "inverse_frequencies", device=x.device, length=-1)  # (pair,)
@@ -94,22 +70,10 @@ def rotate(x, positions, inverse_frequencies, *, interleaved=False):
 
 
 def lag_kernel(inverse_frequencies, lags):
-    """Return the score that rotation alone gives to a lag, the mean of cos(θ_k · lag) over the pairs.
+    """Return the score (...) that rotation alone gives to lags (...), the mean of cos(θ_k · lag) over pairs.
 
     This is the scaled dot product of a rotated query and key that are equal before rotation and have the same
-    energy in each pair.
-
-    Parameters
-    ----------
-    inverse_frequencies : torch.Tensor or array_like, shape (pair,)
-        Angular frequencies in radians/token.
-    lags : torch.Tensor or array_like, shape (...)
-        Query position minus key position, in tokens.
-
-    Returns
-    -------
-    torch.Tensor, shape (...)
-        float64, in [−1, 1]; 1 at lag 0.
+    energy in each pair. Frequencies (pair,) are in radians/token; float64, in [−1, 1], 1 at lag 0.
     """
     frequency = as_double(inverse_frequencies, "inverse_frequencies", length=-1)  # (pair,)
     lags = as_double(lags, "lags", device=frequency.device)  # (...)
@@ -117,10 +81,10 @@ def lag_kernel(inverse_frequencies, lags):
 
 
 def alibi_slopes(n_heads):
-    """Return the slope of each head in ALiBi, in score units per token (Press et al., arXiv:2108.12409).
+    """Return the slopes of ALiBi, (head,), in score units per token (Press et al., arXiv:2108.12409).
 
-    For a power of two the slopes are 2^(−8h/n), h = 1 … n. For any other number, those of the power of two
-    below, then every other slope of the power of two above. float64 on the CPU, of shape (head,).
+    For a power of two they are 2^(−8h/n), h = 1 … n. For any other number, those of the power of two below,
+    then every other slope of the power of two above. float64 on the CPU.
     """
     power = 1 << (n_heads.bit_length() - 1)
     exponents = [8 * head / power for head in range(1, power + 1)]
@@ -130,10 +94,7 @@ def alibi_slopes(n_heads):
 
 @checked(dtype=such_that(lambda dtype: isinstance(dtype, torch.dtype), "a torch.dtype"))
 def alibi_bias(n_heads, length, *, dtype=torch.float32):
-    """Return what causal ALiBi adds to the scores: −slope · (query − key), and −∞ for keys after the query.
-
-    Of shape (head, query, key), on the CPU.
-    """
+    """Return what causal ALiBi adds to the scores, −slope · lag, −∞ for later keys, (head, query, key)."""
     lag = -_relative_position(length)  # (query, key)
     bias = (-alibi_slopes(n_heads)[:, None, None] * lag).to(dtype)  # (head, query, key)
     return bias.masked_fill_(lag < 0, -math.inf)
@@ -141,23 +102,12 @@ def alibi_bias(n_heads, length, *, dtype=torch.float32):
 
 @checked(n_buckets=whole(2), relative_position=token_ids)
 def t5_bucket(relative_position, *, bidirectional=True, n_buckets=32, max_distance=128):
-    """Return the bucket of T5 that a relative position falls into (Raffel et al., arXiv:1910.10683).
+    """Return the buckets (...), int64, of relative positions (...) in T5 (Raffel et al., arXiv:1910.10683).
 
-    Parameters
-    ----------
-    relative_position : torch.Tensor or array_like of int, shape (...)
-        Key position minus query position, in tokens.
-    bidirectional : bool
-        True, the encoder: half of the buckets for keys after the query. False, the decoder: all buckets for
-        keys at or before the query, and every later key in bucket 0.
-    n_buckets : int
-        Number of buckets: half of those of a side hold one distance each, the others grow logarithmically.
-    max_distance : int
-        Distance in tokens from which on all share the last bucket; above the distances held singly.
-
-    Returns
-    -------
-    torch.Tensor of int64, shape (...)
+    A relative position is key minus query, in tokens. If `bidirectional`, the encoder, half of the buckets
+    are for keys after the query; else, the decoder, all are for keys at or before it, and every later key is
+    in bucket 0. Half of the buckets of a side hold one distance each, the others grow logarithmically; from
+    `max_distance` on, all share the last.
     """
     n_side = n_buckets // 2 if bidirectional else n_buckets
     n_exact = n_side // 2
@@ -177,22 +127,12 @@ def t5_bucket(relative_position, *, bidirectional=True, n_buckets=32, max_distan
 
 
 def t5_bias(table, length, **options):
-    """Return what T5 adds to the scores, a learned bias for each bucket of relative positions.
+    """Return what T5 adds to the scores, (head, query, key): a learned bias for each bucket of `t5_bucket`.
 
-    Parameters
-    ----------
-    table : torch.Tensor or array_like, shape (bucket, head)
-        The model's `relative_attention_bias.weight`.
-    length : int
-        Number of tokens.
-    **options
-        `bidirectional` and `max_distance` of `t5_bucket`.
-
-    Returns
-    -------
-    torch.Tensor, shape (head, query, key)
-        Differentiable in the table. As in T5 no causal mask is applied: with ``bidirectional=False`` keys
-        after the query get the bias of bucket 0, and the mask is the caller's.
+    `table` (bucket, head) is the model's `relative_attention_bias.weight`, in which the result is
+    differentiable; `options` are `bidirectional` and `max_distance` of `t5_bucket`. As in T5 no causal mask
+    is applied: with ``bidirectional=False`` keys after the query get the bias of bucket 0, and the mask is
+    the caller's.
     """
     table = as_real(table, "table")  # (bucket, head)
     if table.ndim != 2:
@@ -203,22 +143,11 @@ def t5_bias(table, length, **options):
 
 
 def sinusoidal_embedding(length, dim, *, theta=10000.0):
-    """Return the fixed sinusoidal embedding, whose dot products depend on the lag alone (arXiv:1706.03762).
+    """Return the fixed sinusoidal embedding (position, dim), float64, on the CPU (arXiv:1706.03762).
 
-    Parameters
-    ----------
-    length : int
-        Number of positions.
-    dim : int
-        Dimensions, even.
-    theta : float
-        Base of the geometric series of frequencies.
-
-    Returns
-    -------
-    torch.Tensor, shape (position, dim)
-        float64 on the CPU. Sines in the even dimensions, cosines in the odd; the dot product of two positions
-        is ``dim / 2`` times `lag_kernel` at their distance.
+    Sines in the even dimensions, cosines in the odd; `theta` is the base of the geometric series of
+    frequencies. The dot product of two positions depends on their lag alone: it is ``dim / 2`` times
+    `lag_kernel`.
     """
     angle = torch.arange(length, dtype=torch.float64)[:, None] * inverse_frequencies(dim, theta=theta)
     return torch.stack([angle.sin(), angle.cos()], -1).flatten(-2)  # (position, dim)

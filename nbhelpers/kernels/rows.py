@@ -1,5 +1,4 @@
-"""The spectra, wavelet and entropy metrics of very many attention rows at once, without needless passes over
-memory.
+"""The metrics of very many attention rows at once, without needless passes over memory.
 
 The definitions are those of :mod:`~nbhelpers.kernels.spectra` and :mod:`~nbhelpers.kernels.wavelets`, which
 the tests hold this module to. Two facts make it fast: a causal row is zero beyond its query, and the metrics
@@ -82,20 +81,12 @@ def _window(name, length, dtype, device):
 
 
 def band_runs(frequency, edges):
-    """Return where the bins of each band lie in a spectrum, as runs of consecutive bins.
+    """Return where the bins of each band lie in a spectrum, as a list of slices for each band.
 
-    Parameters
-    ----------
-    frequency : torch.Tensor, shape (freq,)
-        Cycles/token, as from :func:`nbhelpers.kernels.spectra.frequencies`.
-    edges : sequence of float
-        Fractions of Nyquist; a bin at an edge belongs to the band above (eq. 2).
-
-    Returns
-    -------
-    list of list of slice
-        From the lowest band to the highest. A band of a two-sided spectrum may be in two places; one without
-        bins has no run. Slices, unlike an index tensor, need not be brought to the device of the spectrum.
+    From the lowest band to the highest; `frequency` (freq,) is in cycles/token, `edges` are fractions of
+    Nyquist, and a bin at an edge belongs to the band above (eq. 2). A band of a two-sided spectrum may be in
+    two places; one without bins has no run. Slices, unlike an index tensor, need not be brought to the device
+    of the spectrum.
     """
     band = np.digitize(np.abs(np.asarray(frequency)), 0.5 * np.asarray(edges, dtype=float))  # (freq,)
     cuts = [0, *(np.flatnonzero(np.diff(band)) + 1).tolist(), len(band)]
@@ -106,22 +97,10 @@ def band_runs(frequency, edges):
 
 
 def row_spectral_metrics(power, runs, *, base=None):
-    """Return spectral entropy, selectivity and band shares (eqs. 7, 3, 2) of each spectrum.
+    """Return entropy, selectivity, band shares (eqs. 7, 3, 2) of spectra (..., freq); and which have power.
 
-    Parameters
-    ----------
-    power : torch.Tensor, shape (..., freq)
-    runs
-        From :func:`band_runs`; every bin in one of them.
-    base : float, optional
-        Logarithm base; natural (nats) if None.
-
-    Returns
-    -------
-    metrics : torch.Tensor, shape (..., 2 + band)
-        Zero for a spectrum without power.
-    valid : torch.Tensor of bool, shape (...)
-        Where there is power.
+    The metrics are (..., 2 + band), 0 without power; the second, bool, is (...). `runs` are those of
+    :func:`band_runs`, with every bin in one of them.
     """
     bands = torch.stack([_sum_of_runs(power, band) for band in runs], -1)  # (..., band)
     total = bands.sum(-1)  # (...)

@@ -15,17 +15,11 @@ from .checks import as_double, as_power, as_signal, log_base, negative_p_log_p
 
 @checked(name=RULES["window"], dtype=None)
 def window(name, length, *, dtype=torch.float64, device=None):
-    """Return a symmetric window, to be multiplied into a signal before its Fourier transform.
+    """Return a symmetric window (position,), to be multiplied into a signal before its Fourier transform.
 
-    Parameters
-    ----------
-    name : {"hann", "boxcar"}
-        "hann" is `numpy.hanning`: symmetric, zero at both ends, so the first and the last token do not
-        contribute (an attention sink at key 0 is removed). "boxcar" is all ones.
-    length : int
-        Number of samples. A Hann window of length 1 is ``[1.]``, of length 2 ``[0., 0.]``.
-    dtype, device
-        Of the result, of shape (position,).
+    "hann" is `numpy.hanning`: zero at both ends, so the first and the last token do not contribute (an
+    attention sink at key 0 is removed); of length 1 it is ``[1.]``, of length 2 ``[0., 0.]``. "boxcar" is all
+    ones.
     """
     if name == "boxcar" or length == 1:
         return torch.ones(length, dtype=dtype, device=device)
@@ -35,20 +29,11 @@ def window(name, length, *, dtype=torch.float64, device=None):
 
 
 def frequencies(length, *, pad=1, sided="one"):
-    """Return the frequencies of the bins of `psd`, in cycles/token.
+    """Return the frequencies of the bins of `psd` for signals of `length` tokens, in cycles/token, (freq,).
 
-    Parameters
-    ----------
-    length : int
-        Number of tokens of the signal, before padding.
-    pad, sided
-        As in `psd`.
-
-    Returns
-    -------
-    torch.Tensor, shape (freq,)
-        float64, on the CPU. One-sided: k/N for k = 0 … N//2, the last one 0.5 where N is even. Two-sided: in
-        the order of the DFT, 0 first, the negative frequencies in the second half (−0.5 where N is even).
+    float64, on the CPU. One-sided: k/N for k = 0 … N//2, the last one 0.5 where N, the padded length, is
+    even. Two-sided: in the order of the DFT, 0 first, the negative frequencies in the second half (−0.5 where
+    N is even).
     """
     n = _padded_length(length, pad)
     if sided == "one":
@@ -58,14 +43,13 @@ def frequencies(length, *, pad=1, sided="one"):
 
 
 def psd(signal, *, window="hann", pad=1, detrend="none", sided="one", dc="keep", check=True):
-    """Return the power spectrum of a signal, the squared modulus of its windowed DFT (eq. 1).
+    """Return the power spectrum (..., freq) of signals (..., position), the squared windowed DFT (eq. 1).
 
-    Costs O(N log N) per signal. Differentiable everywhere.
+    Non-negative, in units of the signal squared, with no normalisation by length or window; `frequencies`
+    gives the axis. Costs O(N log N) per signal. Differentiable everywhere.
 
     Parameters
     ----------
-    signal : torch.Tensor or array_like, shape (..., position)
-        Real signal. Not modified.
     window : {"hann", "boxcar"}
         See `window`. The window spans the signal, not the padding.
     pad : {1, 2, 4, "next_pow2"}
@@ -76,18 +60,10 @@ def psd(signal, *, window="hann", pad=1, detrend="none", sided="one", dc="keep",
     sided : {"one", "two"}
         "one": the bins 0 … N//2 of the real DFT, where N is the padded length. Interior bins are *not*
         doubled: this is the literal reading of eq. 1, which squares the transform and says no more, and it
-        weighs the zero-frequency bin twice as much as a doubled spectrum would. "two": all N bins, whose
-        sum is N times the energy of the windowed signal (Parseval).
+        weighs the zero-frequency bin twice as much as a doubled spectrum would. "two": all N bins, whose sum
+        is N times the energy of the windowed signal (Parseval).
     dc : {"keep", "drop"}
         "drop" sets the zero-frequency bin to 0, so that it counts in no number read from the spectrum.
-    check : bool
-        Look for NaN and infinity first. On CUDA this waits for the device; False skips it.
-
-    Returns
-    -------
-    torch.Tensor, shape (..., freq)
-        Non-negative, in units of the signal squared; no normalisation by length or window. float32, or
-        float64 for a float64 signal, on the device of the signal. `frequencies` gives the axis.
     """
     x = as_signal(signal, check=check)  # (..., position)
     if x.numel() == 0:
@@ -105,25 +81,13 @@ def psd(signal, *, window="hann", pad=1, detrend="none", sided="one", dc="keep",
 
 @checked(edges=several(share, rising=True))
 def band_shares(psd, *, edges=(0.25, 0.75), frequency=None):
-    """Return the share of the power that lies in each frequency band (eq. 2).
+    """Return the share of the power (..., freq) in each band, from low to high, (..., band) (eq. 2).
 
-    Parameters
-    ----------
-    psd : torch.Tensor or array_like, shape (..., freq)
-        Non-negative power, as from `psd`.
-    edges : sequence of float
-        Band edges as fractions of the Nyquist frequency, increasing, strictly between 0 and 1. The default
-        gives the three bands of the paper: low, mid, high. A bin at an edge belongs to the band above it;
-        the zero-frequency bin belongs to the lowest band.
-    frequency : torch.Tensor or array_like, shape (freq,), optional
-        Frequency of each bin in cycles/token; the sign is ignored. By default the bins are taken to be evenly
-        spaced from 0 to 0.5, as in a one-sided spectrum of even length. For an odd length or a two-sided
-        spectrum pass what `frequencies` returns.
-
-    Returns
-    -------
-    torch.Tensor, shape (..., band)
-        From low to high, ``len(edges) + 1`` shares that sum to 1. NaN where a spectrum has no power.
+    Shares sum to 1; NaN where a spectrum has no power. `edges` are fractions of the Nyquist frequency,
+    increasing, strictly between 0 and 1; the default gives the three bands of the paper. A bin at an edge
+    belongs to the band above it, the zero-frequency bin to the lowest. `frequency` (freq,) is in
+    cycles/token, its sign ignored. By default the bins are evenly spaced from 0 to 0.5, as in a one-sided
+    spectrum of even length; for an odd length or a two-sided spectrum pass what `frequencies` returns.
     """
     power = as_power(psd)  # (..., freq)
     n_freq = power.shape[-1]
@@ -142,18 +106,10 @@ def band_shares(psd, *, edges=(0.25, 0.75), frequency=None):
 
 
 def frequency_selectivity(psd):
-    """Return the largest power over the sum of all other power (eq. 3).
+    """Return the largest power of a spectrum (..., freq) over the sum of all other power, (...) (eq. 3).
 
-    Parameters
-    ----------
-    psd : torch.Tensor or array_like, shape (..., freq)
-        Non-negative power. Whether the zero-frequency bin counts is decided by whether it is passed.
-
-    Returns
-    -------
-    torch.Tensor, shape (...)
-        At least ``1 / (freq − 1)``, the value of a flat spectrum. Infinite if all power is in one bin, NaN
-        where a spectrum has no power.
+    At least ``1 / (freq − 1)``, the value of a flat spectrum. Infinite if all power is in one bin, NaN
+    without power. Whether the zero-frequency bin counts is decided by whether it is passed.
     """
     power = as_power(psd)  # (..., freq)
     at = power.argmax(-1, keepdim=True)  # (..., 1)
@@ -164,19 +120,9 @@ def frequency_selectivity(psd):
 
 
 def spectral_entropy(psd, *, base=None):
-    """Return the Shannon entropy of a normalised power spectrum (eq. 7).
+    """Return the entropy (...) of normalised power spectra (..., freq), in [0, log(freq)] (eq. 7).
 
-    Parameters
-    ----------
-    psd : torch.Tensor or array_like, shape (..., freq)
-        Non-negative power. Not modified.
-    base : float, optional
-        Logarithm base; natural (nats) if None.
-
-    Returns
-    -------
-    torch.Tensor, shape (...)
-        In [0, log(freq)]. NaN where a spectrum has no power.
+    NaN where a spectrum has no power.
     """
     power = as_power(psd)  # (..., freq)
     share = power / power.sum(-1, keepdim=True)  # (..., freq)
@@ -185,11 +131,11 @@ def spectral_entropy(psd, *, base=None):
 
 @checked(n=whole(1))
 def spikes(signal, n=5, *, window="hann", check=True):
-    """Return which entries of a windowed signal hold the most energy, and the share of it that they hold.
+    """Return which n entries of windowed signals (..., position) hold most energy, and the share they hold.
 
-    An impulse has a flat spectrum: where a few entries hold most energy, the bands tell little else. Of a
-    signal (..., position) the indices are (..., n), the largest first; the share is (...), from n / length
-    to 1, NaN where the windowed signal is 0. `window` and `check` are those of `psd`.
+    An impulse has a flat spectrum: where a few entries hold most energy, the bands tell little else. The
+    indices are (..., n), the largest first; the share is (...), from n / length to 1, NaN where the windowed
+    signal is 0.
     """
     energy = _apply_window(as_signal(signal, check=check), window).square()
     if n > energy.shape[-1]:

@@ -29,15 +29,15 @@ def level_names(level):
 
 
 def wavedec(signal, *, wavelet="db2", mode="symmetric", level=None, check=True):
-    """Return the multi-level wavelet coefficients of a signal along its last axis (eq. 4).
+    """Return the multi-level wavelet coefficients of signals (..., position) along their last axis (eq. 4).
 
-    Costs O(length) per signal. CPU tensors that need no gradient go through PyWavelets, which releases the
-    GIL; CUDA tensors and tensors that need a gradient through torch. The two agree to rounding.
+    A list ``[cA_n, cD_n, …, cD_1]`` as of `pywt.wavedec`: the approximation, then the details from coarse to
+    fine, (..., coefficient) each. Costs O(length) per signal. CPU tensors that need no gradient go through
+    PyWavelets, which releases the GIL; CUDA tensors and tensors that need a gradient through torch. The two
+    agree to rounding.
 
     Parameters
     ----------
-    signal : torch.Tensor or array_like, shape (..., position)
-        Real signal. Not modified.
     wavelet : str or pywt.Wavelet
         A discrete wavelet; db2 in the paper.
     mode : {"symmetric", "zero", "periodization"}
@@ -46,14 +46,6 @@ def wavedec(signal, *, wavelet="db2", mode="symmetric", level=None, check=True):
         transform where every level halves an even length.
     level : int, optional
         Times the approximation is split: at most `dwt_max_level`, the default; 0 returns the signal.
-    check : bool
-        Look for NaN and infinity first. On CUDA this waits for the device; False skips it.
-
-    Returns
-    -------
-    list of torch.Tensor, each of shape (..., coefficient)
-        ``[cA_n, cD_n, …, cD_1]`` as `pywt.wavedec`: the approximation, then the details from coarse to fine.
-        float32, or float64 for a float64 signal, on the device of the signal.
     """
     x = as_signal(signal, check=check)  # (..., position)
     filters = _filters(wavelet)
@@ -78,20 +70,10 @@ def wavedec(signal, *, wavelet="db2", mode="symmetric", level=None, check=True):
 
 
 def waverec(coefficients, *, wavelet="db2", mode="symmetric", length=None):
-    """Return the signal whose wavelet coefficients are given, the inverse of `wavedec`.
+    """Return the signal (..., position) whose wavelet coefficients are given, the inverse of `wavedec`.
 
-    Parameters
-    ----------
-    coefficients : sequence of torch.Tensor or array_like, each of shape (..., coefficient)
-        ``[cA_n, cD_n, …, cD_1]``. Not modified.
-    wavelet, mode
-        As given to `wavedec`.
-    length : int, optional
-        Number of tokens of the signal. An odd length comes back one token longer unless it is given here.
-
-    Returns
-    -------
-    torch.Tensor, shape (..., position)
+    `wavelet` and `mode` are those given to `wavedec`. A signal of odd length comes back one token longer
+    unless its `length` is given here.
     """
     x, *details = _as_levels(coefficients)
     filters = _filters(wavelet)
@@ -116,23 +98,11 @@ def waverec(coefficients, *, wavelet="db2", mode="symmetric", length=None):
 
 
 def wavelet_entropy(coefficients, *, normalize=False, base=None):
-    """Return the entropy of the wavelet coefficients of each level (eq. 5).
+    """Return the entropy of each level of the coefficients of `wavedec`, in its order, (..., level) (eq. 5).
 
-    Parameters
-    ----------
-    coefficients : sequence of torch.Tensor or array_like, each of shape (..., coefficient)
-        As from `wavedec`.
-    normalize : bool
-        False is the literal reading, −Σ_τ |W|² log |W|² with |W|² as it is: not an entropy of a distribution,
-        it depends on the scale of the signal and may be negative. True divides |W|² by its sum over the
-        level first, which gives a value in [0, log(count)], NaN for a level without energy.
-    base : float, optional
-        Logarithm base; natural (nats) if None.
-
-    Returns
-    -------
-    torch.Tensor, shape (..., level)
-        In the order of the list.
+    The literal reading is −Σ_τ |W|² log |W|² with |W|² as it is: not an entropy of a distribution, it depends
+    on the scale of the signal and may be negative. `normalize` divides |W|² by its sum over the level first,
+    which gives a value in [0, log(count)], NaN for a level without energy.
     """
     entropies = []
     for level in _as_levels(coefficients):
@@ -150,20 +120,10 @@ def level_energies(coefficients):
 
 
 def reconstruction_error(signal, *, wavelet="db2", mode="symmetric", level=None):
-    """Return the relative error of taking a signal apart and putting it together again (eq. 11).
+    """Return the relative error (...) of taking signals (..., position) apart and together again (eq. 11).
 
-    Parameters
-    ----------
-    signal : torch.Tensor or array_like, shape (..., position)
-        Real signal. Not modified.
-    wavelet, mode, level
-        As in `wavedec`.
-
-    Returns
-    -------
-    torch.Tensor, shape (...)
-        ‖a − W⁻¹W a‖ / ‖a‖, both norms over the last axis. NaN for a signal that is zero. The transform
-        reconstructs any signal, so what is left is the rounding of the dtype (near 1e-7 in float32).
+    ‖a − W⁻¹W a‖ / ‖a‖, NaN for a signal that is zero. The transform reconstructs any signal, so what
+    is left is the rounding of the dtype (near 1e-7 in float32). The options are those of `wavedec`.
     """
     x = as_real(signal, "signal")  # (..., position)
     coefficients = wavedec(x, wavelet=wavelet, mode=mode, level=level)
@@ -172,23 +132,13 @@ def reconstruction_error(signal, *, wavelet="db2", mode="symmetric", level=None)
 
 
 def align(coefficients, coefficients_scaled, *, alignment="concatenate-truncate", check=True):
-    """Return the coefficients of two signals of different length as two vectors of equal length.
+    """Return the coefficients of a full and a shortened signal as vectors of one length, (..., coefficient).
 
-    Parameters
-    ----------
-    coefficients, coefficients_scaled : sequence of torch.Tensor, each of shape (..., coefficient)
-        As from `wavedec`, of the full and of the shortened signal.
-    alignment : {"concatenate-truncate", "per-level", "interpolate"}
-        The paper does not say how eq. 10 compares vectors of unequal length. "concatenate-truncate": all
-        levels in a row, cut to the shorter. "per-level": each level cut to the shorter of the two, then in a
-        row. "interpolate": the longer of each pair of levels interpolated linearly, end on end, to the length
-        of the shorter, then in a row. The last two need as many levels of both.
-    check : bool
-        Look for NaN and infinity first. On CUDA this waits for the device; False skips it.
-
-    Returns
-    -------
-    tuple of two torch.Tensor, each of shape (..., coefficient)
+    The coefficients are as from `wavedec`. The paper does not say how eq. 10 compares vectors of unequal
+    length. The `alignment` "concatenate-truncate" puts all levels in a row, cut to the shorter; "per-level"
+    cuts each level to the shorter of the two, then puts them in a row; "interpolate" interpolates the longer
+    of each pair of levels linearly, end on end, to the length of the shorter, then puts them in a row. The
+    last two need as many levels of both.
     """
     return _aligned(_as_levels(coefficients, check), _as_levels(coefficients_scaled, check), alignment)
 
@@ -210,10 +160,10 @@ def _aligned(full, scaled, alignment):
 
 
 def scale_sensitivity(coefficients, coefficients_scaled, *, alignment="concatenate-truncate"):
-    """Return one minus the cosine between the coefficients of a signal and of its shortened form (eq. 10).
+    """Return one minus the cosine, (...), of the coefficients of a signal and its shortened form (eq. 10).
 
-    The arguments are those of `align`. The result, of shape (...), is in [0, 2], exactly 0 for equal
-    coefficients, and NaN where either vector is zero.
+    The arguments are those of `align`. The result is in [0, 2], exactly 0 for equal coefficients, and NaN
+    where either vector is zero.
     """
     u, v = _aligned(_as_levels(coefficients), _as_levels(coefficients_scaled), alignment)
     u = u / torch.linalg.vector_norm(u, dim=-1, keepdim=True)
@@ -307,9 +257,8 @@ def level_image(coefficients, n, *, taps, periodic=False):
     """Return |coefficient| of each level at each of n positions: the nearest coefficient of the level.
 
     `coefficients` begin with the approximation, then come details from coarse to fine. Coefficient k of one
-    level of pywt is the answer of a filter of L `taps` whose window has its centre at sample
-    2k + 1 − (L − 1)/2 (2k + ½ in periodization), so the centre of level j is 2ʲk + (2ʲ − 1) times that
-    offset.
+    level of pywt is the answer of a filter of L `taps` whose window has its centre at sample 2k + 1 − (L −
+    1)/2 (2k + ½ in periodization), so the centre of level j is 2ʲk + (2ʲ − 1) times that offset.
     """
     depth = len(coefficients) - 1
     offset = 0.5 if periodic else 1 - (taps - 1) / 2
