@@ -40,16 +40,10 @@ BY_TOKEN = ("attention_mask", "position_ids", "token_type_ids")  # inputs of cap
 @checked
 @dataclass(frozen=True)
 class Observation:
-    """What was seen of a model's attention: profiles of some sequences and of their scaled variants.
+    """What was seen of a model's attention: profiles of sequences and of their scaled variants x_α, by α.
 
-    Attributes
-    ----------
-    profiles : Profiles
-        With key_profile, last_query, lag_profile, local_mass and, for the rules, stationary_profile.
-    scaled : dict of float to Profiles
-        Those of the scaled variants x_α (eq. 10), by α.
-    scaled_variant : str
-        How x_α was drawn from x.
+    The profiles are key_profile, last_query, lag_profile, local_mass and, for the rules, stationary_profile;
+    `scaled_variant` says how x_α (eq. 10) was drawn from x.
     """
 
     profiles: Profiles
@@ -65,7 +59,7 @@ class Observation:
 
 @checked(null=_null_names)
 def analyze(model, token_ids, protocol=PAPER, *, null=(), corpus=None, seed=0, **options):
-    """Measure every head of a model on some sequences under a protocol.
+    """Measure every head of a model on some sequences under a protocol; return a `HeadTable`.
 
     Parameters
     ----------
@@ -76,25 +70,19 @@ def analyze(model, token_ids, protocol=PAPER, *, null=(), corpus=None, seed=0, *
         :data:`nbhelpers.PAPER` is the literal reading of the paper.
     null : str or sequence of str
         Attention that learned nothing, measured too: its numbers stand beside the model's in
-        `HeadTable.summary`. Names are those of :mod:`nbhelpers.nulls`, such as "uniform" and "permuted".
-        Not with ``signal="rows"``, which leaves no profiles that a null could be made of.
+        `HeadTable.summary`. Names are those of :mod:`nbhelpers.nulls`, such as "uniform" and "permuted". Not
+        with ``signal="rows"``, which leaves no profiles that a null could be made of.
     corpus : str, optional
         What the sequences are, for the provenance.
     seed : int
         Draws the random scaled variants and the nulls.
     **options
         `batch_size`, `chunk`, `cache`, `fused`, `stream`, `beyond`, `progress` of :func:`nbhelpers.capture`.
-
-    Returns
-    -------
-    HeadTable
     """
     _require_measurable(protocol)
     if protocol.signal == "rows":
         if null:
-            raise ValueError(
-                "signal='rows' has no null, which is made of profiles; use another signal, or null=()"
-            )
+            raise ValueError("signal='rows' has no null, which is made of profiles; take another, or null=()")
         return _analyze_rows(model, token_ids, protocol, corpus=corpus, seed=seed, **options)
     seen = observe(model, token_ids, protocol, corpus=corpus, seed=seed, **options)
     table, beside = measure(seen, protocol), {}
@@ -106,23 +94,12 @@ def analyze(model, token_ids, protocol=PAPER, *, null=(), corpus=None, seed=0, *
 
 @checked(whole=RULES["profiles"])
 def observe(model, token_ids, protocol=PAPER, *, corpus=None, seed=0, whole=None, **options):
-    """Run a model over sequences and their scaled variants, and keep what :func:`measure` needs.
+    """Run a model over sequences and their scaled variants; return the :class:`Observation` to `measure`.
 
-    One observation serves every protocol with the same `factors`, `scaled_variant` and `local_distance`
-    whose signal is a key profile, a last query or a lag profile.
-
-    Parameters
-    ----------
-    model, token_ids, corpus, seed, **options
-        As in :func:`analyze`. With ``cache=`` the same call finds the profiles again.
-    protocol : Protocol
-        Says which scaled variants are drawn, and the distance that counts as local.
-    whole : Profiles, optional
-        Those of the sequences themselves, from another observation of the same; then only variants are run.
-
-    Returns
-    -------
-    Observation
+    Arguments are as in :func:`analyze`; with ``cache=`` the same call finds the profiles again. One
+    observation serves every protocol with the same `factors`, `scaled_variant` and `local_distance` whose
+    signal is a key profile, a last query or a lag profile. With `whole`, the Profiles of the sequences from
+    another observation, only variants are run.
     """
     token_ids = torch.as_tensor(token_ids)
     kept = [*SIGNALS, "stationary_profile", LocalMass((protocol.local_distance,))]
@@ -155,53 +132,34 @@ def _knows_prefixes(model, token_ids):
 def _with_prefixes(model, token_ids, variants, kept, **options):
     """Return the profiles of sequences and, by factor, of their prefixes, all from one pass.
 
-    The first sequence of each prefix is run alone as well; where its attention is another, there are no
-    prefixes to return.
+    The first sequence of each prefix is run alone as well: where its attention is another, no prefixes come
+    back.
     """
     kept = resolve(kept)
     prefixes = {a: [OfPrefix(reduction, ids.shape[-1]) for reduction in kept] for a, ids in variants.items()}
     seen = _captured(model, token_ids, [*kept, *itertools.chain(*prefixes.values())], **options)
-    scaled = {a: part_of(seen, kept, prefixes[a], ids) for a, ids in variants.items()}
+    whole, scaled = part_of(seen, kept, kept, token_ids), {}
     for a, ids in variants.items():
+        scaled[a] = part_of(seen, kept, prefixes[a], ids)
         alone = _captured(model, ids[:1], kept, **options | {"progress": False})
         apart = [(alone[r.name] - scaled[a][r.name][:1]).abs().max() for r in kept]
         if not max(apart) <= PREFIX_TOLERANCE:
-            scaled = None
-            break
-    return part_of(seen, kept, kept, token_ids), scaled
+            return whole, None
+    return whole, scaled
 
 
 def part_of(profiles, kept, captured, ids):
     """Return the profiles of some of the reductions, under the names of `kept`."""
     names = {own.name: made.name for own, made in zip(kept, captured, strict=True)}
-    arrays, axes, coordinates = (
-        {own: of[made] for own, made in names.items()}
-        for of in (profiles.arrays, profiles.axes, profiles.coordinates)
-    )
-    n = ids.shape[-1]
-    facts = {
-        "length": n,
-        "tokens": _digest(ids),
-        "reductions": profiles.provenance["reductions"][: len(kept)],
-    }
-    fields = {"arrays": arrays, "axes": axes, "coordinates": coordinates}
-    n_real = torch.full_like(profiles.n_real, n)
-    return dataclasses.replace(profiles, n_real=n_real, **fields).with_provenance(**facts)
+    by_name = {of: getattr(profiles, of) for of in ("arrays", "axes", "coordinates")}
+    fields = {of: {own: held[made] for own, made in names.items()} for of, held in by_name.items()}
+    n, reductions = ids.shape[-1], profiles.provenance["reductions"][: len(kept)]
+    part = dataclasses.replace(profiles, n_real=torch.full_like(profiles.n_real, n), **fields)
+    return part.with_provenance(length=n, tokens=_digest(ids), reductions=reductions)
 
 
 def measure(observation, protocol=PAPER):
-    """Measure what was observed under a protocol; the model is not needed.
-
-    Parameters
-    ----------
-    observation : Observation
-        From :func:`observe`, or a null made of one.
-    protocol : Protocol
-
-    Returns
-    -------
-    HeadTable
-    """
+    """Measure an observation, or a null of it, under a protocol, without the model; return a `HeadTable`."""
     return _table(measure_signals(signals_of(observation, protocol)), observation.profiles, protocol)
 
 
@@ -237,8 +195,7 @@ def _analyze_rows(model, token_ids, protocol, **options):
 
 
 def _captured(model, token_ids, reductions, *, corpus, seed, **options):
-    given = [name for name in BY_TOKEN if options.get(name) is not None]
-    if given:  # scaled variants are other texts, of other lengths
+    if given := [n for n in BY_TOKEN if options.get(n) is not None]:  # scaled variants are other texts
         raise ValueError(f"Sequences must have one length, without {', '.join(given)}; call once per length.")
     profiles = capture(model, token_ids, reductions, **options)
     return profiles.with_provenance(corpus=corpus, seed=seed, tokens=_digest(token_ids))
@@ -269,23 +226,17 @@ def _averages(per_sequence):
 
 def _require_measurable(protocol):
     if protocol.signal == "rows" and protocol.order == "mean then metric":
-        raise ValueError(
-            "signal='rows' is measured row by row, so order='mean then metric' is not possible; use "
-            f"order='metric then mean', or one of the signals {', '.join(SIGNALS)}."
-        )
+        others = f"order='metric then mean', or one of the signals {', '.join(SIGNALS)}"
+        raise ValueError(f"signal='rows' goes row by row, never with order='mean then metric'; use {others}")
     if protocol.signal == "lag_profile" and protocol.sink != "keep":
-        raise ValueError(
-            f"signal='lag_profile' has lags, not keys, so sink={protocol.sink!r} cannot drop key 0 from it; "
-            "use sink='keep', or another signal."
-        )
+        told = f"signal='lag_profile' has lags, not keys, so sink={protocol.sink!r} cannot drop key 0 from it"
+        raise ValueError(f"{told}; use sink='keep', or another signal.")
 
 
 def _require_observed(observation, protocol):
     if protocol.signal == "rows":
-        raise ValueError(
-            f"An observation holds {', '.join(SIGNALS)}; call analyze(model, ids, protocol) for "
-            "signal='rows', which is measured while attention streams by."
-        )
+        rows_need = "signal='rows', measured while attention streams by, call analyze(model, ids, protocol)"
+        raise ValueError(f"An observation holds {', '.join(SIGNALS)}; for {rows_need}.")
     missing = [factor for factor in protocol.factors if factor not in observation.scaled]
     drawn = observation.scaled_variant
     if missing or (protocol.factors and protocol.scaled_variant != drawn):
@@ -293,9 +244,6 @@ def _require_observed(observation, protocol):
             f"The protocol compares with {protocol.scaled_variant} variants at {list(protocol.factors)}; "
             f"observed were {drawn} variants at {list(observation.scaled)}. Call observe with this protocol."
         )
-    distances = observation.profiles.coordinates["local_mass"]
-    if protocol.local_distance not in distances:
-        raise ValueError(
-            f"local_distance={protocol.local_distance} was not observed, only {distances}; call observe with "
-            "this protocol."
-        )
+    if (asked := protocol.local_distance) not in (there := observation.profiles.coordinates["local_mass"]):
+        told = f"local_distance={asked} was not observed, only {there}"
+        raise ValueError(f"{told}; call observe with this protocol.")

@@ -22,29 +22,18 @@ HEADER = ("axes", "coordinates", "kv_groups", "provenance", "layers")  # the fie
 class Profiles:
     """Per-head reductions of the attention of some sequences; not changed after they are made.
 
-    Attributes
-    ----------
-    arrays : dict of str to torch.Tensor
-        On the CPU; float32 as captured, float64 of null models. Each has the axes (sequence, layer, head,
-        *own axis*); a scalar profile has no own axis. Reach them as ``profiles["key_profile"]`` or
-        ``profiles.key_profile``.
-    axes : dict of str to tuple of str
-        The names of the axes of each array.
-    coordinates : dict of str to list
-        Per array, what the positions of its own axis mean (keys and lags in tokens, freq in cycles/token,
-        names).
-    n_real : torch.Tensor, shape (sequence,)
-        Tokens of each sequence that are not padding.
-    kv_groups : list of int
-        The key-value group of each head: heads of one group share keys and are not independent.
-    provenance : dict
-        Model, revision, lengths, dtype, device, versions and what was asked for. `proof` is the largest
-        difference between what captured attention makes of the model's values and what the model made of
-        them, relative to the largest entry of a head's output, or says why there was nothing to compare.
-        `fused` are the layers whose rows compiled loops measured, where these were to be used.
-    layers : list of int
-        The number that each entry of the layer axis has in the model, where not every layer has attention;
-        0, 1, … if not given.
+    `arrays` are tensors by name, on the CPU, float32 as captured and float64 of null models, with the axes
+    (sequence, layer, head, *own axis*); a scalar profile has no own axis. Reach them as
+    ``profiles["key_profile"]`` or ``profiles.key_profile``. `axes` are the names of the axes of each,
+    `coordinates` what the positions of its own axis mean (keys and lags in tokens, freq in cycles/token,
+    names). `n_real` (sequence,) counts the tokens that are not padding. `kv_groups` has the key-value group
+    of each head: heads of one group share keys and are not independent. `layers` numbers the layer axis as
+    the model does, where not every layer has attention; 0, 1, … if not given.
+
+    `provenance` has model, revision, lengths, dtype, device, versions and what was asked for. Its `proof` is
+    the largest difference between what captured attention makes of the model's values and what the model made
+    of them, relative to the largest entry of a head's output, or says why there was nothing to compare.
+    `fused` are the layers whose rows compiled loops measured, where these were to be used.
     """
 
     arrays: dict
@@ -101,12 +90,12 @@ class Profiles:
     @classmethod
     @checked
     def from_attention(cls, attn, *, causal, kv_groups=None, provenance=None):
-        """Reduce whole attention matrices, where they fit into memory.
+        """Reduce whole attention matrices (sequence, layer, head, query, key), where they fit into memory.
 
-        `attn` (sequence, layer, head, query, key), after softmax, has as many keys as queries; float64 stays
-        so, any other dtype becomes float32. If `causal`, query i sees the keys 0 to i only. `kv_groups` is a
-        group for each head, one of its own if None. The result has key_profile, last_query, lag_profile,
-        stationary_profile, and local_mass at 0, the powers of two below n, and 16.
+        They are after softmax, with as many keys as queries; float64 stays so, any other dtype becomes
+        float32. If `causal`, query i sees the keys 0 to i only. Each head is a KV group of its own if
+        `kv_groups` is None. The result has key_profile, last_query, lag_profile, stationary_profile, and
+        local_mass at 0, the powers of two below n, and 16.
         """
         attn = attn if isinstance(attn, torch.Tensor) else as_real(attn, "attn")
         if attn.ndim != 5 or attn.shape[-1] != attn.shape[-2] or attn.numel() == 0:
@@ -142,10 +131,7 @@ class Profiles:
 
     @checked
     def save(self, path, *, label=""):
-        """Write to one safetensors file, whole or not at all, with a checksum of all that it holds.
-
-        `label` says what the file stands for, where :meth:`load` is to make sure of it.
-        """
+        """Write one safetensors file, whole or not at all, with a checksum and a `label` for :meth:`load`."""
         tensors = {name: array.contiguous() for name, array in self.arrays.items()} | {"n_real": self.n_real}
         header = {name: getattr(self, name) for name in HEADER} | {"format": FORMAT, "label": label}
         header = json.loads(json.dumps(header))  # as a file gives it back
@@ -171,10 +157,7 @@ class Profiles:
     @classmethod
     @checked(parts=several(RULES["profiles"], least=1))
     def concatenate(cls, parts):
-        """Join profiles of other sequences of the same model, reductions and length along ``sequence``.
-
-        The provenance is that of the first, with the number of sequences of all.
-        """
+        """Join profiles of other sequences of one model, reductions and length; provenance is the first's."""
         first = parts[0]
         for part in parts[1:]:
             differing = [name for name, value in _kind(first).items() if _kind(part)[name] != value]
@@ -219,8 +202,8 @@ def local_mass_of(lag_profile, lags, distances):
 def sum_over_second_half(attn, n, start, weight=None):
     """Return the sum of attention at the lags 0 to n // 2 − 1 over the last n // 2 of n queries, (..., lag).
 
-    `attn` (..., query, key) holds the queries from `start` on and all keys up to the last of them; `weight`
-    of its queries broadcasts to (..., query, 1). Key 0 is never reached.
+    `attn` (..., query, key) holds the queries from `start` on and all keys up to the last; `weight` of its
+    queries broadcasts to (..., query, 1). Key 0 is never reached.
     """
     n_lags, first = n // 2, max(n - n // 2 - start, 0)
     n_rows = attn.shape[-2] - first

@@ -1,8 +1,7 @@
-"""What is chosen: every decision that turns an attention matrix into a number.
+"""Every decision that turns an attention matrix into a number; the paper leaves most of them open.
 
-The paper (arXiv:2410.18067) leaves most of these open. A :class:`Protocol` names each of them, so that no
-number in this project depends on a choice that cannot be read, hashed and changed. :data:`PAPER` is the
-literal reading.
+A :class:`Protocol` names each of them, so that no number in this project depends on a choice that cannot be
+read, hashed and changed. :data:`PAPER` is the literal reading of arXiv:2410.18067.
 """
 
 import csv
@@ -44,36 +43,18 @@ def _count(low):
 class Protocol:
     """Choices that turn attention into numbers; immutable, comparable, hashable.
 
-    Parameters
-    ----------
-    signal : str
-        What is analysed of a head: ``key_profile`` (mean attention each key receives, over queries),
-        ``last_query`` (the last row), ``lag_profile`` (mean attention at each distance) or ``rows`` (every
-        row while attention streams by, metrics averaged over rows).
-    sink : str
-        ``keep``, or ``drop_renormalise``: key 0 is removed and the signal divided by what remains.
-    detrend, window, pad, sided, dc
-        As in :func:`nbhelpers.kernels.spectra.psd`.
-    edges : tuple of float
-        Band edges as fractions of the Nyquist frequency (eq. 2).
-    log_base : float or None
-        Base of all entropies; natural logarithm if None.
-    wavelet, mode : str
-        As in :func:`nbhelpers.kernels.wavelets.wavedec`.
-    level : str
-        ``shortest``: the deepest level that the shortest scaled variant allows; ``own``: the deepest for each
-        signal.
-    order : str
-        ``metric then mean`` keeps one number per sequence; ``mean then metric`` averages the signals over
-        sequences first.
-    factors, scaled_variant : tuple of float, str
-        The alphas of eq. 10, and how x_alpha is drawn from x.
-    alignment : str
-        How coefficients of unequal lengths are compared, as in :func:`nbhelpers.kernels.wavelets.align`.
-    local_distance : int
-        Keys at most this many tokens from the query count as local (Fig. 1).
-    entropy_windows : tuple of int
-        Windows, in tokens, of the window entropy (Table 2).
+    `signal` is what is analysed of a head: ``key_profile`` (mean attention each key receives, over queries),
+    ``last_query`` (the last row), ``lag_profile`` (mean attention at each distance) or ``rows`` (every row
+    while attention streams by, metrics averaged over rows). `sink` keeps key 0, or removes it and divides the
+    signal by what remains. `detrend`, `window`, `pad`, `sided` and `dc` are as in
+    :func:`nbhelpers.kernels.spectra.psd`, `wavelet` and `mode` as in
+    :func:`nbhelpers.kernels.wavelets.wavedec`, `alignment` of unequal lengths as in
+    :func:`nbhelpers.kernels.wavelets.align`. `edges` of bands are fractions of the Nyquist frequency (eq. 2),
+    `log_base` that of all entropies, natural if None. `level` is the deepest that the shortest scaled variant
+    allows, or each signal's own. `order` ``metric then mean`` keeps one number per sequence, ``mean then
+    metric`` averages the signals over sequences first. `factors` are the alphas of eq. 10, `scaled_variant`
+    how x_alpha is drawn from x. Keys at most `local_distance` tokens from the query count as local (Fig. 1);
+    `entropy_windows` are in tokens (Table 2).
     """
 
     signal: str = "key_profile"

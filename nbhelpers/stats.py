@@ -54,10 +54,7 @@ class Estimate(NamedTuple):
         return Estimate(value, value - low, value + high, n=self.n)
 
     def p_at(self, bound):
-        """Return the two-sided p-value of a true value at `bound`, from a 95 % interval by Student over n.
-
-        NaN without an interval, or where it is not known over how many units it is.
-        """
+        """Return the two-sided p-value of a true value at `bound`, from a 95 % interval; NaN without one."""
         half = (self.high if bound > self.value else self.low) - self.value
         if np.isnan(half) or not self.n or self.n < LEAST_SEQUENCES:
             return np.nan
@@ -88,9 +85,9 @@ class Permutation(NamedTuple):
 def student_interval(values, of_mean=None, *, possible=ANY, confidence=0.95):
     """Return a statistic of sequences, seeds or other independent units with its interval: the one in use.
 
-    The statistic is the mean of `values` (unit, ...) over units, or a function `of_mean` of that mean, such
-    as a ratio, or a spread over the other axes; these need not be independent, only units must be. Its
-    interval is that of :func:`jackknife_interval`, for a mean exactly Student's.
+    It is the mean of `values` (unit, ...) over units, or a function `of_mean` of that mean, such as a ratio
+    or a spread over the other axes, which need not be independent. The interval is that of
+    :func:`jackknife_interval`, for a mean exactly Student's.
     """
     values = np.asarray(values, dtype=np.float64)
     lost = (~np.isfinite(values)).sum()
@@ -109,9 +106,8 @@ def student_interval(values, of_mean=None, *, possible=ANY, confidence=0.95):
 def jackknife_interval(value, left_out, *, possible=ANY, confidence=0.95):
     """Return a value with its jackknife interval, from the values with each unit left out, (unit, ...).
 
-    The quantile is Student's with as many degrees of freedom as units less one. The interval is cut to what
-    is `possible`; of correlations, (-1, 1), the interval is made on Fisher's z where that is finite. Fewer
-    than 3 units have no interval, for two are no measure of scatter.
+    The quantile is Student's of units less one. The interval is cut to what is `possible`; of correlations,
+    (-1, 1), it is made on Fisher's z where that is finite. Fewer than 3 units have no interval.
     """
     left_out = np.atleast_1d(np.asarray(left_out, dtype=np.float64))
     n = len(left_out)
@@ -129,11 +125,10 @@ def jackknife_interval(value, left_out, *, possible=ANY, confidence=0.95):
 
 @checked(table=head_table)
 def distribution_over_heads(table, metric, *, confidence=0.95):
-    """Return mean, std and iqr over heads of a metric, each with its interval (Table 3), by name.
+    """Return mean, std (n − 1) and iqr over heads of a metric, each with its interval (Table 3), by name.
 
-    Heads take part with their mean over sequences; std has n − 1 in its denominator. Heads are not
-    independent draws, so the intervals are over sequences only. Those of std and iqr hold the truth about 92
-    times of 100.
+    Heads take part with their mean over sequences. They are not independent draws, so the intervals are over
+    sequences only; those of std and iqr hold the truth about 92 times of 100.
     """
     _require_sequences_kept(table)
     values = table.values(metric)
@@ -149,10 +144,10 @@ def distribution_over_heads(table, metric, *, confidence=0.95):
 def position_spectrum_correlation(table, *, over="heads", confidence=0.95):
     """Return the Pearson correlation of positional and spectral entropy (eqs. 8 and 9).
 
-    The paper prints one number per model and does not say what it is taken over. `over` is "heads": over all
-    heads of the model, a correlation for each sequence; "heads of a layer": over the heads of one layer, for
-    each layer and sequence; "sequences": over the sequences, for each head. The mean of these correlations is
-    returned, without those that are not defined because one of the entropies does not vary.
+    The paper does not say what it is taken over. `over` is "heads": over all heads of the model, for each
+    sequence; "heads of a layer": over the heads of one layer, for each layer and sequence; "sequences": over
+    the sequences, for each head. Their mean is returned, without those that are not defined because one of
+    the entropies does not vary.
     """
     _require_sequences_kept(table)
     pair = [table.values(metric) for metric in ("positional_entropy", "spectral_entropy")]
@@ -179,9 +174,9 @@ def pearson(x, y, *, axis):
 def agreement(predicted, measured):
     """Return Pearson's r and R² of predicted curves with measured ones, over their last axis.
 
-    R² is the share of the variance of `measured` that `predicted` explains with no rescaling, only the means
-    taken off: 1 − Σ (y − x)² / Σ y². It is 0 for a flat prediction and negative for a worse one. Counted are
-    the points that are finite in both; NaN where the measured curve does not vary, and r where either does.
+    R², 1 − Σ (y − x)² / Σ y², is the share of the variance of `measured` that `predicted` explains with only
+    the means taken off: 0 for a flat prediction, negative for a worse one. Counted are the points that are
+    finite in both; NaN where the measured curve does not vary, and r where either does.
     """
     r, known = pearson(predicted, measured, axis=-1), np.isfinite(predicted) & np.isfinite(measured)
     x, y = (np.where(known, curve, np.nan) for curve in (predicted, measured))
@@ -192,11 +187,11 @@ def agreement(predicted, measured):
 
 @checked(given=several(any_array))
 def partial_correlation(x, y, given):
-    """Return the Pearson correlation of what a linear fit on other variables leaves of x and y.
+    """Return the Pearson correlation of what a fit on other variables leaves of x and y, (..., observation).
 
-    x and y are (..., observation); the arrays of `given`, such as log N_eff, broadcast to their shape, and a
-    constant one changes nothing. Counted are the observations that are finite throughout; NaN where the fit
-    leaves no more than rounding, or where there are fewer than 3 observations more than variables.
+    The arrays of `given`, such as log N_eff, broadcast to their shape; a constant one changes nothing.
+    Counted are the observations that are finite throughout; NaN where the fit leaves no more than rounding,
+    or where there are fewer than 3 observations more than variables.
     """
     try:
         data = [x, y, *(np.broadcast_to(each, x.shape) for each in given)]
@@ -230,12 +225,10 @@ def permutation_test(values, other, *, clusters, statistic=None, n_draws=999, se
 
     Heads that share keys are not independent draws, and layers differ for reasons of their own. So a draw
     only exchanges the groups of a layer, whose heads keep their order. The observed arrangement counts among
-    the draws, so the p-value is never 0 and the test is exact.
-
-    `values` and `other` are finite, (layer, head); `clusters` is the KV group of each head, as
-    `Profiles.kv_groups`, groups of one size. `statistic` takes the two arrays and returns a number, the
-    Pearson correlation over all heads if None. Its absolute value is compared, so it should be centred at 0
-    without an association.
+    the draws: the test is exact. `values` and `other` are finite, (layer, head), `clusters` the KV group of
+    each head, groups of one size. `statistic` takes the two arrays and returns a number, the Pearson
+    correlation over all heads if None; its absolute value is compared, so it should be centred at 0 without
+    an association.
     """
     values, other = np.asarray(values, dtype=np.float64), np.asarray(other, dtype=np.float64)
     members = _members(clusters, values, other)  # (group, member)
@@ -259,11 +252,7 @@ def permutation_test(values, other, *, clusters, statistic=None, n_draws=999, se
 
 
 def false_discovery(p_values):
-    """Return p-values adjusted for the number of tests; those below q hold a share of at most q false ones.
-
-    All of them, of whatever shape, are one family. The method is Benjamini and Hochberg's, for tests that are
-    independent or depend positively.
-    """
+    """Return p-values (...) of one family, adjusted for their number by Benjamini and Hochberg."""
     if not ((p_values >= 0) & (p_values <= 1)).all():
         refuse("p_values", p_values, "numbers from 0 to 1")
     adjusted = scipy_stats.false_discovery_control(p_values.astype(np.float64), axis=None)
@@ -276,8 +265,8 @@ def equivalence_test(values, margin, *, against=0.0, alpha=0.05):
 
     `against` is a number, or the values of the same sequences (paired). The margin, in the unit of the
     values, is the largest difference that counts as none, fixed before looking. The p-value is the larger of
-    the two: below `alpha` the means are equivalent, which is where the t-interval of confidence 1 − 2·alpha
-    (90 %) of the difference lies inside ±margin.
+    the two: below `alpha` the means are equivalent, and the t-interval of confidence 1 − 2·alpha of the
+    difference lies inside ±margin.
     """
     if np.shape(against) not in ((), values.shape):
         refuse("against", against, f"a number, or of the shape of values, {values.shape}")

@@ -30,20 +30,12 @@ AVERAGED = -1  # the sequence number of a metric taken of signals averaged over 
 class HeadTable:
     """Metrics of every head for every sequence; not changed after it is made.
 
-    Attributes
-    ----------
-    arrays : dict of str to numpy.ndarray, shape (sequence, layer, head)
-        By metric; made float64. With the protocol order "mean then metric" the first entry is the metric of
-        the averaged signals, entry i + 1 the one with sequence i left out.
-    kv_groups : list of int
-        The key-value group of each head of a layer: heads of one group are not independent.
-    provenance : dict
-        Model, revision, corpus, lengths, protocol and its hash, versions, seed, device. Under "nulls", if
-        `analyze` was asked for some, the mean, low and high of each metric, by the name of the null.
-    averaged : bool
-        Whether the metrics were taken of averaged signals.
-    layers : list of int
-        The number that each entry of the layer axis has in the model; 0, 1, … if not given.
+    `arrays` are (sequence, layer, head) by metric, made float64. With the protocol order "mean then metric"
+    the table is `averaged`: the first entry is the metric of the averaged signals, entry i + 1 the one with
+    sequence i left out. `kv_groups` has the key-value group of each head of a layer: heads of one group are
+    not independent. `layers` numbers the layer axis as the model does; 0, 1, … if not given. `provenance` has
+    model, revision, corpus, lengths, protocol and its hash, versions, seed, device; under "nulls", if
+    `analyze` was asked for some, the mean, low and high of each metric, by the name of the null.
     """
 
     arrays: dict
@@ -87,8 +79,7 @@ class HeadTable:
 
     @checked
     def values(self, metric):
-        """Return a copy of the array (sequence, layer, head) of a metric; left-one-out sequences included if
-        averaged."""
+        """Return a copy of the array (sequence, layer, head) of a metric; of an averaged table, as held."""
         if metric not in self.arrays:
             raise KeyError(f"The table has no metric {metric!r}; it has {', '.join(self.metrics)}.")
         return self.arrays[metric].copy()
@@ -124,10 +115,7 @@ class HeadTable:
         return pd.concat(parts, ignore_index=True)
 
     def per_head(self):
-        """Return one row per head: layer, head, kv_group, and the mean of each metric over sequences.
-
-        NaN is left out of the means.
-        """
+        """Return a row per head: layer, head, kv_group, the mean of each metric over sequences, NaN aside."""
         wide = pd.DataFrame(self._keys() | {name: array.ravel() for name, array in self.arrays.items()})
         wide = wide[wide.sequence == AVERAGED] if self.averaged else wide
         return wide.drop(columns="sequence").groupby(["layer", "head", "kv_group"], as_index=False).mean()
@@ -148,12 +136,10 @@ class HeadTable:
 
         `null` is a HeadTable measured under the same protocol, such as ``measure(seen.map(nulls.uniform))``;
         several by name; or plain numbers by metric; those that `analyze` measured if not given. The interval
-        is over whole sequences, so that heads need not be independent.
-
-        The frame has the index metric and the columns mean, low, high (of the mean), sd, iqr, q25, q75 (over
-        heads), n_sequences, n_heads. After high stands the same of each null: null, null_low, null_high, or
-        its name in place of null; NaN for metrics that it lacks. NaN values are left out; one sequence or two
-        give no interval.
+        is over whole sequences, so that heads need not be independent. The frame has the index metric and the
+        columns mean, low, high (of the mean), sd, iqr, q25, q75 (over heads), n_sequences, n_heads. After
+        high stands the same of each null: null, null_low, null_high, or its name in place of null; NaN for
+        metrics that it lacks. NaN values are left out; one sequence or two give no interval.
         """
         rows = {metric: self._summarise(metric, confidence) for metric in self.metrics}
         summary = pd.DataFrame.from_dict(rows, orient="index").rename_axis("metric")

@@ -5,6 +5,7 @@ of attention is non-negative and cannot be a wavelet; what is planted is the nea
 least :data:`SHORTEST` tokens; a head whose kernel does not fit into half of the sequence looks evenly.
 """
 
+from functools import partial
 from importlib import resources
 from typing import NamedTuple
 
@@ -144,40 +145,28 @@ def _half(n_heads, lag, generator, *, of, other=(_flat, {})):
     return torch.cat([maker(n, lag, generator, **options) for (maker, options), n in parts])
 
 
-def _tokens(exponent, gain):
-    """Log weights of keys as noise whose power falls as f^-exponent, for all queries alike."""
-    return lambda shape, generator: gain * _pink(shape, generator, exponent)
+def _token_weights(given, shape, generator):
+    """Log weights of keys for all queries alike: 1/f noise, or noise of a strength that takes a course."""
+    if isinstance(given, dict):
+        return given["gain"] * _pink(shape, generator, given["exponent"])
+    strength = COURSES[given](torch.linspace(0, 1, shape[0]))[:, None, None]  # (layer, 1, 1)
+    return 2.5 * strength * torch.randn(shape, generator=generator)
 
 
-def _sinks(spread):
+def _sink_weights(spread, n_layers, n_heads):
     """Weight of key 0: close to a half of all in the first layer, none or nearly all in the last."""
-
-    def weight(n_layers, n_heads):
-        logit = spread * torch.linspace(0, 1, n_layers).sqrt()  # (layer,)
-        side = torch.arange(n_heads) % 2 * 2 - 1  # (head,)
-        return (logit[:, None] * side).exp()
-
-    return weight
+    logit = spread * torch.linspace(0, 1, n_layers).sqrt()  # (layer,)
+    side = torch.arange(n_heads) % 2 * 2 - 1  # (head,)
+    return (logit[:, None] * side).exp()
 
 
 def _pink(shape, generator, exponent):
     """Gaussian noise along the last axis whose power falls as 1/f^exponent, of variance 1."""
-    n = shape[-1]
     noise = torch.fft.rfft(torch.randn(shape, generator=generator))
     frequency = torch.arange(noise.shape[-1]).clamp_min(1)
-    pink = torch.fft.irfft(noise * frequency ** (-exponent / 2), n=n)
+    pink = torch.fft.irfft(noise * frequency ** (-exponent / 2), n=shape[-1])
     pink = pink - pink.mean(-1, keepdim=True)
     return pink / pink.square().mean(-1, keepdim=True).sqrt()
-
-
-def _by_depth(course):
-    """Log weights of keys whose strength takes a course over the layers: from (0 … 1) to a factor."""
-
-    def weight(shape, generator):
-        strength = course(torch.linspace(0, 1, shape[0]))[:, None, None]  # (layer, 1, 1)
-        return 2.5 * strength * torch.randn(shape, generator=generator)
-
-    return weight
 
 
 MAKERS = {
@@ -207,10 +196,8 @@ def _made(given):
 def _kind(given):
     fields = {name: given.pop(name) for name in Kind._fields[2:] if name in given}
     fields |= {name: tuple(fields.get(name, ())) for name in ("holds", "open")}
-    if key := fields.get("key"):
-        fields["key"] = _tokens(**key) if isinstance(key, dict) else _by_depth(COURSES[key])
-    if "sink" in fields:
-        fields["sink"] = _sinks(fields["sink"])
+    weights = {"key": _token_weights, "sink": _sink_weights}
+    fields |= {name: partial(make, fields[name]) for name, make in weights.items() if name in fields}
     return Kind(*_made(given), **fields)
 
 

@@ -1,9 +1,8 @@
 """What the heads of a model do with distance: statistics of stationary lag profiles, for the second rules.
 
 A stationary lag profile K(d) is the mean attention at d tokens back over queries that all see d; neither the
-causal mask nor the first token is in it (:class:`nbhelpers.hooks.reductions.StationaryProfile`). Every
-statistic is made of K averaged over sequences and of its cross-power, so all of them come with the values
-that leave one sequence out.
+causal mask nor the first token is in it. Every statistic is made of K averaged over sequences and of its
+cross-power, and comes with its values that leave one sequence out.
 """
 
 import math
@@ -11,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from nbhelpers.stats import ANY, CORRELATION, NOT_NEGATIVE, jackknife_interval
+from nbhelpers.stats import ANY, CORRELATION, NOT_NEGATIVE, SHARE, jackknife_interval
 
 LEAST_SEQUENCES = 3  # that a cross-power with one left out needs
 LEAST_HEADS = 3  # resolved heads of a layer, for a line over them
@@ -78,44 +77,12 @@ def lag_kernels(profile):
     return LagKernels(kernel, (kept[..., 0] >= LEAST_KEPT) & within, _log_quantiles(cumulated), power)
 
 
-def resolved_share(kernels):
-    """Share of heads with a kernel: half of their attention over the median, not at lag 0 and not beyond."""
-    return kernels.resolved.double().mean((1, 2))
-
-
-def tuned_share(kernels):
-    """Share of heads whose spectrum has one outstanding peak away from frequency 0."""
-    return _peaks(kernels)[0].double().mean((1, 2))
-
-
-def peak_spread(kernels):
-    """Standard deviation over tuned heads of log2 of the frequency of their peak (octaves)."""
+def _peak_spread(kernels):
     tuned, frequency = _peaks(kernels)
     return _spread(torch.where(tuned, frequency.log2(), torch.nan).flatten(1)[:, None])
 
 
-def place_spread(kernels):
-    """Standard deviation over the resolved heads of a layer of their place (octaves)."""
-    return _spread(_of_counted(kernels, kernels.place))
-
-
-def width_spread(kernels):
-    """Standard deviation over the resolved heads of a layer of their width (bits)."""
-    return _spread(_of_counted(kernels, kernels.width))
-
-
-def width_slope(kernels):
-    """Slope of width on place over the resolved heads of a layer: 1 for dilated copies."""
-    return _line(kernels, kernels.place, kernels.width)[0]
-
-
-def width_fit(kernels):
-    """Share of the variance of width that its line on place explains."""
-    return _line(kernels, kernels.place, kernels.width)[1].square()
-
-
-def alignment(kernels):
-    """Share of the variance of all log quantiles that one shift of a common shape explains."""
+def _alignment(kernels):
     quantiles = torch.where(kernels.counted[..., None], kernels.quantiles, torch.nan)
     shift = quantiles.mean(-1, keepdim=True)
     shape = quantiles - shift
@@ -124,24 +91,7 @@ def alignment(kernels):
     return moved / (moved + rest).clamp_min(1e-12)
 
 
-def shape_drift(kernels):
-    """Slope on place of the octaves between the quantiles .2 and .8: 0 for dilated copies."""
-    octaves = kernels.quantiles[..., 7] - kernels.quantiles[..., 1]
-    return _line(kernels, kernels.place, octaves)[0]
-
-
-def tradeoff(kernels):
-    """Correlation of width and spectral entropy over the resolved heads of a layer."""
-    return _line(kernels, kernels.width, _spectral_bits(kernels))[1]
-
-
-def exchange_rate(kernels):
-    """Slope of spectral entropy on width, bits for bits, over the resolved heads of a layer."""
-    return _line(kernels, kernels.width, _spectral_bits(kernels))[0]
-
-
-def overlap(kernels):
-    """Mean absolute cosine of centred kernels over the pairs of resolved heads of a layer; 1 without any."""
+def _overlap(kernels):
     x = kernels.kernel - kernels.kernel.mean(-1, keepdim=True)
     x = x / x.norm(dim=-1, keepdim=True).clamp_min(1e-30)
     counted = kernels.counted
@@ -150,25 +100,33 @@ def overlap(kernels):
     return torch.where(pair.any(3).any(2).any(1), cosine / pair.sum((1, 2, 3)).clamp_min(1), 1.0)
 
 
-STATISTICS = (
-    resolved_share, tuned_share, peak_spread, place_spread, width_spread, width_slope, width_fit,
-    alignment, shape_drift,
-    tradeoff, exchange_rate, overlap,
-)  # fmt: skip
-POSSIBLE = {
-    "resolved_share": (0, 1), "tuned_share": (0, 1), "width_fit": (0, 1), "alignment": (0, 1),
-    "overlap": (0, 1), "tradeoff": CORRELATION,
-    **dict.fromkeys(("peak_spread", "place_spread", "width_spread"), NOT_NEGATIVE),
-}  # fmt: skip
+STATISTICS = {  # (draw,) of LagKernels, and what is possible; lines and spreads are over the heads of a layer
+    # Shares of heads: with a kernel (half of their attention over the median, not at lag 0 and not beyond),
+    # and with one outstanding peak of the spectrum away from frequency 0.
+    "resolved_share": (lambda k: k.resolved.double().mean((1, 2)), SHARE),
+    "tuned_share": (lambda k: _peaks(k)[0].double().mean((1, 2)), SHARE),
+    # Standard deviations of log2 of the peak's frequency and of the place (octaves), and of the width (bits).
+    "peak_spread": (_peak_spread, NOT_NEGATIVE),
+    "place_spread": (lambda k: _spread(_of_counted(k, k.place)), NOT_NEGATIVE),
+    "width_spread": (lambda k: _spread(_of_counted(k, k.width)), NOT_NEGATIVE),
+    # Of dilated copies, width grows with place at a slope of 1 and the line explains its whole variance; one
+    # shift of a common shape explains all log quantiles; octaves between those of .2 and .8 stay the same.
+    "width_slope": (lambda k: _line(k, k.place, k.width)[0], ANY),
+    "width_fit": (lambda k: _line(k, k.place, k.width)[1].square(), SHARE),
+    "alignment": (_alignment, SHARE),
+    "shape_drift": (lambda k: _line(k, k.place, k.quantiles[..., 7] - k.quantiles[..., 1])[0], ANY),
+    # Correlation of width and spectral entropy, and the slope, bits for bits.
+    "tradeoff": (lambda k: _line(k, k.width, _spectral_bits(k))[1], CORRELATION),
+    "exchange_rate": (lambda k: _line(k, k.width, _spectral_bits(k))[0], ANY),
+    "overlap": (_overlap, SHARE),  # mean absolute cosine of centred kernels over pairs; 1 without any
+}
 
 
 def measure_second(profile, *claims, nulls=(), confidence=0.95):
-    """Return an Estimate of everything that the second rules of claims need, by name of criterion.
+    """Return an Estimate, by jackknife over sequences, of what the second rules of claims need, by criterion.
 
     `profile` are the stationary profiles (sequence, layer, head, lag) of 3 or more sequences, `nulls` those
-    of attention that learned nothing, of as many lags. Of these, the one that comes closest to the claimed
-    range is the null of an estimate, which no rule asks for. Intervals are those of `jackknife_interval` over
-    sequences.
+    of attention that learned nothing. The null of an estimate is the one nearest to the claimed range.
     """
     found, *unlearned = (_estimates(lag_kernels(each), confidence) for each in (profile, *nulls))
     records = {}
@@ -182,11 +140,9 @@ def measure_second(profile, *claims, nulls=(), confidence=0.95):
 
 def _estimates(kernels, confidence):
     found = {}
-    for statistic in STATISTICS:
+    for name, (statistic, possible) in STATISTICS.items():
         value, *left_out = statistic(kernels).tolist()
-        possible = POSSIBLE.get(statistic.__name__, ANY)
-        estimate = jackknife_interval(value, left_out, possible=possible, confidence=confidence)
-        found[statistic.__name__] = estimate.widened()
+        found[name] = jackknife_interval(value, left_out, possible=possible, confidence=confidence).widened()
     return found
 
 

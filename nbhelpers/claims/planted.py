@@ -1,8 +1,7 @@
 """Attention with a known truth: banks of heads that are wavelets, Gabor atoms, boxes, … by construction.
 
-A rule that judges a model is first run on these, without being told which it is given. What a bank is, is
-decided by its kernels and written down in ``nbhelpers/data/banks.yaml``, before any rule is run. Kinds that
-rules were tuned on and kinds that they are tested on are not the same.
+A rule that judges a model is first run on these, without being told which it is given. What a bank is was
+decided by its kernels and written down in ``nbhelpers/data/banks.yaml`` before any rule was run.
 """
 
 from functools import lru_cache
@@ -41,10 +40,9 @@ def planted_profiles(
     factors=(0.5, 0.25),
     seed=0,
 ):
-    """Return the profiles of several sequences of `planted_attention`, and those of its prefixes by factor.
+    """Return the profiles of sequences of `planted_attention`, and those of their prefixes, by `factors`.
 
-    KV groups hold `heads_per_group` neighbouring heads; `factors` are lengths of prefixes as parts of
-    `length`.
+    KV groups hold `heads_per_group` neighbouring heads.
     """
     options = {"n_layers": n_layers, "n_heads": n_heads, "length": length}
     options |= {"noise": noise, "key_noise": key_noise, "seed": seed}
@@ -61,12 +59,12 @@ def planted_profiles(
 
 @checked(kind=one_of(*KINDS))
 def planted_attention(kind, *, n_layers, n_heads, length, noise=0.0, key_noise=0.0, seed=0, sequence=0):
-    """Return causal attention (layer, head, query, key) of one sequence of a kind whose truth is known.
+    """Return causal attention (layer, head, query, key), float32, of one sequence of a kind of known truth.
 
     Every entry of the kernels' attention is multiplied by exp(noise · z), z standard normal, and rows divided
     by their sum; `key_noise` is the same with one z for all queries of a key: tokens that draw attention
-    whatever the lag. The same `seed` and `sequence` give the same attention, in float32. Its first t rows and
-    columns are the attention of the prefix of t tokens, as in any causal model.
+    whatever the lag. Its first t rows and columns are the attention of the prefix of t tokens, as in any
+    causal model.
     """
     shape = (n_layers, n_heads, length)
     made = []
@@ -87,10 +85,7 @@ def planted_attention(kind, *, n_layers, n_heads, length, noise=0.0, key_noise=0
 def planted_stationary(
     kind, *, n_sequences=6, n_layers=6, n_heads=6, length=128, noise=0.0, key_noise=0.0, seed=0
 ):
-    """Return the stationary lag profiles (sequence, layer, head, lag) of `planted_attention`.
-
-    They are those of `Profiles.from_attention`, from the last length // 2 queries alone.
-    """
+    """Return the stationary profiles (sequence, layer, head, lag) of `planted_attention`."""
     shape = (n_layers, n_heads, length)
     made = [
         _stationary(*layer)
@@ -102,10 +97,9 @@ def planted_stationary(
 
 @lru_cache(maxsize=1)  # the sequences of a case share them
 def kernels(kind, *, n_layers, n_heads, length, seed=0):
-    """Return the kernels of a kind: weight of a key `lag` tokens back, float32 (layer, head, lag).
+    """Return the kernels of a kind, weight of a key `lag` tokens back, at most 1, float32 (layer, head, lag).
 
-    The largest weight of a head is 1. In every layer the heads stand in another order; what is random about
-    a kind is drawn anew in every layer.
+    In every layer the heads stand in another order, and what is random about a kind is drawn anew.
     """
     known, generator = KINDS[kind], _generator(seed, kind, "kernels")
     lag = torch.arange(length, dtype=torch.float64)
@@ -121,9 +115,9 @@ def noise_strength(attn, *, first_query=16, sweeps=20):
     """Return how strongly real attention departs from a function of the lag, in the units of planted noise.
 
     The logarithm of causal attention (..., query, key) is fitted by a sum of effects of the query, of the lag
-    and of the key, by turns, in `sweeps` rounds. The spread of the effect of the key around a line is
-    `key_noise`, that of what is left over is `noise`. Key 0, the sink, and the first queries, which see few
-    keys, are left out, and keys that fewer than `first_query` queries see.
+    and of the key, by turns. The spread of the effect of the key around a line is `key_noise`, that of what
+    is left over is `noise`. Key 0, the sink, and the first queries, which see few keys, are left out, and
+    keys that few queries see.
     """
     n = attn.shape[-1]
     if n < 2 * first_query:
@@ -159,10 +153,7 @@ def _mean_per_lag(values, lag, seen):
 
 
 def _stationary(kernel, keys, entries, sink):
-    """Return the mean of a layer's attention (head, lag) over the last n // 2 queries, at lags that all see.
-
-    By (head, query, n − 1 − lag) attention is kernel times noise; its mean is a product of matrices.
-    """
+    """Return a layer's mean attention (head, lag) over the last n // 2 queries, at lags that all see."""
     n_heads, n = kernel.shape
     kernel, first, n_lags = kernel.flip(-1), n - n // 2, n // 2
     noise = torch.cat([keys.new_zeros(n_heads, n - 1), keys], -1).unfold(-1, n, 1)[:, first:]
@@ -177,9 +168,11 @@ def _stationary(kernel, keys, entries, sink):
 
 
 def _layers(kind, shape, noise, key_noise, seed, sequence):
-    """Yield for each layer the kernel (head, lag), factors of keys (head, key), the pool of those of entries
-    and where each head begins in it (or None), and the attention that key 0 gets in addition, relative to all
-    else (head,)."""
+    """Yield of each layer kernels (head, lag), factors of keys (head, key) and entries, key 0's weights.
+
+    The factors of entries are a pool and where each head begins in it, or None; weights are relative to all
+    else.
+    """
     n_layers, n_heads, n = shape
     known, generator = KINDS[kind], _generator(seed, kind, sequence)
     weights = kernels(kind, n_layers=n_layers, n_heads=n_heads, length=n, seed=seed) + FLOOR

@@ -39,10 +39,10 @@ class Statistic(NamedTuple):
     """How a criterion's number is made.
 
     ``columns`` takes a table, its profiles and the protocol, and returns an array (sequence, column);
-    ``combine`` takes means over sequences, (..., column), and returns the number, (...), in the
-    range ``possible``. ``null`` takes profiles and a seed, for a statistic whose null is not attention but
-    made anew, and returns an Estimate. ``by_sequence`` is for what the mean over the others hides, such as
-    ranks: its interval is as wide as that of the numbers of single sequences.
+    ``combine`` takes means over sequences, (..., column), and returns the number, (...), in the range
+    ``possible``. ``null`` makes an Estimate of profiles and a seed, where the null is not attention.
+    ``by_sequence`` is for what the mean over the others hides, such as ranks: its interval is as wide as that
+    of the numbers of single sequences.
     """
 
     columns: object
@@ -67,14 +67,13 @@ class Statistic(NamedTuple):
     nulls=mapping,
 )
 def measure_criteria(table, profiles, claim, *, nulls, protocol=PAPER, confidence=0.95, seed=0):
-    """Return an Estimate of everything that the rule of a claim needs, by name of criterion.
+    """Return an Estimate of everything that the rule of a claim (or its number) needs, by name of criterion.
 
     `table` is of the key profile, one number for each of 3 or more sequences, measured with `protocol` from
-    `profiles`, which hold key_profile and lag_profile. `claim` may be a number such as "C6". `nulls` has, by
-    the names that criteria use, such as "N2", pairs (HeadTable, Profiles), or lists of pairs (seeds) of which
-    the mean counts. The null of an estimate is the most conservative, None where no null defines the
-    statistic; its interval is over sequences, paired with those of `table`, or over untrained networks if 3
-    or more are given. `seed` is of a null that is drawn anew.
+    `profiles`. `nulls` has, by the names that criteria use, such as "N2", pairs (HeadTable, Profiles), or
+    lists of pairs (seeds) of which the mean counts. The null of an estimate is the most conservative, None
+    where no null defines the statistic; its interval is over sequences, paired with those of `table`, or over
+    untrained networks if 3 or more are given. `seed` is of a null that is drawn anew.
     """
     claim = paper.claim(claim) if isinstance(claim, str) else claim
     records = {}
@@ -83,10 +82,8 @@ def measure_criteria(table, profiles, claim, *, nulls, protocol=PAPER, confidenc
         columns = _columns(statistic, (table, profiles), protocol)
         known = _finite_rows(columns)
         if not len(known):
-            raise ValueError(
-                f"{criterion.name} ({criterion.statistic}) is not defined for any of the "
-                f"{profiles.n_sequences} sequences: the heads do not differ in it"
-            )
+            told = f"{criterion.name} ({criterion.statistic}) is not defined for any of the"
+            raise ValueError(f"{told} {profiles.n_sequences} sequences: the heads do not differ in it")
         options = {"confidence": confidence, "possible": statistic.possible}
         found = statistic.interval(known, statistic.combine, **options)
         beside = columns, nulls, statistic, protocol, confidence
@@ -115,11 +112,7 @@ def rules_digest():
 
 @checked(name=text, table=head_table)
 def criterion_value(name, table, profiles, *, protocol=PAPER):
-    """Return the number of one criterion, without interval and null; NaN where it is not defined.
-
-    Of a criterion that is a difference from nulls (`Criterion.less`) this is the number before they are taken
-    off. A name without a statistic is a LookupError that lists those there are.
-    """
+    """Return the number of a criterion, before `Criterion.less` is taken off; NaN where not defined."""
     statistic = _statistic(name)
     columns = _finite_rows(_columns(statistic, (table, profiles), protocol))
     return float(statistic.combine(columns.mean(0))) if len(columns) else float("nan")
@@ -135,10 +128,7 @@ def values_of(statistic, table, n):
 
 
 def null_values(name, nulls, *, protocol=PAPER):
-    """Return the `criterion_value` of every null, the mean where there are several of one kind, by name.
-
-    NaN where a null does not define the statistic.
-    """
+    """Return the mean `criterion_value` of every null, by name; NaN where the number is not defined."""
     values = {}
     for label, of in nulls.items():
         found = np.array([criterion_value(name, *one, protocol=protocol) for one in _seeds(of)])
@@ -163,21 +153,18 @@ def _held_against(found, label, columns, nulls, statistic, protocol, confidence)
     def null(means):
         return statistic.combine(means[1:]).mean(0)
 
-    gap = statistic.interval(
-        both, lambda means: statistic.combine(means[0]) - null(means), confidence=confidence
-    )
+    def apart(means):
+        return statistic.combine(means[0]) - null(means)
+
     own = statistic.interval(both, null, **options)._replace(value=float(values.mean())).widened()
-    return found.against(own, gap)
+    return found.against(own, statistic.interval(both, apart, confidence=confidence))
 
 
 def _defined(name, needed, nulls, protocol):
     """Return the values of the nulls that are needed, without those that do not define the criterion."""
-    missing = [label for label in needed if label not in nulls]
-    if missing:
-        raise LookupError(
-            f"{name} is held against {', '.join(needed)}; of these {', '.join(missing)} is not given, only "
-            f"{', '.join(nulls) or 'none'}. Make it with nbhelpers.nulls."
-        )
+    if missing := [label for label in needed if label not in nulls]:
+        told = f"{name} is held against {', '.join(needed)}; of these {', '.join(missing)} is not given"
+        raise LookupError(f"{told}, only {', '.join(nulls) or 'none'}. Make it with nbhelpers.nulls.")
     values = null_values(name, {label: nulls[label] for label in needed}, protocol=protocol)
     return {label: value for label, value in values.items() if np.isfinite(value)}
 
@@ -299,17 +286,13 @@ def _condition(table, profiles, protocol):
 
 
 def _random_condition(profiles, seed):
-    """Mean log10 B/A of random sets, whose vectors have the effective supports of the lag profiles.
-
-    Its interval is over the sets drawn.
-    """
+    """Mean log10 B/A of random sets of vectors with the lag profiles' effective supports, over the sets."""
     profile = profiles.lag_profile.double().mean(0)  # (layer, head, lag)
     support = entropy.effective_support(profile / profile.sum(-1, keepdim=True))  # (layer, head)
     n_draws = max(RANDOM_SETS, len(support))
     support = support[torch.arange(n_draws) % len(support)]  # (draw, head)
-    bounds = frames.random_frame_bounds(
-        *profile.shape[1:], n_draws=n_draws, effective_support=support, seed=seed
-    )
+    options = {"n_draws": n_draws, "effective_support": support, "seed": seed}
+    bounds = frames.random_frame_bounds(*profile.shape[1:], **options)
     return student_interval(bounds.ratio.log10().numpy())
 
 

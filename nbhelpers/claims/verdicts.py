@@ -1,7 +1,7 @@
 """From recorded numbers to a verdict, by rules that are data and were fixed before the measurement.
 
-A claim is split into criteria. Each names one statistic, the range in which the claim puts it, and the nulls
-it must differ from. :func:`judge` compares intervals with both and knows nothing of any particular claim.
+A claim is split into criteria: one statistic each, the range in which the claim puts it, and the nulls it
+must differ from. :func:`judge` compares intervals with both and knows nothing of any particular claim.
 """
 
 import dataclasses
@@ -63,10 +63,9 @@ class Criterion:
         return f"{NEAREST[self.away]} {names}" if len(self.nulls) > 1 else names
 
     def most_conservative(self, value, nulls):
-        """Return the null that comes closest to meeting the claim, as (name, number).
+        """Return the one of `nulls`, numbers by name, that comes closest to the claim: (name, number).
 
-        Of `nulls`, numbers by name, it is the largest where the claim puts the value above its null, the
-        smallest where it puts it below, else the nearest to the value.
+        The largest where the claim puts the value above its null, the smallest where below, else the nearest.
         """
         reach = {name: self.away * null if self.away else -abs(null - value) for name, null in nulls.items()}
         name = max(reach, key=reach.get)
@@ -94,10 +93,7 @@ class Criterion:
         return "beyond" if least >= self.margin else "within" if most < self.margin else "open"
 
     def p_value(self, estimate):
-        """Return the p-value of what is seen: of the nearer end of the claimed range, and of the margin.
-
-        Inside the range and beside a null it is the larger of the two. NaN without an interval.
-        """
+        """Return the p-value of the nearer end of the range or, if larger, of the margin; NaN without."""
         ends = [end for end in self.claimed if math.isfinite(end)]
         p_values = [estimate.p_at(end) for end in ends]
         inside = self.claimed[0] <= estimate.value <= self.claimed[1]
@@ -156,12 +152,12 @@ class Verdict(NamedTuple):
 def judge(claim, records, *, planted=None):
     """Judge a claim by its criteria, from what was measured: `records`, an Estimate by name of criterion.
 
-    `planted`, a :class:`Planted`, tells how often the rule is right where the truth is known. The verdict is
-    *out of reach here*: the claim is about models of another kind. *not measured*: there are no criteria, or
-    one has no record. *the quantity cannot tell*: the rule is not :attr:`Planted.usable`, or the claim says
-    by what demonstration its quantity cannot carry it. *contradicted*: an interval lies outside the claimed
-    range. *supported*: all lie inside and beyond their nulls. *explained by the null*: all lie inside, one or
-    more within the margin of its null. *undecided*: anything else. The second criteria are judged as
+    `planted`, a :class:`Planted`, tells how often the rule is right where the truth is known. *out of reach
+    here*: the claim is about models of another kind. *not measured*: there are no criteria, or one has no
+    record. *the quantity cannot tell*: the rule is not :attr:`Planted.usable`, or the claim says by what
+    demonstration its quantity cannot carry it. *contradicted*: an interval lies outside the claimed range.
+    *supported*: all lie inside and beyond their nulls. *explained by the null*: all lie inside, one or more
+    within the margin of its null. *undecided*: anything else. The second criteria are judged as
     ``judge(claim.other, ...)``.
     """
     if claim.reach:

@@ -2,11 +2,10 @@
 
 The definitions are those of :mod:`~nbhelpers.kernels.rows`, in float32. Importing this module compiles it by
 numba, or reads what an earlier process compiled; where neither is possible the import raises. The loops hold
-no lock of the interpreter, so Python threads run them side by side.
-
-What keeps loops vectorised, and is easily lost: indices that are *unsigned*, as a signed one might count from
-the end; maxima of integers in the order of the floats, as a maximum of floats stays scalar; int32 cast back
-after every step, as numba widens it to int64, half the lanes. Denormals are slow: callers have them flushed.
+no lock of the interpreter, so Python threads run them side by side. They stay vectorised because indices are
+*unsigned*, as a signed one might count from the end; maxima are of integers in the order of the floats, as a
+maximum of floats stays scalar; and int32 is cast back after every step, as numba widens it to int64, half the
+lanes. Denormals are slow: callers have them flushed.
 """
 
 import math

@@ -13,21 +13,11 @@ SCORES = ("previous_token_score", "duplicate_token_score", "induction_score")
 def read_by_rule(attn, token_ids):
     """Return the mean attention that queries give to the keys that three rules name, (..., score).
 
-    With t the tokens, the rules of :data:`SCORES` name for query q the key q − 1; the earlier k < q with
-    t_k = t_q; and the k ≤ q with t_{k−1} = t_q and k − 1 < q, after an earlier occurrence [1]_. A mean is
-    over the queries for which the rule's token exists, q ≥ 1 and those whose token came before; NaN where
-    there is none.
-
-    Parameters
-    ----------
-    attn : torch.Tensor, shape (..., query, key)
-        Rows from the first query on; there may be fewer queries, and of causal attention fewer keys.
-    token_ids : torch.LongTensor, shape (1, position)
-        Of one text.
-
-    References
-    ----------
-    .. [1] Olsson et al., arXiv:2209.11895.
+    With t the tokens (1, position) of one text, the rules of :data:`SCORES` name for query q the key q − 1;
+    the earlier k < q with t_k = t_q; and the k ≤ q with t_{k−1} = t_q and k − 1 < q, after an earlier
+    occurrence (Olsson et al., arXiv:2209.11895). A mean is over the queries for which the rule's token
+    exists, q ≥ 1 and those whose token came before; NaN where there is none. `attn` (..., query, key) has the
+    rows from the first query on; there may be fewer queries, and of causal attention fewer keys.
     """
     n_queries, n_keys = attn.shape[-2:]
     ids = token_ids[0, :n_keys].to(attn.device)

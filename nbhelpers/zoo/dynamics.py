@@ -100,10 +100,9 @@ def rise(curves):
 
 
 def unexplained(values, given):
-    """Return what a linear fit on other scores leaves of a metric, all of shape (head, step).
+    """Return what one linear fit of a run on other scores leaves of a metric, all of shape (head, step).
 
-    One fit for all heads and steps of a run: that heads differ, or that time passes, explains nothing by
-    itself. A score that is constant changes nothing.
+    That heads differ, or that time passes, explains nothing by itself. A constant score changes nothing.
     """
     values, *given = (np.asarray(each, dtype=np.float64) for each in (values, *given))
     shapes = [score.shape for score in given]
@@ -139,10 +138,9 @@ def piecewise_linear(x, y, *, n_knots=None, most_knots=MOST_KNOTS):
     """Fit a continuous piecewise-linear curve y (point,) by least squares, knots at points of the rising x.
 
     Knots are added one at a time where they help most, then each is moved to its best place, given the
-    others, until none moves. The number with the least BIC = n log(RSS / n) + (2 + 2 · knots) log n is taken:
-    a knot costs its place and a slope. With `n_knots`, there are so many, or as many as there is room for.
-
-    A smooth bend may take two knots where one phase changes: count phases with :func:`rising_steps`.
+    others, until none moves. The number with the least BIC = n log(RSS / n) + (2 + 2 · knots) log n is taken,
+    or `n_knots`, as far as there is room. A smooth bend may take two knots where one phase changes: count
+    phases with :func:`rising_steps`.
     """
     x, y = (np.asarray(values, dtype=np.float64) for values in (x, y))
     if x.ndim != 1 or x.shape != y.shape or len(x) < 2 * LEAST_POINTS:
@@ -188,10 +186,9 @@ def rising_steps(x, fit):
 def breakpoints_with_intervals(x, curves, *, confidence=0.95, most_knots=MOST_KNOTS):
     """Fit the mean of curves (seed, sequence, point); intervals for its knots and number of rising steps.
 
-    Intervals are Student's over seeds, without one for fewer than 3. Each seed's curve is fitted with as many
-    knots as the mean curve has, and knot k is the mean of the seeds' k-th. Rising steps are those of the mean
-    curve, counted for each seed with as many knots as BIC takes for it; their interval is widened to hold
-    the count.
+    Intervals are Student's over seeds. Each seed's curve is fitted with as many knots as the mean curve has,
+    and knot k is the mean of the seeds' k-th. Rising steps are those of the mean curve, counted for each seed
+    with as many knots as BIC takes for it; their interval is widened to hold the count.
     """
     curves = np.asarray(curves, dtype=np.float64)
     if curves.ndim != 3:
@@ -212,9 +209,8 @@ def breakpoints_with_intervals(x, curves, *, confidence=0.95, most_knots=MOST_KN
 def same_event(first, second, *, margin=ONE_EVENT, alpha=0.05):
     """Test whether a knot of two curves marks one event, from its places (seed,) in either, seeds paired.
 
-    Returns the difference, with the p-value of two one-sided t-tests that it is within the margin, and in a
-    word what follows: "one" event where they reject, "two" where the interval of the difference leaves out 0
-    and is not within the margin, else "open".
+    Returns the difference, with the p-value of an `equivalence_test`, and "one" event where it rejects, "two"
+    where the interval of the difference leaves out 0, else "open".
     """
     apart = stats.equivalence_test(first, margin, against=second, alpha=alpha)
     if apart.p_value < alpha:
@@ -260,9 +256,9 @@ def _settled(x, y, hinges, chosen):
 def advantage(values, of, *, confidence=0.95, n_draws=9999, seed=0):
     """Return by how much an arm's mean lies below that of the best other arm, the lowest, and which that is.
 
-    `values` is (seed,) by arm, the same seeds in the same order, so that differences are paired; the interval
-    is over seeds. Arms are exchanged for each seed on its own: the null is the mean over the exchanges, the
-    p-value the share of them that are as far below.
+    `values` is (seed,) by arm, the same seeds in one order: differences are paired, the interval is over
+    seeds. Arms are exchanged for each seed on its own: the null is the mean over exchanges, the p-value the
+    share as far below.
     """
     names = [of, *(name for name in values if name != of)]
     if of not in values or len(names) < 2:
@@ -282,8 +278,8 @@ def clustered_rank_correlation(x, y, clusters, *, confidence=0.95, seed=0):
 
     Seeds of one arm are not independent evidence about a relation between arms, so whole clusters, of one
     size and with their runs in the same order of seeds, are left out for the interval and exchanged for the
-    two-sided p-value: in every order of up to 7 clusters, beyond that in 5,039 random ones and the observed.
-    Of 7 clusters the interval holds the truth 95 times of 100, of 4 only 88 times.
+    two-sided p-value: in every order of up to 7 clusters, beyond that in 5,039 random ones. Of 7 clusters the
+    interval holds the truth 95 times of 100, of 4 only 88 times.
     """
     x, y, clusters = np.asarray(x, float), np.asarray(y, float), np.asarray(clusters)
     names, sizes = np.unique(clusters, return_counts=True)
@@ -315,10 +311,10 @@ def _spearman(x, y):
 
 @checked(parameters=array)
 def trend_per_decade(parameters, values, *, confidence=0.95):
-    """Return the slope of values (size, seed) over log10 of the number of parameters (size,).
+    """Return the slope of values (size, seed) over log10 parameters (size,), with interval over seeds.
 
-    Student's interval is over the slopes of the seeds. Sizes are exchanged in every possible order for the
-    two-sided p-value; the null, the mean slope over all orders, is 0 up to rounding.
+    Sizes are exchanged in every order for the two-sided p-value; the null, their mean slope, is 0 up to
+    rounding.
     """
     x, values = _sizes(parameters, values)
     centred = x - x.mean()
@@ -346,11 +342,11 @@ def departures(parameters, means):
 
 @checked(parameters=array)
 def largest_departure(parameters, values, *, n_draws=2000, confidence=0.95, seed=0):
-    """Return the largest departure of a size from the trend over the others (claim C7).
+    """Return the largest departure of a size from the trend over the others (claim C7), in sd over seeds.
 
-    Parameters and values are as in :func:`trend_per_decade`; the unit is the sd over seeds, of all sizes.
-    The interval inverts the noncentral F distribution: exact for normal seeds and a size that was named
-    before. The null is the mean of the same statistic of normal seeds around a line, the p-value exact then.
+    Arguments are as in :func:`trend_per_decade`. The interval inverts the noncentral F distribution: exact
+    for normal seeds and a size that was named before. The null is the mean of the same statistic of normal
+    seeds around a line.
     """
     x, values = _sizes(parameters, values)
 
@@ -397,9 +393,8 @@ def _sizes(parameters, values):
 def variance_share(values, factor, *, confidence=0.95):
     """Return the share of a factor in the variance between runs that differ in it and in their seed.
 
-    `values` is (seed,) by arm; all arms from the same 3 or more seeds, in one order. The error is estimated
-    from all arms given, also those that the factor does not name. The interval inverts the noncentral F
-    distribution.
+    `values` is (seed,) by arm, from the same 3 or more seeds in one order. The error is estimated from all
+    arms, also those that the factor does not name. The interval inverts the noncentral F distribution.
     """
     table, error, df_error = _blocks(values)
     if missing := [arm for arm in factor.arms if arm not in values]:
