@@ -54,14 +54,13 @@ def panel(
     protocol=PAPER,
     progress=True,
 ):
-    """Observe a model beside what learned nothing and beside a bidirectional encoder.
+    """Observe a model beside what learned nothing and beside a bidirectional encoder, by label, in order.
 
-    `model` and `encoder` are names as in :func:`nbhelpers.load_model`; there is no encoder row if it is None
-    or the model itself. `text`, `n_sequences`, `length`, `bos` and `seed` are those of
-    :func:`nbhelpers.load_text`, and `cache` is a folder in which the next notebook that asks for the same
-    panel finds it. The observations are by label, in this order: the model by its own name, shuffled tokens,
-    random tokens and "random weights, seed k" (these of 4 sequences at most), the encoder by its name, and
-    the encoder without special tokens.
+    The model by its own name, shuffled tokens, random tokens and "random weights, seed k" (these of 4
+    sequences at most), the encoder by its name, and without special tokens. `model` and `encoder` are names
+    as in :func:`nbhelpers.load_model`; there is no encoder if it is None or the model itself. `text`,
+    `n_sequences`, `length`, `bos` and `seed` are those of :func:`nbhelpers.load_text`; a panel is found again
+    in the folder `cache`.
     """
     encoder = None if encoder == model else encoder
     sizes = {"n_sequences": n_sequences, "length": length, "seed": seed}

@@ -1,11 +1,11 @@
 """Null models N0 to N9: attention that learned nothing, as profiles of the same form.
 
-A null of profiles takes :class:`~nbhelpers.profiles.Profiles` and gives Profiles with the same arrays, shapes
-and coordinates, in float64, so that whatever is measured of a model can be measured of its null:
+A null of profiles gives :class:`~nbhelpers.profiles.Profiles` with the same arrays, shapes and coordinates,
+in float64, so that whatever is measured of a model can be measured of its null:
 ``observation.map(nulls.permuted)``. N2, N3, N5 and N6 treat every profile as a signal of its own; N0 and N4
 are the profiles of one matrix. All draws come from `seed`, another stream for each profile and length; nulls
-that draw nothing take it so that all are called alike. Profiles that a null cannot be made of (padded, of one
-token, without lags where they are needed) raise ValueError.
+that draw nothing take it too. Profiles that a null cannot be made of (padded, of one token, without lags
+where they are needed) raise ValueError.
 """
 
 from dataclasses import replace
@@ -26,10 +26,7 @@ MATRIX_BYTES = 2**25  # of the matrices of N4 that are held at once
 
 
 def uniform(profiles, *, seed=0):
-    """N0: attention that is the same for every key a query sees, in closed form.
-
-    Whether queries see the later keys is read from the lags, which then start below 0.
-    """
+    """N0: attention that is the same for every key a query sees, in closed form; two-sided if lags are."""
     n = _checked(profiles, needs="lag_profile")
     distances = profiles.coordinates.get("local_mass", ())
     values = uniform_profiles(n, causal=_is_causal(profiles), distances=distances)
@@ -40,10 +37,10 @@ def uniform(profiles, *, seed=0):
 
 @checked(length=whole(1, 2**24))
 def uniform_profiles(length, *, causal, distances=()):
-    """Return the profiles of the uniform matrix, in closed form: key j receives (1/n) Σ_{i≥j} 1/(i+1).
+    """Return the profiles of the uniform matrix over n tokens, of one sequence, layer and head, float64.
 
-    Of `length` n tokens, one sequence, layer and head, in float64. If `causal`, A[i, j] is 1/(i+1) for j ≤ i,
-    else 1/n everywhere. `distances` are those of the local mass, in tokens; none is made without.
+    If `causal`, A[i, j] is 1/(i+1) for j ≤ i, so key j receives (1/n) Σ_{i≥j} 1/(i+1); else 1/n everywhere.
+    `distances` are those of the local mass, in tokens; none is made without.
     """
     lags = torch.arange(0 if causal else 1 - length, length)
     flat = torch.full((length,), 1 / length, dtype=torch.float64)  # (key,)
@@ -80,11 +77,10 @@ def iid_softmax(profiles, *, seed=0):
 
 
 def exponential(profiles, *, seed=0):
-    """N4: exponential attention exp(s·|lag|) over the visible keys, of the head's own mean distance.
+    """N4: attention exp(s·|lag|) over the visible keys with the head's own mean distance; all else is lost.
 
-    The mean distance is that of the lag profile; s is negative for heads that look nearer than uniform
-    attention and positive for those that look farther, so a head that looks at the first token is met too.
-    Everything but this one number is lost.
+    s is negative for heads that look nearer than uniform attention and positive for those that look farther,
+    so a head that looks at the first token is met too.
     """
     n, causal = _checked(profiles, needs="lag_profile"), _is_causal(profiles)
     lag_profile = profiles.lag_profile.double()  # (sequence, layer, head, lag)
@@ -106,10 +102,7 @@ def power_law(profiles, *, seed=0):
 
 
 def shuffled_tokens(token_ids, *, seed=0, keep=()):
-    """N7: the tokens of each sequence (sequence, position) in random order.
-
-    Ids of `keep`, such as ``tokenizer.all_special_ids``, stay where they are.
-    """
+    """N7: the tokens of each sequence (sequence, position) in random order; ids of `keep` stay in place."""
     ids, free = _free_positions(token_ids, keep)
     generator = torch.Generator().manual_seed(seed)
     for row, movable in zip(ids, free, strict=True):
@@ -129,7 +122,7 @@ def random_tokens(token_ids, vocab_size, *, seed=0, keep=()):
 
 
 def permuted_heads(profiles, *, seed=0):
-    """N8: head labels exchanged within each layer, in the same way for all sequences, arrays and lengths.
+    """N8: head labels exchanged within each layer, alike for all sequences, arrays and lengths.
 
     The labels (`kv_groups` and places) stay, what stands under them moves. Takes whatever arrays there are.
     """
@@ -146,8 +139,8 @@ def permuted_heads(profiles, *, seed=0):
 def without_sink(profiles, *, seed=0):
     """N9: nothing on key 0, the rest divided by its sum.
 
-    A lag profile mixes key 0 into all lags and cannot be cleared of it, nor can the local mass: both stay,
-    and so does the stationary profile, which never reaches it.
+    A lag profile mixes key 0 into all lags and cannot be cleared of it, nor can the local mass: both stay, as
+    does the stationary profile, which never reaches it.
     """
     _checked(profiles)
     made = {name: profiles[name].double().clone() for name in DRAWN if name in profiles}

@@ -12,10 +12,7 @@ CORRELATION = "position_spectrum_correlation"
 
 
 def summarise(table, *, null=None):
-    """Return one row per metric, and the position-spectrum correlation (eq. 9) where it is defined.
-
-    The columns are metric and those of `HeadTable.summary`; `null` is what `uniform_null` gives, by metric.
-    """
+    """Return `HeadTable.summary` beside `null`, numbers by metric, with a row for eq. 9 where defined."""
     summary = table.summary(null=null).reset_index()
     try:
         rho = position_spectrum_correlation(table, over="heads of a layer")
@@ -29,11 +26,11 @@ def summarise(table, *, null=None):
 
 
 def uniform_null(length, protocol, *, causal):
-    """Return every metric of attention over `length` tokens that is uniform (N0), a number by name.
+    """Return every metric of uniform attention (N0) over `length` tokens, a number by name.
 
-    `causal` says whether a query sees the keys up to itself only; a window that a layer may have besides is
-    not taken into account. The correlation over heads is not among them, since uniform heads are all alike,
-    and nothing is for the signal "rows", which is not read from profiles.
+    If `causal`, a query sees the keys up to itself; a window of a layer is not taken into account. Uniform
+    heads are all alike, so there is no correlation over them; the signal "rows" is not read from profiles and
+    has nothing.
     """
     if protocol.signal == "rows":
         return {}

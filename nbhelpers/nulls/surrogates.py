@@ -28,9 +28,9 @@ def random_order(signal, *, seed=0):
 def exponential_decay(distance, length, *, causal):
     """Return the log ratio s of an exponential kernel exp(s·|i − j|) with a given mean distance, (...).
 
-    `distance` (...) is the mean of |query − key| over all queries and their attention, in tokens. Negative
-    ratios are attention nearer than uniform (mean distance (n − 1)/4 if causal, (n² − 1)/(3n) if not),
-    positive ones attention that is farther, such as that of a head that looks at the first token.
+    `distance` (...) is the mean of |query − key| over queries and their attention, in tokens. s is negative
+    for attention nearer than uniform (mean distance (n − 1)/4 if causal, (n² − 1)/(3n) if not), positive for
+    farther.
     """
     target = as_double(distance, "distance")  # (...)
     farthest = float(_mean_distance(torch.tensor(STEEPEST, dtype=torch.float64), length, causal))
@@ -47,10 +47,9 @@ def exponential_decay(distance, length, *, causal):
 
 
 def exponential_profiles(decay, length):
-    """Return the profiles of :func:`exponential_attention`, causal, without forming the matrix.
+    """Return the profiles of causal :func:`exponential_attention` by name, O(length) per head.
 
-    They are by name: key_profile and last_query, (..., key), lag_profile and stationary_profile, (..., lag);
-    O(length) per head.
+    key_profile and last_query are (..., key), lag_profile and stationary_profile (..., lag).
     """
     s = as_double(decay, "decay")  # (...)
     n, a, far = length, s.abs()[..., None], s[..., None] > 0
@@ -92,10 +91,9 @@ def iaaft(signal, *, seed=0):
     """Return surrogates with the values of each signal (..., position) and nearly its power spectrum (N5).
 
     Iterated amplitude-adjusted Fourier transform (Schreiber and Schmitz, Phys. Rev. Lett. 77, 1996): in turn,
-    the amplitudes of the spectrum are put right and the values are put right, until the order of the values
-    no longer changes. The values come last, so they are exact, and the spectrum is as near as it came:
-    amplitudes within a few per cent where many positions share the mass, within tens where a few spikes hold
-    it and leave few orders to choose from.
+    the amplitudes of the spectrum and the values are put right, until the order of the values no longer
+    changes. The values come last and are exact; amplitudes are within a few per cent where many positions
+    share the mass, within tens where a few spikes hold it and leave few orders to choose from.
     """
     x = as_signal(signal).double()  # (..., position)
     start = random_order(x, seed=seed)
@@ -106,7 +104,7 @@ def iaaft(signal, *, seed=0):
 def power_law_exponent(psd, frequency):
     """Return the exponent χ (...) of the power law f^−χ nearest to a spectrum (..., freq), in log-log.
 
-    By least squares over the bins with power, without DC; NaN where fewer than two frequencies have power.
+    Least squares over bins with power, without DC; NaN where fewer than two have power.
     """
     if int((frequency > 0).sum()) < 2:
         told = f"a power law needs two frequencies above 0, got {frequency.tolist()}"
@@ -122,9 +120,8 @@ def power_law_exponent(psd, frequency):
 def power_law_order(signal, *, seed=0):
     """Return the values of each signal (..., position) in the order of noise with its own power law (N6).
 
-    The exponent is fitted to the Hann-windowed spectrum without mean. Gaussian noise with that exponent is
-    drawn, and its largest sample is replaced by the largest value of the signal, and so on. A signal has at
-    least 4 positions.
+    The exponent is fitted to the Hann-windowed spectrum without mean; the largest sample of Gaussian noise
+    with it is replaced by the largest value of the signal, and so on. A signal has at least 4 positions.
     """
     x = as_signal(signal).double()  # (..., position)
     n = x.shape[-1]

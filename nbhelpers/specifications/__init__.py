@@ -1,8 +1,6 @@
 """Every defensible reading at once: a number under each specification of a grid, for a model and its nulls.
 
-`curve` measures and decides which choices matter, `shared` does so fast, `worlds` runs a model and what
-learned nothing, `figure` draws, `pipeline` asks which reading can have made printed numbers. The method is
-the specification curve of Simonsohn, Simmons & Nelson (Nature Human Behaviour 4, 2020).
+The method is the specification curve of Simonsohn, Simmons & Nelson (Nature Human Behaviour 4, 2020).
 """
 
 from .curve import (

@@ -64,8 +64,7 @@ _world = such_that(
 def load_choices(given=None):
     """Return a grid, field of Protocol → options, of a YAML file or a dict; the package's own if None.
 
-    A field that is not given keeps the paper's choice. ValueError for an unknown field, an option that
-    Protocol does not take, or a grid without a specification.
+    A field that is not given keeps the paper's choice. What Protocol does not take is a ValueError.
     """
     name, raw = "the grid", given
     if not isinstance(given, Mapping):
@@ -128,13 +127,12 @@ def map_variants(world, function):
 
 @checked(observation=_world, grid=mapping)
 def specification_curve(observation, grid, kind="spectra", statistics=None):
-    """Return statistics under every specification of a grid, to 12 digits what `measure` gives: a frame with
-    a row per specification, indexed by its choices, and a column per statistic.
+    """Return statistics under every specification of a grid: a row for each, a column per statistic.
 
-    `observation` is an Observation, or one by `scaled_variant` where the grid, of :func:`load_choices`, has
-    several; `kind` is "spectra" or "wavelets". `statistics` are `nbhelpers.claims.statistics.Statistic` by
-    name, of the table of metrics alone; those of :data:`STATISTICS` if not given. A specification of spectra
-    does not know the fields of wavelets, nor the other way round.
+    The numbers are those of `measure` to 12 digits. `observation` is an Observation, or one by
+    `scaled_variant` where the grid, of :func:`load_choices`, has several; `kind` is "spectra" or "wavelets",
+    which do not know each other's fields. `statistics` are `nbhelpers.claims.statistics.Statistic` of the
+    table of metrics alone, by name; those of :data:`STATISTICS` if not given.
     """
     seen = observation
     world = {seen.scaled_variant: seen} if isinstance(seen, Observation) else seen
@@ -162,11 +160,7 @@ def _shown(option):
 
 
 def distinct(curve, length):
-    """Return how many rows of a curve differ by more than rounding, for signals of a length.
-
-    Without its mean and without a window a signal has no zero-frequency bin to drop, and two paddings may
-    give the same length.
-    """
+    """Return how many rows of a curve differ by more than rounding, for signals of a length."""
     rows = curve.index.to_frame(index=False)
     if "dc" in rows:
         rows.loc[(rows.detrend == "mean") & (rows.window == "boxcar"), "dc"] = "keep"
@@ -216,11 +210,10 @@ def shapley_shares(values):
 def joint_inference(curve, draws, *, above, level=0.05):
     """Return in how many specifications a number lies beyond permuted data, and how often those do so too.
 
-    `curve` (specification,) is the model's, `draws` have a column per draw; `above` says whether the claim
-    says larger than chance. The dict has share: of specifications in which the model is among the most
-    extreme `level` of model and draws; usual: the same of the middle draw; p_value: (1 + draws whose share is
-    as large) / (1 + draws), exact since model and draws are held to one rule; floor: the least that this can
-    be.
+    `curve` (specification,) is the model's, `draws` have a column per draw; `above` says whether the claim is
+    larger than chance. By name: share of the specifications in which the model is among the most extreme
+    `level` of model and draws; usual, the same of the middle draw; p_value, exact, of draws whose share is as
+    large; floor, the least it can be.
     """
     every = np.column_stack([curve, draws]) * (1 if above else -1)  # (specification, 1 + draw)
     every = every[np.isfinite(every).all(1)]

@@ -21,9 +21,7 @@ N_BINS = 96  # of the sorted specifications, in which options are counted
 def curve_figure(worlds, statistic, *, claimed=None, marked=None):
     """Draw a statistic under every specification, sorted, over a rug of the choices; return the figure.
 
-    `statistic` is a name of :data:`~nbhelpers.specifications.curve.STATISTICS`, `claimed` the range that the
-    paper claims or prints, `marked` a specification, a row of the curve's index, that is shown if it is
-    there.
+    `claimed` is the range that the paper claims or prints, `marked` a row of the curve's index to be shown.
     """
     table = worlds.column(statistic)
     model = table.columns[0]

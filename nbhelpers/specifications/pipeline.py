@@ -1,7 +1,6 @@
 """Which reading can have made a row of printed numbers? Readings of an untrained network, scored against it.
 
-Table 5 of the paper begins at step 0, before any training, so that its row needs no weights: only the shape
-of the network and how its weights are drawn.
+Table 5 of the paper begins at step 0: its row needs only the network's shape and how its weights are drawn.
 """
 
 import itertools
@@ -78,8 +77,8 @@ class Search:
     def posterior(self, target):
         """Return the share of belief in each option of each choice, choice → Series, falling.
 
-        Readings have one prior for each; those of spectra and of wavelets must share length, signal, sink and
-        order. Belief that the zero-frequency line is out is added as the choice "DC line".
+        Readings have one prior; those of spectra and of wavelets share length, signal, sink and order. Belief
+        that the zero-frequency line is out is added as the choice "DC line".
         """
         fit = {k: -0.5 * (self._logs(k, target) ** 2).sum(axis=1) / self.tolerance**2 for k in self.readings}
         evidence = {k: np.exp(part).groupby(level=list(SHARED)).mean() for k, part in fit.items()}
@@ -101,8 +100,8 @@ class Search:
     def better_targets(self, target, *, n_draws=300, seed=0):
         """Return, by kind, the share of random targets that a reading comes nearer to than one to `target`.
 
-        They are uniform between the 5 % and 95 % quantiles of the readings. A large share means that so many
-        readings come near anything.
+        They are uniform between the 5 % and 95 % quantiles of the readings; a large share means that anything
+        is near.
         """
         generator, shares = np.random.default_rng(seed), {}
         for kind in self.readings:
@@ -122,8 +121,8 @@ class Search:
 def search_readings(model, token_ids, *, grid=None, progress=True):
     """Measure attention under every reading of `nbhelpers/data/pipelines.yaml`, as a :class:`Search`.
 
-    `model` is causal. `token_ids`, (sequence, position), are cut to the lengths of `grid`, a dict as that
-    file holds.
+    `model` is causal; `token_ids`, (sequence, position), are cut to the lengths of `grid`, a dict as in that
+    file.
     """
     raw = grid or read_small_yaml(SHIPPED)
     choices, lengths, found = load_choices(raw["choices"]), raw["lengths"], []

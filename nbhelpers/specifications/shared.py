@@ -1,8 +1,8 @@
 """The metrics of one signal under many specifications; what they share is computed once.
 
-The definitions are those of :mod:`nbhelpers.kernels`, to which the tests hold every number: a spectrum with
-its two sides, and one without its zero-frequency bin, have the sums of the one-sided spectrum; a transform
-passes through those with fewer levels.
+The tests hold every number to :mod:`nbhelpers.kernels`: a spectrum with its two sides, and one without its
+zero-frequency bin, have the sums of the one-sided spectrum; a transform passes through those with fewer
+levels.
 """
 
 import dataclasses
@@ -96,8 +96,8 @@ class Shared:
 def _sums(signal, protocol, pads):
     """Return what the numbers of a spectrum are made of, by padding; each (sequence, layer, head, …).
 
-    That is the power of every band without its ends, of the zero-frequency and the Nyquist bin; of the same
-    three parts −Σ p log p; and the largest power but for the zero-frequency bin.
+    The power of every band without its ends, of the zero-frequency and the Nyquist bin; of the same three
+    parts −Σ p log p; and the largest power but for the zero-frequency bin.
     """
     options = {"window": protocol.window, "detrend": protocol.detrend, "check": False}
     sizes = {pad: len(spectra.frequencies(signal.shape[-1], pad=pad, sided="two")) for pad in pads}

@@ -41,10 +41,7 @@ class Worlds:
     seconds: dict = field(default_factory=dict)  # that each world took, two at a time, and one of the draws
 
     def column(self, statistic):
-        """Return a statistic as a DataFrame, a row per specification and a column per world.
-
-        Only an entropy knows the base of its logarithm; the others have one row for all.
-        """
+        """Return a statistic, a row per specification and a column per world; but for entropies one base."""
         kind = next(k for k, curve in next(iter(self.curves.values())).items() if statistic in curve)
         table = pd.DataFrame({world: curves[kind][statistic] for world, curves in self.curves.items()})
         if statistic in BASED or "log_base" not in table.index.names:
