@@ -21,8 +21,8 @@ class Metric:
     """A number of a head, or a family of numbers such as the window entropies.
 
     A family has ``*`` in its name and label, in the place of what tells its members apart. The function takes
-    :class:`Signals` and returns (sequence, layer, head), a dict of these by member for a family, or None
-    where the protocol does not define the metric; without one, the metric is not measured from signals.
+    :class:`Signals` and returns (sequence, layer, head), a dict of these by member, or None where the
+    protocol does not define the metric; without one, the metric is not measured from signals.
     """
 
     name: str

@@ -57,8 +57,8 @@ def measure_roles(shares, heads, groups):
     """Return the Estimates of C15, by name of criterion.
 
     `shares` are the heads' shares of power, (layer, head) by band; `heads` the sums of :func:`roles` for each
-    head alone, (passage, layer · head + 1, class); `groups` those of one head of each layer at a time: of the
-    band of each role, then drawn at random. Intervals are over layers, those of groups over passages.
+    head alone, (passage, layer · head + 1, class); `groups` those of one head a layer: of each role's band,
+    then drawn at random. Intervals are over layers, those of groups over passages.
     """
     found = {}
     for (name, (band, _)), role in zip(ROLES.items(), roles(heads.mean(0)), strict=True):
@@ -78,8 +78,8 @@ def beyond_random(sums):
 def measure_orders(band, norm, drawn):
     """Return the Estimates of C16, by name of criterion, from losses added when heads are removed in order.
 
-    Of bands (order, share, passage) the cheapest order counts; `norm` is (share, passage), `drawn`
-    (draw, share, passage). Costs are means over the shares; intervals are over passages.
+    Of bands (order, share, passage) the cheapest order counts; `norm` is (share, passage), `drawn` (draw,
+    share, passage). Costs are means over the shares, intervals over passages.
     """
     band, norm, drawn = (np.asarray(each).mean(-2) for each in (band, norm, drawn))  # (..., passage)
     least = [each[each.mean(1).argmin()] for each in (band, drawn)]

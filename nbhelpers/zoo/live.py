@@ -35,8 +35,7 @@ def live_training(*, seconds, encoding="rope", seed=0, n_snapshots=20):
     """Train from scratch on the bundled book for so many seconds, and yield a :class:`Snapshot` now and then.
 
     The first is before any update, the last after all; about `n_snapshots` more are spread evenly over the
-    time. Preparing the text comes before, about two seconds; how many updates fit, at least one, depends on
-    the machine. `encoding` and `seed` are as in :class:`nbhelpers.zoo.Settings`.
+    time. How many updates fit, at least one, depends on the machine.
     """
     if not seconds > 0:
         raise ValueError(f"seconds must be positive, got {seconds}")

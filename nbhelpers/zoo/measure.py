@@ -71,9 +71,9 @@ class Yardstick:
 def measure_checkpoint(model, yardstick, *, step, bos):
     """Return everything measured of one checkpoint as a tidy table with the columns :data:`COLUMNS`.
 
-    With `bos`, <bos> opens every sequence. `signal` is key_profile or lag_profile for the metrics of PAPER,
-    "attention" for scores, "model" for losses. A row with sequence −1 is the mean over sequences for one
-    head; a row with layer and head −1 the mean over heads for one sequence.
+    With `bos`, <bos> opens every sequence. `signal` is that of a protocol, "attention" for scores, "model"
+    for losses. A row with sequence −1 is the mean over sequences of a head, one with layer and head −1 the
+    mean over heads.
     """
     ids = yardstick.text.clone()
     if bos:
@@ -97,8 +97,7 @@ def measure_checkpoint(model, yardstick, *, step, bos):
 def measure_lengths(model, yardstick, *, step, bos):
     """Return the loss at the training length and beyond on the same windows, a table as that of a checkpoint.
 
-    `length_loss_512` is the mean over all positions of sequences of 512 tokens, `end_loss_512` over their
-    last 256. A learned encoding ends with the training length.
+    `length_loss_512` is over all positions of 512 tokens, `end_loss_512` over their last 256.
     """
     losses, lengths = {}, [times * LENGTH for times in (1, *LONGER)]
     for n in (n for n in lengths if n <= (model.config.max_position_embeddings or n)):

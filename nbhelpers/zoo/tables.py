@@ -31,9 +31,9 @@ SEQUENCES, HEADS = "sequences", "heads"
 def zoo_measurements(**where):
     """Return the measurements of all runs as one tidy table, or the rows that have some values.
 
-    Such as ``zoo_measurements(metric="spectral_entropy", signal="key_profile", seed=[0, 1])``. Columns are
-    run, arm (the run without its seed), encoding, mask, bos, preset, seed, and those of
-    :func:`nbhelpers.zoo.measure.measure_checkpoint`. Names are categorical; the provenance is in ``attrs``.
+    As ``zoo_measurements(metric="spectral_entropy", seed=[0, 1])``. Columns are run, arm (the run without its
+    seed), encoding, mask, bos, preset, seed, and those of :func:`nbhelpers.zoo.measure.measure_checkpoint`;
+    the provenance is in ``attrs``.
     """
     return _shipped(MEASUREMENTS, where)
 
@@ -41,8 +41,7 @@ def zoo_measurements(**where):
 def zoo_runs(**where):
     """Return one row per run: its settings, cost, final losses and the n-gram losses beside them.
 
-    Losses are in nats per predicted token; those of n-grams are NaN for bidirectional runs, whose task is
-    another. Parameters and provenance are as in :func:`zoo_measurements`.
+    Losses are in nats per predicted token; n-grams have none for bidirectional runs, whose task is another.
     """
     return _shipped(RUNS, where)
 
@@ -107,9 +106,8 @@ class ZooTables:
     def rows(self, metrics, *, signal="key_profile", per=SEQUENCES, arms=None, last=False):
         """Return measurements as a tidy frame with the columns :data:`ROW_COLUMNS`.
 
-        `signal` is key_profile, lag_profile, attention or model; `per` "sequences" (the mean over heads of
-        each), "heads" (the mean over sequences of each) or "model" (measured of it as a whole). All `arms` if
-        None; only the end of training if `last`.
+        `per` is "sequences" (the mean over heads of each), "heads" (the mean over sequences of each) or
+        "model" (of it as a whole). All `arms` if None; only the end of training if `last`.
         """
         words = ["run", "arm", "signal", "metric"]
         if (key := (*_listed(metrics), signal, per)) not in self._kept:
@@ -192,10 +190,10 @@ class ZooTables:
 
 
 def zoo_rows(zoo, metrics, arms, *, steps=False):
-    """Return rows of the arms of the zoo for a table beside a sweep's: means over seeds, with their interval.
+    """Return means over seeds, with their interval, of arms of the zoo, as rows beside those of a sweep.
 
     At the end of training, or at every checkpoint if `steps`; `null` is uniform attention under the arm's
-    mask. Metrics that were not collected are left out.
+    mask.
     """
     rows = []
     _, length = zoo.provenance["measured_on"]["attention"]

@@ -1,12 +1,8 @@
 """The folder of one run: what is written there, always whole, and how it is read back after a kill.
 
-===================== ===========================================================================
-run.json              settings, text and versions; `finished` once all is done
-state.safetensors     weights and moments of AdamW after so many steps; gone once finished
-measurements.parquet  one tidy table of all checkpoints so far
-weights/step<N>/      float16 weights of kept checkpoints, as `save_pretrained` writes them
-weights/final/        those of the last
-===================== ===========================================================================
+run.json has settings, text and versions, state.safetensors weights and moments of AdamW (until the run is
+finished), measurements.parquet one tidy table of all checkpoints, weights/step<N> and weights/final float16
+weights.
 """
 
 import contextlib

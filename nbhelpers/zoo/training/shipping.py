@@ -44,9 +44,9 @@ def collect(out, to=None):
     """Gather the finished runs of `out` into tables, weights and tokenizers; `to` is replaced as a whole.
 
     All measurements, the final weights of the core arms (seed 0) and the kept checkpoints of `rope` must be
-    there; other weights are added while there is room (:data:`LIMIT_BYTES`). The lines that are returned say
-    what is there and what is not. Refused, with nothing changed: no finished run, runs of different texts or
-    damaged, files of others in `to`, or more than the limit.
+    there; other weights are added while there is room. The lines returned say what is there and what is not.
+    Refused, with nothing changed: no finished run, runs of different texts or damaged, files of others in
+    `to`, or more than the limit.
     """
     out, to = Path(out), shipped_folder() if to is None else Path(to)
     if foreign := sorted({path.name for path in to.iterdir()} - OWN) if to.exists() else []:
