@@ -13,9 +13,8 @@ from nbhelpers.inputs.zoo import ENCODINGS
 from nbhelpers.zoo.measure import Yardstick
 from nbhelpers.zoo.settings import PRESETS, Settings, arms
 from nbhelpers.zoo.text import prepared
-from nbhelpers.zoo.training.campaign import train
 from nbhelpers.zoo.training.ngrams import baselines
-from nbhelpers.zoo.training.runs import BusyError
+from nbhelpers.zoo.training.runs import BusyError, train
 from nbhelpers.zoo.training.shipping import collect
 
 _say = functools.partial(print, flush=True)

@@ -12,9 +12,8 @@ from nbhelpers.inputs.models import available_models, load_model
 from nbhelpers.zoo import measure, tables
 from nbhelpers.zoo.settings import PRESETS, Settings
 from nbhelpers.zoo.training import shipping
-from nbhelpers.zoo.training.campaign import train
 from nbhelpers.zoo.training.ngrams import baselines
-from nbhelpers.zoo.training.runs import RunFolder
+from nbhelpers.zoo.training.runs import RunFolder, train
 from nbhelpers.zoo.training.shipping import collect
 
 N_STEPS = 12

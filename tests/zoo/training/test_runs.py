@@ -16,9 +16,8 @@ from nbhelpers import files
 from nbhelpers.inputs.zoo import ZooForLanguageModeling
 from nbhelpers.zoo.settings import Settings
 from nbhelpers.zoo.train import Trainer
-from nbhelpers.zoo.training import campaign, runs
-from nbhelpers.zoo.training.campaign import train
-from nbhelpers.zoo.training.runs import BusyError, RunFolder
+from nbhelpers.zoo.training import runs
+from nbhelpers.zoo.training.runs import BusyError, RunFolder, train
 
 STEP = 512  # tokens of one update of the preset "test"
 N_STEPS = 5
@@ -91,7 +90,7 @@ def test_killed_at_a_checkpoint_and_gone_on_with(whole, moby_dick, tmp_path, mon
 def test_killed_between_checkpoints_and_gone_on_with(moby_dick, tmp_path, monkeypatch):
     settings = dataclasses.replace(SETTINGS, encoding="alibi")
     monkeypatch.setattr(Settings, "checkpoints", lambda self: [0, 4, N_STEPS])
-    monkeypatch.setattr(campaign, "STATE_EVERY", 2)
+    monkeypatch.setattr(runs, "STATE_EVERY", 2)
     expected = train(settings, moby_dick, tmp_path / "whole", report=QUIET)
     update = Trainer.update
 
@@ -116,8 +115,7 @@ import torch
 from nbhelpers.zoo import measure
 from nbhelpers.zoo.settings import Settings
 from nbhelpers.zoo.text import load_corpus
-from nbhelpers.zoo.training.campaign import train
-from nbhelpers.zoo.training.runs import RunFolder
+from nbhelpers.zoo.training.runs import RunFolder, train
 
 save_state = RunFolder.save_state
 
