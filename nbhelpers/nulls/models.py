@@ -8,7 +8,9 @@ that draw nothing take it too. Profiles that a null cannot be made of (padded, o
 where they are needed) raise ValueError.
 """
 
+import csv
 from dataclasses import replace
+from importlib import resources
 from typing import NamedTuple
 
 import numpy as np
@@ -28,11 +30,11 @@ MATRIX_BYTES = 2**25  # of the matrices of N4 that are held at once
 def uniform(profiles, *, seed=0):
     """N0: attention that is the same for every key a query sees, in closed form; two-sided if lags are."""
     n = _checked(profiles, needs="lag_profile")
-    distances = profiles.coordinates.get("local_mass", ())
-    values = uniform_profiles(n, causal=_is_causal(profiles), distances=distances)
+    distances, lags = profiles.coordinates.get("local_mass", ()), profiles.coordinates["lag_profile"]
+    values = uniform_profiles(n, causal=lags[0] == 0, distances=distances)
     # The matrix is the same for every head, so one row of numbers serves all, without a copy.
     made = {name: values[name].expand(array.shape) for name, array in profiles.arrays.items()}
-    return _replaced(profiles, "N0 uniform", made)
+    return _null(profiles, "N0 uniform", made)
 
 
 @checked(length=whole(1, 2**24))
@@ -82,9 +84,10 @@ def exponential(profiles, *, seed=0):
     s is negative for heads that look nearer than uniform attention and positive for those that look farther,
     so a head that looks at the first token is met too.
     """
-    n, causal = _checked(profiles, needs="lag_profile"), _is_causal(profiles)
+    n = _checked(profiles, needs="lag_profile")
     lag_profile = profiles.lag_profile.double()  # (sequence, layer, head, lag)
     lags = torch.tensor(profiles.coordinates["lag_profile"], dtype=torch.float64)
+    causal = bool(lags[0] == 0)
     distance = (lag_profile * lags.abs()).sum(-1) / lag_profile.sum(-1)  # (sequence, layer, head)
     decay = surrogates.exponential_decay(distance, n, causal=causal)  # (sequence, layer, head)
     made = surrogates.exponential_profiles(decay, n) if causal else _two_sided_profiles(decay, n)
@@ -133,7 +136,7 @@ def permuted_heads(profiles, *, seed=0):
     order = torch.rand(n_layers, n_heads, generator=torch.Generator().manual_seed(seed)).argsort(-1)
     layer = torch.arange(n_layers)[:, None]
     made = {name: array[:, layer, order].double() for name, array in profiles.arrays.items()}
-    return _replaced(profiles, "N8 permuted heads", made)
+    return _null(profiles, "N8 permuted heads", made)
 
 
 def without_sink(profiles, *, seed=0):
@@ -165,31 +168,19 @@ class Null(NamedTuple):
 
     number: str
     name: str
-    function: object
     made_of: str
+    drawn: bool  # whether another seed makes another null
     keeps: str
     destroys: str
-    drawn: bool = True  # whether another seed makes another null
+    function: object
 
 
 check_all(globals())
-NULLS = (
-    Null("N0", "uniform", uniform, "profiles", "length and mask", "everything else", False),
-    Null("N1", "random weights", None, "models", "architecture, mask, position encoding, text", "training"),
-    Null("N2", "permuted", permuted, "profiles", "values, so H_p and N_eff exactly", "where they stand"),
-    Null("N3", "iid softmax", iid_softmax, "profiles", "N_eff", "values and where they stand"),
-    Null("N4", "exponential", exponential, "profiles", "mean distance of attention",
-         "everything but a monotone kernel", False),
-    Null("N5", "phase surrogate", phase_surrogate, "profiles", "values exactly, power spectrum closely",
-         "phase: where events stand"),
-    Null("N6", "power law", power_law, "profiles", "values exactly, exponent of the spectrum roughly",
-         "peaks of the spectrum, phase"),
-    Null("N7", "shuffled tokens", shuffled_tokens, "tokens", "model, words of the text", "their order"),
-    Null("N7", "random tokens", random_tokens, "tokens", "model", "the text"),
-    Null("N8", "permuted heads", permuted_heads, "profiles", "profiles of each layer", "which head is which"),
-    Null("N9", "without sink", without_sink, "profiles", "proportions among the other keys",
-         "attention to key 0", False),
-)  # fmt: skip
+with resources.files("nbhelpers.data").joinpath("nulls.csv").open(encoding="utf-8") as file:
+    NULLS = tuple(
+        Null(number, name, made_of, drawn == "yes", *rest, globals().get(name.replace(" ", "_")))
+        for number, name, made_of, drawn, *rest in list(csv.reader(file))[1:]
+    )
 __all__ = ["NULLS", "Null", "uniform_profiles", *(null.function.__name__ for null in NULLS if null.function)]
 
 
@@ -209,11 +200,6 @@ def _checked(profiles, needs=None):
     if n < 2:
         raise ValueError("profiles of 1 token can be nothing but 1, so they have no null; take 2 or more")
     return n
-
-
-def _is_causal(profiles):
-    """Return whether no lag is negative."""
-    return profiles.coordinates["lag_profile"][0] == 0
 
 
 def _each_signal(profiles, name, function, seed):
@@ -245,15 +231,10 @@ def _free_positions(token_ids, keep):
 
 
 def _null(profiles, name, made, *, seed=None):
-    """Return profiles with the arrays of a null, its local mass computed from its lag profile."""
-    if "local_mass" in profiles:
+    """Return profiles with the arrays of a null, in their order, and its name in the provenance."""
+    if "local_mass" in profiles and "local_mass" not in made:
         lags, distances = (profiles.coordinates[own] for own in ("lag_profile", "local_mass"))
         made["local_mass"] = local_mass_of(made["lag_profile"], lags, distances)
-    return _replaced(profiles, name, made, seed=seed)
-
-
-def _replaced(profiles, name, made, *, seed=None):
-    """Return profiles with other arrays, in the same order, whose provenance names the null."""
     provenance = profiles.provenance | {"null": {"name": name, "seed": seed}}
     arrays = {array: made[array] for array in profiles.arrays}
     return replace(profiles, arrays=arrays, provenance=provenance)

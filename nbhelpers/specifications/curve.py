@@ -79,9 +79,8 @@ def load_choices(given=None):
     grid = {}
     for field, options in raw.items():
         if field not in known:
-            raise ValueError(
-                f"{name}: {field!r} is not a choice of a specification; those are {', '.join(known)}"
-            )
+            told = f"{name}: {field!r} is not a choice of a specification"
+            raise ValueError(f"{told}; those are {', '.join(known)}")
         grid[field] = tuple(options) if isinstance(options, (list, tuple)) else (options,)
         try:
             grid[field] = tuple(getattr(PAPER.replace(**{field: option}), field) for option in grid[field])
@@ -111,10 +110,10 @@ def _specifications(options):
 @checked(model=None, protocol=None)
 def observe_variants(model, token_ids, grid, **options):
     """Observe a model once for each scaled variant of a grid, variant → Observation, as `observe` does."""
-    world, whole = {}, None
+    world, options = {}, options | {"whole": None}
     for how in grid["scaled_variant"]:
-        world[how] = observe(model, token_ids, PAPER.replace(scaled_variant=how), whole=whole, **options)
-        whole = world[how].profiles
+        world[how] = observe(model, token_ids, PAPER.replace(scaled_variant=how), **options)
+        options["whole"] = world[how].profiles
     return world
 
 
@@ -134,8 +133,8 @@ def specification_curve(observation, grid, kind="spectra", statistics=None):
     which do not know each other's fields. `statistics` are `nbhelpers.claims.statistics.Statistic` of the
     table of metrics alone, by name; those of :data:`STATISTICS` if not given.
     """
-    seen = observation
-    world = {seen.scaled_variant: seen} if isinstance(seen, Observation) else seen
+    alone = isinstance(observation, Observation)
+    world = {observation.scaled_variant: observation} if alone else observation
     statistics = STATISTICS[kind] if statistics is None else statistics
     groups, rows, parts = next(iter(world.values())).profiles.kv_groups, [], []
     for _, protocols in itertools.groupby(specifications(grid, kind), attrgetter(*OF_ALL)):
@@ -163,11 +162,10 @@ def distinct(curve, length):
     """Return how many rows of a curve differ by more than rounding, for signals of a length."""
     rows = curve.index.to_frame(index=False)
     if "dc" in rows:
+        # Without its mean and a window a signal has no zero-frequency bin; paddings may give one length.
         rows.loc[(rows.detrend == "mean") & (rows.window == "boxcar"), "dc"] = "keep"
-        rows["pad"] = [
-            len(frequencies(length - (sink != "keep"), pad=pad, sided="two"))
-            for sink, pad in zip(rows.sink, rows["pad"], strict=True)
-        ]
+        given = zip(length - (rows.sink != "keep"), rows["pad"], strict=True)
+        rows["pad"] = [len(frequencies(n, pad=pad, sided="two")) for n, pad in given]
     return len(rows.drop_duplicates())
 
 
@@ -186,18 +184,13 @@ def shapley_shares(values):
     codes = {name: pd.factorize(column)[0] for name, column in choices.items()}
     shape = [code.max() + 1 for code in codes.values()]
     if math.prod(shape) != len(values) or not np.isfinite(values).all():
-        raise ValueError(
-            f"shares of variance need a finite number for each of the {math.prod(shape)} specifications of a "
-            f"whole grid; {int(np.isfinite(values).sum())} of {len(values)} are there"
-        )
+        told = f"shares of variance need a finite number for each of the {math.prod(shape)} specifications"
+        raise ValueError(f"{told} of a whole grid; {np.isfinite(values).sum()} of {len(values)} are there")
     cube = np.empty(shape)
     cube[tuple(codes.values())] = values
     n, every = len(shape), range(len(shape))
-    known = {
-        chosen: cube.mean(axis=tuple(set(every) - set(chosen))).var()
-        for size in range(n + 1)
-        for chosen in itertools.combinations(every, size)
-    }
+    sets = itertools.chain(*(itertools.combinations(every, size) for size in range(n + 1)))
+    known = {chosen: cube.mean(axis=tuple(set(every) - set(chosen))).var() for chosen in sets}
     shares = np.zeros(n)
     for chosen, variance in known.items():
         weight = 1 / (n * math.comb(n - 1, len(chosen))) if len(chosen) < n else 0

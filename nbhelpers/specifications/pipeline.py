@@ -42,16 +42,9 @@ def untrained_pythia(width=512, *, layers=PYTHIA_LAYERS, seed=0):
     from transformers import GPTNeoXConfig, GPTNeoXModel
 
     heads = width // HEAD_WIDTH
-    config = GPTNeoXConfig(
-        hidden_size=heads * HEAD_WIDTH,
-        num_attention_heads=heads,
-        num_hidden_layers=layers,
-        intermediate_size=4 * heads * HEAD_WIDTH,
-        vocab_size=50432,
-        rotary_pct=0.25,
-        max_position_embeddings=2048,
-    )
-    model = GPTNeoXModel(config).eval()
+    sizes = {"hidden_size": heads * HEAD_WIDTH, "intermediate_size": 4 * heads * HEAD_WIDTH}
+    sizes |= {"num_attention_heads": heads, "num_hidden_layers": layers, "vocab_size": 50432}
+    model = GPTNeoXModel(GPTNeoXConfig(**sizes, rotary_pct=0.25, max_position_embeddings=2048)).eval()
     generator = torch.Generator().manual_seed(seed)
     writers = ("attention.dense.weight", "dense_4h_to_h.weight")
     with torch.no_grad():

@@ -61,13 +61,10 @@ class Worlds:
 
     def frame(self):
         """Return every curve in tidy form: world, the choices, statistic and value."""
-        parts = [
-            curve.reset_index().melt(CHOICES[kind], var_name="statistic").assign(world=world)
-            for world, curves in self.curves.items()
-            for kind, curve in curves.items()
-        ]
-        frame = pd.concat(parts, ignore_index=True)
-        return frame.astype({"pad": "str"})  # a number or a word
+        tables = [(world, *table) for world, curves in self.curves.items() for table in curves.items()]
+        options = {"var_name": "statistic"}
+        parts = [c.reset_index().melt(CHOICES[kind], **options).assign(world=w) for w, kind, c in tables]
+        return pd.concat(parts, ignore_index=True).astype({"pad": "str"})  # a number or a word
 
 
 def claims_hold(worlds):
@@ -86,17 +83,7 @@ def claims_hold(worlds):
 
 @checked(model=path, text=path, grid=mapping, n_draws=whole(0, 10_000))
 def measure_worlds(
-    model,
-    text,
-    grid,
-    *,
-    n_sequences=6,
-    length=256,
-    bos="tokenizer",
-    seed=0,
-    n_draws=99,
-    cache=None,
-    progress=True,
+    model, text, grid, *, n_sequences=6, length=256, bos="tokenizer", seed=0, n_draws=99, cache=None, progress=True
 ):
     """Return the :class:`Worlds` of a model: itself, with random weights, four nulls, and permuted draws.
 
