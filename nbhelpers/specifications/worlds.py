@@ -83,7 +83,17 @@ def claims_hold(worlds):
 
 @checked(model=path, text=path, grid=mapping, n_draws=whole(0, 10_000))
 def measure_worlds(
-    model, text, grid, *, n_sequences=6, length=256, bos="tokenizer", seed=0, n_draws=99, cache=None, progress=True
+    model,
+    text,
+    grid,
+    *,
+    n_sequences=6,
+    length=256,
+    bos="tokenizer",
+    seed=0,
+    n_draws=99,
+    cache=None,
+    progress=True,
 ):
     """Return the :class:`Worlds` of a model: itself, with random weights, four nulls, and permuted draws.
 

@@ -109,9 +109,9 @@ class ZooTables:
         `per` is "sequences" (the mean over heads of each), "heads" (the mean over sequences of each) or
         "model" (of it as a whole). All `arms` if None; only the end of training if `last`.
         """
-        words = ["run", "arm", "signal", "metric"]
-        if (key := (*_listed(metrics), signal, per)) not in self._kept:
-            filters = [("metric", "in", _listed(metrics)), ("signal", "=", signal)]
+        words, metrics = ["run", "arm", "signal", "metric"], np.atleast_1d(metrics).tolist()
+        if (key := (*metrics, signal, per)) not in self._kept:
+            filters = [("metric", "in", metrics), ("signal", "=", signal)]
             filters += [("sequence", ">=", 0) if per == SEQUENCES else ("sequence", "=", WHOLE)]
             filters += [("layer", ">=", 0) if per == HEADS else ("layer", "=", WHOLE)]
             options = {"filters": filters, "columns": ROW_COLUMNS, "read_dictionary": words}
@@ -124,9 +124,9 @@ class ZooTables:
             frame = frame[frame.step == frame.groupby("run").step.transform("max")]
         return frame.reset_index(drop=True)
 
-    def curves(self, metric, arm, *, signal="key_profile"):
+    def curves(self, metric, arm):
         """Return an arm's metric at the steps at which every seed was measured; None if no run is there."""
-        frame = self.rows(metric, signal=signal, arms=[arm])
+        frame = self.rows(metric, arms=[arm])
         if frame.empty:
             return None
         wide = frame.pivot(index="step", columns=["seed", "sequence"], values="value").dropna()
@@ -140,15 +140,14 @@ class ZooTables:
         frame = self.rows(metrics, signal=signal, per=HEADS, arms=[arm])
         frame = frame[frame.run == run]
         wide = frame.pivot(index=["metric", "layer", "head"], columns="step", values="value")
-        return {metric: wide.loc[metric].to_numpy() for metric in _listed(metrics)}
+        return {metric: wide.loc[metric].to_numpy() for metric in metrics}
 
     def ends(self, metric, arms, *, signal="key_profile", per=SEQUENCES, step="last"):
         """Return a metric at the end of training, or at step 0: Series over seeds, by arm with a run."""
         frame = self.rows(metric, signal=signal, per=per, arms=arms, last=step == "last")
         frame = frame if step == "last" else frame[frame.step == step]
         means = frame.groupby(["arm", "seed"]).value.mean()
-        present = [arm for arm in arms if arm in means.index.get_level_values(0)]
-        return {arm: means[arm].sort_index() for arm in present}
+        return {arm: means[arm].sort_index() for arm in arms if arm in means.index.levels[0]}
 
     def common(self, values):
         """Return, of :meth:`ends`, arrays (seed,) of the arms that have the seeds an interval needs."""
@@ -210,10 +209,6 @@ def zoo_rows(zoo, metrics, arms, *, steps=False):
             ends = dict(zip(("value", "low", "high"), student_interval(seeds), strict=False))
             rows.append(fixed | {"metric": metric, "step": step, "null": null.get(metric)} | ends)
     return tidy(rows)
-
-
-def _listed(metrics):
-    return [metrics] if isinstance(metrics, str) else list(metrics)
 
 
 def _joined(seeds):

@@ -4,14 +4,7 @@ import pytest
 import torch
 from refusals import refusals
 
-from nbhelpers.kernels.checks import (
-    as_double,
-    as_real,
-    as_signal,
-    log_base,
-    negative_p_log_p,
-    require_finite,
-)
+from nbhelpers.kernels.checks import as_double, as_real, as_signal, log_base, negative_p_log_p, require_finite
 
 
 def test_half_and_integers_are_upcast_and_float64_stays():
