@@ -134,7 +134,7 @@ def _curves(curves):
 # Breakpoints
 
 
-def piecewise_linear(x, y, *, n_knots=None, most_knots=MOST_KNOTS):
+def piecewise_linear(x, y, *, n_knots=None):
     """Fit a continuous piecewise-linear curve y (point,) by least squares, knots at points of the rising x.
 
     Knots are added one at a time where they help most, then each is moved to its best place, given the
@@ -152,7 +152,7 @@ def piecewise_linear(x, y, *, n_knots=None, most_knots=MOST_KNOTS):
     hinges = np.maximum(x[:, None] - x, 0.0)  # (point, knot place)
     best, chosen = None, []
     floor = len(y) * (ROUNDING * max(np.abs(y).max(), 1e-30)) ** 2
-    for count in range((most_knots if n_knots is None else n_knots) + 1):
+    for count in range((MOST_KNOTS if n_knots is None else n_knots) + 1):
         if count:
             if (place := _best_place(x, y, hinges, chosen)) is None:
                 break
@@ -183,7 +183,7 @@ def rising_steps(x, fit):
     return edges[begins]
 
 
-def breakpoints_with_intervals(x, curves, *, confidence=0.95, most_knots=MOST_KNOTS):
+def breakpoints_with_intervals(x, curves):
     """Fit the mean of curves (seed, sequence, point); intervals for its knots and number of rising steps.
 
     Intervals are Student's over seeds. Each seed's curve is fitted with as many knots as the mean curve has,
@@ -193,29 +193,28 @@ def breakpoints_with_intervals(x, curves, *, confidence=0.95, most_knots=MOST_KN
     curves = np.asarray(curves, dtype=np.float64)
     if curves.ndim != 3:
         raise ValueError(f"curves have shape {curves.shape}; expected (seed, sequence, point)")
-    fit = piecewise_linear(x, curves.mean((0, 1)), most_knots=most_knots)
-    of_seeds = curves.mean(1)  # (seed, point)
-    by_seed = [piecewise_linear(x, curve, n_knots=len(fit.knots)).knots for curve in of_seeds]
-    by_seed = np.stack([knots if len(knots) == len(fit.knots) else fit.knots * np.nan for knots in by_seed])
-    counts = [len(rising_steps(x, piecewise_linear(x, curve, most_knots=most_knots))) for curve in of_seeds]
-    n_rising = student_interval(counts, possible=stats.NOT_NEGATIVE, confidence=confidence)
+    fit, of_seeds = piecewise_linear(x, curves.mean((0, 1))), curves.mean(1)  # (seed, point)
+    none = fit.knots * np.nan  # of a seed that has no room for so many
+    by_seed = [piecewise_linear(x, curve, n_knots=len(none)).knots for curve in of_seeds]
+    by_seed = np.stack([knots if len(knots) == len(none) else none for knots in by_seed])
+    counts = [len(rising_steps(x, piecewise_linear(x, curve))) for curve in of_seeds]
+    n_rising = student_interval(counts, possible=stats.NOT_NEGATIVE)
+    knots = Estimate(fit.knots, none, none, n=len(curves))
     if np.isfinite(by_seed).all():
-        knots = student_interval(by_seed, possible=(x[0], x[-1]), confidence=confidence)
-    else:  # a seed has no room for so many
-        knots = Estimate(fit.knots, fit.knots * np.nan, fit.knots * np.nan, n=len(curves))
+        knots = student_interval(by_seed, possible=(x[0], x[-1]))
     return Breakpoints(fit, knots, n_rising._replace(value=len(rising_steps(x, fit))).widened(), by_seed)
 
 
-def same_event(first, second, *, margin=ONE_EVENT, alpha=0.05):
+def same_event(first, second):
     """Test whether a knot of two curves marks one event, from its places (seed,) in either, seeds paired.
 
     Returns the difference, with the p-value of an `equivalence_test`, and "one" event where it rejects, "two"
     where the interval of the difference leaves out 0, else "open".
     """
-    apart = stats.equivalence_test(first, margin, against=second, alpha=alpha)
-    if apart.p_value < alpha:
+    apart = stats.equivalence_test(first, ONE_EVENT, against=second)
+    if apart.p_value < 0.05:
         return apart, "one"
-    ends = student_interval(np.asarray(first) - np.asarray(second), confidence=1 - alpha)
+    ends = student_interval(np.asarray(first) - np.asarray(second))
     return apart, "two" if ends.low > 0 or ends.high < 0 else "open"
 
 
@@ -253,7 +252,7 @@ def _settled(x, y, hinges, chosen):
 
 
 @checked(values=mapping)
-def advantage(values, of, *, confidence=0.95, n_draws=9999, seed=0):
+def advantage(values, of, *, n_draws=9999, seed=0):
     """Return by how much an arm's mean lies below that of the best other arm, the lowest, and which that is.
 
     `values` is (seed,) by arm, the same seeds in one order: differences are paired, the interval is over
@@ -265,7 +264,7 @@ def advantage(values, of, *, confidence=0.95, n_draws=9999, seed=0):
         raise ValueError(f"{of!r} and another arm to compare it with are needed; got {', '.join(values)}")
     table = np.stack([np.asarray(values[name], dtype=np.float64) for name in names])  # (arm, seed)
     best = 1 + int(table[1:].mean(1).argmin())
-    difference = student_interval(table[0] - table[best], confidence=confidence)
+    difference = student_interval(table[0] - table[best])
     generator = np.random.default_rng(seed)
     means = (generator.permuted(table, axis=0).mean(1) for _ in range(n_draws))  # (arm,) each
     draws = np.array([drawn[0] - drawn[1:].min() for drawn in means])
@@ -273,7 +272,7 @@ def advantage(values, of, *, confidence=0.95, n_draws=9999, seed=0):
     return difference._replace(null=float(draws.mean()), p_value=p_value), names[best]
 
 
-def clustered_rank_correlation(x, y, clusters, *, confidence=0.95, seed=0):
+def clustered_rank_correlation(x, y, clusters, *, seed=0):
     """Return the Spearman correlation of two numbers of each run (run,), runs of a cluster standing together.
 
     Seeds of one arm are not independent evidence about a relation between arms, so whole clusters, of one
@@ -297,7 +296,7 @@ def clustered_rank_correlation(x, y, clusters, *, confidence=0.95, seed=0):
         orders = [range(len(names)), *(generator.permutation(len(names)) for _ in range(MOST_ORDERS - 1))]
     as_far = sum(abs(_spearman(x, y[list(order)])) >= abs(value) - 1e-12 for order in orders)
     left_out = [_spearman(np.delete(x, k, 0), np.delete(y, k, 0)) for k in range(len(names))]
-    found = stats.jackknife_interval(value, left_out, possible=stats.CORRELATION, confidence=confidence)
+    found = stats.jackknife_interval(value, left_out, possible=stats.CORRELATION)
     return found._replace(p_value=as_far / len(orders))
 
 
@@ -310,7 +309,7 @@ def _spearman(x, y):
 
 
 @checked(parameters=array)
-def trend_per_decade(parameters, values, *, confidence=0.95):
+def trend_per_decade(parameters, values):
     """Return the slope of values (size, seed) over log10 parameters (size,), with interval over seeds.
 
     Sizes are exchanged in every order for the two-sided p-value; the null, their mean slope, is 0 up to
@@ -319,7 +318,7 @@ def trend_per_decade(parameters, values, *, confidence=0.95):
     x, values = _sizes(parameters, values)
     centred = x - x.mean()
     square = centred @ centred
-    slope = student_interval(centred @ values / square, confidence=confidence)  # of (seed,)
+    slope = student_interval(centred @ values / square)  # of (seed,)
     orders = itertools.permutations(range(len(x)))
     draws = np.array([(centred @ values[list(order)] / square).mean() for order in orders])
     p_value = float((np.abs(draws) >= abs(slope.value) - 1e-12).mean())
@@ -341,7 +340,7 @@ def departures(parameters, means):
 
 
 @checked(parameters=array)
-def largest_departure(parameters, values, *, n_draws=2000, confidence=0.95, seed=0):
+def largest_departure(parameters, values, *, n_draws=2000, seed=0):
     """Return the largest departure of a size from the trend over the others (claim C7), in sd over seeds.
 
     Arguments are as in :func:`trend_per_decade`. The interval inverts the noncentral F distribution: exact
@@ -362,7 +361,7 @@ def largest_departure(parameters, values, *, n_draws=2000, confidence=0.95, seed
     p_value = (1 + int((null >= value - 1e-12).sum())) / (n_draws + 1)
     n_sizes, n_seeds = values.shape
     weight = np.linalg.norm(departures(10**x, np.eye(n_sizes))[:, at]) / np.sqrt(n_seeds)
-    ends = _noncentrality((value / weight) ** 2, 1, n_sizes * (n_seeds - 1), confidence)
+    ends = _noncentrality((value / weight) ** 2, 1, n_sizes * (n_seeds - 1))
     low, high = (float(weight * np.sqrt(end)) for end in ends)
     estimate = Estimate(value, low, high, float(null.mean()), p_value, n_seeds)
     return Departure(estimate.widened(), at, float(sd))
@@ -390,7 +389,7 @@ def _sizes(parameters, values):
 
 
 @checked(values=mapping)
-def variance_share(values, factor, *, confidence=0.95):
+def variance_share(values, factor):
     """Return the share of a factor in the variance between runs that differ in it and in their seed.
 
     `values` is (seed,) by arm, from the same 3 or more seeds in one order. The error is estimated from all
@@ -409,7 +408,7 @@ def variance_share(values, factor, *, confidence=0.95):
     variance = (square - df * error) / per_run
     if error > 0:
         ratio = square / df / error
-        ends = _noncentrality(ratio, df, df_error, confidence)
+        ends = _noncentrality(ratio, df, df_error)
         low, high = (end / (end + per_run) for end in ends)
         share = max(variance, 0.0) / (max(variance, 0.0) + error)
         p_value = float(scipy_stats.f.sf(ratio, df, df_error))
@@ -436,8 +435,8 @@ def _blocks(values):
     return table, error if error > (1e-12 * np.abs(table).max()) ** 2 else 0.0, freedom
 
 
-def _noncentrality(ratio, df, df_error, confidence):
-    """Return the noncentralities at which the observed F is at the ends of its distribution."""
+def _noncentrality(ratio, df, df_error):
+    """Return the noncentralities at which the observed F is at the ends of 95 % of its distribution."""
 
     def solve(probability):
         def excess(noncentrality):
@@ -450,7 +449,7 @@ def _noncentrality(ratio, df, df_error, confidence):
             most *= 2
         return optimize.brentq(excess, 1e-12, most)
 
-    return solve((1 + confidence) / 2), solve((1 - confidence) / 2)
+    return solve((1 + 0.95) / 2), solve((1 - 0.95) / 2)
 
 
 check_all(globals())
