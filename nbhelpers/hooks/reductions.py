@@ -166,33 +166,37 @@ class LagProfile(Reduction):
                 f"{self.name} needs queries and keys of one sequence; this attention has {layout.n_queries} "
                 f"queries and {layout.n_keys} keys (cross-attention). Ask for key_profile or last_query."
             )
-        # Index m of the sum holds key − query = m − (n − 1): the skewed view below has keys rising.
-        total = layout.zeros(layout.n_keys if layout.causal else 2 * layout.n_keys - 1)
-        return {"sum": total, "scratch": total.new_empty(0)}
+        # Index m of the state holds key − query = m − (n − 1).
+        return layout.zeros(layout.n_keys if layout.causal else 2 * layout.n_keys - 1)
 
     def update(self, state, block, layout):
-        batch, heads, rows, keys = block.attn.shape
         attn = block.attn if block.weight is None else block.attn * block.weight[:, None, :, None]
-        # Row a has its diagonal at key start + a. With a row stride of width + 1 all diagonals line up:
-        # column c of the view is key − query = c − (start + rows − 1), zeros where no such key exists.
-        width = keys + 2 * (rows - 1) if not layout.causal else keys + rows - 1
-        n_rows = batch * heads * rows
-        if len(state["scratch"]) < n_rows * width:  # once a layer: new blocks would scatter the heap
-            state["scratch"] = attn.new_empty(n_rows * (layout.n_keys + 2 * rows))
-        buffer = state["scratch"][: n_rows * width].view(batch, heads, rows, width)
-        buffer[..., : rows - 1] = 0  # (batch, head, row, pad + key [+ pad])
-        buffer[..., rows - 1 : rows - 1 + keys] = attn
-        buffer[..., rows - 1 + keys :] = 0
-        span = width - rows + 1  # columns that stay inside a row for every a
-        strides = (heads * rows * width, rows * width, width + 1, 1)
-        view = buffer.as_strided((batch, heads, rows, span), strides)
-        first = layout.n_keys - 1 - (block.start + rows - 1)  # state index of column 0
-        if layout.causal:
-            span = min(span, layout.n_keys - first)
-        state["sum"][..., first : first + span] += view[..., :span].sum(2)
+        rows = attn.shape[2]
+        attn = attn[..., : block.start + rows] if layout.causal else attn  # the rest is 0
+        zero = layout.n_keys - 1 - block.start  # index of key − row = 0
+        # Diagonals that meet every row line up without a copy when rows stand one element further apart.
+        shape, strides = (*attn.shape[:3], attn.shape[3] - rows + 1), list(attn.stride())
+        strides[2] += 1
+        end = zero + shape[3]
+        state[..., zero:end] += attn.as_strided(shape, strides, attn.storage_offset()).sum(2)
+        corner = rows - 1  # as many begin below the first row, and as many end above the last
+        state[..., zero - corner : zero] += _diagonals_below(attn[..., :corner])
+        if not layout.causal:
+            state[..., end : end + corner] += _diagonals_below(attn[..., shape[3] :].flip(2, 3)).flip(-1)
 
     def finish(self, state, layout):
-        return super().finish(state["sum"], layout).flip(-1)
+        return super().finish(state, layout).flip(-1)
+
+
+def _diagonals_below(corner):
+    """Return the sums along the diagonals under the main one, (batch, head, key), lowest first.
+
+    The corner is (batch, head, row, key) with one key less than rows.
+    """
+    batch, heads, rows, n = corner.shape
+    padded = torch.nn.functional.pad(corner, (n, 0))  # (batch, head, row, n zeros + key)
+    strides = (heads * rows * 2 * n, rows * 2 * n, 2 * n + 1, 1)
+    return padded.as_strided((batch, heads, rows, n), strides).sum(2)
 
 
 @register_reduction
