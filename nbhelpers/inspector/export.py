@@ -6,6 +6,7 @@ import html
 import json
 import re
 import zlib
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -37,18 +38,15 @@ def export_heads(heads, state, folder):
         for view, letter in zip(views, "ab", strict=False)
         for name in ARRAYS
     }
-    writers = {kind: lambda path, kind=kind: figure.savefig(path, format=kind, dpi=300) for kind in FIGURES}
-    writers["csv"] = lambda path: numbers.to_csv(path, index=False)
-    writers["json"] = lambda path: path.write_text(json.dumps(state, indent=1), encoding="utf-8")
-    written = []
-    for kind, write in writers.items():
-        written.append(stem.with_name(f"{stem.name}.{kind}"))
-        with replacing(written[-1]) as partial:
-            write(partial)
-    written.append(stem.with_name(f"{stem.name}.npz"))
-    with replacing(written[-1]) as partial, partial.open("wb") as file:
-        np.savez(file, **arrays)
-    return written
+    writers = {kind: partial(figure.savefig, format=kind, dpi=300) for kind in FIGURES}
+    writers["csv"] = partial(numbers.to_csv, index=False)
+    writers["json"] = lambda file: file.write(json.dumps(state, indent=1).encode())
+    writers["npz"] = lambda file: np.savez(file, **arrays)
+    written = {kind: stem.with_name(f"{stem.name}.{kind}") for kind in writers}
+    for kind, path in written.items():
+        with replacing(path) as unfinished, unfinished.open("wb") as file:
+            writers[kind](file)
+    return [*written.values()]
 
 
 def to_page(scripts, style, state, title):

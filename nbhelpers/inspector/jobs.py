@@ -17,11 +17,11 @@ class Worker:
         self._on_progress, self._on_end = on_progress, on_end
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="inspector")
         self._stop = threading.Event()
-        self._last = None
+        self._last = self._pool.submit(int)  # nothing to do yet
 
     @property
     def busy(self):
-        return self._last is not None and not self._last.done()
+        return not self._last.done()
 
     def start(self, work):
         """Stop what runs; run ``work(progress, stop)``: it tells the share done and asks whether to stop."""
@@ -35,10 +35,9 @@ class Worker:
 
     def wait(self, timeout=None):
         """Wait for the work to end; TimeoutError if it has not after `timeout` seconds."""
-        if self._last is not None:
-            if wait([self._last], timeout).not_done:
-                raise TimeoutError(f"the inspector still works after {timeout} s")
-            self._last.result()
+        if wait([self._last], timeout).not_done:
+            raise TimeoutError(f"the inspector still works after {timeout} s")
+        self._last.result()
 
     def _run(self, work, stop):
         try:

@@ -5,6 +5,7 @@ Attention is sent as one byte per entry, a logarithmic scale from :data:`LOWEST`
 
 import numpy as np
 
+from nbhelpers.inputs.text import pieces_of
 from nbhelpers.metrics import find_metric, metric_label
 from nbhelpers.plots import LEAST_ATTENTION
 from nbhelpers.protocol import BANDS
@@ -15,27 +16,14 @@ STEPS = 254  # from LOWEST (byte 1) to 1 (byte 255), 3.7 % apart
 SIX = (*BANDS, "spectral_entropy", "positional_entropy", "sink_mass", "self_mass")
 
 
-def _byte_of_upper_half():
-    """Return the byte of a float32 in [0, 1] by the upper 16 of its bits, taken as the middle of these."""
-    bits = (np.arange(2**16, dtype=np.uint32) << 16) | 0x8000
-    values = np.nan_to_num(bits.view(np.float32)).clip(1e-30, 1)
-    steps = 1 + np.rint(STEPS * (1 - np.log10(values) / np.log10(LOWEST)))
-    return np.where(steps >= 1, np.clip(steps, 1, STEPS + 1), 0).astype(np.uint8)
-
-
-BYTES = _byte_of_upper_half()
-
-
 def to_bytes(attn, *, causal):
     """Return attention (head, query, key) as bytes; of causal attention only the keys up to the query."""
-    codes = np.ascontiguousarray(attn, dtype=np.float32).view(np.uint16)[..., 1::2]  # the upper halves
-    if not causal:
-        return BYTES[codes].tobytes()
-    ends = np.cumsum(np.arange(1, codes.shape[1] + 1))
-    packed = np.empty((len(codes), ends[-1]), np.uint8)
-    for query, end in enumerate(ends):
-        np.take(BYTES, codes[:, query, : query + 1], out=packed[:, end - query - 1 : end])
-    return packed.tobytes()
+    entries = np.asarray(attn, dtype=np.float32)
+    if causal:
+        entries = entries[:, np.tri(entries.shape[1], dtype=bool)]  # (head, entry)
+    with np.errstate(divide="ignore"):  # 0 has a byte, too
+        below = np.log(entries) * np.float32(STEPS / np.log(LOWEST))  # steps below 1
+    return np.clip(STEPS + 1 - np.rint(below), 0, STEPS + 1).astype(np.uint8).tobytes()
 
 
 def pack_reading(reading):
@@ -58,7 +46,7 @@ def pack_reading(reading):
         "layers": list(reading.layers),
         "edges": edges if len(edges) + 1 < len(groups) else [],  # heads before which another KV group begins
         "n": reading.n_tokens,
-        "pieces": [list(piece) for piece in reading.pieces],
+        "pieces": [*map(list, pieces_of(reading.model.tokenizer, reading.token_ids[0].tolist()))],
         "causal": bool(view.lags[0] == 0),
         "signal": protocol.signal,
         "band_edges": [edge / 2 for edge in protocol.edges],
@@ -83,10 +71,7 @@ def pack_layer(reading, layer, *, wait):
         kernels = reading.kernels(layer)
         curves |= {"computed": kernels.computed, "measured": kernels.measured}
         curves |= {"waves": kernels.wavelengths, "amplitudes": kernels.amplitudes}
-        fit = [
-            [_number(r), _number(r2)]
-            for r, r2 in zip(*agreement(kernels.computed, kernels.measured), strict=True)
-        ]
+        fit = [[*map(_number, each)] for each in np.transpose(agreement(kernels.computed, kernels.measured))]
     scalograms = np.stack([view.scalogram for view in views])
     return {
         "layer": layer,

@@ -23,7 +23,6 @@ from nbhelpers.hooks.recompute import AttentionCache, attention_modules, cache_a
 from nbhelpers.hooks.reductions import EARLY
 from nbhelpers.hooks.rotary import rotations_of
 from nbhelpers.inputs.models import LoadedModel
-from nbhelpers.inputs.text import pieces_of
 from nbhelpers.kernels import wavelets
 from nbhelpers.kernels.scores import SCORES, read_by_rule
 from nbhelpers.metrics import Signals
@@ -108,11 +107,6 @@ class Reading:
     def n_tokens(self):
         return len(self.tokens)
 
-    @cached_property
-    def pieces(self):
-        """The text that was read, as `pieces_of`."""
-        return pieces_of(self.model.tokenizer, self.token_ids[0].tolist())
-
     @property
     def shape(self):
         """Layers of the model and heads per layer; not every layer need have attention."""
@@ -150,11 +144,6 @@ class Reading:
     def _uniform(self):
         return self.observation.map(nulls.uniform)
 
-    @property
-    def _positions(self):
-        coordinates = np.asarray(self.observation.profiles.coordinates[self.protocol.signal])
-        return coordinates[len(coordinates) - self.signals.signal.shape[-1] :]  # without a dropped sink
-
     @cached_property
     def metrics(self):
         """Names of all metrics and scores, those of the map first."""
@@ -187,12 +176,13 @@ class Reading:
         Columns: value, uniform (the null's), percentile (share of heads below, ties counting half, in %).
         """
         self.require_head(layer, head)
-        rows = []
+        rows = {}
         for metric in self.metrics:
             values = self.values(metric)  # (layer, head)
             own = values[layer, head]
-            rows.append((metric, own, self.null_value(metric), percentile(values, own)))
-        return pd.DataFrame(rows, columns=["metric", "value", "uniform", "percentile"]).set_index("metric")
+            rows[metric] = own, self.null_value(metric), percentile(values, own)
+        columns = ["value", "uniform", "percentile"]
+        return pd.DataFrame.from_dict(rows, "index", columns=columns).rename_axis("metric")
 
     def head(self, layer, head, *, wait=True):
         """Return the :class:`HeadView` of a head; :class:`ModelBusy` if it would have to wait and shall not.
@@ -205,6 +195,8 @@ class Reading:
         row = self.layers.index(layer)
         profiles, null = self.observation.profiles, self._uniform.profiles
         psd, null_psd = self.signals.psd[0, row, head], self.null_signals.psd[0, row, head]  # (freq,)
+        positions = np.asarray(profiles.coordinates[self.protocol.signal])
+        positions = positions[-self.signals.signal.shape[-1] :]  # without a dropped sink
         coefficients = [level[0, row, head].numpy() for level in self.signals.coefficients]
         taps, periodic = pywt.Wavelet(self.protocol.wavelet).dec_len, self.protocol.mode == "periodization"
         return HeadView(
@@ -219,10 +211,10 @@ class Reading:
             frequency=self.signals.frequency.numpy(),
             psd=(psd / psd.sum()).numpy(),
             null_psd=(null_psd / null_psd.sum()).numpy(),
-            positions=self._positions,
+            positions=positions,
             levels=wavelets.level_names(len(coefficients) - 1),
             coefficients=coefficients,
-            scalogram=wavelets.level_image(coefficients, len(self._positions), taps=taps, periodic=periodic),
+            scalogram=wavelets.level_image(coefficients, len(positions), taps=taps, periodic=periodic),
         )
 
     def kernels(self, layer):
@@ -286,10 +278,9 @@ def read_text(model, text, protocol=PAPER, *, length=256, progress=None, stop=No
     """Run a model over a text and measure all its heads.
 
     A text longer than `length` tokens or the model's positions is cut, and `note` says so. `progress` is
-    called with the share done, in [0, 1]; `stop` is asked between layers, and once it returns True,
-    :class:`Stopped` is raised.
-    ValueError for text that is empty or too short for the protocol's wavelet and scaled variants, and for a
-    protocol whose signal must stream.
+    called with the share done, in [0, 1]; once `stop`, asked between layers, returns True, :class:`Stopped`
+    is raised. ValueError for text that is empty or too short for the protocol's wavelet and scaled variants,
+    and for a protocol whose signal must stream.
     """
     if (signal := protocol.signal) not in SIGNALS:
         known = ", ".join(SIGNALS)
@@ -354,8 +345,7 @@ def _scores(profiles, kept, ids):
     if profiles.coordinates["lag_profile"][0] == 0:
         uniform = uniform.tril()
     null = read_by_rule(uniform / uniform.sum(-1, keepdim=True), ids).tolist()
-    every = zip(SCORES, np.stack(values, 1), null, strict=True)
-    return {name: (own, nothing) for name, own, nothing in every}
+    return dict(zip(SCORES, zip(np.stack(values, 1), null, strict=True), strict=True))
 
 
 def _rotations(model, kept, length):

@@ -11,9 +11,11 @@ import io
 import json
 import threading
 import time
+import traceback
 from pathlib import Path
 
 import anywidget
+import numpy as np
 import traitlets
 from IPython.display import HTML
 from tqdm.auto import tqdm
@@ -24,7 +26,6 @@ from nbhelpers.inputs.models import LoadedModel, available_models, load_model
 from nbhelpers.plots import draw_heads
 from nbhelpers.protocol import OPTIONS, PAPER, SIGNALS, Protocol
 
-from . import sentences
 from .export import export_heads, to_page
 from .jobs import Worker
 from .packing import pack_layer, pack_reading
@@ -36,50 +37,37 @@ SCRIPTS = "drawing.js", "inspector.js"
 WAVELETS = ("haar", "db2", "db4", "sym4", "coif1")
 # The choices that the page offers; the other fields of the protocol stay as they were given.
 CHOSEN = ("signal", "sink", "detrend", "window", "wavelet", "mode", "scaled_variant")
-PROTOCOL_CHOICES = {name: (OPTIONS | {"signal": SIGNALS, "wavelet": WAVELETS})[name] for name in CHOSEN}
+CHOICES = {name: list((OPTIONS | {"signal": SIGNALS, "wavelet": WAVELETS})[name]) for name in CHOSEN}
+FORESEEN = (ValueError, LookupError, OSError, ImportError, MemoryError, RuntimeError, TypeError)
 
 
-@checked(text=lambda name, value: value if value is None else text(name, value))
+@checked(text=text)
 def inspect_heads(
     model=None, text=None, *, protocol=PAPER, length=256, layer=0, head=0, metric="low_band", folder=".",
     state=None, progress=True,
 ):  # fmt: skip
     """Return a widget that shows every head of a model on a text, and each head closely.
 
-    The text is read before it is returned, so what cannot be read raises here: ValueError for a text that is
-    empty or too short, IndexError if there is no such head, KeyError for a metric. Later mistakes are told in
-    the widget. Where widgets cannot run, the last cell value shows as a picture.
+    `model` is what :func:`nbhelpers.load_model` returns, or takes, with a tokenizer; `protocol` has the
+    signal key_profile, last_query or lag_profile; at most `length` tokens of the `text` are read. `layer` and
+    `head` are selected first, `metric` colours the map first, exports go to `folder`. `state` is what
+    :meth:`HeadInspector.state` returns, or a JSON file that *Export* wrote: its length, protocol, heads and
+    metric are taken, its model and text where none is given. `progress` shows a bar for the first reading.
 
-    Parameters
-    ----------
-    model : LoadedModel or str
-        What :func:`nbhelpers.load_model` returns, or takes. Needs a tokenizer. That of `state` if None.
-    text : str
-        The text itself; that of `state` if None.
-    protocol : Protocol
-        With the signal key_profile, last_query or lag_profile.
-    length : int
-        Tokens read at most.
-    layer, head, metric
-        Selected first; what colours the map first.
-    folder : path
-        Where exports go.
-    state : dict or path, optional
-        What :meth:`HeadInspector.state` returns, or a JSON file that *Export* wrote: text, length, protocol,
-        heads and metric are those of the state.
-    progress : bool
-        Show a bar while the text is read for the first time; later readings have one in the widget.
+    The text is read before the widget is returned, so what cannot be read raises here: ValueError for a text
+    that is empty or too short, IndexError if there is no such head, KeyError for a metric. Later mistakes are
+    told in the widget. Where widgets cannot run, the last cell value shows as a picture.
     """
-    kept, pinned = state, None
+    pinned = None
     if state is not None:
         if not isinstance(state, dict):
-            kept = json.loads(Path(state).expanduser().read_text(encoding="utf-8"))
-        if missing := {"model", "text", "length", "protocol", "selected", "metric"} - set(kept):
+            state = json.loads(Path(state).expanduser().read_text(encoding="utf-8"))
+        if missing := {"model", "text", "length", "protocol", "selected", "metric"} - set(state):
             raise ValueError(f"state lacks {', '.join(sorted(missing))}; it must be one that Export wrote")
-        model, text = model or kept["model"], kept["text"] if text is None else text
-        fields = {k: tuple(v) if isinstance(v, list) else v for k, v in kept["protocol"].items()}
-        protocol, length, metric = Protocol(**fields), kept["length"], kept["metric"]
-        (layer, head), pinned = kept["selected"], kept.get("pinned")
+        model, text = model or state["model"], text or state["text"]
+        fields = {k: tuple(v) if isinstance(v, list) else v for k, v in state["protocol"].items()}
+        protocol, length, metric = Protocol(**fields), state["length"], state["metric"]
+        (layer, head), pinned = state["selected"], state.get("pinned")
     if model is None or text is None:
         raise ValueError("inspect_heads needs a model and a text, or a state that has both")
     loaded = model if isinstance(model, LoadedModel) else load_model(model)
@@ -88,9 +76,8 @@ def inspect_heads(
         reading = read_text(
             loaded, text, protocol, length=length, progress=lambda share: bar.update(int(100 * share) - bar.n)
         )
-    seconds = time.perf_counter() - started
     options = {"selected": (layer, head), "metric": metric, "folder": folder, "length": length}
-    made = HeadInspector(reading, seconds=seconds, **options)
+    made = HeadInspector(reading, seconds=time.perf_counter() - started, **options)
     if pinned is not None:
         reading.require_head(*pinned)
         made.pinned = tuple(pinned)
@@ -128,8 +115,7 @@ class HeadInspector(anywidget.AnyWidget):
         self.ablations, self.click_seconds, self.error = [], [], None
         self._lock = threading.RLock()
         self._worker = Worker(on_progress=self._progress, on_end=self._ended)
-        options = {name: list(PROTOCOL_CHOICES[name]) for name in CHOSEN}
-        choices = {"models": list(available_models()), "protocol": options}
+        choices = {"models": list(available_models()), "protocol": CHOICES}
         super().__init__(selected=selected, metric=metric, choices=choices)
         self.add_class("nbh-inspector")
         self._length, self._pinned_of = length, None
@@ -181,8 +167,7 @@ class HeadInspector(anywidget.AnyWidget):
         if protocol.scaled_variant != self.reading.protocol.scaled_variant:
             return self.measure(protocol=protocol)
         started = time.perf_counter()
-        reading = self.reading.under(protocol)
-        return self._show_reading(reading, time.perf_counter() - started)
+        return self._show_reading(self.reading.under(protocol), time.perf_counter() - started)
 
     def ablate(self):
         """Set the selected head to zero and measure the loss of the text, in the other thread."""
@@ -196,7 +181,7 @@ class HeadInspector(anywidget.AnyWidget):
                 result = reading.ablate(layer, head)
             with self._lock:
                 self.ablations.append(result)
-                self.ablation = sentences.ablation(result)
+                self.ablation = _loss_without(result)
                 self._say("")
 
         self._start(work)
@@ -251,12 +236,12 @@ class HeadInspector(anywidget.AnyWidget):
         reading = self.reading
         if reading.n_tokens > length:
             reading = read_text(reading.model, reading.text, reading.protocol, length=length)
-        layers = [pack_layer(reading, layer, wait=True) for layer in layers or reading.layers]
-        [first] = [layer for layer in layers if layer["layer"] == self.selected[0]]
+        layers = {layer: pack_layer(reading, layer, wait=True) for layer in layers or reading.layers}
         state = {name: getattr(self, name) for name in ("asked", "choices", "metric", "selected")}
-        told = f"{sentences.summary(reading)} A page of its own: no kernel reads other texts."
+        told = f"{_summary(reading)} A page of its own: no kernel reads other texts."
         state |= {"status": {"text": told}, "ablation": "", "share": -1, "still": True, "pinned": None}
-        state |= {"shown": pack_reading(reading), "layers": layers, "layer_shown": first}
+        state |= {"layers": [*layers.values()], "layer_shown": layers[self.selected[0]]}
+        state |= {"shown": pack_reading(reading)}
         *scripts, last = [(HERE / name).read_text(encoding="utf-8") for name in (*SCRIPTS, "page.js")]
         scripts = "".join(scripts).replace("export default { render };", last)
         return to_page(scripts, str(self._css), state, f"Heads of {reading.model.description.name}")
@@ -281,7 +266,7 @@ class HeadInspector(anywidget.AnyWidget):
             self.shown = pack_reading(reading)
             self.layer_shown = pack_layer(reading, place[0], wait=True)
             self.selected, self.asked = place, given | {"protocol": protocol}
-            self._say(sentences.summary(reading, seconds))
+            self._say(_summary(reading, seconds))
 
     def _show_layer(self, layer):
         if self.layer_shown.get("layer") != layer:
@@ -332,7 +317,6 @@ class HeadInspector(anywidget.AnyWidget):
         try:
             action()
         except (ValueError, LookupError, OSError, TypeError, ModelBusy) as error:
-            self.error = error
             self._complain(error)
             return False
         return True
@@ -341,5 +325,29 @@ class HeadInspector(anywidget.AnyWidget):
         self.status = {"kind": "note", "text": text}
 
     def _complain(self, error):
-        kept = "What is shown is still the last good reading."
-        self.status = {"kind": "error", "text": f"{sentences.complaint(error)} {kept}"}
+        """Tell an exception as a sentence, with the name of one that nobody foresaw."""
+        self.error = error
+        text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+        if not isinstance(error, FORESEEN) or not text:
+            text = f"unexpected {''.join(traceback.format_exception_only(error)).strip()}"
+        text = text[:1].upper() + text[1:] + "." * (not text.endswith((".", "!", "?")))
+        self.status = {"kind": "error", "text": f"{text} What is shown is still the last good reading."}
+
+
+def _summary(reading, seconds=None):
+    n_layers, n_heads = reading.shape
+    took = "" if seconds is None else f", measured in {seconds:.2f} s"
+    return (
+        f"{reading.model.description.name}: {reading.n_tokens:,} tokens, {n_layers} layers × {n_heads} "
+        f"heads, protocol {reading.protocol.hash}{took}. {reading.note}"
+    ).strip()
+
+
+def _loss_without(ablation):
+    n = len(ablation.changes)
+    error = float(np.std(ablation.changes, ddof=1) / np.sqrt(n))
+    return (
+        f"Without layer {ablation.layer}, head {ablation.head}, the loss on these {n} predicted tokens goes "
+        f"from {ablation.before:.4f} to {ablation.after:.4f} nats per token: {ablation.change:+.4f} ± "
+        f"{error:.4f} (standard error over tokens)."
+    )
