@@ -25,21 +25,18 @@ _GRACE = 20.0  # seconds in which a process that is stopped must have saved what
 
 
 class Here:
-    """A notebook executed in this process: `start` waits for its end.
-
-    Afterwards `failure` is None if all went well, and `seconds` of the clock and `peak_mb` are known.
-    """
+    """A notebook executed in this process: `start` waits for its end, and then all else is known."""
 
     def __init__(self, source, target, parameters, limits, *, bars=False):
         self.given = source, target, parameters, limits
         self.target, self.bars = target, bars
+        self.failure, self.seconds, self.peak_mb = None, 0.0, 0.0
 
     def start(self):
-        source, target, parameters, limits = self.given
+        *given, limits = self.given
         started, watch = time.monotonic(), KernelWatch(**limits)
         try:
-            options = {"watch": watch, "progress_bar": self.bars}
-            self.failure = execute_strictly(source, target, parameters, **options)
+            self.failure = execute_strictly(*given, watch=watch, progress_bar=self.bars)
         except Exception as error:  # recorded whole, and the next notebook runs
             self.failure = Failure(RUNNER, str(error), trace=traceback.format_exc())
         self.seconds, self.peak_mb = time.monotonic() - started, watch.peak_mb
@@ -75,8 +72,9 @@ class Apart(Here):
     def ended(self):
         if self.process.poll() is None:
             return False
-        failure, self.seconds, self.peak_mb = json.loads(self.stop() or "[null, 0.0, 0.0]")
-        self.failure = failure and Failure(**failure)
+        if answer := self.stop():
+            failure, self.seconds, self.peak_mb = json.loads(answer)
+            self.failure = failure and Failure(**failure)
         if status := self.process.returncode:
             self.failure = Failure(RUNNER, f"the process of its runner ended with status {status}")
         return True

@@ -1,9 +1,7 @@
 """Execute one notebook with papermill and miss no way in which it can fail.
 
-Papermill alone lets pass an error inside an output widget and a cell that leaves the kernel early,
-and says little of a hang or a dead kernel. `execute_strictly` turns each into a `Failure` that names
-the cell, and leaves the part that was executed on disk. For a notebook that ends itself with `skip_notebook`
-its kind is ``skipped``.
+Papermill alone lets pass an error inside an output widget and a cell that leaves the kernel early, and says
+little of a hang or a dead kernel. `execute_strictly` turns each into a `Failure` that names the cell.
 """
 
 import contextlib
@@ -45,17 +43,12 @@ _GRACE = 5.0  # seconds in which an interrupted kernel must have ended, before i
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a notebook failed, and where.
+    """Why a notebook failed, and where."""
 
-    `kind` is ``error``, ``timeout``, ``dead kernel``, ``widget error``, ``cell not run``, ``interrupted``,
-    ``no kernel`` or ``skipped``, with the reason as `message`; `cell` counts all cells of the stored notebook
-    from 1; `source` is its first lines.
-    """
-
-    kind: str
-    message: str
-    cell: int | None = None
-    source: str = ""
+    kind: str  # error, timeout, dead kernel, widget error, cell not run, interrupted, no kernel or skipped
+    message: str  # the reason, if skipped
+    cell: int | None = None  # from 1, of the stored notebook, all cells counted
+    source: str = ""  # first lines of the cell
     trace: str = ""
 
     def __str__(self):
@@ -68,9 +61,8 @@ class Failure:
 class CellClock:
     """Tells when a cell has run for too long, by a limit in seconds that a busy machine stretches.
 
-    A cell runs over when both the clock and the CPU time of its kernel have passed the limit, so that one
-    that gets a fifth of a core may take five times as long. One that waits for what does not come runs over
-    too: for as long as the limit it has used next to no CPU time.
+    A cell runs over when the clock and the CPU time of its kernel have both passed the limit, or when for as
+    long as the limit it has used next to no CPU time, for it waits for what does not come.
     """
 
     def __init__(self, limit):
@@ -102,9 +94,8 @@ class KernelWatch:
     def __init__(self, cell_timeout=600, deadline=None):
         self.cell_timeout = cell_timeout
         self.deadline = math.inf if deadline is None else deadline
-        self.peak_mb = 0.0
-        self.stopped: str | None = None
-        self._clock: CellClock | None = None  # of the cell that runs
+        self.peak_mb, self.stopped = 0.0, None
+        self._clock = None  # of the cell that runs
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -155,8 +146,7 @@ def _usage(process):
 
 @contextlib.contextmanager
 def _answers_looked_for():
-    """Look for a kernel's answers every second, for nbclient can miss the wake-up of one while it writes to a
-    widget on the same socket, and the cell would seem to run for ever."""
+    """Look for a kernel's answers every second: nbclient can miss one while it writes to a widget."""
     get_msg = AsyncZMQSocketChannel.get_msg
 
     async def looking(channel, timeout=None):
@@ -210,11 +200,10 @@ def execute_strictly(source, target, parameters, *, watch=None, progress_bar=Fal
         index = next(failed, _last_cell_begun(notebook))
         return _failure(notebook, index, "error", f"{error.ename}: {error.evalue}")
     except DeadKernelError:
+        kind, why = "dead kernel", "killed for want of memory, a crash in compiled code, or os._exit"
         if watch.stopped:
-            why = f"{watch.stopped}; it ignored the interrupt and was killed"
-            return _failed_midway(target, "timeout", why)
-        message = "the kernel died; killed for want of memory, a crash in compiled code, or os._exit"
-        return _failed_midway(target, "dead kernel", message)
+            kind, why = "timeout", f"{watch.stopped}; it ignored the interrupt and was killed"
+        return _failed_midway(target, kind, why)
     except KeyboardInterrupt:
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # else the cell's task tells its end too
         try:
@@ -240,7 +229,7 @@ def outputs(notebook):
 def _skipped(notebook, target):
     """Return the reason of a notebook that ended itself, and write it as plain text where it stood."""
     for index, output in outputs(notebook):
-        shown = _plain("".join(output.get("traceback", [])))
+        shown = _plain(output.get("traceback", []))
         if output.output_type == "error" and shown.startswith(SKIPPED):
             cell = notebook.cells[index]
             cell.outputs[cell.outputs.index(output)] = nbformat.v4.new_output("stream", text=shown + "\n")
@@ -302,14 +291,14 @@ def _failed_midway(target, kind, message):
 def _failure(notebook, index, kind, message, trace=()):
     """Return a failure in the cell of that index; its traceback is that of the cell if none is given."""
     if index is None:
-        return Failure(kind, message, trace=_plain("\n".join(trace)))
+        return Failure(kind, message, trace=_plain(trace))
     cell = notebook.cells[index]
     if not trace:
         trace = [line for output in cell.get("outputs", ()) for line in output.get("traceback", ())]
     before = [c for c in notebook.cells[: index + 1] if not _ADDED_TAGS & set(c.metadata.get("tags", []))]
     lines = cell.source.splitlines()
-    head = "\n".join(lines[:6] + (["…"] if len(lines) > 6 else []))
-    return Failure(kind, message, cell=len(before), source=head, trace=_plain("\n".join(trace)))
+    head = "\n".join(lines[:6] + ["…"] * (len(lines) > 6))
+    return Failure(kind, message, len(before), head, _plain(trace))
 
 
 def _last_cell_begun(notebook):
@@ -318,5 +307,5 @@ def _last_cell_begun(notebook):
     return begun[-1] if begun else None
 
 
-def _plain(text):
-    return _ANSI.sub("", text)
+def _plain(lines):
+    return _ANSI.sub("", "\n".join(lines))

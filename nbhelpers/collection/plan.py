@@ -4,6 +4,7 @@ import ast
 import contextlib
 import re
 import tomllib
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,9 +65,8 @@ def select_notebooks(names=None, *, folder=None):
             return paths
         raise LookupError(f"{find_notebook_folder(folder)} holds no notebook (*.ipynb)")
     chosen = [_find_notebook(name, folder) for name in names]
-    stems = [path.stem for path in chosen]
-    for stem in stems:
-        if (times := stems.count(stem)) > 1:
+    for stem, times in Counter(path.stem for path in chosen).items():
+        if times > 1:
             raise LookupError(f"notebook {stem} was asked {times} times; results are kept by name, ask once")
     return chosen
 
@@ -86,10 +86,7 @@ def _find_notebook(name, folder):
 
 
 def read_title(text, *, default=""):
-    """Return the heading of a title cell and the first sentence below it that ends in a question mark.
-
-    Without a heading the title is `default`; without a question it is the first sentence.
-    """
+    """Return the heading of a title cell, else `default`, and the first question below it, else sentence."""
     heading = re.search(r"^# +(.+)$", text, flags=re.MULTILINE)
     title = heading.group(1).strip() if heading else default
     paragraphs = (text[heading.end() :] if heading else text).split("\n\n")
@@ -128,24 +125,21 @@ def _cells(path):
 
 
 def _literal_assignment(node, where):
-    targets = [node.target] if isinstance(node, ast.AnnAssign) else getattr(node, "targets", ())
-    if len(targets) == 1 and isinstance(targets[0], ast.Name) and getattr(node, "value", None):
-        with contextlib.suppress(ValueError):  # not a literal: the error below says where
-            return targets[0].id, ast.literal_eval(node.value)
+    match node:
+        case ast.AnnAssign(ast.Name(name), value=value) | ast.Assign([ast.Name(name)], value) if value:
+            with contextlib.suppress(ValueError):  # not a literal: the error below says where
+                return name, ast.literal_eval(value)
     told = f"{where}, parameters cell, line {node.lineno}: {ast.unparse(node)!r} is not `name = literal`"
     raise ValueError(f"{told}; move what is derived to the next cell")
 
 
 def load_sizes(folder=None):
-    """Return ``{notebook: {size: {parameter: value}}}`` from the folder's ``sizes.toml``; {} without one.
-
-    What it names must exist: a typing error would otherwise run the reader's size unnoticed.
-    """
+    """Return ``{notebook: {size: {parameter: value}}}`` from the folder's ``sizes.toml``; {} without one."""
     folder = find_notebook_folder(folder)
     file = folder / "sizes.toml"
     sizes = tomllib.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     there = {path.stem: path for path in list_notebooks(folder)}
-    for name, by_size in sizes.items():
+    for name, by_size in sizes.items():  # a typing error would run the reader's size unnoticed
         if name not in there:
             known = ", ".join(there) or "none"
             raise ValueError(f"sizes.toml names the notebook {name!r}; there are: {known}")
@@ -176,11 +170,11 @@ def _check_parameter(name, defaults, parameter, value, source=""):
 def plan_runs(paths, *, size="reader", model=None, parameters=None, places=None):
     """Decide which parameters each notebook is given.
 
-    Sizes come first, then `places` (folders, for the notebooks that have a parameter of that name), then
-    `model`, then `parameters`, which win. A parameter must fit one of the notebooks and the type of its
-    default.
+    First come those of the `size` (smoke, reader or full) in ``sizes.toml`` beside the notebooks, then
+    `places` (folders, for the notebooks that have a parameter of that name), then `model`, then `parameters`,
+    which win. Each must fit one of the notebooks and the type of its default.
     """
-    given = parameters or {}
+    given, places = parameters or {}, places or {}
     sources = {path.stem: path for path in paths}
     defaults = {name: notebook_parameters(path) for name, path in sources.items()}
     for parameter in given:
@@ -192,15 +186,15 @@ def plan_runs(paths, *, size="reader", model=None, parameters=None, places=None)
     sizes = {folder: load_sizes(folder) for folder in {path.parent for path in sources.values()}}
     planned = []
     for name, source in sources.items():
-        own, values, notes = defaults[name], {}, []
-        if size != "reader":
-            values |= sizes[source.parent].get(name, {}).get(size, {})
-            if size not in sizes[source.parent].get(name, {}):
-                notes.append(f"sizes.toml gives no {size} size for {name}: it runs with its own defaults")
-        values |= {key: str(path) for key, path in (places or {}).items() if key in own}
+        own, by_size, notes = defaults[name], sizes[source.parent].get(name, {}), []
+        if size != "reader" and size not in by_size:
+            notes.append(f"sizes.toml gives no {size} size for {name}: it runs with its own defaults")
+        values = by_size.get(size, {}) | {
+            key: str(path) for key, path in (places or {}).items() if key in own
+        }
         values |= {key: value for key, value in given.items() if key in own}
-        lacking = {key: value for key, value in given.items() if key not in own}
-        notes += [f"{name} has no parameter {key!r}: {v!r} is not passed to it" for key, v in lacking.items()]
+        lacking = given.keys() - own
+        notes += [f"{name} has no parameter {k!r}: {given[k]!r} is not passed to it" for k in sorted(lacking)]
         for parameter, value in values.items():
             _check_parameter(name, own, parameter, value)
         planned.append(PlannedRun(name, source, values, tuple(notes)))

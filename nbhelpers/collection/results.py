@@ -10,7 +10,6 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -34,9 +33,7 @@ class Results:
     def __init__(self, notebook, folder):
         self.notebook = _file_name(notebook, "notebook")
         self.folder = Path(RULES["folder"]("folder", folder))
-        self._numbers: dict[str, dict[str, Any]] = {}
-        self._tables: dict[str, dict[str, Any]] = {}
-        self._facts: dict[str, Any] = {}
+        self._numbers, self._tables, self._facts = {}, {}, {}  # entries by name
         self.folder.mkdir(parents=True, exist_ok=True)
         for stale in (self.folder / notebook).glob("*.parquet"):
             stale.unlink()
@@ -46,35 +43,31 @@ class Results:
         """Record a number, with its interval and null if it is an estimate, and write it to disk at once.
 
         Numbers must be finite; numpy and torch scalars are taken too. The name is unique within the notebook;
-        `null`, what attention that learned nothing gives, stands in for the estimate's own. The gap is the
-        interval of value less null where it was taken over pairs; n counts the units of the interval.
+        `null`, what attention that learned nothing gives, stands in for the estimate's own.
         """
-        self._keep(name, estimate, null=null, unit=unit, note=note)
+        self.record_all({name: estimate}, nulls={name: null}, unit=unit, note=note)
+
+    def record_all(self, estimates, *, nulls=None, unit="", note=""):
+        """Record several numbers by name, beside their nulls of the same names, as :meth:`record` does."""
+        for name, estimate in estimates.items():
+            self._numbers[name] = self._entry(name, estimate, (nulls or {}).get(name), unit, note)
         self._write()
 
-    def _keep(self, name, estimate, *, null=None, unit="", note=""):
+    def _entry(self, name, estimate, null, unit, note):
         for label, text in (("name", name), ("unit", unit), ("note", note)):
-            if not isinstance(text, str):
-                raise TypeError(f"{label} must be a string, got {type(text).__name__} {text!r}")
+            RULES["label"](label, text)
         if name in self._numbers:
             raise ValueError(f"{name!r} is already recorded; choose another name, or make Results anew")
         given = estimate if isinstance(estimate, Estimate) else Estimate(estimate)
         given = given if null is None else given.against(null)
-        entry = {"value": _number(f"{name}: value", given.value)} | dict.fromkeys(ENDS)
-        known = {end: getattr(given, end) for end in ENDS if getattr(given, end) is not None}
+        entry = {end: getattr(given, end) for end in ENDS}
         for pair in (("low", "high"), ("null_low", "null_high"), ("gap_low", "gap_high")):
-            if all(math.isnan(known[end]) for end in pair):
-                known = {end: value for end, value in known.items() if end not in pair}
-        entry |= {end: _number(f"{name}: {end}", value) for end, value in known.items()}
+            if all(math.isnan(entry[end]) for end in pair):
+                entry |= dict.fromkeys(pair)
+        entry = {end: n if n is None else _number(f"{name}: {end}", n) for end, n in entry.items()}
         if given.low > given.high:
             raise ValueError(f"{name}: low {entry['low']} is above high {entry['high']}")
-        self._numbers[name] = entry | {"unit": unit, "note": note}
-
-    def record_all(self, estimates, *, nulls=None, **options):
-        """Record several numbers by name, beside their nulls of the same names, as :meth:`record` does."""
-        for name, estimate in estimates.items():
-            self._keep(name, estimate, null=(nulls or {}).get(name), **options)
-        self._write()
+        return entry | {"value": _number(f"{name}: value", given.value), "unit": unit, "note": note}
 
     def tables(self, **frames):
         """Store several tables by name, as :meth:`table` does."""
@@ -82,10 +75,7 @@ class Results:
             self.table(name, frame)
 
     def table(self, name, frame):
-        """Store a table as Parquet and return its path.
-
-        An index other than 0, 1, 2, … becomes columns. Missing values are allowed in tables.
-        """
+        """Store a table as Parquet and return its path; an index other than 0, 1, 2, … becomes columns."""
         _file_name(name, "table")
         if not isinstance(frame, pd.DataFrame):
             raise TypeError(f"table {name}: expected a pandas DataFrame, got {type(frame).__name__}")
@@ -100,10 +90,9 @@ class Results:
         return path
 
     def provenance(self, **facts):
-        """Add facts about where the numbers come from (model, revision, corpus, protocol, seed, versions).
+        """Add facts about where the numbers come from (model, corpus, seed); the last of a name stays.
 
-        Facts are strings, finite numbers, booleans, None, and lists or mappings of these. A later fact of the
-        same name replaces the earlier one.
+        Facts are strings, finite numbers, booleans, None, and lists or mappings of these.
         """
         self._facts |= {name: _plain_fact(name, fact) for name, fact in facts.items()}
         self._write()
@@ -114,9 +103,8 @@ class Results:
         return _as_frame([(self.notebook, self._numbers)])
 
     def _repr_html_(self):
-        shown = self.frame.drop(columns=["notebook", "gap_low", "gap_high"]).astype(object)
-        shown = shown.where(shown.notna(), "")
-        table = shown.to_html(index=False, border=0, float_format=lambda number: f"{number:.4g}")
+        shown = self.frame.drop(columns=["notebook", "gap_low", "gap_high"])
+        table = shown.to_html(index=False, border=0, float_format="{:.4g}".format, na_rep="")
         told = f"{len(shown)} numbers recorded by <code>{html.escape(self.notebook)}</code>"
         other = html.escape(differences(self.notebook, self.frame))
         return f"<details><summary>{told}</summary>{table}</details>" + (f"<p>{other}</p>" if other else "")
@@ -131,8 +119,8 @@ def load_results(folder):
     """Return every recorded number of a folder, one row each, sorted by notebook and name.
 
     The folder is that given to `Results`, or a run's output folder that holds it as ``results/``. Columns are
-    notebook, name, value, low, high, null, null_low, null_high, gap_low and gap_high (of value less null), n,
-    unit, note.
+    :data:`COLUMNS`: gap_low and gap_high are the interval of value less null where it was taken over pairs,
+    n counts the units of the interval.
     """
     return _as_frame([(document["notebook"], document["numbers"]) for document in _load_documents(folder)])
 
@@ -168,10 +156,10 @@ def _refuse_constant(token):
 def _as_frame(numbers_by_notebook):
     rows = [
         {"notebook": notebook, "name": name, **entry}
-        for notebook, entries in sorted(numbers_by_notebook)
-        for name, entry in sorted(entries.items())
+        for notebook, entries in numbers_by_notebook
+        for name, entry in entries.items()
     ]
-    frame = pd.DataFrame(rows, columns=list(COLUMNS))
+    frame = pd.DataFrame(rows, columns=list(COLUMNS)).sort_values(["notebook", "name"], ignore_index=True)
     return frame.astype(dict.fromkeys(("value", *ENDS), float))
 
 

@@ -25,8 +25,7 @@ from nbhelpers.files import refused, unwritable, writable_folder, write_text
 from nbhelpers.inputs.files import file_fingerprint
 from nbhelpers.words import duration
 
-# In the source of a notebook that reads what the others measured, and what was found of the rules alone.
-_READERS = ("load_results(", "scorecard(")
+_READERS = ("load_results(", "scorecard(")  # in the source of a notebook that reads what others measured
 _JUDGES = tuple(f"{judge.__name__}(" for judge in (planted_rates, verdict_line, conclude, conclude_second))
 _PLANTED = "planted_"  # in the source of one that records what was found of the rules
 _POLL_SECONDS = 0.3
@@ -38,14 +37,10 @@ _VERSIONED = ("torch", "transformers", "numpy", "pywavelets", "pandas")  # a cha
 
 @dataclass(frozen=True)
 class NotebookRun:
-    """How the run of one notebook ended.
-
-    `status` is ``passed``, ``skipped`` (the model cannot give what the notebook shows), ``failed``, ``kept``
-    (ended well earlier with the same source and parameters), or in a record on disk also ``interrupted``.
-    """
+    """How the run of one notebook ended."""
 
     name: str
-    status: str
+    status: str  # passed, skipped, failed, interrupted, or kept: it ended well earlier and nothing changed
     seconds: float  # of the clock, of the earlier run if kept
     error: str | None  # with the cell and its traceback; the reason of a skip
     output: Path  # of a failed notebook the part that ran
@@ -69,9 +64,8 @@ def run_notebooks(
 ):
     """Run notebooks, each in a fresh kernel; a failed one does not stop the others.
 
-    `names` and `folder` are as in `select_notebooks`. The parameters of each notebook come from the `size`
-    (smoke, reader or full: ``sizes.toml`` beside the notebooks), then from `model`, then from `parameters`;
-    paths are seen from the working folder. A parameter `results` is given ``<out>/results``, and `cache`, the
+    `names` and `folder` are as in `select_notebooks`; `size`, `model` and `parameters` as in `plan_runs`,
+    paths as seen from the working folder. A parameter `results` is given ``<out>/results``, and `cache`, the
     profiles that notebooks share, ``<out>/profiles``. Up to `jobs` notebooks run at a time, as far as memory
     is free, each with its share of the cores; one that reads what others record waits for them.
 
@@ -98,12 +92,9 @@ def run_notebooks(
 
 
 def load_runs(out):
-    """Return what the last runs into `out` recorded, sorted by name; FileNotFoundError if there is none."""
-    folder = Path(out) / "runs"
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} does not exist: nothing was run into {out}")
-    records = [_read_record(file) for file in sorted(folder.glob("*.json"))]
-    return [_as_run(record, Path(out)) for record in records if record is not None]
+    """Return what the last runs into `out` recorded, sorted by name."""
+    records = map(_read_record, sorted(Path(out).glob("runs/*.json")))
+    return [_as_run(record, Path(out)) for record in records if record]
 
 
 @dataclass(frozen=True)
@@ -165,27 +156,27 @@ class _Runner:
 
     def _may_start(self, number, sources, ended):
         """Return whether the earlier notebooks have ended whose records this one may read."""
-        others, rules = (_says(sources[number], words) for words in (_READERS, _JUDGES))
-        planting = [n for n, source in sources.items() if _PLANTED in source and not _says(source, _JUDGES)]
-        awaited = [n for n in range(number) if others or (rules and n in planting)]
-        return all(n in ended for n in awaited)
+        reads, awaited = _reads(sources[number]), [n for n in range(number) if n not in ended]
+        if reads == "planted":
+            awaited = [n for n in awaited if _PLANTED in sources[n] and not _reads(sources[n])]
+        return not (reads and awaited)
 
     def _has_room(self, plan):
         import torch  # takes a second, which one notebook at a time need not wait for
 
         from nbhelpers.inputs.devices import free_memory
 
-        earlier = _read_record(self._record_file(plan.name)) or {}
-        return free_memory(torch.device("cpu")) >= 2**20 * (earlier.get("peak_mb") or _USUAL_MB)
+        usual = _read_record(self._record_file(plan.name)).get("peak_mb") or _USUAL_MB
+        return free_memory(torch.device("cpu")) >= 2**20 * usual
 
     def _kept(self, record):
         """Return the earlier run of the same content that ended well, if its files are still there."""
-        earlier = _read_record(self._record_file(record["name"])) if self.resume else None
-        if earlier is None or earlier["status"] not in ("passed", "skipped"):
+        earlier = _read_record(self._record_file(record["name"])) if self.resume else {}
+        if earlier.get("status") not in ("passed", "skipped"):
             return None
         key = json.loads(json.dumps({name: record[name] for name in ("fingerprint", "parameters")}))
         files = [self.out / "executed" / f"{earlier['name']}.ipynb"]
-        files += [self._results_file(earlier["name"])] if earlier.get("has_results") else []
+        files += [self._results_file(earlier["name"])] * bool(earlier.get("has_results"))
         same = key.items() <= earlier.items() and all(file.is_file() for file in files)
         return _as_run(earlier, self.out, status="kept") if same else None
 
@@ -228,22 +219,18 @@ class _Runner:
         digest.update(source.encode())
         for file in self._results_read(source):
             digest.update(b"" if file.stem == plan.name else file.read_bytes())
-        for name, value in plan.parameters.items():
-            if name in _WRITTEN or not (isinstance(value, str) and value and os.path.exists(value)):
-                continue
+        read = [value for name, value in plan.parameters.items() if name not in _WRITTEN]
+        for value in (value for value in read if isinstance(value, str) and value and os.path.exists(value)):
             place = Path(value).resolve()  # what changed, or is seen from elsewhere, is something else
             for file in sorted(place.rglob("*")) if place.is_dir() else [place]:
                 digest.update(f"{file}\0{file_fingerprint(file) if file.is_file() else ''}".encode())
         return digest.hexdigest()
 
     def _results_read(self, source):
-        """Return the files of results that a notebook's source reads: all, or those with planted truth."""
-        files = sorted((self.out / "results").glob("*.json"))
-        if _says(source, _READERS):
-            return files
-        if not _says(source, _JUDGES):
-            return []
-        return [file for file in files if PLANTED["sensitivity"] in file.read_text(encoding="utf-8")]
+        """Return the files of results that a notebook's source reads."""
+        reads, files = _reads(source), sorted((self.out / "results").glob("*.json"))
+        planted = PLANTED["sensitivity"]
+        return [f for f in files if reads == "all" or (reads and planted in f.read_text(encoding="utf-8"))]
 
 
 def _source(plan):
@@ -251,8 +238,11 @@ def _source(plan):
     return "".join(f"{cell.cell_type}\0{cell.source}\0" for cell in cells)
 
 
-def _says(source, words):
-    return any(word in source for word in words)
+def _reads(source):
+    """Return which results a notebook's source reads: "all", "planted" (what was found of rules) or ""."""
+    if any(word in source for word in _READERS):
+        return "all"
+    return "planted" if any(word in source for word in _JUDGES) else ""
 
 
 def _code_fingerprint():
@@ -274,14 +264,15 @@ def _ending(status, error, seconds=0.0, peak_mb=0.0):
 
 
 def _read_record(file):
-    if not file.is_file():
-        return None
+    """Return what a run left in a file; {} where there is none."""
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
         return {name: record[name] for name in _RECORDED} | record
+    except FileNotFoundError:
+        pass
     except (ValueError, KeyError, TypeError) as error:
         print(f"{file} is not a record of a run ({error!r}): its notebook runs again", file=sys.stderr)
-        return None
+    return {}
 
 
 def _as_run(record, out, **changes):

@@ -45,15 +45,13 @@ SIDE = {-1: "below", 0: "away from", 1: "above"}
 def scorecard(folder):
     """Judge every claim by what the notebooks recorded in a folder of results, one row per claim, by group.
 
-    The columns are claim, title, group, verdict, why (a sentence with its numbers), four answers, what
-    another quantity says where the paper's cannot tell, where the verdict differs in the packaged models (see
-    `packaged_verdicts`), and the number that decides: its claimed range from
-    least to most, what the paper prints, value and null with their intervals; NaN where nothing was measured.
+    Of :data:`COLUMNS`, why is a sentence with its numbers; four answers and what is to be seen :data:`BESIDE`
+    follow, then the number that decides: its claimed range from least to most, what the paper prints, value
+    and null with their intervals; NaN where nothing was measured.
     """
     numbers, planted = load_results(folder), planted_rates(folder)
     card = pd.DataFrame([_row(c, numbers, planted) for c in paper.CLAIMS], columns=COLUMNS)
-    models = packaged_verdicts(planted)["", "in words"]
-    card[BESIDE[1]] = card.claim.map(models).fillna("")
+    card[BESIDE[1]] = card.claim.map(packaged_verdicts(planted)["", "in words"]).fillna("")
     card = card.astype(dict.fromkeys(DECIDING, float))
     order = {"key": lambda group: group.map(GROUPS.index), "kind": "stable"}
     return card.sort_values("group", **order, ignore_index=True)
@@ -61,29 +59,31 @@ def scorecard(folder):
 
 def in_short(card):
     """Return a scorecard in a paragraph: what holds, what needs no learning, the rest, the main surprise."""
-    of = {group: ", ".join(part.claim) for group, part in card.groupby("group")}
-    n_hold, n_met = (int(card.group.isin(groups).sum()) for groups in (GROUPS[:1], GROUPS[1:3]))
-    met = ", ".join(of[group] for group in GROUPS[1:3] if group in of)
+    holding, met = ([*card.claim[card.group.isin(groups)]] for groups in (GROUPS[:1], GROUPS[1:3]))
+    n_hold = len(holding)
     parts = [f"Of the paper's {len(card)} claims {n_hold or 'none'} hold{'s' if n_hold < 2 else ''} here"]
-    parts[0] += f" ({of['holds']})" if n_hold else ""
-    if n_met:
-        parts.append(f"{n_met} {'is' if n_met == 1 else 'are'} explained by {UNLEARNED} ({met})")
-    if rest := [f"{group} ({of[group]})" for group in GROUPS[3:] if group in of]:
-        parts.append(f"The others: {'; '.join(rest)}")
-    other = card["by another quantity"].str.partition(":")[0]
-    told = {verdict: ", ".join(part.claim) for verdict, part in card[other != ""].groupby(other)}
-    if told:
-        listed = "; ".join(f"{verdict} {claims}" for verdict, claims in told.items())
-        parts.append(f"By another quantity, which can tell: {listed}")
+    parts[0] += f" ({', '.join(holding)})" * bool(holding)
+    if met:
+        is_or_are = "is" if len(met) == 1 else "are"
+        parts.append(f"{len(met)} {is_or_are} explained by {UNLEARNED} ({', '.join(met)})")
+    if rest := _listed(card, card.group[card.group.isin(GROUPS[3:])], "{} ({})"):
+        parts.append(f"The others: {rest}")
+    other = card[BESIDE[0]].str.partition(":")[0]
+    if told := _listed(card, other[other != ""].sort_values(kind="stable"), "{} {}"):
+        parts.append(f"By another quantity, which can tell: {told}")
     further = _outside(card, "value") - _outside(card, "null")
     further = further[card.verdict.isin(["contradicted", "explained by the null"])]
     if (further > 0).any():
         row = card.loc[further.idxmax()]
-        parts.append(
-            f"Most surprising is {row.claim}, {row.title}: {UNLEARNED} comes closer to the claim than"
-        )
-        parts[-1] += f" the model. {row.why.removesuffix('.')}"
+        closer = f"{UNLEARNED} comes closer to the claim than the model"
+        parts += [f"Most surprising is {row.claim}, {row.title}: {closer}", row.why.removesuffix(".")]
     return ". ".join(parts) + "."
+
+
+def _listed(card, kinds, form):
+    """Return the claims of a card by kind, in the order of the kinds."""
+    groups = kinds.groupby(kinds, sort=False)
+    return "; ".join(form.format(kind, ", ".join(card.claim[own.index])) for kind, own in groups)
 
 
 def _outside(card, of):
@@ -104,14 +104,11 @@ def criteria(folder):
     """Return every number of a rule that was measured: its claim, what it is, in a sentence, in numbers.
 
     `p` is `Criterion.p_value`, `adjusted_p` that of all as one family (Benjamini and Hochberg); NaN without
-    an interval of known units. `stands while` tells for which ends of the claimed range the interval lies
-    where it does: how far a threshold could be another.
+    an interval of known units. `stands while` tells how far an end of the claimed range could be another.
     """
     numbers, rows = load_results(folder), []
     for claim in paper.CLAIMS:
-        every = (*claim.criteria, *claim.second)
-        records = _records(every, numbers)
-        for c, e in ((c, records[c.name]) for c in every if c.name in records):
+        for c, e in _measured((*claim.criteria, *claim.second), numbers):
             told = claim.number, c.statistic, sentence(c, e), _stands(c, e)
             rows.append((*told, *_numbers(c, e), c.p_value(e), math.nan))
     columns = ["claim", "statistic", "sentence", "stands while", *DECIDING, "p", "adjusted_p"]
@@ -144,17 +141,16 @@ def planted_rates(folder):
         return {}
     first = PLANTED["sensitivity"]
     rules = [name.removeprefix(first) for name in numbers.index if name.startswith(first)]
-    return {rule: Planted(*(_estimate(numbers.loc[of + rule]) for of in PLANTED.values())) for rule in rules}
+    return {r: Planted(*(estimate_of(numbers.loc[of + r]) for of in PLANTED.values())) for r in rules}
 
 
 def packaged_verdicts(planted=None):
     """Return the verdicts on the packaged models: a row per claim, a column per model and text, a sentence.
 
     They are judged anew from the estimates that the sweep "packaged-models" left in the package, `planted` as
-    :func:`planted_rates` gives it. "C5_second" is C5 by another quantity. Columns are (model, text); ("",
-    "in words") tells in how many models the claim is supported on every text, and where verdicts differ.
-    A text is read in passages of :data:`LENGTH` tokens unless it says otherwise. `attrs["rules"]` are the
-    versions of the rules that the estimates were made with.
+    :func:`planted_rates` gives it; `attrs["rules"]` are the versions of the rules that these were made with.
+    "C5_second" is C5 by another quantity. Columns are (model, text), in passages of :data:`LENGTH` tokens
+    unless it says otherwise; ("", "in words") tells where the claim is supported and where verdicts differ.
     """
     columns, planted, rules = {}, planted or {}, set()
     claims = [c for claim in paper.CLAIMS for c in (claim, claim.other) if c and c.criteria]
@@ -199,14 +195,14 @@ def missing_notebooks(card):
 
 
 def rules_version():
-    """Return what identifies the verdict rules: a hash of claims, verdicts and statistics.
-
-    In a git checkout also the last commit that changed them.
-    """
+    """Return what identifies the verdict rules: a hash, and in a git checkout the last commit of them."""
     files = [*sorted(Path(paper.__file__).parent.glob("*.py")), Path(stats.__file__)]
     files += [paper.RULES, paper.RULES.parents[1] / "banks.yaml"]
-    digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
-    commit = _last_commit(files)
+    digest, commit = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12], ""
+    if shutil.which("git"):
+        asked = ["git", "log", "-1", "--format=%h of %cs", "--", *map(str, files)]
+        answer = subprocess.run(asked, cwd=files[0].parent, capture_output=True, text=True, check=False)
+        commit = answer.stdout.strip()
     return f"rules {digest}, " + (f"commit {commit}" if commit else "not a git checkout")
 
 
@@ -286,40 +282,37 @@ def wrapped(frame):
 
 
 def _row(claim, numbers, planted):
-    records = _records(claim.criteria, numbers)
+    known, again = (_measured(criteria, numbers) for criteria in (claim.criteria, claim.second))
+    records = {criterion.name: estimate for criterion, estimate in known}
     verdict, why = judge(claim, records, planted=planted.get(claim.number))
-    measured = len(records) == len(claim.criteria) > 0
     row = {"claim": claim.number, "title": claim.title, "verdict": verdict, "why": why + "."}
-    row |= dict(zip(ANSWERS, _answers(claim, records, numbers, planted), strict=True))
-    row |= {"group": _group(claim, verdict, row), "by another quantity": ""}
-    if measured:
+    row |= dict(zip(ANSWERS, _answers(claim, known, again, numbers, planted), strict=True))
+    row |= {"group": _group(claim, verdict, row), BESIDE[0]: ""}
+    if len(known) == len(claim.criteria) > 0:
         chosen = deciding(claim, records)[1]
         row |= dict(zip(DECIDING, _numbers(chosen, records[chosen.name]), strict=True))
-    if claim.other and len(again := _records(claim.second, numbers)) == len(claim.second):
-        other = judge(claim.other, again, planted=planted.get(claim.other.number))
-        row["by another quantity"] = f"{other.verdict}: {other.reason}."
+    if claim.other and len(again) == len(claim.second):
+        records = {criterion.name: estimate for criterion, estimate in again}
+        other = judge(claim.other, records, planted=planted.get(claim.other.number))
+        row[BESIDE[0]] = f"{other.verdict}: {other.reason}."
     return row
 
 
-def _answers(claim, records, numbers, planted):
+def _answers(claim, known, again, numbers, planted):
     """Return the four answers in words."""
-    known = [(c, records[c.name]) for c in claim.criteria if c.name in records]
-    places = [c.place(estimate) for c, estimate in known]
-    untaught = _untaught(claim.criteria, records)
-    if (other := _untaught(claim.second, _records(claim.second, numbers))) != "no null":
+    untaught, tried = _untaught(known), "not tried"
+    if (other := _untaught(again)) != "no null":
         untaught += f"; by another quantity: {other}"
-    rates = planted.get(claim.number)
-    tried = "not tried"
-    if rates:
+    if rates := planted.get(claim.number):
         told = "sensitivity {:.0%}, specificity {:.0%}".format(*(rate.value for rate in rates))
         tried = f"{'yes' if rates.usable else 'no'}: {told}"
-    return _share(places), untaught, tried, _in_readings(claim, known, numbers)
+    return _share([c.place(e) for c, e in known]), untaught, tried, _in_readings(claim, known, numbers)
 
 
-def _untaught(criteria, records):
+def _untaught(measured):
     """Return how many numbers attention that learned nothing has in their claimed range, in words."""
-    nulls = [(c, records[c.name].null) for c in criteria if c.name in records]
-    places = [c.place(Estimate(null, null, null)) for c, null in nulls if null is not None]
+    nulls = [(c, estimate.null) for c, estimate in measured if estimate.null is not None]
+    places = [c.place(Estimate(null, null, null)) for c, null in nulls]
     return _share(places) if places else "no null"
 
 
@@ -337,18 +330,16 @@ def _in_readings(claim, known, numbers):
     After it, in how many readings of the specification curve the claim holds, where that was measured.
     """
     values = numbers.drop_duplicates("name", keep=False).set_index("name").value
-    n_read, curve = 0, f"{claim.number}_readings"
-    everywhere = ""
-    if curve in values.index and f"{curve}_alone" in values.index:
-        everywhere = f"; of all readings {values[curve]:.0%} meet the claim"
-        everywhere += f", {values[f'{curve}_alone']:.0%} where attention that learned nothing does not"
+    meeting, alone = (values.get(f"{claim.number}_readings{which}") for which in ("", "_alone"))
+    everywhere, n_read = "", 0
+    if meeting is not None and alone is not None:
+        everywhere = f"; of all readings {meeting:.0%} meet the claim, {alone:.0%} where {UNLEARNED} does not"
     for criterion, estimate in known:
-        for words, name in criterion.readings:
-            if name in values.index:
-                n_read += 1
-                place = criterion.place(Estimate(values[name], values[name], values[name]))
-                if {place, criterion.place(estimate)} == {"inside", "outside"}:
-                    return f"no: {words} gives {number(criterion, values[name])}{everywhere}"
+        for words, value in ((words, values[name]) for words, name in criterion.readings if name in values):
+            n_read += 1
+            places = {criterion.place(other) for other in (estimate, Estimate(value, value, value))}
+            if places == {"inside", "outside"}:
+                return f"no: {words} gives {number(criterion, value)}{everywhere}"
     return (f"yes, {n_read} of them" if n_read else "not tried") + everywhere
 
 
@@ -382,25 +373,15 @@ def _stands(criterion, estimate):
     return f"the range {' and '.join(ends)}"
 
 
-def _records(criteria, numbers):
-    known = numbers[numbers.name.isin([criterion.name for criterion in criteria])]
-    return {row.name: _estimate(row) for row in known.itertuples(index=False)}
+def _measured(criteria, numbers):
+    """Return the criteria that have a record, each with its Estimate; a number alone is its own interval."""
+    rows = numbers[numbers.name.isin([criterion.name for criterion in criteria])].itertuples(index=False)
+    known = {row.name: estimate_of(row) for row in rows}
+    found = [(c, known[c.name]) for c in criteria if c.name in known]
+    return [(c, e if math.isfinite(e.low) else e._replace(low=e.value, high=e.value)) for c, e in found]
 
 
 def _numbers(criterion, estimate):
     """Return what :data:`DECIDING` names."""
     printed = paper.printed_range(criterion) or (math.nan, math.nan)
     return (*criterion.claimed, *printed, *estimate[:4], estimate.null_low, estimate.null_high)
-
-
-def _estimate(row):
-    known, value = estimate_of(row), row.value
-    return known if math.isfinite(known.low) else known._replace(low=value, high=value)
-
-
-def _last_commit(files):
-    if shutil.which("git") is None:
-        return None
-    asked = ["git", "log", "-1", "--format=%h of %cs", "--", *map(str, files)]
-    answer = subprocess.run(asked, cwd=files[0].parent, capture_output=True, text=True, check=False)
-    return answer.stdout.strip() or None

@@ -2,7 +2,7 @@ import pytest
 from tiny_notebooks import make_notebook
 
 from nbhelpers.collection.run import run_notebooks
-from nbhelpers.collection.site import build_site
+from nbhelpers.collection.site.build import build_site
 
 TITLE = "# 01 · Formulas\n\nIs $x^2$ drawn?\n\n$$\\int_0^1 x\\,dx = \\frac{1}{2}$$"
 WIDGET = "import ipywidgets\nipywidgets.IntSlider(3, description='how many')"

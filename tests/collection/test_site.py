@@ -8,7 +8,7 @@ import nbhelpers
 from nbhelpers.claims.paper import CLAIMS
 from nbhelpers.collection.results import Results
 from nbhelpers.collection.run import run_notebooks
-from nbhelpers.collection.site import build_site
+from nbhelpers.collection.site.build import build_site
 
 FIGURE = "import matplotlib.pyplot as plt\nax = plt.figure().gca()\nax.plot([1, 2])\nprint('rises by 1')"
 WIDGET = "import ipywidgets\nipywidgets.IntSlider(3, description='how many')"

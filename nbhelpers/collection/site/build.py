@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from importlib import resources
 from pathlib import Path
 
 import nbhelpers
@@ -19,7 +18,7 @@ from nbhelpers.inputs import tested
 
 _MATHJAX = "sphinx-mathjax-offline/static/mathjax/tex-svg-full.js"  # one file, draws with no font to load
 _STATIC = ("site.css", "site.js", "widgets-embed.js", "1551f4f60c37af51121f.woff2")  # the last: icons
-_ASSETS = resources.files("nbhelpers.collection.site") / "assets"
+_ASSETS = Path(__file__).parent / "assets"
 
 
 def build_site(executed_folder, out, *, reference=True):
@@ -34,8 +33,7 @@ def build_site(executed_folder, out, *, reference=True):
         state = "holds no executed notebook" if executed.is_dir() else "does not exist"
         raise FileNotFoundError(f"{executed} {state}; run them first: python -m nbhelpers run --out {out}")
     writable_folder(out)
-    recorded = load_runs(executed.parent) if (executed.parent / "runs").is_dir() else []
-    runs = {run.name: run for run in recorded}
+    runs = {run.name: run for run in load_runs(executed.parent)}
     with tempfile.TemporaryDirectory(prefix="site-") as scratch:  # Sphinx wants its source outside its output
         source = Path(scratch).resolve() / "source"
         _write_static(source)
@@ -53,20 +51,15 @@ def build_site(executed_folder, out, *, reference=True):
     return out / "index.html"
 
 
-def _asset(name):
-    return (_ASSETS / name).read_text(encoding="utf-8")
-
-
 def _write_static(source):
     """Write Sphinx's settings, the style sheet and the scripts."""
     (source / "_static").mkdir(parents=True)
-    conf = _asset("conf.py").replace("@repository@", repository_url())
+    conf = (_ASSETS / "conf.py").read_text(encoding="utf-8").replace("@repository@", repository_url())
     (source / "conf.py").write_text(conf, encoding="utf-8")
-    (source / "mathjax-config.js").write_bytes((_ASSETS / "mathjax-config.js").read_bytes())
-    for name in _STATIC:
-        (source / "_static" / name).write_bytes((_ASSETS / name).read_bytes())
+    shutil.copy(_ASSETS / "mathjax-config.js", source)
     mathjax = importlib.metadata.distribution("sphinx-mathjax-offline").locate_file(_MATHJAX)
-    shutil.copy(str(mathjax), source / "_static")
+    for file in (str(mathjax), *(_ASSETS / name for name in _STATIC)):
+        shutil.copy(file, source / "_static")
 
 
 def repository_url():
@@ -99,20 +92,13 @@ def write_reference(source):
             heading, option = f"\n## {short}", "   :members:\n"
         text = f"{heading}\n\n```{{eval-rst}}\n.. automodule:: {module.name}\n{option}```\n"
         pages[page] = pages.get(page, "") + text
-    (source / "reference.md").write_text(_public_names(), encoding="utf-8")
+    reference = (_ASSETS / "reference.md").read_text(encoding="utf-8")
+    for value in filter(callable, (getattr(nbhelpers, name) for name in nbhelpers.__all__)):
+        reference += f"| `{value.__name__}` | {value.__doc__.splitlines()[0]} | `{value.__module__}` |\n"
+    (source / "reference.md").write_text(reference, encoding="utf-8")
     for page, text in pages.items():
         (source / f"reference-{page}.md").write_text(text, encoding="utf-8")
-    page, table = _asset("tested-models.md"), tested.tested_families()
+    page, table = (_ASSETS / "tested-models.md").read_text(encoding="utf-8"), tested.tested_families()
     page = page.format(summary=tested.summary(table), table=table.to_html(index=False, border=0))
     (source / "tested-models.md").write_text(page, encoding="utf-8")
     return ["reference", *(f"reference-{page}" for page in pages), "tested-models"]
-
-
-def _public_names():
-    rows = []
-    for name in nbhelpers.__all__:
-        value = getattr(nbhelpers, name)
-        if callable(value):
-            about = (value.__doc__ or "").strip().splitlines()[0]
-            rows.append(f"| `{name}` | {about} | `{value.__module__}` |\n")
-    return _asset("reference.md") + "".join(rows)

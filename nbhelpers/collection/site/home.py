@@ -1,7 +1,6 @@
 """The home page: what the collection asks, what it finds, its best figures, and the way into it."""
 
 import html
-from importlib import resources
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -11,12 +10,7 @@ from nbhelpers.plots import verdict_figure
 
 SCORECARD = "20_scorecard"
 FIGURES = {"scorecard.png": False, "scorecard_narrow.png": True}  # file, and whether it is narrow
-_STATUS = {
-    "passed": "passed", "kept": "passed", "skipped": "skipped", "failed": "**failed**",
-    "interrupted": "**interrupted**",
-}  # fmt: skip
-
-_HOME = resources.files("nbhelpers.collection.site") / "assets" / "home.md"
+_HOME = Path(__file__).parent / "assets" / "home.md"
 
 
 def home_page(pages, reference, folder, static):
@@ -55,7 +49,7 @@ def picture(card, folder):
 
 
 def _verdicts(pages, folder, static):
-    """Return what the scorecard says in short, its figure and the card as a table, where its notebook ran."""
+    """Return the section on the scorecard, where its notebook ran."""
     if SCORECARD not in {page.name for page in pages} or not (folder / "results").is_dir():
         return ""
     card = scorecard(folder)
@@ -81,15 +75,17 @@ def _gallery(pages):
 
 
 def _counts(pages):
-    if not (statuses := [_STATUS[page.run.status] for page in pages if page.run is not None]):
-        return ""
+    statuses = [page.run.status for page in pages if page.run]
     passed, skipped = statuses.count("passed"), statuses.count("skipped")
     counts = f"{passed} of {len(pages)} notebooks passed, {len(statuses) - passed - skipped} did not."
-    return counts + (f" {skipped} skipped: not to be had of this model." if skipped else "")
+    counts += f" {skipped} skipped: not to be had of this model." * bool(skipped)
+    return counts if statuses else ""
 
 
 def _row(page):
     title, question = (text.replace("|", "\\|") for text in (page.title, page.question))
-    run = page.run
-    ending = f"{_STATUS[run.status]}, {run.seconds:.0f} s, {run.peak_mb:.0f} MB" if run else ""
+    ending = ""
+    if run := page.run:
+        mark = "" if run.status in ("passed", "skipped") else "**"
+        ending = f"{mark}{run.status}{mark}, {run.seconds:.0f} s, {run.peak_mb:.0f} MB"
     return f"| [{title}]({page.name}.ipynb) | {question} | {ending} |"

@@ -36,7 +36,7 @@ def prepare_page(path, run, source):
     title, question = read_title(text, default=path.stem)
     if not text.lstrip().startswith("# "):
         notebook.cells.insert(0, nbformat.v4.new_markdown_cell(f"# {title}"))
-    if run is not None and run.status in ("failed", "interrupted", "skipped"):
+    if run and run.error is not None:
         kind, note = "error", f"This run {run.status}; what follows is the part that ran."
         if run.status == "skipped":
             kind, note = "warning", "Skipped; what follows the reason was not run."
@@ -55,35 +55,32 @@ def _keep_core_widgets(notebook):
     """Drop widgets that are shown by a picture, or whose script a page would look for in a network."""
     state = notebook.metadata.get("widgets", {}).get(WIDGET_STATE, {}).get("state", {})
     kept = set()
-    for _, output in outputs(notebook):
-        data = output.get("data", {})
-        if WIDGET_VIEW in data:
-            tree = widget_tree(state, data[WIDGET_VIEW]["model_id"])
-            modules = [state.get(model, {}).get("model_module", "") for model in tree]
-            if "image/png" in data or not all(name.startswith("@jupyter-widgets/") for name in modules):
-                del data[WIDGET_VIEW]
-            else:
-                kept |= tree
-    if kept:
-        whole = notebook.metadata["widgets"][WIDGET_STATE]
-        whole["state"] = {model: entry for model, entry in state.items() if model in kept}
-    else:
+    shown = (output.get("data", {}) for _, output in outputs(notebook))
+    for data in (data for data in shown if WIDGET_VIEW in data):
+        tree = widget_tree(state, data[WIDGET_VIEW]["model_id"])
+        modules = [state.get(model, {}).get("model_module", "") for model in tree]
+        if "image/png" in data or not all(name.startswith("@jupyter-widgets/") for name in modules):
+            del data[WIDGET_VIEW]
+        else:
+            kept |= tree
+    for model in state.keys() - kept:
+        del state[model]
+    if not kept:
         notebook.metadata.pop("widgets", None)
 
 
 def _hide_code(notebook):
     """Leave parameters and Colab's cell out; fold solutions and their output, and imports and long cells."""
-    for cell in notebook.cells:
-        if cell.cell_type == "code":
-            lines, tags = cell.source.strip().splitlines(), set(cell.metadata.get("tags", []))
-            if tags & {"colab", "parameters", "injected-parameters"}:  # the last have paths of one machine
-                cell.metadata["tags"] = ["remove-cell"]
-            elif "solution" in tags:
-                cell.metadata["tags"] = ["hide-cell"]
-                prompts = {f"code_prompt_{do}": f"{do.title()} the solution" for do in ("show", "hide")}
-                cell.metadata["mystnb"] = prompts
-            elif len(lines) > FOLD_LINES or (lines and lines[0].startswith(("import ", "from "))):
-                cell.metadata["tags"] = [*tags, "hide-input"]
+    for cell in (cell for cell in notebook.cells if cell.cell_type == "code"):
+        source, tags = cell.source.strip(), set(cell.metadata.get("tags", []))
+        if tags & {"colab", "parameters", "injected-parameters"}:  # the last have paths of one machine
+            cell.metadata["tags"] = ["remove-cell"]
+        elif "solution" in tags:
+            cell.metadata["tags"] = ["hide-cell"]
+            prompts = {f"code_prompt_{do}": f"{do.title()} the solution" for do in ("show", "hide")}
+            cell.metadata["mystnb"] = prompts
+        elif source.count("\n") >= FOLD_LINES or source.startswith(("import ", "from ")):
+            cell.metadata["tags"] = [*tags, "hide-input"]
 
 
 def describe_pictures(notebook):
