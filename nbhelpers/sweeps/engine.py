@@ -7,6 +7,7 @@ This module imports neither torch nor a model: what waits for a process stays sm
 
 import contextlib
 import functools
+import itertools
 import logging
 import math
 import os
@@ -16,23 +17,16 @@ import subprocess
 import sys
 import threading
 import time
+from collections import defaultdict
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from nbhelpers.arguments import checked
-from nbhelpers.files import UnwritableError, writable_folder
-from nbhelpers.sweeps.grid import (
-    Grid,
-    is_settled,
-    load_grid,
-    read_failure,
-    read_run,
-    run_file,
-    write_failure,
-    write_plan,
-)
+from nbhelpers.files import UnwritableError, writable_folder, write_text
+from nbhelpers.sweeps import grid as grids
+from nbhelpers.sweeps.grid import failure_file, unsettled
 from nbhelpers.sweeps.rows import load_sweep, write_tables
 from nbhelpers.words import duration, memory
 
@@ -60,7 +54,7 @@ def run_sweep(
     """
     if executor is not None and scheduler is not None:
         raise ValueError(f"give an executor or a scheduler, not both (scheduler={scheduler!r})")
-    grid = grid if isinstance(grid, Grid) else load_grid(grid)
+    grid = grid if isinstance(grid, grids.Grid) else grids.load_grid(grid)
     out = Path(out).resolve()
     say = functools.partial(print, flush=True) if progress else lambda *_: None
     with _ctrl_c_sets() as interrupted, _lease(out) as lease:
@@ -86,18 +80,17 @@ def _prepare(grid, out, fresh):
     """Write the plan, delete what is not to be kept, and return the runs that are not done."""
     for left in out.glob("*/.*.partial"):  # of a process that was killed
         left.unlink(missing_ok=True)
-    write_plan(out, grid)
+    grids.write_plan(out, grid)
     shutil.rmtree(out / "failed", ignore_errors=True)
-    todo = [run for run in grid.runs if fresh or read_run(out, run) is None]
+    todo = [run for run in grid.runs if fresh or grids.read_run(out, run) is None]
     for run in todo:  # a file that is there is cut short, or is to be measured again
-        run_file(out, run.id).unlink(missing_ok=True)
+        grids.run_file(out, run.id).unlink(missing_ok=True)
     return todo
 
 
 @contextlib.contextmanager
 def _ctrl_c_sets():
-    """Yield an event that Ctrl-C or SIGTERM sets: raised while a lock of an executor is held, it would hang
-    the sweep."""
+    """Yield an event that Ctrl-C or SIGTERM sets: raised while an executor holds a lock, it would hang."""
     event, before = threading.Event(), {}
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -158,15 +151,13 @@ def _tasks(todo, workers):
 
     Runs that differ in the protocol alone stay together, since one captures what the others read.
     """
-    checkpoints = {}
+    checkpoints, tasks = defaultdict(lambda: defaultdict(list)), []
     for run in todo:
-        observations = checkpoints.setdefault(run.weights_key, {})
-        observations.setdefault(run.observation_key, []).append(run.id)
-    tasks = []
+        checkpoints[run.weights_key][run.observation_key].append(run.id)
     for observations in checkpoints.values():
         n_parts = min(math.ceil(workers / len(checkpoints)), len(observations))
-        for part in range(n_parts):
-            tasks.append([run_id for ids in list(observations.values())[part::n_parts] for run_id in ids])
+        parts = (list(observations.values())[part::n_parts] for part in range(n_parts))
+        tasks += [[*itertools.chain.from_iterable(part)] for part in parts]
     return tasks
 
 
@@ -180,7 +171,8 @@ def _follow(submit, tasks, todo, out, lease, interrupted, say):
         while futures and not interrupted.is_set():
             for future in wait(futures, POLL_SECONDS, FIRST_COMPLETED).done:
                 _settle(future, futures.pop(future), out)
-            for run in [run for run in left.values() if is_settled(out, run.id)]:
+            waiting = unsettled(out, left)
+            for run in [run for run in left.values() if run.id not in waiting]:
                 del left[run.id]
                 n_left = sum(other.n_tokens for other in left.values())
                 seconds = (time.monotonic() - started) * n_left / (n_tokens - n_left)
@@ -196,9 +188,9 @@ def _follow(submit, tasks, todo, out, lease, interrupted, say):
 
 
 def _ended(out, run):
-    if (why := read_failure(out, run)) is not None:
+    if (why := grids.read_failure(out, run)) is not None:
         return f"failed: {why}"
-    took = read_run(out, run)["sweep"]
+    took = grids.read_run(out, run)["sweep"]
     return f"done in {duration(took['seconds'])}, peak {memory(took['peak_mb'])}"
 
 
@@ -209,8 +201,9 @@ def _settle(future, ids, out):
     except (CancelledError, BrokenExecutor, OSError):
         raise
     except Exception as error:  # such as Dask's of a task whose workers were killed again and again
-        for run_id in _unsettled(out, ids):
-            write_failure(out, run_id, f"the executor gave it up: {type(error).__name__}: {error}")
+        for run_id in unsettled(out, ids):
+            why = f"the executor gave it up: {type(error).__name__}: {error}"
+            write_text(failure_file(out, run_id), why)
 
 
 def do_runs(out, ids, *, lease, timeout, threads):
@@ -218,19 +211,16 @@ def do_runs(out, ids, *, lease, timeout, threads):
 
     Each run leaves its file or the reason why there is none. Nothing is begun once the lease is gone.
     """
-    while (left := _unsettled(out, ids)) and Path(lease).exists():
+    while (left := unsettled(out, ids)) and Path(lease).exists():
         code, why = _run_process(out, left, lease, timeout, threads)
         if code == NO_SPACE:
             raise UnwritableError(f"no space is left for {out}; make room, and the same command resumes")
-        if (left := _unsettled(out, left)) and Path(lease).exists():
-            write_failure(out, left[0], why or f"its process {_how_it_ended(code)}")
+        if (left := unsettled(out, left)) and Path(lease).exists():
+            write_text(failure_file(out, left[0]), why)
 
 
 def _run_process(out, ids, lease, timeout, threads):
-    """Run a process until it ends, or until one of its runs takes too long or the lease is gone.
-
-    Return its exit status and, if it was ended here, why.
-    """
+    """Run a process until it ends, a run takes too long or the lease is gone; return its status and why."""
     environment = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
     with open(Path(out, "log.txt"), "ab") as log:
         process = subprocess.Popen(
@@ -245,7 +235,7 @@ def _run_process(out, ids, lease, timeout, threads):
     while why is None and process.poll() is None:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(POLL_SECONDS)
-        if (now := len(_unsettled(out, ids))) < n_left:
+        if (now := len(unsettled(out, ids))) < n_left:
             n_left, since = now, time.monotonic()
         elif timeout is not None and time.monotonic() - since > timeout:
             why = f"still running after {timeout:g} s (timeout); its process was killed"
@@ -254,15 +244,7 @@ def _run_process(out, ids, lease, timeout, threads):
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.stdin.close()
-    return process.wait(), why
-
-
-def _unsettled(out, ids):
-    return [run_id for run_id in ids if not is_settled(out, run_id)]
-
-
-def _how_it_ended(code):
-    if code >= 0:
-        return f"ended with status {code}; see log.txt"
-    hint = ", which often means that memory ran out" if code == -signal.SIGKILL else ""
-    return f"was killed by signal {-code}{hint}"
+    if (code := process.wait()) >= 0:
+        return code, why or f"its process ended with status {code}; see log.txt"
+    hint = ", which often means that memory ran out" * (code == -signal.SIGKILL)
+    return code, why or f"its process was killed by signal {-code}{hint}"

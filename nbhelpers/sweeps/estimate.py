@@ -1,10 +1,10 @@
 """What a run will take before it runs: time and memory, and what the estimate is based on."""
 
 import math
-import time
-from dataclasses import dataclass
-from functools import cache, cached_property
+import timeit
+from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -15,6 +15,8 @@ from nbhelpers.inputs.models import load_skeleton
 from nbhelpers.sweeps.grid import read_run
 from nbhelpers.words import duration, memory
 
+FACTOR = """Estimates are for this machine, from sizes alone: expect a factor of 3. Downloads are not counted.
+Once runs of a model are done their times are used instead."""
 LIBRARY_MB = 600  # torch, transformers and the rest before any model
 ITEM_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 # Time of a capture over that of its matrix products at the speed of one large product: small products,
@@ -26,9 +28,8 @@ LOADING_BYTES_PER_SECOND = 5e8
 METRIC_SECONDS = 8e-7
 
 
-@dataclass(frozen=True)
-class Cost:
-    """Seconds and megabytes of one run, NaN where nothing is known, and what they are based on."""
+class Cost(NamedTuple):
+    """What one run takes, NaN where nothing is known, and what that is based on."""
 
     seconds: float
     megabytes: float
@@ -43,8 +44,7 @@ class Estimator:
 
     def __init__(self, out, *, device):
         self.out, self.device = out, device
-        self._skeleton = cache(self._look_up)
-        self._unreachable = None
+        self._skeleton, self._unreachable = cache(self._look_up), ""
 
     def cost(self, run, *, others=()):
         """Return what a run costs; `others` are runs that may have been done, to learn the speed from."""
@@ -62,7 +62,8 @@ class Estimator:
         stated = ITEM_BYTES.get(run.dtype)
         size = skeleton.model.dtype.itemsize if known else stated or (4 if self.device == "cpu" else 2)
         megabytes = LIBRARY_MB + n_parameters * size / 2**20
-        seconds = OVERHEAD * 2 * n_parameters * run.n_tokens / self._flops
+        flops = matmul_speed(self.device)
+        seconds = OVERHEAD * 2 * n_parameters * run.n_tokens / flops
         seconds += n_parameters * (stated or 4) / LOADING_BYTES_PER_SECOND
         told = "as the grid says, without activations and metrics"
         if known:
@@ -71,7 +72,7 @@ class Estimator:
             megabytes += self._plan(run, skeleton).working_bytes / 2**20
             model = skeleton.description
             seconds += METRIC_SECONDS * model.n_layers * model.n_heads * run.n_tokens
-        speed = f"{self._flops / 1e9:.3g} GFLOP/s of a matrix product here"
+        speed = f"{flops / 1e9:.3g} GFLOP/s of a matrix product here"
         return Cost(seconds, megabytes, f"{n_parameters / 1e6:.4g} M parameters {told}, {speed}")
 
     def _look_up(self, model, revision, dtype):
@@ -94,21 +95,14 @@ class Estimator:
         options = {"batch_size": batch, "chunk": chunk, "free_bytes": math.inf}  # of another machine, perhaps
         return plan(skeleton, run.n_sequences, run.length, **options)
 
-    @cached_property
-    def _flops(self):
-        return matmul_speed(self.device)
 
-
+@cache
 def matmul_speed(device):
     """Return the floating-point operations per second of a large matrix product, the best of a few."""
     size, dtype = (768, torch.float32) if device == "cpu" else (4096, torch.bfloat16)
     a = torch.ones(size, size, dtype=dtype, device=device)
-    best = math.inf
-    for _ in range(4):  # the first one also warms up
-        started = time.perf_counter()
-        (a @ a)[0, 0].item()  # waits for the device
-        best = min(best, time.perf_counter() - started)
-    return 2 * size**3 / best
+    # the first one also warms up; a number is there once the device is ready
+    return 2 * size**3 / min(timeit.repeat(lambda: (a @ a)[0, 0].item(), number=1, repeat=4))
 
 
 @checked(grid=made_by("Grid", "load_grid"))
@@ -131,7 +125,4 @@ def print_plan(grid, out, *, workers=1):
     print(f"\ntogether {spent} with {workers} at a time; at most {memory(largest)} for one run. Based on")
     for basis, number in bases.items():
         print(f"[{number}] {basis}")
-    print(
-        "Estimates are for this machine, from sizes alone: expect a factor of 3. Downloads are not counted."
-    )
-    print("Once runs of a model are done their times are used instead.")
+    print(FACTOR)

@@ -37,7 +37,7 @@ REVISION = such_that(lambda name: name is None or type(name) in (str, int), "a b
 OF_A_MODEL = {"name": text, "paper": text, "dtype": RULES["dtype"], "n_parameters": real(0, ends=False)}
 MOST_RUNS, MOST_BYTES, MOST_LEVELS = 10_000, 100_000, 20  # beyond is a slip, or a bomb
 MODEL_KEYS = ("name", "paper", "revision", "dtype", "n_parameters")
-SHIPPED = resources.files("nbhelpers.data").joinpath("grids")
+SHIPPED = Path(str(resources.files("nbhelpers.data"))) / "grids"
 PLAN = "grid.json"
 CONTROL_SEQUENCES = 4  # passages that an untrained control reads: it hardly differs between them
 
@@ -46,9 +46,7 @@ CONTROL_SEQUENCES = 4  # passages that an untrained control reads: it hardly dif
 class Run:
     """One point of a grid: everything that decides its numbers, in plain JSON types.
 
-    The fields are named as in `load_model`, `load_text` and `capture`; `seed` also draws the weights of a
-    random model, `protocol` holds all fields of the Protocol, `contents` a hash of a local model and corpus.
-    `paper` (the paper's name for the model) and `n_parameters` (as the grid states it) are no settings.
+    The fields are named as in `load_model`, `load_text` and `capture`.
     """
 
     model: str
@@ -56,16 +54,16 @@ class Run:
     corpus: str
     n_sequences: int
     length: int
-    protocol: dict[str, Any]
-    seed: int = 0
+    protocol: dict[str, Any]  # all fields of the Protocol
+    seed: int = 0  # also of the weights of a random model
     bos: str = "tokenizer"
     dtype: str | None = None
     device: str = "auto"
     batch_size: int | None = None
     control_seeds: int = 0  # untrained controls, for the rules of the claims; without any none is measured
-    contents: dict[str, str | None] = field(default_factory=dict)
-    paper: str | None = None
-    n_parameters: float | None = None
+    contents: dict[str, str | None] = field(default_factory=dict)  # hashes of a local model and corpus
+    paper: str | None = None  # the paper's name for the model; this and the next decide nothing
+    n_parameters: float | None = None  # as the grid states it
 
     @property
     def settings(self):
@@ -112,8 +110,7 @@ class Run:
         model, corpus = (Path(name).name if Path(name).is_absolute() else name for name in named)
         model += f"@{self.revision}" if self.revision else ""
         words = [model, corpus, f"{self.n_sequences}x{self.length}", *changes(self.protocol)]
-        words += [f"seed={self.seed}"] if self.seed else []
-        words += [f"bos={self.bos}"] if self.bos != OPTIONS["bos"] else []
+        words += [f"seed={self.seed}"] * bool(self.seed) + [f"bos={self.bos}"] * (self.bos != OPTIONS["bos"])
         return " ".join(words)
 
 
@@ -138,21 +135,22 @@ def changes(protocol):
 
 def shipped_grids():
     """Return the grids that come with the package: name → what it says about itself."""
-    files = sorted((file for file in SHIPPED.iterdir() if file.name.endswith(".yaml")), key=lambda f: f.name)
-    return {f.name.removesuffix(".yaml"): yaml.safe_load(f.read_text("utf-8"))["about"] for f in files}
+    return {f.stem: yaml.safe_load(f.read_text("utf-8"))["about"] for f in sorted(SHIPPED.glob("*.yaml"))}
 
 
 def load_grid(name):
     """Read and check a YAML file, or a grid that comes with the package by its name."""
     path = Path(name)
-    if not path.is_file() and str(name) not in (shipped := shipped_grids()):
-        names = ", ".join(shipped)
-        raise FileNotFoundError(f"there is no grid file {str(name)!r}; the package comes with {names}")
+    if not path.is_file():
+        path = SHIPPED / f"{name}.yaml"
+        if str(name) not in (shipped := shipped_grids()):
+            names = ", ".join(shipped)
+            raise FileNotFoundError(f"there is no grid file {str(name)!r}; the package comes with {names}")
     try:
-        raw = read_small_yaml(path if path.is_file() else SHIPPED.joinpath(f"{name}.yaml"))
+        raw = read_small_yaml(path)
     except (yaml.YAMLError, ValueError) as error:
         raise ValueError(f"the grid {name} is not YAML of the kind that is read: {error}") from error
-    return make_grid(raw, name=path.name.removesuffix(".yaml").removesuffix(".yml"))
+    return make_grid(raw, name=path.stem)
 
 
 def read_small_yaml(file):
@@ -175,27 +173,22 @@ def read_small_yaml(file):
 def make_grid(raw, *, name="grid"):
     """Return the checked grid of a mapping, as a YAML file holds it."""
     try:
-        return _make_grid(raw, name)
+        runs = _product(raw)
+        for more in _listed(raw.get("also", [])):
+            if not isinstance(more, Mapping):
+                refuse("also", more, "mappings of what differs from the rest of the grid")
+            runs += _product(raw | more)
+        ids = Counter(run.id for run in runs)
+        if twice := [run.label for run in runs if ids[run.id] > 1]:
+            raise ValueError(f"the run {twice[0]!r} is there twice; leave one out")
     except ValueError as error:
         raise ValueError(f"grid {name}: {error}") from error
-
-
-def _make_grid(raw, name):
-    _check_keys(raw)
-    runs = _product(raw)
-    for more in _listed(raw.get("also", [])):
-        if not isinstance(more, Mapping):
-            refuse("also", more, "mappings of what differs from the rest of the grid")
-        _check_keys(raw | more)
-        runs += _product(raw | more)
-    ids = Counter(run.id for run in runs)
-    if twice := [run.label for run in runs if ids[run.id] > 1]:
-        raise ValueError(f"the run {twice[0]!r} is there twice; leave one out")
     tables = tuple(_listed(raw.get("paper_table", [])))
     return Grid(name, str(raw.get("about", "")).strip(), tuple(runs), tables)
 
 
 def _product(raw):
+    _check_keys(raw)
     axes = {axis: _listed(raw.get(axis, DEFAULTS.get(axis))) for axis in AXES}
     options = OPTIONS | {key: raw[key] for key in OPTIONS if key in raw}
     for key, rule in CHECKED.items():
@@ -204,20 +197,18 @@ def _product(raw):
                 rule(key, value)
     if (n := math.prod(map(len, axes.values()))) > MOST_RUNS:
         raise ValueError(f"its axes make {n:,} runs, at most {MOST_RUNS:,} are taken; write several grids")
-    protocols = [_protocol(fields) for fields in axes["protocol"]]
-    corpora = [_corpus(str(corpus)) for corpus in axes["corpus"]]
-    runs, sizes = [], (axes["n_sequences"], axes["length"], axes["seed"])
+    axes["protocol"] = [_protocol(fields) for fields in axes["protocol"]]
+    axes["corpus"] = [_corpus(str(corpus)) for corpus in axes["corpus"]]
+    runs, revisions = [], axes["revision"]
+    # The protocol varies slowest: two runs side by side then do not capture the same attention at once.
+    order = ("revision", "protocol", "corpus", "n_sequences", "length", "seed")
     for entry in axes["model"]:
-        fields, revisions = _model(entry, axes["revision"], options["dtype"])
+        fields, axes["revision"] = _model(entry, revisions, options["dtype"])
         content = fields.pop("content")
-        # The protocol varies slowest: two runs side by side then do not capture the same attention at once.
-        for revision, protocol, (corpus, told), n_sequences, length, seed in itertools.product(
-            revisions, protocols, corpora, *sizes
-        ):
-            point = {"revision": revision, "protocol": protocol, "corpus": corpus, "length": length}
-            contents = {"model": content, "corpus": told}
-            point |= {"n_sequences": n_sequences, "seed": seed, "contents": contents}
-            runs.append(Run(**options | fields | point))
+        for values in itertools.product(*(axes[axis] for axis in order)):
+            point = dict(zip(order, values, strict=True))
+            point["corpus"], told = point["corpus"]
+            runs.append(Run(**options | fields | point, contents={"model": content, "corpus": told}))
     return runs
 
 
@@ -291,14 +282,9 @@ def failure_file(out, run_id):
     return Path(out) / "failed" / f"{run_id}.txt"
 
 
-def write_failure(out, run_id, text):
-    """Write why a run failed."""
-    write_text(failure_file(out, run_id), text)
-
-
-def is_settled(out, run_id):
-    """Return whether a run is done or has failed."""
-    return run_file(out, run_id).exists() or failure_file(out, run_id).exists()
+def unsettled(out, ids):
+    """Return those of some runs that are not done and have not failed."""
+    return [i for i in ids if not (run_file(out, i).exists() or failure_file(out, i).exists())]
 
 
 def read_run(out, run):

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -16,17 +16,8 @@ from nbhelpers.inputs.files import ZOO_PREFIX
 from nbhelpers.inputs.text import corpus_title
 from nbhelpers.protocol import PAPER, Protocol
 from nbhelpers.stats import known_mean
-from nbhelpers.sweeps.grid import (
-    CONTROL_SEQUENCES,
-    OPTIONS,
-    Grid,
-    changes,
-    read_failure,
-    read_plan,
-    read_run,
-    run_file,
-    write_plan,
-)
+from nbhelpers.sweeps import grid as grids
+from nbhelpers.sweeps.grid import Grid, changes, read_run, run_file
 from nbhelpers.table import HeadTable
 
 HERE, SWEEP, PRINTED = "this notebook", "sweep", "paper"
@@ -52,16 +43,15 @@ class Sweep:
 
     `table` has a row for each finished run and metric, with the columns :data:`COLUMNS`: `low` and `high` are
     the interval of the mean over sequences, `sd` and `iqr` are over heads, `null` is uniform attention of the
-    same length, mask and protocol. `same_weights` lists checkpoints that held the same weights under
-    different names, as branches of a repository sometimes do. `failed` says why runs failed, by their id.
+    same length, mask and protocol.
     """
 
     folder: Path
     grid: Grid
     table: pd.DataFrame
     n_done: int
-    same_weights: list[list[str]] = field(default_factory=list)
-    failed: dict[str, str] = field(default_factory=dict)
+    same_weights: list[list[str]]  # checkpoints that hold the same weights under different names
+    failed: dict[str, str]  # why runs failed, by their id
 
     def status(self) -> str:
         """Return in a line how much of the sweep is there."""
@@ -73,9 +63,9 @@ class Sweep:
         if metrics := [name for name in MAIN if name in set(self.table.metric)]:
             rows = rows_beside(self, tidy([]), metrics, tables=self.grid.paper_tables)
             lines += [_wide(rows).to_string(index=False)]
-        same = [", ".join(names) for names in self.same_weights]
-        lines += [f"warning: the same weights were loaded for {names}" for names in same]
-        lines += [f"{len(self.failed)} failed:"] if self.failed else []
+        for names in self.same_weights:
+            lines.append(f"warning: the same weights were loaded for {', '.join(names)}")
+        lines += [f"{len(self.failed)} failed:"] * bool(self.failed)
         failed = [run for run in self.grid.runs if run.id in self.failed]
         lines += [f"  {run.label} (failed/{run.id}.txt)\n    {self.failed[run.id]}" for run in failed]
         return "\n".join([*lines, f"{self.status()}; {self.folder / 'sweep.parquet'}"])
@@ -89,35 +79,34 @@ def load_sweep(folder: str | Path, *, allow_empty: bool = False) -> Sweep:
     """
     if not Path(folder).exists() and (shipped := Path(str(SWEEPS)) / folder).is_dir():
         folder = shipped
-    grid = read_plan(folder)
+    grid = grids.read_plan(folder)
     done = [(run, facts) for run in grid.runs if (facts := read_run(folder, run))]
     if not done and not allow_empty:
         none = f"none of the {len(grid.runs)} runs of the sweep in {folder} is finished"
         raise ValueError(f"{none}; go on with: python -m nbhelpers sweep {grid.name} --out {folder}")
     rows = [_of_run(run, facts) | line for run, facts in done for line in facts["summary"]]
+    names = {}
     for run, facts in done:
         null = {line["metric"]: line["null"] for line in facts["summary"]}
         fixed = _of_run(run, facts) | {"run": f"{run.id}, untrained", "model": f"random:{run.model}"}
-        fixed |= {"n_sequences": min(run.n_sequences, CONTROL_SEQUENCES)}
+        fixed |= {"n_sequences": min(run.n_sequences, grids.CONTROL_SEQUENCES)}
         rows += [fixed | line | {"null": null[line["metric"]]} for line in facts.get("controls", [])]
-    names = {}
-    for run, facts in done:
         names.setdefault(facts["sweep"]["weights"], {})[run.checkpoint] = None
     same = [list(group) for group in names.values() if len(group) > 1]
-    failed = {run.id: why for run in grid.runs if (why := read_failure(folder, run)) is not None}
+    failed = {run.id: why for run in grid.runs if (why := grids.read_failure(folder, run)) is not None}
     return Sweep(Path(folder), grid, tidy(rows), len(done), same, failed)
 
 
 def _of_run(run, facts):
     """Return what the rows of a finished run share."""
     shared = ("model", "revision", "paper", "corpus", "n_sequences", "length", "seed")
-    zoo = run.model.startswith(ZOO_PREFIX)  # there the name of the arm, which tells partial RoPE from RoPE
-    arm = run.model.removeprefix(ZOO_PREFIX).partition("@")[0]
     fixed = {name: getattr(run, name) for name in shared} | {"source": SWEEP, "run": run.id}
-    words = [_words(run.protocol)] + [f"BOS: {run.bos}"] * (run.bos != OPTIONS["bos"])
+    words = [_words(run.protocol)] + [f"BOS: {run.bos}"] * (run.bos != grids.OPTIONS["bos"])
     fixed |= {"protocol": ", ".join(words), "step": training_step(run.model, run.revision or "")}
-    fixed |= {"encoding": arm if zoo else facts["model"]["position_encoding"]}
-    return fixed | {"n_parameters": facts["model"]["n_parameters"]}
+    encoding = facts["model"]["position_encoding"]
+    if run.model.startswith(ZOO_PREFIX):  # the name of the arm, which tells partial RoPE from RoPE
+        encoding = run.model.removeprefix(ZOO_PREFIX).partition("@")[0]
+    return fixed | {"encoding": encoding, "n_parameters": facts["model"]["n_parameters"]}
 
 
 def _words(protocol):
@@ -137,8 +126,7 @@ def write_tables(sweep: Sweep) -> None:
     for number in sweep.grid.paper_tables:
         printed = paper_rows([number])
         mine = sweep.table[sweep.table.paper.isin(printed.paper)]
-        parts = [printed, _of_each_run(mine, printed.metric.unique())]
-        table = pd.concat([part for part in parts if len(part)], ignore_index=True)
+        table = _together(printed, _of_each_run(mine, printed.metric.unique()))
         write_parquet(table, sweep.folder / f"paper_table_{number}.parquet")
 
 
@@ -155,7 +143,7 @@ def ship(sweep: Sweep, out: str | Path) -> None:
         facts = table.provenance | {"sweep": took}
         write_parquet(frame, run_file(out, run.id), facts, compression="zstd")
     runs = (replace(run, **{k: run.settings[k] for k in ("model", "corpus")}) for run in sweep.grid.runs)
-    write_plan(out, replace(sweep.grid, runs=tuple(runs)))
+    grids.write_plan(out, replace(sweep.grid, runs=tuple(runs)))
 
 
 def sweep_rows(sweep: Sweep, metrics: Sequence[str]) -> pd.DataFrame:
@@ -171,8 +159,11 @@ def sweep_rows(sweep: Sweep, metrics: Sequence[str]) -> pd.DataFrame:
 
 
 def _of_each_run(table, metrics):
-    parts = [_chosen(part, metrics) for _, part in table.groupby("run", sort=False)]
-    return pd.concat(parts, ignore_index=True) if parts else tidy([])
+    return _together(*(_chosen(part, metrics) for _, part in table.groupby("run", sort=False)))
+
+
+def _together(*frames):
+    return pd.concat([frame for frame in frames if len(frame)] or [tidy([])], ignore_index=True)
 
 
 def _chosen(rows, metrics):
@@ -231,8 +222,7 @@ def rows_beside(sweep, live, metrics, *, tables=(), every_model=False):
     """
     measured = sweep_rows(sweep, metrics)
     models = None if every_model or not any(measured.paper) else measured.paper.unique()
-    parts = [live, measured, paper_rows(tables, metrics, models=models)]
-    return pd.concat([part for part in parts if len(part)], ignore_index=True)
+    return _together(live, measured, paper_rows(tables, metrics, models=models))
 
 
 def beside_sweep(store, sweep, live, metrics, grid, *, tables=(), every_model=False):
@@ -250,10 +240,10 @@ def beside_sweep(store, sweep, live, metrics, grid, *, tables=(), every_model=Fa
         return None
     finished = load_sweep(sweep)
     print(finished.status())
-    together = rows_beside(finished, live(), metrics, tables=tables, every_model=every_model)
-    store.table("sweep", together)
-    display(shown_rows(together).style.hide(axis="index"))
-    return together
+    rows = rows_beside(finished, live(), metrics, tables=tables, every_model=every_model)
+    store.table("sweep", rows)
+    display(shown_rows(rows).style.hide(axis="index"))
+    return rows
 
 
 def tidy(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:

@@ -35,7 +35,7 @@ from nbhelpers.claims import paper
 from nbhelpers.claims.lag_kernels import measure_second
 from nbhelpers.claims.statistics import measure_criteria, rules_digest
 from nbhelpers.collection.scorecard import rules_version
-from nbhelpers.files import refused
+from nbhelpers.files import refused, write_text
 from nbhelpers.hooks.store import weight_fingerprint
 from nbhelpers.inputs.models import load_model
 from nbhelpers.inputs.text import corpus_description, load_text
@@ -45,7 +45,7 @@ from nbhelpers.nulls.summary import null_of, summarise
 from nbhelpers.protocol import Protocol
 from nbhelpers.stats import known_mean, student_interval
 from nbhelpers.sweeps.engine import NO_SPACE
-from nbhelpers.sweeps.grid import CONTROL_SEQUENCES, read_plan, run_file, write_failure
+from nbhelpers.sweeps.grid import CONTROL_SEQUENCES, failure_file, read_plan, run_file
 from nbhelpers.table import ESTIMATE
 
 # Their rules need a model, its controls and nulls of its profiles.
@@ -120,7 +120,7 @@ def main(out, *ids):
             if refused(error):
                 return NO_SPACE
             why = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            write_failure(out, run.id, f"{traceback.format_exc()}\n{why}")
+            write_text(failure_file(out, run.id), f"{traceback.format_exc()}\n{why}")
     return 0
 
 

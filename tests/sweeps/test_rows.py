@@ -5,10 +5,11 @@ from tiny_sweeps import leave_run
 
 from nbhelpers.analysis import analyze
 from nbhelpers.claims.paper import paper_table
+from nbhelpers.files import write_text
 from nbhelpers.inputs.models import load_model
 from nbhelpers.inputs.text import SPEECHES, load_text
 from nbhelpers.sweeps import run as child
-from nbhelpers.sweeps.grid import make_grid, run_file, write_failure, write_plan
+from nbhelpers.sweeps.grid import failure_file, make_grid, run_file, write_plan
 from nbhelpers.sweeps.rows import (
     COLUMNS,
     load_sweep,
@@ -71,7 +72,7 @@ def test_a_running_sweep_gives_what_is_finished(running):
 
 def test_failures_and_equal_weights_are_reported(running):
     folder, grid = running
-    write_failure(folder, grid.runs[2].id, "Traceback ...\n\nValueError: no such thing")
+    write_text(failure_file(folder, grid.runs[2].id), "Traceback ...\n\nValueError: no such thing")
     for run in grid.runs[:2]:
         leave_run(folder, run, {"spectral_entropy": 1.0}, weights="c0ffee")
     sweep = load_sweep(folder)
