@@ -19,11 +19,15 @@ def plain(layout, weight, mask, options):
     return bare and weight is None and mask is None and layout.n_queries == layout.n_keys
 
 
+def pays(layout):
+    """Return whether two fused passes are faster than blocks."""
+    return layout.device.type == "cuda" and layout.n_keys >= LEAST_KEYS
+
+
 def suits(reductions, layout, weight, mask, options):
     """Return whether two fused passes give what is asked: the key profile alone, of plain attention."""
     alone = all(type(reduction) is KeyProfile for reduction in reductions)
-    long = layout.device.type == "cuda" and layout.n_keys >= LEAST_KEYS
-    return alone and long and plain(layout, weight, mask, options)
+    return alone and pays(layout) and plain(layout, weight, mask, options)
 
 
 def key_sums(query, key, *, scaling, causal):

@@ -4,16 +4,9 @@ import tiny_models as tiny
 import torch
 from torch import nn
 
-from nbhelpers.hooks.attention import (
-    CHANGES,
-    RECORDER,
-    Recorder,
-    forward,
-    innermost_attention,
-    interface_route,
-    recorded,
-    score_blocks,
-)
+from nbhelpers.hooks import attention
+from nbhelpers.hooks.attention import Recorder, innermost_attention, score_blocks
+from nbhelpers.hooks.exchange import holding
 from nbhelpers.hooks.reductions import resolve
 
 BATCH, HEADS, GROUPS, LENGTH, WIDTH = 2, 4, 2, 11, 6
@@ -65,17 +58,11 @@ WINDOW = TRIANGLE & ~np.tril(np.ones((LENGTH, LENGTH), bool), -4)
 def test_blocks_hold_the_softmax(masked, rows):
     query, key = vectors()
     before = query.clone(), key.clone()
-    options, visible, mask = {"is_causal": False}, None, None
-    if masked == "causal":
-        options, visible = {}, TRIANGLE  # the module says it is causal
-    elif masked == "boolean":
-        mask, visible = torch.from_numpy(WINDOW)[None, None], WINDOW
-    elif masked == "additive":
-        mask, visible = torch.zeros(1, 1, LENGTH, LENGTH), WINDOW
-        mask = mask.masked_fill(~torch.from_numpy(WINDOW), torch.finfo(torch.float32).min)
-    elif masked == "row of keys":
-        visible = np.arange(LENGTH) < 7
-        mask = torch.from_numpy(visible)[None, None, None]
+    visible = {"none": None, "causal": TRIANGLE, "row of keys": np.arange(LENGTH) < 7}.get(masked, WINDOW)
+    options = {} if masked == "causal" else {"is_causal": False}  # the module says it is causal
+    mask = None if masked in ("none", "causal") else torch.from_numpy(np.atleast_2d(visible))[None, None]
+    if masked == "additive":
+        mask = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
     got = assembled(score_blocks(Causal(), query, key, mask, rows, **options))
     assert abs(got - oracle(query, key, visible)).max() < 1e-6
     assert torch.equal(query, before[0])
@@ -95,18 +82,16 @@ def test_soft_cap_scaling_bias_and_sinks(rows):
     assert expected.sum(-1).max() < 1
 
 
-def test_a_single_query_sees_every_key_and_a_module_that_does_not_say_so_is_causal():
+def test_a_single_query_sees_every_key():
     query, key = vectors()
     (block,) = score_blocks(Causal(), query[:, :, -1:], key, None, 8)
     assert abs(block[2].double().numpy() - oracle(query, key)[:, :, -1:]).max() < 1e-6
-    got = assembled(score_blocks(nn.Identity(), query, key, None, 4))
-    assert abs(got - oracle(query, key, TRIANGLE)).max() < 1e-6
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_is_widened_before_the_product(dtype):
+def test_half_precision_is_widened_before_the_product_and_a_module_that_says_nothing_is_causal(dtype):
     query, key = vectors(dtype=dtype)
-    got = assembled(score_blocks(Causal(), query, key, None, 4))
+    got = assembled(score_blocks(nn.Identity(), query, key, None, 4))
     assert abs(got - oracle(query, key, TRIANGLE)).max() < 1e-6
 
 
@@ -117,8 +102,8 @@ def test_a_hidden_row_gives_finite_numbers():
         assert all(attn.isfinite().all() for _, _, attn in score_blocks(Causal(), query, key, form, 4))
 
 
-def recorder_for(model, reductions="key_profile", **options):
-    return Recorder(model, resolve(reductions), **options)
+def recorder_for(model, **options):
+    return Recorder(model, resolve("key_profile"), **options)
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
@@ -127,7 +112,7 @@ def test_output_is_bitwise_that_of_the_implementation(implementation):
     model.set_attn_implementation(implementation)
     with torch.inference_mode():
         before = model.model(ids).last_hidden_state
-        with interface_route(model, recorder_for(model)) as extra:
+        with attention.interface_route(model, recorder_for(model)) as extra:
             during = model.model(ids, **extra).last_hidden_state
     assert torch.equal(before, during)
     assert model.config._attn_implementation == implementation
@@ -138,7 +123,7 @@ def test_an_implementation_that_hides_its_mask_is_refused():
     model.config._attn_implementation = "flash_attention_2"
     with pytest.raises(ValueError, match=r"'flash_attention_2'.*set_attn_implementation\('sdpa'\)"):
         tiny.capture_quietly(model, tiny.make_tokens(8))
-    assert RECORDER.get(None) is None
+    assert attention.RECORDER.get(None) is None
 
 
 def test_rows_that_do_not_sum_to_one_are_refused_unless_padded_and_unequal_heads():
@@ -169,35 +154,28 @@ def test_autocast_on_the_module_route():
     assert abs(got - tiny.eager_attention(model, ids)).max() < 0.05
 
 
-@pytest.mark.parametrize("seen", ["vectors", "probabilities"])
-def test_autocast_does_not_degrade_what_is_recorded(seen):
+def test_autocast_does_not_degrade_what_is_recorded_and_infinity_is_refused():
     query, key = vectors()
     attn = torch.from_numpy(oracle(query, key, TRIANGLE)).float()
     model = tiny.make_model(layers=1)
     (module,) = innermost_attention(model)
     module.is_causal, output = True, (attn @ key.repeat_interleave(2, 1)).transpose(1, 2)
-    recorder, plain = (Recorder(model, [tiny.Whole(), *resolve("row_entropy")]) for _ in range(2))
-    for each, on in ((plain, False), (recorder, True)):
+
+    def recorded(*by_vectors, on):
+        recorder = Recorder(model, [tiny.Whole(), *resolve("row_entropy")])
+        assert recorder.wants(module)
         with torch.autocast("cpu", torch.bfloat16, enabled=on):
-            assert each.wants(module)
-            if seen == "vectors":
-                each.observe(module, query, key, key, None, output)
+            if by_vectors:
+                recorder.observe(module, *by_vectors, key, None, output)
             else:
-                each.observe_probabilities(attn)
-    tiny.assert_same_profiles(recorder.profiles(), plain.profiles())
+                recorder.observe_probabilities(attn)
+        return recorder.profiles()
 
-
-def test_infinity_in_a_row_that_is_not_proved_is_refused():
-    query, key = vectors()
-    attn = torch.from_numpy(oracle(query, key, TRIANGLE)).float()
-    model = tiny.make_model(layers=1)
-    (module,) = innermost_attention(model)
-    module.is_causal, recorder = True, recorder_for(model)
-    assert recorder.wants(module)
+    for given in ((query, key), ()):
+        tiny.assert_same_profiles(recorded(*given, on=True), recorded(*given, on=False))
     query[0, 0, 0, 0] = torch.inf  # the first row sees one key, and the softmax of one score is 1
-    recorder.observe(module, query, key, key, None, (attn @ key.repeat_interleave(2, 1)).transpose(1, 2))
     with pytest.raises(ValueError, match="not a distribution"):
-        recorder.profiles()
+        recorded(query, key, on=False)
 
 
 def test_calls_of_other_streams_are_counted():
@@ -214,11 +192,9 @@ def test_what_follows_the_mask_without_a_name_keeps_its_name():
         return dropout, scaling
 
     module, half = nn.Linear(2, 2), torch.ones(1)
-    token = CHANGES.set({module: lambda query, key, options: (query, key, {**options, "scaling": 3.0})})
-    try:
-        assert recorded(original)(module, half, half, half, None, 0.25, 2.0) == (0.25, 3.0)
-    finally:
-        CHANGES.reset(token)
+    changes = {module: lambda query, key, options: (query, key, {**options, "scaling": 3.0})}
+    with holding(attention.CHANGES, changes):
+        assert attention.recorded(original)(module, half, half, half, None, 0.25, 2.0) == (0.25, 3.0)
 
 
 def test_only_modules_of_the_model_and_of_the_stream_are_wanted():
@@ -226,6 +202,6 @@ def test_only_modules_of_the_model_and_of_the_stream_are_wanted():
     recorder = Recorder(model, stream="cross")
     assert not recorder.wants(nn.Identity())
     assert recorder.n_calls == 0
-    forward(model, recorder, ids, decoder_ids=ids)
+    attention.forward(model, recorder, ids, decoder_ids=ids)
     given = {recorder.names[module][0] for module in recorder.cross}  # what the encoder made
     assert given == {name for name, _ in model.named_modules() if name.endswith("encoder_attn")}

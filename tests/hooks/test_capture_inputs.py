@@ -1,17 +1,9 @@
 import functools
 
 import pytest
+import tiny_models as tiny
 import torch
 import transformers as hf
-from tiny_models import (
-    assert_same_profiles,
-    capture_quietly,
-    captured_matrix,
-    eager_attention,
-    make_model,
-    make_padding,
-    make_tokens,
-)
 
 from nbhelpers import analyze
 from nbhelpers.inputs.models import _auto_class, describe
@@ -30,57 +22,57 @@ ROTATIONS = {
 
 @functools.cache
 def model_of(family):
-    return make_model(family, std=0.15).double()
+    return tiny.make_model(family, std=0.15).double()
 
 
 def by_length(kind):
     positions = 16 if kind == "dynamic" else 64
-    return make_model(positions=positions, rope_parameters=dict(ROTATIONS[kind])).double()
+    return tiny.make_model(positions=positions, rope_parameters=dict(ROTATIONS[kind])).double()
 
 
 @pytest.mark.parametrize("family", ["gpt2", "bert", "llama"])
 def test_positions_and_segments_reach_the_model(family):
-    model, ids = model_of(family), make_tokens(12)
+    model, ids = model_of(family), tiny.make_tokens(12)
     name = "token_type_ids" if family == "bert" else "position_ids"
     given = (torch.arange(12) // 6 if name == "token_type_ids" else torch.arange(12) ** 2).expand(2, -1)
     if family == "llama":
         given = 3 * given  # up to 363: beyond the 256 of its training, where rotations go on
     own = torch.ones_like(ids)  # without a mask, positions that jump are read as several texts in a row
-    got = captured_matrix(model, ids, attention_mask=own, batch_size=1, **{name: given})
-    assert abs(got - eager_attention(model, ids, own, **{name: given})).max() <= 1e-6
-    assert abs(got - captured_matrix(model, ids)).max() > 1e-3
+    got = tiny.captured_matrix(model, ids, attention_mask=own, batch_size=1, **{name: given})
+    assert abs(got - tiny.eager_attention(model, ids, own, **{name: given})).max() <= 1e-6
+    assert abs(got - tiny.captured_matrix(model, ids)).max() > 1e-3
 
 
 @pytest.mark.parametrize("stream", ["decoder", "cross"])
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_a_padded_decoder_reads_what_the_tokens_alone_are(side, stream):
-    model, mask = model_of("t5"), make_padding(12, side, n=1, hidden=4)
-    ids, kept = make_tokens(12, n=1), mask[0].bool()
-    alone = capture_quietly(model, ids[:, kept], KINDS[:1], stream=stream).key_profile
-    got = capture_quietly(model, ids * mask, KINDS[:1], stream=stream, attention_mask=mask)
+    model, mask = model_of("t5"), tiny.make_padding(12, side, n=1, hidden=4)
+    ids, kept = tiny.make_tokens(12, n=1), mask[0].bool()
+    alone = tiny.capture_quietly(model, ids[:, kept], KINDS[:1], stream=stream).key_profile
+    got = tiny.capture_quietly(model, ids * mask, KINDS[:1], stream=stream, attention_mask=mask)
     torch.testing.assert_close(got.key_profile[..., kept], alone, atol=1e-6, rtol=0)
     assert got.n_real.tolist() == [8]
-    read = make_tokens(12, n=1, seed=5)
-    alone = capture_quietly(model, ids, stream=stream, decoder_ids=read[:, kept]).key_profile
-    got = capture_quietly(model, ids, stream=stream, decoder_ids=read, decoder_mask=mask).key_profile
+    read = tiny.make_tokens(12, n=1, seed=5)
+    alone = tiny.capture_quietly(model, ids, stream=stream, decoder_ids=read[:, kept]).key_profile
+    got = tiny.capture_quietly(model, ids, stream=stream, decoder_ids=read, decoder_mask=mask).key_profile
     torch.testing.assert_close(got[..., kept] if stream == "decoder" else got, alone, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("kind", ROTATIONS)
 def test_rotations_by_length_forget_what_was_read_before(kind):
-    ids, state = make_tokens(24), by_length(kind).state_dict()
-    expected = eager_attention(by_length(kind), ids)
+    ids, state = tiny.make_tokens(24), by_length(kind).state_dict()
+    expected = tiny.eager_attention(by_length(kind), ids)
     model = by_length(kind)
     model.load_state_dict(state)
-    model(make_tokens(40))  # the frequencies of 40 tokens are kept
+    model(tiny.make_tokens(40))  # the frequencies of 40 tokens are kept
     before = model.model.rotary_emb.inv_freq.clone()
-    assert abs(captured_matrix(model, ids, beyond=True) - expected).max() <= 1e-6
+    assert abs(tiny.captured_matrix(model, ids, beyond=True) - expected).max() <= 1e-6
     assert torch.equal(model.model.rotary_emb.inv_freq, before)
-    said = capture_quietly(model, ids, beyond=True).provenance["rotations"]
+    said = tiny.capture_quietly(model, ids, beyond=True).provenance["rotations"]
     assert said == f"{kind}: scaled at 24 of 16 trained tokens; reset before each pass"
-    mask = make_padding(24, "left", hidden=12)  # a batch of texts of 24 and 12 tokens
-    alone = capture_quietly(by_length(kind), ids[1:, 12:]).key_profile
-    got = capture_quietly(model, ids, attention_mask=mask, beyond=True).key_profile[1:, ..., 12:]
+    mask = tiny.make_padding(24, "left", hidden=12)  # a batch of texts of 24 and 12 tokens
+    alone = tiny.capture_quietly(by_length(kind), ids[1:, 12:]).key_profile
+    got = tiny.capture_quietly(model, ids, attention_mask=mask, beyond=True).key_profile[1:, ..., 12:]
     torch.testing.assert_close(got, alone, atol=1e-6, rtol=0)
     table = analyze(model, ids, PAPER, beyond=True, progress=False)
     assert "at 24 of 16" in table.provenance["rotations"]
@@ -88,33 +80,37 @@ def test_rotations_by_length_forget_what_was_read_before(kind):
 
 
 def test_beyond_where_the_encoding_goes_on():
-    model, ids = make_model(positions=16), make_tokens(24)
+    model, ids = tiny.make_model(positions=16), tiny.make_tokens(24)
     with pytest.raises(ValueError, match=r"24 tokens.*16 positions.*or pass beyond=True"):
-        capture_quietly(model, ids)
-    assert abs(captured_matrix(model, ids, beyond=True) - eager_attention(model, ids)).max() <= 1e-6
+        tiny.capture_quietly(model, ids)
+    assert abs(tiny.captured_matrix(model, ids, beyond=True) - tiny.eager_attention(model, ids)).max() <= 1e-6
     for family in ("gpt2", "gptj", "mpt", "bert"):
         with pytest.raises(ValueError, match=r"16 positions; ask for no more\.$"):
-            capture_quietly(make_model(family, positions=16), ids, beyond=True)
+            tiny.capture_quietly(tiny.make_model(family, positions=16), ids, beyond=True)
 
 
 def test_what_a_model_does_not_take_is_refused(llama, tmp_path):
-    ids, left = make_tokens(8), make_padding(8, "left")
+    ids, left = tiny.make_tokens(8), tiny.make_padding(8, "left")
     for model, options, said in (
         (llama, {"token_type_ids": ids}, "llama takes no token_type_ids"),
         (llama, {"position_ids": ids[:, 1:]}, r"one for each token, \(2, 8\); got .*\(2, 7\)"),
-        (make_model("gpt2"), {"position_ids": ids + 256}, "position_ids run from .* 0 to 255"),
-        (make_model("bart"), {"attention_mask": left}, "bart looks positions up .* put the padding behind"),
+        (tiny.make_model("gpt2"), {"position_ids": ids + 256}, "position_ids run from .* 0 to 255"),
+        (
+            tiny.make_model("bart"),
+            {"attention_mask": left},
+            "bart looks positions up .* padding behind",
+        ),
     ):
         with pytest.raises(ValueError, match=said):
-            capture_quietly(model, ids, **options)
+            tiny.capture_quietly(model, ids, **options)
 
 
 def test_inputs_are_told_apart_by_the_cache(tmp_path):
-    model, ids = model_of("bert"), make_tokens(8)
+    model, ids = model_of("bert"), tiny.make_tokens(8)
     for given in (None, torch.zeros_like(ids), torch.ones_like(ids)):
         for name in ("position_ids", "token_type_ids"):
-            kept = capture_quietly(model, ids, cache=tmp_path, **{name: given})
-            assert_same_profiles(kept, capture_quietly(model, ids, **{name: given}), 0)
+            kept = tiny.capture_quietly(model, ids, cache=tmp_path, **{name: given})
+            tiny.assert_same_profiles(kept, tiny.capture_quietly(model, ids, **{name: given}), 0)
 
 
 T = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "pad_token_id": 0}
@@ -133,23 +129,23 @@ OTHERS = {
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_causality_is_seen_where_no_table_tells(name):
-    model, ids = OTHERS[name]().eval(), make_tokens(12)
-    whole = torch.as_tensor(captured_matrix(model, ids))
+    model, ids = OTHERS[name]().eval(), tiny.make_tokens(12)
+    whole = torch.as_tensor(tiny.captured_matrix(model, ids))
     assert describe(model).causal == (not whole.triu(1).any())
     assert describe(model).causal == (name != "siglip")
     assert name != "qwen2_vl" or _auto_class(model.config) is hf.AutoModelForImageTextToText
-    profiles = capture_quietly(model, ids, KINDS)
+    profiles = tiny.capture_quietly(model, ids, KINDS)
     assert profiles.lag_profile.shape[-1] == (23 if name == "siglip" else 12)
 
 
 @pytest.mark.parametrize("length", [2, 12])
 def test_attention_that_contradicts_the_probe_is_an_error(length):
-    model, ids = make_model(), make_tokens(length)
+    model, ids = tiny.make_model(), tiny.make_tokens(length)
     assert looks_ahead(model, lambda network: "cpu") is False
     for layer in model.model.layers:
         layer.self_attn.is_causal = False
     with pytest.raises(RuntimeError, match="causal, but queries see later keys"):
-        capture_quietly(model, ids)
+        tiny.capture_quietly(model, ids)
 
 
 def test_widths_that_differ_are_shown():
@@ -159,5 +155,5 @@ def test_widths_that_differ_are_shown():
         "hidden_size_per_layer_input": 8,
     }))  # fmt: skip
     assert describe(gemma).head_dim == (8, 16)
-    scaled = describe(make_model(rope_parameters=dict(ROTATIONS["dynamic"])))
+    scaled = describe(tiny.make_model(rope_parameters=dict(ROTATIONS["dynamic"])))
     assert scaled.rope_scaling == "dynamic by 4"
