@@ -152,7 +152,7 @@ def capture(
                 try:
                     part = _run_batch(network, batch, made, stream, todo, kernels).with_provenance(**facts)
                 except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
-                    todo = step_down(network, todo, error)
+                    todo = step_down(todo, error)
                     continue
                 store.save(rows, part)
             parts.append(part)

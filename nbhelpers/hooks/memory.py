@@ -27,8 +27,26 @@ class Plan:
     length: int
     batch_size: int
     chunk: int
-    block_bytes: int
-    working_bytes: int
+    row_bytes: int  # of a query row of the scores of all heads
+    token_bytes: int  # of the activations of a layer and the residual stream
+
+    @property
+    def block_bytes(self):
+        """Bytes of the scores that are held at once."""
+        return self.batch_size * self.chunk * self.row_bytes
+
+    @property
+    def working_bytes(self):
+        """Bytes beyond the model's weights."""
+        return 6 * self.block_bytes + self.batch_size * self.length * self.token_bytes
+
+    def smaller(self, *, batch=True, chunk=True):
+        """Return a plan with half the batch or, at one sequence, half the chunk; None if there is none."""
+        if batch and self.batch_size > 1:
+            return replace(self, batch_size=self.batch_size // 2)
+        if chunk and self.chunk > LEAST_CHUNK:
+            return replace(self, chunk=max(LEAST_CHUNK, self.chunk // 2))
+        return None
 
     def __str__(self):
         return (
@@ -66,36 +84,29 @@ def plan(model, n_sequences, length, *, batch_size=None, chunk=None, free_bytes=
     device, config = input_device(model), model.config.get_text_config()
     free_bytes = free_memory(device) if free_bytes is None else free_bytes
     tokens = CUDA_BATCH_TOKENS if device.type == "cuda" else CPU_BATCH_TOKENS
-    size = batch_size or max(1, min(n_sequences, tokens // length))
-    rows = min(length, chunk or default_chunk(size, largest(n_heads_of(config)), length, device))
-    chosen = _estimate(model, Plan(n_sequences, length, size, rows, 0, 0))
-    while chosen.working_bytes > USABLE * free_bytes:
-        fewer = smaller(model, chosen, batch=batch_size is None, chunk=chunk is None)
+    size, n_heads = batch_size or max(1, min(n_sequences, tokens // length)), largest(n_heads_of(config))
+    rows = min(length, chunk or default_chunk(size, n_heads, length, device))
+    width = largest(getattr(config, "intermediate_size", None) or 4 * config.hidden_size)
+    token_bytes = (3 * width + 8 * config.hidden_size) * model.dtype.itemsize
+    todo = Plan(n_sequences, length, size, rows, 4 * n_heads * length, token_bytes)
+    while todo.working_bytes > USABLE * free_bytes:
+        fewer = todo.smaller(batch=batch_size is None, chunk=chunk is None)
         if fewer is None:
             raise MemoryError(
-                f"{chosen}, but {free_bytes / 2**20:.0f} MB are free on {device}, of which {USABLE:.0%} may "
+                f"{todo}, but {free_bytes / 2**20:.0f} MB are free on {device}, of which {USABLE:.0%} may "
                 "be used. Leave batch_size and chunk to be chosen, use shorter sequences, or load the model "
                 "in dtype='bfloat16' or on another device."
             )
-        chosen = fewer
-    return chosen
+        todo = fewer
+    return todo
 
 
-def smaller(model, todo, *, batch=True, chunk=True):
-    """Return a plan with half the batch or, at one sequence, half the chunk; None if there is none."""
-    if batch and todo.batch_size > 1:
-        return _estimate(model, replace(todo, batch_size=todo.batch_size // 2))
-    if chunk and todo.chunk > LEAST_CHUNK:
-        return _estimate(model, replace(todo, chunk=max(LEAST_CHUNK, todo.chunk // 2)))
-    return None
-
-
-def step_down(model, todo, error):
+def step_down(todo, error):
     """Return a smaller plan after an error of exhausted memory, and warn of it; raise if there is none."""
     known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
     if not known and not any(phrase in str(error) for phrase in EXHAUSTED):
         raise error
-    fewer = smaller(model, todo)
+    fewer = todo.smaller()
     if fewer is None:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise MemoryError(
@@ -108,13 +119,3 @@ def step_down(model, todo, error):
         f"{fewer.batch_size} in blocks of {fewer.chunk}."
     )
     return fewer
-
-
-def _estimate(model, todo):
-    """Return the plan with its bytes."""
-    config = model.config.get_text_config()
-    block = 4 * todo.batch_size * largest(n_heads_of(config)) * todo.chunk * todo.length
-    width = largest(getattr(config, "intermediate_size", None) or 4 * config.hidden_size)
-    tokens = todo.batch_size * todo.length
-    activations = tokens * (3 * width + 8 * config.hidden_size) * model.dtype.itemsize
-    return replace(todo, block_bytes=block, working_bytes=6 * block + activations)

@@ -64,52 +64,40 @@ def test_files_and_fresh_batches_join(tmp_path, llama):
     assert again.provenance == whole.provenance == fresh.provenance
 
 
-@pytest.mark.parametrize("damage", [b"", b"not safetensors at all", None])
-def test_a_corrupt_cache_file_is_rebuilt_with_a_warning(tmp_path, llama, forwards, damage):
-    ids = make_tokens(20, n=3)
-    expected = capture_quietly(llama, ids, batch_size=1, cache=tmp_path)
-    victim = sorted(tmp_path.rglob("*.safetensors"))[1]
-    victim.write_bytes(victim.read_bytes()[:-7] if damage is None else damage)
-    del forwards[:]
-    with pytest.warns(UserWarning, match=f"{victim.name} is damaged.*captured again"):
-        rebuilt = capture_quietly(llama, ids, batch_size=1, cache=tmp_path)
-    assert len(forwards) == 1
-    assert torch.equal(rebuilt.key_profile, expected.key_profile)
-    capture_quietly(llama, ids, batch_size=1, cache=tmp_path)
-    assert len(forwards) == 1
-
-
-def test_a_flipped_bit_and_another_file_are_captured_again(tmp_path, llama, forwards):
-    ids = make_tokens(20, n=3)
-    expected = capture_quietly(llama, ids, batch_size=1, cache=tmp_path)
-    first, second, third = sorted(tmp_path.rglob("*.safetensors"))
-    content = bytearray(first.read_bytes())
-    content[-100] ^= 1  # among the tensors
-    first.write_bytes(content)
-    second.write_bytes(third.read_bytes())  # another batch of the same capture
-    capture_quietly(llama, ids + 1, batch_size=1, cache=tmp_path / "other")
-    third.write_bytes(sorted((tmp_path / "other").rglob("*.safetensors"))[2].read_bytes())  # of another text
+def test_damaged_files_and_those_of_others_are_captured_again(tmp_path, llama, forwards):
+    ids, ask = make_tokens(20, n=6), {"batch_size": 1, "cache": tmp_path}
+    expected = capture_quietly(llama, ids, **ask)
+    files = sorted(tmp_path.rglob("*.safetensors"))
+    flipped = bytearray(files[0].read_bytes())
+    flipped[-100] ^= 1  # among the tensors
+    capture_quietly(llama, ids - 1, batch_size=1, cache=tmp_path / "other")
+    other = sorted((tmp_path / "other").rglob("*.safetensors"))[5].read_bytes()  # of another text
+    cut, next_batch = files[3].read_bytes()[:-7], files[5].read_bytes()
+    for file, content in zip(files, (flipped, b"", b"no safetensors", cut, next_batch, other), strict=True):
+        file.write_bytes(content)
     del forwards[:]
     with pytest.warns(UserWarning, match="captured again") as warned:
-        rebuilt = capture_quietly(llama, ids, batch_size=1, cache=tmp_path)
+        rebuilt = capture_quietly(llama, ids, **ask)
     assert warned[0].filename == capture_quietly.__code__.co_filename
-    told = [str(warning.message) for warning in warned]
-    said = (f"{first} is damaged", f"{second} holds sequences 2 to 3", f"{third} holds sequences 2 to 3")
-    assert [text.startswith(start) for text, start in zip(told, said, strict=True)] == [True] * 3
+    said = ["is damaged"] * 4 + ["holds sequences 5 to 6"] * 2
+    for warning, file, start in zip(warned, files, said, strict=True):
+        assert str(warning.message).startswith(f"{file} {start}")
     assert torch.equal(rebuilt.key_profile, expected.key_profile)
-    assert len(forwards) == 3
+    assert len(forwards) == 6
+    capture_quietly(llama, ids, **ask)
+    assert len(forwards) == 6
 
 
 @pytest.mark.parametrize("place", ["a file", "below a file", "full", "read-only"])
 def test_capture_goes_on_without_a_cache_that_cannot_be_written(tmp_path, llama, small_disk, place):
     ids, cache = make_tokens(20, n=3), tmp_path / "cache"
-    if place in ("full", "read-only"):
-        cache = small_disk(read_only=place == "read-only") / "cache"
-        if place == "full":
-            (cache.parent / "rest").write_bytes(bytes(98_304))  # a page is left
-    else:
+    if "file" in place:
         cache.write_text("mine")
         cache = cache if place == "a file" else cache / "deeper"
+    else:
+        cache = small_disk(read_only=place == "read-only") / "cache"
+    if place == "full":
+        (cache.parent / "rest").write_bytes(bytes(98_304))  # a page is left
     with pytest.warns(UserWarning, match=r"cannot be written \(.+without its cache\.$") as warned:
         got = capture_quietly(llama, ids, batch_size=1, cache=cache)
     assert len([warning for warning in warned if "cannot be written" in str(warning.message)]) == 1

@@ -84,12 +84,10 @@ def test_logits_and_model_are_unchanged(family):
 @pytest.mark.parametrize("family", ["t5", "bart"])
 def test_three_streams(family, stream):
     model, ids, mask = model_of(family), tiny.make_tokens(20), tiny.make_padding(20, "right")
-    inputs = {"decoder_input_ids": tiny.make_tokens(9, seed=2)}
-    expected = tiny.eager_attention(model, ids, mask, stream=stream, **inputs)
-    ask = {"attention_mask": mask, "stream": stream, "chunk": 4}
-    if stream != "encoder":
-        ask["decoder_ids"] = inputs["decoder_input_ids"]
-    assert_same(tiny.captured_matrix(model, ids, **ask), expected, mask if stream == "encoder" else None)
+    read, encoder = tiny.make_tokens(9, seed=2), stream == "encoder"
+    expected = tiny.eager_attention(model, ids, mask, stream=stream, decoder_input_ids=read)
+    ask = {"attention_mask": mask, "stream": stream, "chunk": 4, "decoder_ids": None if encoder else read}
+    assert_same(tiny.captured_matrix(model, ids, **ask), expected, mask if encoder else None)
 
 
 @pytest.mark.parametrize(("start", "pad", "first"), [(5, 7, 5), (0, 7, 0), (None, 7, 7), (None, None, 0)])
@@ -107,10 +105,8 @@ def test_a_decoder_reads_the_sequences_behind_its_start_token(monkeypatch, strea
 class Prompted(torch.nn.Module):
     def __init__(self, model, prompts):
         super().__init__()
-        self.inner, self.peft_config = model, {"default": SimpleNamespace(is_prompt_learning=prompts)}
-
-    def get_base_model(self):
-        return self.inner
+        self.get_base_model = lambda: model
+        self.peft_config = {"default": SimpleNamespace(is_prompt_learning=prompts)}
 
 
 def test_wrappers_are_taken_off_and_compiled_layers_run_as_written():

