@@ -1,9 +1,4 @@
-"""What is kept of attention while it streams by: one small array per head instead of the matrix.
-
-A reduction sees a layer's attention as :class:`Block` after block of query rows, adds each to its state, and
-at the end of the layer gives an array (batch, head, *own axis*). New ones are a subclass and
-:func:`register_reduction`.
-"""
+"""What is kept of attention while it streams by: one small array per head instead of the matrix."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -72,18 +67,18 @@ class Block:
 
 
 class Reduction:
-    """Base class. A subclass sets `name` and `axis` and defines the methods below."""
+    """What becomes of a layer's attention, block after block: unless said, a mean over the real queries."""
 
     name: str
     axis: str | None = None
 
     def coordinates(self, layout):
-        """What the positions of the own axis mean."""
+        """Return what the positions of the own axis mean."""
         return []
 
     def start(self, layout):
         """Return the state for a layer: a tensor (batch, head, ...), or any object."""
-        raise NotImplementedError
+        return layout.zeros(*([len(self.coordinates(layout))] if self.axis else []))
 
     def update(self, state, block, layout):
         """Add a block to the state, in place."""
@@ -108,10 +103,8 @@ def resolve(reductions):
     reductions = ["key_profile"] if reductions is None else reductions
     reductions = [reductions] if isinstance(reductions, (str, Reduction)) else reductions
     named = one_of(*sorted(REDUCTIONS))
-    reductions = several(lambda name, r: r if isinstance(r, Reduction) else named(name, r), least=1)(
-        "reductions", reductions
-    )
-    made = [REDUCTIONS[r]() if isinstance(r, str) else r for r in reductions]
+    rule = several(lambda at, r: r if isinstance(r, Reduction) else REDUCTIONS[named(at, r)](), least=1)
+    made = rule("reductions", reductions)
     if len({reduction.name for reduction in made}) < len(made):
         raise ValueError(f"A reduction was asked for twice: {[reduction.name for reduction in made]}.")
     return made
@@ -125,9 +118,6 @@ class KeyProfile(Reduction):
 
     def coordinates(self, layout):
         return list(range(layout.n_keys))
-
-    def start(self, layout):
-        return layout.zeros(layout.n_keys)
 
     def update(self, state, block, layout):
         state[..., : block.attn.shape[-1]] += block.row_sum(block.attn)
@@ -150,10 +140,7 @@ class LastQuery(KeyProfile):
 
 @register_reduction
 class LagProfile(Reduction):
-    """Mean attention at each distance query − key, over the real queries: sums to 1 over lags.
-
-    Lags run from 0 to n − 1 in causal attention and from −(n − 1) to n − 1 otherwise.
-    """
+    """Mean attention at each distance query − key, negative too if not causal, over the real queries."""
 
     name, axis = "lag_profile", "lag"
 
@@ -201,10 +188,7 @@ def _diagonals_below(corner):
 
 @register_reduction
 class LocalMass(LagProfile):
-    """Mean attention to keys at most `distance` tokens from the query, over the real queries (Fig. 1).
-
-    The distances are 0, the powers of two below n, and those asked for.
-    """
+    """Mean attention to keys at most `distance` tokens away (0, powers of two, those asked for; Fig. 1)."""
 
     name, axis = "local_mass", "distance"
 
@@ -227,8 +211,7 @@ class StationaryProfile(LagProfile):
     """Mean attention at each distance back, 0 to n // 2 − 1, over the real queries of the last n // 2.
 
     All of these queries see all of these distances, and none of them is key 0: neither the mask nor the first
-    token is in it. It sums to less than 1. Zeros where padding leaves no query. Made for sequences without
-    padding, whose distances all lead to real keys.
+    token is in it. It sums to less than 1. Zeros where padding leaves no query.
     """
 
     name, axis = "stationary_profile", "lag back"
@@ -237,7 +220,7 @@ class StationaryProfile(LagProfile):
         return list(range(layout.n_keys // 2))
 
     def start(self, layout):
-        super().start(layout)
+        super().start(layout)  # which refuses cross-attention
         return layout.zeros(layout.n_keys // 2)
 
     def update(self, state, block, layout):
@@ -257,19 +240,13 @@ class OfPrefix(Reduction):
     def __init__(self, reduction, length):
         self.reduction, self.length = reduction, length
 
-    @property
-    def name(self):
-        return f"{self.reduction.name} of {self.length}"
-
-    @property
-    def axis(self):
-        return self.reduction.axis
+    name = property(lambda self: f"{self.reduction.name} of {self.length}")
+    axis = property(lambda self: self.reduction.axis)
 
     def _own(self, layout):
         if not layout.causal or layout.weight is not None:
-            raise ValueError(
-                f"{self.name} tokens needs causal attention without padding; capture the prefix."
-            )
+            needs = "needs causal attention without padding; capture the prefix."
+            raise ValueError(f"{self.name} tokens {needs}")
         n, last = self.length, (self.length - 1,) * layout.batch
         n_real = torch.full_like(layout.n_real, n)
         return dataclasses.replace(layout, n_queries=n, n_keys=n, last_query=last, n_real=n_real)
@@ -283,10 +260,9 @@ class OfPrefix(Reduction):
     def update(self, state, block, layout):
         rows = self.length - block.start
         if rows > 0:
-            first = (..., slice(rows), slice(self.length))
-            scores = None if block.scores is None else block.scores[first]
-            block = dataclasses.replace(block, attn=block.attn[first], scores=scores)
-            self.reduction.update(state, block, self._own(layout))
+            both = block.attn, block.scores
+            attn, scores = (None if x is None else x[..., :rows, : self.length] for x in both)
+            self.reduction.update(state, Block(attn, scores, block.start, None), self._own(layout))
 
     def finish(self, state, layout):
         return self.reduction.finish(state, self._own(layout))
@@ -297,8 +273,7 @@ class LagLogits(LagProfile):
     """Mean score before the softmax at each distance, over real queries and the keys that they see.
 
     Key 0 and the first :data:`EARLY` queries are left out, since the first token is like no other. NaN where
-    no pair is left, and where scores are not known (the module route, learned sinks). For texts without
-    padding.
+    no pair is left, and where scores are not known (the module route, learned sinks).
     """
 
     name = "lag_logits"
@@ -335,7 +310,8 @@ class LogitVariance(Reduction):
         return layout.zeros(3).double()
 
     def update(self, state, block, layout):
-        for score, one in [counted_scores(block)] if block.scores is not None else ():
+        if block.scores is not None:
+            score, one = counted_scores(block)
             state += block.row_sum(torch.stack([one.sum(-1), score.sum(-1), (score**2).sum(-1)], -1))
 
     def finish(self, state, layout):
@@ -348,9 +324,6 @@ class RowEntropy(Reduction):
     """Mean positional entropy of the real rows, in nats (eq. 6)."""
 
     name = "row_entropy"
-
-    def start(self, layout):
-        return layout.zeros()
 
     def update(self, state, block, layout):
         state += block.row_sum(block.entropies)
