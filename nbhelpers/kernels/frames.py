@@ -37,17 +37,10 @@ class FrameBounds(NamedTuple):
 
 
 class ConstantQ(NamedTuple):
-    """The slope of log bandwidth on log centroid over heads, and what it was fitted to.
-
-    ``slope``, its standard error ``error``, ``spread`` (sd over heads of log centroid) and ``n_heads`` (heads
-    that took part) have shape (...); ``centroid`` and ``bandwidth``, in cycles/token, have shape (..., head).
-    """
+    """The slope (...) of log bandwidth on log centroid over heads, and what it was fitted to, (..., head)."""
 
     slope: torch.Tensor
-    error: torch.Tensor
-    spread: torch.Tensor
-    n_heads: torch.Tensor
-    centroid: torch.Tensor
+    centroid: torch.Tensor  # cycles/token
     bandwidth: torch.Tensor
 
     @property
@@ -142,8 +135,7 @@ def constant_q_slope(psd, frequency):
 
     A slope of 1 is needed for a wavelet bank but is not enough: any one-parameter family of dilated shapes
     has it, low-pass shapes such as exponential kernels of different lengths among them. `ConstantQ.quality`
-    tells the two apart. The standard error takes heads as independent, which heads of one KV group are not;
-    draw sequences again for an interval.
+    tells the two apart.
     """
     power = as_power(_as_set(psd, "psd", "freq", check=False))  # (..., head, freq)
     frequency = as_double(frequency, "frequency", length=power.shape[-1]).abs()  # (freq,)
@@ -153,7 +145,7 @@ def constant_q_slope(psd, frequency):
     centroid = share @ frequency  # (..., head)
     away = frequency - centroid[..., None]  # (..., head, freq)
     bandwidth = (share * away.square()).sum(-1).sqrt()  # (..., head)
-    return ConstantQ(*_slope(centroid.log(), bandwidth.log()), centroid, bandwidth)
+    return ConstantQ(_slope(centroid.log(), bandwidth.log()), centroid, bandwidth)
 
 
 def head_similarity(vectors, *, center=False, check=True):
@@ -185,7 +177,7 @@ def mean_off_diagonal(similarity, *, absolute=False):
 
 
 def _slope(x, y):
-    """Return slope of y on x, its standard error, sd of x and number of heads, over finite (..., head)."""
+    """Return the slope of y on x over the finite pairs of (..., head), 3 or more and apart; else NaN."""
     known = x.isfinite() & y.isfinite()  # (..., head)
     count = known.sum(-1)  # (...)
 
@@ -198,9 +190,7 @@ def _slope(x, y):
     variation = x.square().sum(-1)  # (...)
     spread = (variation / (count - 1).clamp_min(1)).sqrt()  # (...)
     defined = (count >= 3) & (spread > SPREAD_FLOOR)
-    slope = torch.where(defined, (x * y).sum(-1) / variation, math.nan)  # (...)
-    residual = (y - slope[..., None] * x).square().sum(-1)  # (...)
-    return slope, (residual / (count - 2) / variation).sqrt(), spread, count
+    return torch.where(defined, (x * y).sum(-1) / variation, math.nan)
 
 
 def _as_set(x, name="vectors", entry="position", *, check):

@@ -80,13 +80,8 @@ class TestRotate:
         for i in range(2):
             assert_close(batched[i], rope.rotate(x[i], positions[i], frequency))
 
-    def test_input_is_unmodified_half_is_upcast_and_gradients_flow(self):
-        x, frequency = normal(4, 8), rope.inverse_frequencies(8)
-        before = x.clone()
-        rope.rotate(x, torch.arange(4), frequency)
-        assert torch.equal(x, before)
-        assert rope.rotate(x.half(), torch.arange(4), frequency).dtype == torch.float32
-        x.requires_grad_()
+    def test_gradients_flow(self):
+        x, frequency = normal(4, 8).requires_grad_(), rope.inverse_frequencies(8)
         assert torch.autograd.gradcheck(lambda y: rope.rotate(y, torch.arange(4), frequency), x)
 
 
@@ -99,16 +94,15 @@ def test_lag_kernel_is_the_score_of_equal_energy_pairs():
     assert torch.equal(rope.lag_kernel(frequency, -torch.arange(30).reshape(5, 6)), kernel.view(5, 6))
 
 
-class TestAlibi:
-    @pytest.mark.parametrize("n_heads", [1, 2, 3, 6, 8, 14, 71])
-    def test_is_blooms_up_to_a_constant_per_row(self, n_heads):
-        theirs = build_alibi_tensor(torch.ones(1, 9, dtype=torch.long), n_heads, torch.float32)
-        ours = rope.alibi_bias(n_heads, 9)  # (head, query, key); theirs is (head, 1, key)
-        causal = torch.full((9, 9), -math.inf).triu(1)
-        assert ours.dtype == torch.float32
-        assert_close(ours.softmax(-1), (theirs + causal).softmax(-1))
-        assert torch.equal(ours == -math.inf, causal.expand(n_heads, -1, -1) == -math.inf)
-        assert not ours.diagonal(0, 1, 2).any(), "the constant makes lag 0 zero"
+@pytest.mark.parametrize("n_heads", [1, 2, 3, 6, 8, 14, 71])
+def test_alibi_is_blooms_up_to_a_constant_per_row(n_heads):
+    theirs = build_alibi_tensor(torch.ones(1, 9, dtype=torch.long), n_heads, torch.float32)
+    ours = rope.alibi_bias(n_heads, 9)  # (head, query, key); theirs is (head, 1, key)
+    causal = torch.full((9, 9), -math.inf).triu(1)
+    assert ours.dtype == torch.float32
+    assert_close(ours.softmax(-1), (theirs + causal).softmax(-1))
+    assert torch.equal(ours == -math.inf, causal.expand(n_heads, -1, -1) == -math.inf)
+    assert not ours.diagonal(0, 1, 2).any(), "the constant makes lag 0 zero"
 
 
 class TestT5:
@@ -132,11 +126,10 @@ class TestT5:
             assert torch.equal(bias[:, query, key], table[bucket])
 
 
-class TestSinusoidal:
-    def test_is_the_slow_formula(self):
-        for position, measured in enumerate(rope.sinusoidal_embedding(7, 6)):
-            angles = [position / 10000 ** (2 * pair / 6) for pair in range(3)]
-            assert_close(measured, np.ravel([(math.sin(angle), math.cos(angle)) for angle in angles]))
+def test_a_sinusoidal_embedding_is_the_slow_formula():
+    for position, measured in enumerate(rope.sinusoidal_embedding(7, 6)):
+        angles = [position / 10000 ** (2 * pair / 6) for pair in range(3)]
+        assert_close(measured, np.ravel([(math.sin(angle), math.cos(angle)) for angle in angles]))
 
 
 test_bad_input_is_refused = refusals(
