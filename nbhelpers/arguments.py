@@ -172,7 +172,7 @@ _NAMES = {
     "noise key_noise rtol tolerance": real(0),
     "absolute averaged beyond bidirectional causal center check": flag,
     "fresh fused interleaved normalize progress resume": flag,
-    "values other x y left_out draws p_values curves means": array,
+    "values other x y left_out draws curves means": array,
     "n_knots most_knots": whole(0, 99),
     "arrays max_memory parameters provenance scaled": mapping,
     "kv_groups": several(whole(), form=list),

@@ -251,14 +251,6 @@ def permutation_test(values, other, *, clusters, statistic=None, n_draws=999, se
     return Permutation(Estimate(value, null=float(draws.mean()), p_value=p_value), draws)
 
 
-def false_discovery(p_values):
-    """Return p-values (...) of one family, adjusted for their number by Benjamini and Hochberg."""
-    if not ((p_values >= 0) & (p_values <= 1)).all():
-        refuse("p_values", p_values, "numbers from 0 to 1")
-    adjusted = scipy_stats.false_discovery_control(p_values.astype(np.float64), axis=None)
-    return adjusted.reshape(p_values.shape)
-
-
 @checked(against=any_array)
 def equivalence_test(values, margin, *, against=0.0, alpha=0.05):
     """Test whether a mean over sequences is within a margin of another, by two one-sided t-tests.

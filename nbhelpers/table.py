@@ -10,14 +10,7 @@ from scipy import stats as scipy_stats
 from nbhelpers.arguments import array, checked, head_table, such_that
 from nbhelpers.files import read_parquet, write_parquet
 from nbhelpers.protocol import Protocol
-from nbhelpers.stats import (
-    LEAST_SEQUENCES,
-    Estimate,
-    false_discovery,
-    jackknife_interval,
-    known_mean,
-    student_interval,
-)
+from nbhelpers.stats import LEAST_SEQUENCES, Estimate, jackknife_interval, known_mean, student_interval
 
 COLUMNS = ["sequence", "layer", "head", "kv_group", "metric", "value"]
 AXES = COLUMNS[:3]
@@ -234,7 +227,7 @@ def compare(a, b, metrics=None, *, paired=None, confidence=0.95):
     frame = pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("metric")
     frame = frame.assign(adjusted_p=np.nan, paired=paired)
     if (known := frame.p_value.notna()).any():
-        frame.loc[known, "adjusted_p"] = false_discovery(frame.p_value[known].to_numpy())
+        frame.loc[known, "adjusted_p"] = scipy_stats.false_discovery_control(frame.p_value[known])
     return frame
 
 

@@ -68,7 +68,6 @@ CALLS += [
     (stats.pearson, {"x": VALUES, "y": VALUES, "axis": 0}),
     (stats.partial_correlation, {"x": VALUES, "y": VALUES, "given": [VALUES]}),
     (stats.permutation_test, {"values": VALUES, "other": VALUES, "clusters": [0, 0, 1, 1], "n_draws": 9}),
-    (stats.false_discovery, {"p_values": [0.1, 0.2]}),
     (stats.equivalence_test, {"values": VALUES[:, 0], "margin": 1.0, "against": 0.0, "alpha": 0.1}),
     (nulls.uniform_profiles, {"length": 8, "causal": True, "distances": [0, 4]}),
     (nulls.shuffled_tokens, {"token_ids": IDS, "seed": 0, "keep": [1]}),

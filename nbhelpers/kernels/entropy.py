@@ -13,8 +13,7 @@ from nbhelpers.arguments import check_all, checked, refuse, whole
 
 from .checks import as_signal, log_base, negative_p_log_p
 
-SUM_TOLERANCE = 1e-3
-SUM_TOLERANCE_HALF = 1e-2
+SUM_TOLERANCE, SUM_TOLERANCE_HALF = 1e-3, 1e-2
 
 
 def require_distribution(attn, name="attn", tolerance=None):
@@ -31,20 +30,17 @@ def require_distribution(attn, name="attn", tolerance=None):
         return
     smallest = attn.amin()
     if smallest < 0:
-        raise ValueError(
-            f"{name} has negative entries, the lowest {float(smallest):.4g} at index "
-            f"{_index(attn.argmin(), attn)}. Attention after softmax is expected; pass "
-            "scores through softmax first."
-        )
+        told = f"the lowest {float(smallest):.4g} at index {_index(attn.argmin(), attn)}"
+        raise ValueError(f"{name} has negative entries, {told}. Pass scores through softmax first.")
     sums = attn.sum(-1)  # (...)
     off = (sums - 1).abs()  # (...)
     if off.max() > tolerance:
-        worst = off.argmax()
+        worst, n_off = off.argmax(), int((off > tolerance).sum())
+        told = f"but {n_off} of {off.numel()} rows do not, the worst at index {_index(worst, off)} with sum"
         raise ValueError(
-            f"{name} must sum to 1 along its last axis within {tolerance:g}, but "
-            f"{int((off > tolerance).sum())} of {off.numel()} rows do not, the worst at index "
-            f"{_index(worst, off)} with sum {float(sums.flatten()[worst]):.6g}. Drop rows without mass "
-            f"(padded queries), and divide the others by their sum: {name} / {name}.sum(-1, keepdim=True)."
+            f"{name} must sum to 1 along its last axis within {tolerance:g}, {told} "
+            f"{float(sums.flatten()[worst]):.6g}. Drop rows without mass (padded queries), and divide the "
+            f"others by their sum: {name} / {name}.sum(-1, keepdim=True)."
         )
 
 

@@ -23,10 +23,8 @@ def inverse_frequencies(head_dim, *, theta=10000.0, fraction=1.0):
     """
     n_rotated = int(head_dim * fraction)
     if n_rotated < 2 or n_rotated % 2:
-        raise ValueError(
-            f"head_dim {head_dim} with fraction {fraction} rotates {n_rotated} dimensions; rotation pairs "
-            "them, so the number must be even and at least 2"
-        )
+        told = f"head_dim {head_dim} with fraction {fraction} rotates {n_rotated} dimensions"
+        raise ValueError(f"{told}; rotation pairs them, so the number must be even and at least 2")
     exponents = torch.arange(0, n_rotated, 2, dtype=torch.float64) / n_rotated  # (pair,)
     return theta**-exponents
 
@@ -112,10 +110,8 @@ def t5_bucket(relative_position, *, bidirectional=True, n_buckets=32, max_distan
     n_side = n_buckets // 2 if bidirectional else n_buckets
     n_exact = n_side // 2
     if n_exact < 1 or max_distance <= n_exact:
-        raise ValueError(
-            f"n_buckets {n_buckets} gives {n_side} a side, {n_exact} of them for single distances; that "
-            f"needs to be 1 or more and below max_distance, {max_distance}"
-        )
+        told = f"n_buckets {n_buckets} gives {n_side} a side, {n_exact} of them for single distances"
+        raise ValueError(f"{told}; that needs to be 1 or more and below max_distance, {max_distance}")
     if bidirectional:
         offset, distance = (relative_position > 0).long() * n_side, relative_position.abs()  # (...) each
     else:

@@ -49,14 +49,11 @@ def wavedec(signal, *, wavelet="db2", mode="symmetric", level=None, check=True):
     """
     x = as_signal(signal, check=check)  # (..., position)
     filters = _filters(wavelet)
-    length = x.shape[-1]
-    largest = dwt_max_level(length, filters)
+    largest = dwt_max_level(x.shape[-1], filters)
     level = largest if level is None else level
     if level > largest:  # PyWavelets only warns
-        raise ValueError(
-            f"level {level} is not possible for {length} tokens with {filters.name}; it must lie in 0 to "
-            f"{largest}. Pass level=None for the largest, or a longer signal."
-        )
+        told = f"level {level} is not possible for {x.shape[-1]} tokens with {filters.name}"
+        raise ValueError(f"{told}; it must lie in 0 to {largest}. Pass level=None, or a longer signal.")
     if level == 0:
         return [x]
     if _goes_through_pywt(x):
@@ -78,14 +75,12 @@ def waverec(coefficients, *, wavelet="db2", mode="symmetric", length=None):
     x, *details = _as_levels(coefficients)
     filters = _filters(wavelet)
     for detail in details:
-        surplus = x.shape[-1] - detail.shape[-1]
-        if surplus not in (0, 1):
-            raise ValueError(
-                f"a level of {detail.shape[-1]} detail coefficients meets an approximation of {x.shape[-1]}; "
-                "they must be equal, or the approximation one longer. Pass the wavelet and mode given to "
-                f"wavedec (here {filters.name}, {mode})."
-            )
-        x = x[..., : detail.shape[-1]]  # (..., coefficient)
+        n, n_approximation = detail.shape[-1], x.shape[-1]
+        if n_approximation - n not in (0, 1):
+            told = f"a level of {n} detail coefficients meets an approximation of {n_approximation}"
+            way_out = f"Pass the wavelet and mode given to wavedec (here {filters.name}, {mode})."
+            raise ValueError(f"{told}; they must be equal, or the approximation one longer. {way_out}")
+        x = x[..., :n]  # (..., coefficient)
         if _goes_through_pywt(x, detail):
             arrays = x.detach().numpy(), detail.detach().numpy()
             x = torch.from_numpy(pywt.idwt(*arrays, filters, mode=mode, axis=-1))  # (..., position)
@@ -104,12 +99,10 @@ def wavelet_entropy(coefficients, *, normalize=False, base=None):
     on the scale of the signal and may be negative. `normalize` divides |W|² by its sum over the level first,
     which gives a value in [0, log(count)], NaN for a level without energy.
     """
-    entropies = []
-    for level in _as_levels(coefficients):
-        energy = level.square()  # (..., coefficient)
-        if normalize:
-            energy = energy / energy.sum(-1, keepdim=True)  # (..., coefficient)
-        entropies.append(negative_p_log_p(energy).sum(-1))  # (...)
+    energies = [level.square() for level in _as_levels(coefficients)]  # (..., coefficient) each
+    if normalize:
+        energies = [energy / energy.sum(-1, keepdim=True) for energy in energies]
+    entropies = [negative_p_log_p(energy).sum(-1) for energy in energies]  # (...) each
     return torch.stack(entropies, -1) / log_base(base)  # (..., level)
 
 
@@ -147,16 +140,14 @@ def _aligned(full, scaled, alignment):
     if alignment == "concatenate-truncate":
         full, scaled = [torch.cat(full, -1)], [torch.cat(scaled, -1)]  # (..., coefficient) each
     if len(full) != len(scaled):
-        raise ValueError(
-            f"alignment {alignment!r} pairs levels, but there are {len(full)} and {len(scaled)} of them; "
-            "pass the same level to both transforms"
-        )
-    counts = [min(a.shape[-1], b.shape[-1]) for a, b in zip(full, scaled, strict=True)]
-    u, v = (
-        [_shorten(x, count, alignment) for x, count in zip(levels, counts, strict=True)]
-        for levels in (full, scaled)
-    )
-    return tuple(x[0] if len(x) == 1 else torch.cat(x, -1) for x in (u, v))  # (..., coefficient) each
+        told = f"alignment {alignment!r} pairs levels, but there are {len(full)} and {len(scaled)} of them"
+        raise ValueError(f"{told}; pass the same level to both transforms")
+    vectors = []
+    for own, other in ((full, scaled), (scaled, full)):
+        pairs = zip(own, other, strict=True)
+        parts = [_shorten(x, min(x.shape[-1], y.shape[-1]), alignment) for x, y in pairs]
+        vectors.append(parts[0] if len(parts) == 1 else torch.cat(parts, -1))  # (..., coefficient)
+    return tuple(vectors)
 
 
 def scale_sensitivity(coefficients, coefficients_scaled, *, alignment="concatenate-truncate"):
