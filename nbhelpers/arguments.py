@@ -156,9 +156,7 @@ positive = real(0, ends=False)
 log_base = real(0, ends=False, but=1)
 head_table = made_by("HeadTable", "nbhelpers.measure or analyze")
 device = such_that(
-    lambda value: (
-        isinstance(value, str) or type(value).__name__ == "device" or (type(value) is int and value < 99)
-    ),
+    lambda v: isinstance(v, str) or type(v).__name__ == "device" or (type(v) is int and v < 99),
     "auto, cpu, cuda, cuda:0 or spread",
 )
 _NAMES = {

@@ -74,11 +74,9 @@ class Signals:
         chosen = shortest if self.protocol.level == "shortest" else signal
         level = wavelets.dwt_max_level(chosen.shape[-1], self.protocol.wavelet)
         if level < 1:
-            raise ValueError(
-                f"The shortest variant has {chosen.shape[-1]} tokens, too few for one level of "
-                f"{self.protocol.wavelet}; use longer sequences (these have {self.signal.shape[-1]}) or "
-                f"other factors than {self.protocol.factors}."
-            )
+            told = f"The shortest variant has {chosen.shape[-1]} tokens, too few for one level of"
+            way_out = f"use longer sequences (these have {self.signal.shape[-1]}) or other factors than"
+            raise ValueError(f"{told} {self.protocol.wavelet}; {way_out} {self.protocol.factors}.")
         return level
 
     def first_mass(self, first):
@@ -103,13 +101,9 @@ def _wavelet_entropies(signals):
 
 def _scale_sensitivities(signals):
     """Eq. 10, per scaled variant."""
-    alignment = signals.protocol.alignment
-    return {
-        f"{factor:g}": wavelets.scale_sensitivity(
-            signals.coefficients, signals.transform(scaled), alignment=alignment
-        )
-        for factor, scaled in signals.scaled.items()
-    }
+    full, options = signals.coefficients, {"alignment": signals.protocol.alignment}
+    parts = {f"{factor:g}": signals.transform(scaled) for factor, scaled in signals.scaled.items()}
+    return {name: wavelets.scale_sensitivity(full, part, **options) for name, part in parts.items()}
 
 
 def _reconstruction_error(signals):

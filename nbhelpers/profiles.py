@@ -46,10 +46,9 @@ class Profiles:
 
     def __post_init__(self):
         for name, array in self.arrays.items():
-            if name not in self.axes:
-                raise ValueError(f"{name} has no axes; each array has some, of {', '.join(self.axes)}.")
-            if array.ndim != len(self.axes[name]):
-                raise ValueError(f"{name} has shape {tuple(array.shape)} but axes {self.axes[name]}.")
+            axes = self.axes.get(name)
+            if axes is None or array.ndim != len(axes):
+                raise ValueError(f"{name} has shape {tuple(array.shape)} but axes {axes}.")
             if self.layers is None:
                 object.__setattr__(self, "layers", list(range(array.shape[1])))
             if len(self.layers) != array.shape[1]:
@@ -160,11 +159,9 @@ class Profiles:
         """Join profiles of other sequences of one model, reductions and length; provenance is the first's."""
         first = parts[0]
         for part in parts[1:]:
-            differing = [name for name, value in _kind(first).items() if _kind(part)[name] != value]
-            if differing:
+            if differing := [name for name, value in _kind(first).items() if _kind(part)[name] != value]:
                 raise ValueError(f"These profiles differ in {', '.join(differing)}: {first!r} and {part!r}.")
-        total = sum(part.n_sequences for part in parts)
-        facts = {"n_sequences": total}
+        facts = {"n_sequences": sum(part.n_sequences for part in parts)}
         if "proof" in first.provenance:
             proofs = [part.provenance["proof"] for part in parts]  # the largest, or the first that is none
             facts["proof"] = next((p for p in proofs if isinstance(p, str)), None) or max(proofs)

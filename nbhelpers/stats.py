@@ -242,13 +242,13 @@ def permutation_test(values, other, *, clusters, statistic=None, n_draws=999, se
         exchanged[:, members.ravel()] = np.take_along_axis(values, order.reshape(len(values), -1), 1)
         draws[draw] = statistic(exchanged, other)
     value = float(statistic(values, other))
-    if lost := int((~np.isfinite([value, *draws])).sum()):
+    if lost := (~np.isfinite([value, *draws])).sum():
         told = f"observed {value}, {lost} of it and the {n_draws} draws are NaN or infinite"
         raise ValueError(f"the statistic is not defined: {told}; a constant array has no association to test")
     # Equal arrangements may differ in the last digit, for their sums run in another order.
-    at_least = np.abs(draws) >= (1 - SPREAD_FLOOR) * abs(value)
-    p_value = (1 + int(at_least.sum())) / (n_draws + 1)
-    return Permutation(Estimate(value, null=float(draws.mean()), p_value=p_value), draws)
+    n_beyond = int((np.abs(draws) >= (1 - SPREAD_FLOOR) * abs(value)).sum())
+    estimate = Estimate(value, null=float(draws.mean()), p_value=(1 + n_beyond) / (n_draws + 1))
+    return Permutation(estimate, draws)
 
 
 @checked(against=any_array)
@@ -263,16 +263,12 @@ def equivalence_test(values, margin, *, against=0.0, alpha=0.05):
     if np.shape(against) not in ((), values.shape):
         refuse("against", against, f"a number, or of the shape of values, {values.shape}")
     difference = np.asarray(values, dtype=np.float64) - against
-    n = len(difference)
-    if n < LEAST_SEQUENCES:
+    if (n := len(difference)) < LEAST_SEQUENCES:
         refuse("values", difference, f"of at least {LEAST_SEQUENCES} sequences")
     found = student_interval(difference, confidence=1 - 2 * alpha)
-    error = difference.std(ddof=1) / np.sqrt(n)
-    if error > 0:
-        p_value = float(scipy_stats.t.sf((margin - abs(found.value)) / error, n - 1))
-    else:
-        p_value = 0.0 if abs(found.value) < margin else 1.0
-    return found._replace(p_value=p_value)
+    error, room = difference.std(ddof=1) / np.sqrt(n), margin - abs(found.value)
+    p_value = scipy_stats.t.sf(room / error, n - 1) if error > 0 else room <= 0
+    return found._replace(p_value=float(p_value))
 
 
 def _centred(values, known, axis):

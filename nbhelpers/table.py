@@ -100,11 +100,8 @@ class HeadTable:
 
         Sequence −1 is the metric of the averaged signals, where they were averaged.
         """
-        keys = self._keys()
-        parts = [
-            pd.DataFrame({**keys, "metric": name, "value": array.ravel()})
-            for name, array in self.arrays.items()
-        ]
+        keys, columns = self._keys(), {name: array.ravel() for name, array in self.arrays.items()}
+        parts = [pd.DataFrame({**keys, "metric": name, "value": c}) for name, c in columns.items()]
         return pd.concat(parts, ignore_index=True)
 
     def per_head(self):
@@ -115,13 +112,8 @@ class HeadTable:
 
     def _keys(self):
         sequence, layer, head = map(np.ravel, np.indices(next(iter(self.arrays.values())).shape))
-        groups = np.asarray(self.kv_groups)[head]
-        return {
-            "sequence": sequence - self.averaged,
-            "layer": np.asarray(self.layers)[layer],
-            "head": head,
-            "kv_group": groups,
-        }
+        keys = {"sequence": sequence - self.averaged, "layer": np.asarray(self.layers)[layer]}
+        return keys | {"head": head, "kv_group": np.asarray(self.kv_groups)[head]}
 
     @checked(null=such_that(lambda n: hasattr(n, "get") or hasattr(n, "summary"), "a HeadTable, or a dict"))
     def summary(self, *, null=None, confidence=0.95):

@@ -86,7 +86,6 @@ def measure_orders(band, norm, drawn):
     costs = np.stack([*least, norm, drawn.mean(0)], 1)  # (passage, 4)
     weights = np.array([[1, 0, 0], [0, 1, 0], [1, -1, 0], [1, 0, -1]])
     ratios = student_interval(costs, lambda cost: weights @ cost[:3] / cost[3])
-    own, luckiest, beside, over = (
-        ratios._replace(value=v, low=a, high=b) for v, a, b in zip(*ratios[:3], strict=True)
-    )
+    ends = zip(*ratios[:3], strict=True)
+    own, luckiest, beside, over = (ratios._replace(value=v, low=a, high=b) for v, a, b in ends)
     return {"C16_random": own.against(luckiest, beside), "C16_norm": over}

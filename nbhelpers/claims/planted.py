@@ -86,12 +86,9 @@ def planted_stationary(
     kind, *, n_sequences=6, n_layers=6, n_heads=6, length=128, noise=0.0, key_noise=0.0, seed=0
 ):
     """Return the stationary profiles (sequence, layer, head, lag) of `planted_attention`."""
-    shape = (n_layers, n_heads, length)
-    made = [
-        _stationary(*layer)
-        for sequence in range(n_sequences)
-        for layer in _layers(kind, shape, noise, key_noise, seed, sequence)
-    ]
+    made, of = [], (kind, (n_layers, n_heads, length), noise, key_noise, seed)
+    for sequence in range(n_sequences):
+        made += [_stationary(*layer) for layer in _layers(*of, sequence)]
     return torch.stack(made).unflatten(0, (n_sequences, n_layers))
 
 

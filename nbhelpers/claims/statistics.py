@@ -61,11 +61,10 @@ class Statistic(NamedTuple):
         return each._replace(value=value, low=low, high=high)
 
 
-@checked(
-    table=head_table,
-    claim=such_that(lambda c: isinstance(c, (str, Claim)), "a claim or its number"),
-    nulls=mapping,
-)
+_claim = such_that(lambda c: isinstance(c, (str, Claim)), "a claim or its number")
+
+
+@checked(table=head_table, claim=_claim, nulls=mapping)
 def measure_criteria(table, profiles, claim, *, nulls, protocol=PAPER, confidence=0.95, seed=0):
     """Return an Estimate of everything that the rule of a claim (or its number) needs, by name of criterion.
 

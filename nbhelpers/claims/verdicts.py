@@ -38,6 +38,7 @@ OUTCOMES = {  # the first that is true of a criterion decides about its claim
     "open distance": "undecided",
     "beyond": "supported",
 }
+RATES = "where truth is planted, the rule finds {:.0%} of the cases and leaves {:.0%} of the others alone"
 NEAREST = {1: "the largest of", 0: "the nearest of", -1: "the smallest of"}
 
 
@@ -85,11 +86,9 @@ class Criterion:
         if estimate.null is None or math.isnan(estimate.null):
             return "open"
         ends = estimate.gap[1:3]
+        least, most = max(ends[0], -ends[1], 0.0), max(abs(end) for end in ends)
         if self.away:
             least, most = sorted(self.away * end for end in ends)
-        else:
-            least = max(ends[0], -ends[1], 0.0)
-            most = max(abs(end) for end in ends)
         return "beyond" if least >= self.margin else "within" if most < self.margin else "open"
 
     def p_value(self, estimate):
@@ -170,12 +169,10 @@ def judge(claim, records, *, planted=None):
     estimate = records[criterion.name]
     verdict, reason = OUTCOMES[state], sentence(criterion, estimate)
     if claim.demonstration if planted is None else not planted.usable:
-        verdict = "the quantity cannot tell"
-        rates = (
-            "where truth is planted, the rule finds {:.0%} of the cases and leaves {:.0%} of the others alone"
-        )
-        rates = rates.format(*(rate.value for rate in planted)) if planted else ""
-        reason += ". But " + "; ".join(part for part in (claim.demonstration.rstrip("."), rates) if part)
+        verdict, why = "the quantity cannot tell", [claim.demonstration.rstrip(".")]
+        if planted:
+            why.append(RATES.format(*(rate.value for rate in planted)))
+        reason += ". But " + "; ".join(filter(None, why))
     elif verdict == "undecided":
         reason += _spans(state, criterion, estimate)
     left_out = f". Not tested: {claim.untested.rstrip('.')}" if claim.untested else ""
@@ -212,9 +209,7 @@ def deciding(claim, records):
 def _states(criterion, estimate):
     value, low, high = estimate[:3]
     if not all(map(math.isfinite, (value, low, high))) or not low <= value <= high:
-        raise ValueError(
-            f"{criterion.name}: value {value} with interval [{low}, {high}]; a record needs finite numbers, "
-            "the value inside its interval"
-        )
+        told = f"{criterion.name}: value {value} with interval [{low}, {high}]"
+        raise ValueError(f"{told}; a record needs finite numbers, the value inside its interval")
     place, distance = criterion.place(estimate), criterion.distance(estimate)
     return place.replace("open", "open range"), distance.replace("open", "open distance")

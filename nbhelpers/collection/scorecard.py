@@ -11,6 +11,7 @@ from importlib import resources
 from pathlib import Path
 
 import pandas as pd
+from scipy.stats import false_discovery_control
 
 from nbhelpers import stats
 from nbhelpers.claims import paper
@@ -114,7 +115,7 @@ def criteria(folder):
     columns = ["claim", "statistic", "sentence", "stands while", *DECIDING, "p", "adjusted_p"]
     frame = pd.DataFrame(rows, columns=columns)
     if (known := frame.p.notna()).any():
-        frame.loc[known, "adjusted_p"] = stats.false_discovery(frame.p[known].to_numpy())
+        frame.loc[known, "adjusted_p"] = false_discovery_control(frame.p[known])
     return frame
 
 

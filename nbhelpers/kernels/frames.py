@@ -105,10 +105,8 @@ def softmax_of_support(scores, effective_support):
     except RuntimeError:
         refuse("effective_support", wanted, f"of a shape that broadcasts to {tuple(z.shape[:-1])}")
     if not bool(((wanted / wanted.clamp(1, n_keys) - 1).abs() <= 1e-3).all()):  # NaN is refused too
-        raise ValueError(
-            f"effective_support must lie in [1, {n_keys}], the number of keys; got "
-            f"{float(wanted.amin()):.6g} to {float(wanted.amax()):.6g}"
-        )
+        found = f"{float(wanted.amin()):.6g} to {float(wanted.amax()):.6g}"
+        raise ValueError(f"effective_support must lie in [1, {n_keys}], the number of keys; got {found}")
 
     def support(beta):  # (...), falls from key to 1 as β grows
         return 1 / (beta[..., None] * z).softmax(-1).square().sum(-1)

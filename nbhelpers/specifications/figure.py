@@ -79,12 +79,10 @@ def _draw_rug(ax, values):
 def explore(worlds, statistic, **options):
     """Return an `Explorer` with a dropdown per choice, which lights up a specification on the curve."""
     curve = worlds.column(statistic)
-    style = {"description_width": "initial"}
-    choices = {name: dict.fromkeys(curve.index.get_level_values(name)) for name in curve.index.names}
-    controls = {
-        name: Dropdown(options=[(str(o), o) for o in every], description=name.replace("_", " "), style=style)
-        for name, every in choices.items()
-    }
+    controls, style = {}, {"description_width": "initial"}
+    for name in curve.index.names:
+        every = [(str(o), o) for o in curve.index.unique(name)]
+        controls[name] = Dropdown(options=every, description=name.replace("_", " "), style=style)
 
     def draw(**chosen):
         marked = tuple(chosen.values())

@@ -182,8 +182,7 @@ class ZooTables:
         planned = pd.DataFrame([(run.arm, run.seed) for run in settings.arms()], columns=["arm", "seed"])
         rows = []
         for arm, seeds in planned.groupby("arm", sort=False).seed:
-            there = self.seeds(arm)
-            if there or arm != "rope-small":  # which needs a GPU, and is not part of train-all
+            if (there := self.seeds(arm)) or arm != "rope-small":  # which needs a GPU: not of train-all
                 rows.append((arm, _joined(there), _joined(seed for seed in seeds if seed not in there)))
         return pd.DataFrame(rows, columns=["arm", "seeds", "not trained yet"]).replace("", "–")
 
