@@ -35,6 +35,10 @@ class Corpus:
     fingerprint: str  # SHA-256 of tokens and tokenizer, 16 digits
     sources: list  # names of the texts
 
+    def __str__(self):
+        sizes = ", ".join(f"{name} {len(tokens):,}" for name, tokens in self.tokens.items())
+        return f"{self.folder}: tokens {sizes}; vocabulary {self.vocab_size}; {self.fingerprint}"
+
     @cached_property
     def vocab_size(self):
         return len(self.tokenizer())
@@ -64,10 +68,9 @@ class Corpus:
         if total < n:
             raise ValueError(f"The training text has {total} places for a window of {length} tokens.")
         generator = torch.Generator().manual_seed(stable_seed("batch", seed, step))
-        drawn = torch.randint(total, (n,), generator=generator)
-        cumulative = count.cumsum(0)
-        document = torch.searchsorted(cumulative, drawn, right=True)
-        start = first[document] + drawn - (cumulative[document] - count[document])
+        drawn, ends = torch.randint(total, (n,), generator=generator), count.cumsum(0)
+        document = torch.searchsorted(ends, drawn, right=True)
+        start = first[document] + drawn - (ends[document] - count[document])
         return self.tokens["train"][start[:, None] + torch.arange(length)].long()
 
     def windows(self, split, n, length):
@@ -150,26 +153,22 @@ def load_corpus(folder):
     with reading(path, "; delete it and run prepare again."):
         tensors, header = read_tensors(path)
     digest = hashlib.sha256((folder / "tokenizer.json").read_bytes())
-    for name in SPLITS:
-        digest.update(tensors[name].view(torch.int16).numpy().tobytes())
-    return Corpus(
-        tokens={name: tensors[name].view(torch.int16).int().bitwise_and(0xFFFF) for name in SPLITS},
-        ends={name: tensors[f"{name}_ends"] for name in SPLITS},
-        folder=folder,
-        fingerprint=digest.hexdigest()[:16],
-        sources=header["sources"],
-    )
+    tokens = {name: tensors[name].view(torch.int16) for name in SPLITS}
+    for held in tokens.values():
+        digest.update(held.numpy().tobytes())
+    tokens = {name: held.int().bitwise_and(0xFFFF) for name, held in tokens.items()}
+    ends = {name: tensors[f"{name}_ends"] for name in SPLITS}
+    return Corpus(tokens, ends, folder, digest.hexdigest()[:16], header["sources"])
 
 
 def _merged(pieces):
-    """Return the pieces with short ones, such as titles, put before the next; a short end is dropped."""
-    documents, pending = [], ""
+    """Yield the pieces with short ones, such as titles, put before the next; a short end is dropped."""
+    pending = ""
     for piece in pieces:
         pending = f"{pending}\n\n{piece.strip()}".strip()
         if len(pending) >= SHORTEST_DOCUMENT:
-            documents.append(pending)
+            yield pending
             pending = ""
-    return documents
 
 
 def _fetched(folder):

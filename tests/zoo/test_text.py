@@ -64,7 +64,7 @@ def test_next_and_masked_token_objectives(bos):
 def test_the_book_becomes_tokens_and_back(moby_dick):
     tokenizer = moby_dick.tokenizer()
     assert moby_dick.vocab_size == 2048
-    documents = text._merged(read_documents("moby-dick"))
+    documents = list(text._merged(read_documents("moby-dick")))
     assert len(documents) > 130
     assert min(map(len, documents)) >= text.SHORTEST_DOCUMENT
     for number, name in {0: "train", 5: "validation", 15: "measurement"}.items():  # the first of each split

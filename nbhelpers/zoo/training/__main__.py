@@ -43,7 +43,7 @@ def _parser():
         command.set_defaults(command=function)
         return command
 
-    add("prepare", _prepare, "train the tokenizer and encode the text")
+    add("prepare", lambda o: print(_corpus(o)), "train the tokenizer and encode the text")
     add("baselines", _baselines, "print the losses of n-gram models on the validation windows")
     one = add("train", _train, "train one model, or go on where it was interrupted")
     one.add_argument("--preset", default="nano", choices=list(PRESETS))
@@ -65,12 +65,6 @@ def _parser():
     gather = add("collect", lambda o: print(collect(o.out, o.to)), about)
     gather.add_argument("--to", default="nbhelpers/data/zoo", help="(default: %(default)s)")
     return parser
-
-
-def _prepare(options):
-    corpus = _corpus(options)
-    sizes = ", ".join(f"{name} {len(tokens):,}" for name, tokens in corpus.tokens.items())
-    print(f"{corpus.folder}: tokens {sizes}; vocabulary {corpus.vocab_size}; {corpus.fingerprint}")
 
 
 def _baselines(options):

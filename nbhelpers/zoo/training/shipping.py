@@ -30,7 +30,7 @@ ORDER = ["signal", "metric", "run", "step", "sequence", "layer", "head"]  # like
 
 
 @dataclass(frozen=True)
-class FinishedRun:
+class Run:
     folder: Path
     manifest: dict
     settings: Settings
@@ -64,9 +64,8 @@ def collect(out, to=None):
         _write_tokens(corpus, partial / TOKENS)
         models, left_out = _write_models(runs, corpus, partial)
         n_bytes = _size(partial)
-    known = [run.settings.name for run in runs]
     lists = {"models": models, "left out for size": left_out, "not finished": unfinished}
-    lists["not trained"] = [run.name for run in arms() if run.name not in known + unfinished]
+    lists["not trained"] = [run.name for run in arms() if run.name not in [*found, *unfinished]]
     size = f"{n_bytes / 1e6:.1f} MB of at most {LIMIT_BYTES / 1e6:.0f}"
     lines = [f"{about}: {', '.join(names)}" for about, names in lists.items() if names]
     return "\n".join([f"{to}: {len(runs)} runs, {len(models)} models, {size}", *lines])
@@ -74,19 +73,16 @@ def collect(out, to=None):
 
 def read_runs(folder):
     """Return the finished runs of a folder, and the names of those that are not finished."""
-    finished, unfinished = [], []
+    runs = []
     for path in sorted(Path(folder).glob("*/run.json")):
         with reading(path, f"; move {path.parent} away."):
             manifest = json.loads(path.read_text(encoding="utf-8"))
-            settings = Settings(**manifest["settings"])
-        if manifest["finished"]:
-            finished.append(FinishedRun(path.parent, manifest, settings))
-        else:
-            unfinished.append(settings.name)
+            runs.append(Run(path.parent, manifest, Settings(**manifest["settings"])))
+    finished = [run for run in runs if run.manifest["finished"]]
     if not finished:
         command = "python -m nbhelpers.zoo.training train-all"
         raise FileNotFoundError(f"There is no finished run in {folder}. Train with: {command}")
-    return finished, unfinished
+    return finished, [run.settings.name for run in runs if not run.manifest["finished"]]
 
 
 def _provenance(runs, corpus):
@@ -105,11 +101,8 @@ def _provenance(runs, corpus):
 
 
 def _write_measurements(runs, path, provenance):
-    parts = []
-    for run in runs:
-        frame, _ = read_parquet(run.folder / MEASUREMENTS)
-        parts.append(frame.assign(**run.columns).astype({"seed": "int16"}))
-    whole = pd.concat(parts, ignore_index=True)[ARM_COLUMNS + measure.COLUMNS]
+    frames = [read_parquet(run.folder / MEASUREMENTS)[0].assign(**run.columns) for run in runs]
+    whole = pd.concat(frames, ignore_index=True)[ARM_COLUMNS + measure.COLUMNS].astype({"seed": "int16"})
     whole = whole.sort_values(ORDER, kind="stable", ignore_index=True)
     # Floats pack best byte by byte, all the rest as numbered words.
     words = [name for name in whole if name not in ("value", "bos")]
