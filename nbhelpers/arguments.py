@@ -203,7 +203,7 @@ RULES |= {name: one_of(*OPTIONS[name]) for name in OPTIONS.keys() - {"signal", "
 def checked(target=None, /, **own):
     """Hold the arguments of a function, or the fields of a dataclass, to their rules before it runs.
 
-    Memory that cannot suffice for what was asked is a MemoryError with the numbers that were asked for.
+    Memory that cannot suffice is a MemoryError with the numbers that were asked for.
     """
     if target is None:
         return functools.partial(checked, **own)
@@ -237,10 +237,7 @@ def checked(target=None, /, **own):
 
 
 def check_all(namespace, *but):
-    """Put :func:`checked` on the public functions that a module has defined so far, `but` those named.
-
-    Returns the names of all of them.
-    """
+    """Put :func:`checked` on the public functions of a module so far, `but` those named; return all names."""
     functions = {name: value for name, value in namespace.items() if inspect.isfunction(value)}
     public = [n for n, f in functions.items() if n[0] != "_" and f.__module__ == namespace["__name__"]]
     for name in public:

@@ -40,8 +40,7 @@ def _writing(path, errors=()):
 def replacing(path):
     """Yield a temporary path beside `path` that takes its name when the block ends without an error.
 
-    A reader, or a crash, then sees the old file or the new one, never half. Missing folders are made. Where
-    the disk refuses, an `UnwritableError` says so in a sentence.
+    A reader, or a crash, sees the old file or the new one. Missing folders are made; see :func:`_writing`.
     """
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
@@ -116,10 +115,7 @@ def write_parquet(frame, path, metadata=None, **options):
 
 
 def read_parquet(path, **options):
-    """Return the DataFrame and the dict that :func:`write_parquet` wrote; None if it wrote no dict.
-
-    `options` are those of `pyarrow.parquet.read_table`. A file that is damaged is a ``ValueError``.
-    """
+    """Return the DataFrame and the dict, or None, that :func:`write_parquet` wrote, or a ValueError."""
     with reading(path):
         table = pq.read_table(path, **options)
         return table.to_pandas(), _own_metadata(table.schema)
@@ -152,10 +148,7 @@ def read_tensors(path):
 
 @contextlib.contextmanager
 def reading(path, way_out="."):
-    """Make whatever fails while a file is read a ``ValueError`` that says it is damaged, and a way out.
-
-    A file that is not there is a `FileNotFoundError`.
-    """
+    """Make whatever fails while a file is read a ``ValueError`` that says it is damaged, and a way out."""
     if not Path(RULES["path"]("path", path)).exists():
         raise FileNotFoundError(f"There is no file {path}.")
     try:

@@ -42,10 +42,7 @@ class Estimate(NamedTuple):
 
     @property
     def gap(self):
-        """Value less null, with the interval of the pairs, else one made of both intervals.
-
-        The latter takes the ends of the two as independent (Zou and Donner, Statistics in Medicine 2008).
-        """
+        """Value less null, with the interval of the pairs, else of both (Zou and Donner, Stat. Med. 2008)."""
         value = self.value - self.null
         if not np.isnan(self.gap_low):
             return Estimate(value, self.gap_low, self.gap_high, n=self.n).widened()
@@ -174,15 +171,14 @@ def pearson(x, y, *, axis):
 def agreement(predicted, measured):
     """Return Pearson's r and R² of predicted curves with measured ones, over their last axis.
 
-    R², 1 − Σ (y − x)² / Σ y², is the share of the variance of `measured` that `predicted` explains with only
-    the means taken off: 0 for a flat prediction, negative for a worse one. Counted are the points that are
-    finite in both; NaN where the measured curve does not vary, and r where either does.
+    R², 1 − Σ (y − x)² / Σ y², is the variance of `measured` that `predicted` explains with only the means
+    taken off: 0 for a flat prediction, negative for a worse one. Points count that are finite in both; NaN
+    where nothing varies.
     """
     r, known = pearson(predicted, measured, axis=-1), np.isfinite(predicted) & np.isfinite(measured)
-    x, y = (np.where(known, curve, np.nan) for curve in (predicted, measured))
-    x, y = (curve - known_mean(curve, -1)[..., None] for curve in (x, y))
-    spread = np.nansum(y**2, -1)
-    return r, 1 - np.nansum((y - x) ** 2, -1) / np.where(spread > 0, spread, np.nan)
+    x, y = (_centred(curve, known, -1)[0] for curve in (predicted, measured))
+    spread = (y**2).sum(-1)
+    return r, 1 - ((y - x) ** 2).sum(-1) / np.where(spread > 0, spread, np.nan)
 
 
 @checked(given=several(any_array))
@@ -223,12 +219,10 @@ def known_mean(values, axis):
 def permutation_test(values, other, *, clusters, statistic=None, n_draws=999, seed=0):
     """Test whether two properties of heads go together, exchanging whole KV groups within their layer.
 
-    Heads that share keys are not independent draws, and layers differ for reasons of their own. So a draw
-    only exchanges the groups of a layer, whose heads keep their order. The observed arrangement counts among
-    the draws: the test is exact. `values` and `other` are finite, (layer, head), `clusters` the KV group of
-    each head, groups of one size. `statistic` takes the two arrays and returns a number, the Pearson
-    correlation over all heads if None; its absolute value is compared, so it should be centred at 0 without
-    an association.
+    Heads that share keys are not independent draws, and layers differ for reasons of their own. The observed
+    arrangement counts among the draws: the test is exact. `values` and `other` are (layer, head), `clusters`
+    the KV group of each head, groups of one size. `statistic` of the two arrays, centred at 0 without an
+    association, is the Pearson correlation over all heads if None.
     """
     values, other = np.asarray(values, dtype=np.float64), np.asarray(other, dtype=np.float64)
     members = _members(clusters, values, other)  # (group, member)
@@ -255,10 +249,9 @@ def permutation_test(values, other, *, clusters, statistic=None, n_draws=999, se
 def equivalence_test(values, margin, *, against=0.0, alpha=0.05):
     """Test whether a mean over sequences is within a margin of another, by two one-sided t-tests.
 
-    `against` is a number, or the values of the same sequences (paired). The margin, in the unit of the
-    values, is the largest difference that counts as none, fixed before looking. The p-value is the larger of
-    the two: below `alpha` the means are equivalent, and the t-interval of confidence 1 − 2·alpha of the
-    difference lies inside ±margin.
+    `against` is a number, or the values of the same sequences (paired). The margin is the largest difference
+    that counts as none, fixed before looking. The p-value is the larger of the two: where it is below
+    `alpha`, the t-interval of confidence 1 − 2·alpha of the difference lies inside ±margin.
     """
     if np.shape(against) not in ((), values.shape):
         refuse("against", against, f"a number, or of the shape of values, {values.shape}")

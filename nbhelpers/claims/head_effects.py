@@ -34,10 +34,7 @@ def order_losses(table):
 
 
 def measure_effects(heads, groups, orders):
-    """Return the Estimates of C15 and C16, by name of criterion, from tables of `measure_changes`.
-
-    Each is a table with its facts: of every head alone, of groups of one head a layer, of orders of heads.
-    """
+    """Return the Estimates of C15 and C16, by criterion, from tables of `measure_changes` and facts."""
     shares = {band: np.array(heads[1]["bands"][band]) for band, _ in ROLES.values()}  # (layer, head) each
     loss = order_losses(orders[0])
     of_roles = measure_roles(shares, *(effect_sums(table, CLASSES) for table, _ in (heads, groups)))
@@ -76,10 +73,9 @@ def beyond_random(sums):
 
 
 def measure_orders(band, norm, drawn):
-    """Return the Estimates of C16, by name of criterion, from losses added when heads are removed in order.
+    """Return the Estimates of C16, by criterion, from the losses of orders, (order or draw, share, passage).
 
-    Of bands (order, share, passage) the cheapest order counts; `norm` is (share, passage), `drawn` (draw,
-    share, passage). Costs are means over the shares, intervals over passages.
+    Of bands the cheapest order counts. Costs are means over the shares, intervals over passages.
     """
     band, norm, drawn = (np.asarray(each).mean(-2) for each in (band, norm, drawn))  # (..., passage)
     least = [each[each.mean(1).argmin()] for each in (band, drawn)]

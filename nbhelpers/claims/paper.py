@@ -1,5 +1,4 @@
-"""The paper (Ruscio et al., arXiv:2410.18067) as data, of ``nbhelpers/data/paper``: its printed numbers, its
-claims and the rules that judge them."""
+"""The paper (Ruscio et al., arXiv:2410.18067) as data: its printed numbers, its claims, their rules."""
 
 from importlib import resources
 from pathlib import Path

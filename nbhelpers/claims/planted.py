@@ -40,10 +40,7 @@ def planted_profiles(
     factors=(0.5, 0.25),
     seed=0,
 ):
-    """Return the profiles of sequences of `planted_attention`, and those of their prefixes, by `factors`.
-
-    KV groups hold `heads_per_group` neighbouring heads.
-    """
+    """Return the profiles of sequences of `planted_attention`, and those of their prefixes, by `factors`."""
     options = {"n_layers": n_layers, "n_heads": n_heads, "length": length}
     options |= {"noise": noise, "key_noise": key_noise, "seed": seed}
     groups = [head // heads_per_group for head in range(n_heads)]
@@ -94,10 +91,7 @@ def planted_stationary(
 
 @lru_cache(maxsize=1)  # the sequences of a case share them
 def kernels(kind, *, n_layers, n_heads, length, seed=0):
-    """Return the kernels of a kind, weight of a key `lag` tokens back, at most 1, float32 (layer, head, lag).
-
-    In every layer the heads stand in another order, and what is random about a kind is drawn anew.
-    """
+    """Return a kind's kernels (layer, head, lag), at most 1, float32; heads in any order in a layer."""
     known, generator = KINDS[kind], _generator(seed, kind, "kernels")
     lag = torch.arange(length, dtype=torch.float64)
     layers = []
@@ -112,9 +106,8 @@ def noise_strength(attn, *, first_query=16, sweeps=20):
     """Return how strongly real attention departs from a function of the lag, in the units of planted noise.
 
     The logarithm of causal attention (..., query, key) is fitted by a sum of effects of the query, of the lag
-    and of the key, by turns. The spread of the effect of the key around a line is `key_noise`, that of what
-    is left over is `noise`. Key 0, the sink, and the first queries, which see few keys, are left out, and
-    keys that few queries see.
+    and of the key, by turns, without key 0 and where few keys or queries are. The spread of the effect of the
+    key around a line is `key_noise`, that of what is left over is `noise`.
     """
     n = attn.shape[-1]
     if n < 2 * first_query:

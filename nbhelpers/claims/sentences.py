@@ -15,11 +15,7 @@ UNLEARNED = "attention that learned nothing"
 
 
 def sentence(criterion, estimate):
-    """Return what was measured of a criterion, without a full stop.
-
-    The number in `Criterion.sentence` is a pair of braces that hold its unit, a key of :data:`UNITS`. Places
-    are such that the interval is wider than the last one.
-    """
+    """Return what was measured of a criterion, without a full stop, in places that its interval can tell."""
     template, unit = _template(criterion)
     null = math.nan if estimate.null is None else estimate.null
     told, word = _figures((*estimate[:3], null, estimate.null_low, estimate.null_high), unit)

@@ -98,10 +98,7 @@ def measure_criteria(table, profiles, claim, *, nulls, protocol=PAPER, confidenc
 
 
 def rules_digest():
-    """Return a hash of everything in the rules that is a number or names a null, 12 digits (hex).
-
-    `paper.rule_changes` lists the changes; its last line holds the digest of the rules as they are.
-    """
+    """Return a hash (12 digits) of every number and null in the rules; `paper.rule_changes` ends with it."""
     parts = [LEAST_RATE, LOCAL, GLOBAL, *(getattr(lag_kernels, name) for name in lag_kernels.CONSTANTS)]
     for known in paper.CLAIMS:
         for c in known.criteria + known.second:

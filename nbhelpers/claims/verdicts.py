@@ -104,21 +104,17 @@ class Criterion:
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """What the paper says, and the rule that judges it: all of its criteria must hold.
-
-    ``notebook`` measures it, or is to. ``untested`` says what the criteria leave out; of a claim without any,
-    why.
-    """
+    """What the paper says, and the rule that judges it: all of its criteria must hold."""
 
     number: str
     title: str
     statement: str
-    notebook: str = ""
+    notebook: str = ""  # that measures it, or is to
     criteria: tuple[Criterion, ...] = ()
     second: tuple[Criterion, ...] = ()  # the same claim, held against a quantity that can carry it
     demonstration: str = ""  # why the quantity of the criteria cannot carry the claim, in a sentence
     reach: str = ""  # why what is measured here is out of the claim's reach, in a sentence
-    untested: str = ""
+    untested: str = ""  # what the criteria leave out; of a claim without any, why
 
     @property
     def other(self):
@@ -195,10 +191,7 @@ def _spans(state, criterion, estimate):
 
 
 def deciding(claim, records):
-    """Return what decides about a claim, a key of :data:`OUTCOMES`, and the first criterion it is true of.
-
-    Where all are beyond their nulls it is the last, for the first say what the others are about.
-    """
+    """Return the first of :data:`OUTCOMES` true of a criterion, and which; the last if all are beyond."""
     found = [(_states(criterion, records[criterion.name]), criterion) for criterion in claim.criteria]
     for state in OUTCOMES:
         for states, criterion in reversed(found) if state == "beyond" else found:

@@ -28,9 +28,8 @@ def summarise(table, *, null=None):
 def uniform_null(length, protocol, *, causal):
     """Return every metric of uniform attention (N0) over `length` tokens, a number by name.
 
-    If `causal`, a query sees the keys up to itself; a window of a layer is not taken into account. Uniform
-    heads are all alike, so there is no correlation over them; the signal "rows" is not read from profiles and
-    has nothing.
+    If `causal`, a query sees the keys up to itself. There is no correlation over heads that are all alike,
+    and nothing for the signal "rows", which is not read from profiles.
     """
     if protocol.signal == "rows":
         return {}

@@ -28,9 +28,8 @@ def random_order(signal, *, seed=0):
 def exponential_decay(distance, length, *, causal):
     """Return the log ratio s of an exponential kernel exp(s·|i − j|) with a given mean distance, (...).
 
-    `distance` (...) is the mean of |query − key| over queries and their attention, in tokens. s is negative
-    for attention nearer than uniform (mean distance (n − 1)/4 if causal, (n² − 1)/(3n) if not), positive for
-    farther.
+    `distance` (...) is the mean of |query − key| in tokens; s is negative where it is less than that of
+    uniform attention.
     """
     target = as_double(distance, "distance")  # (...)
     farthest = float(_mean_distance(torch.tensor(STEEPEST, dtype=torch.float64), length, causal))
@@ -90,10 +89,9 @@ def exponential_attention(decay, length, *, causal):
 def iaaft(signal, *, seed=0):
     """Return surrogates with the values of each signal (..., position) and nearly its power spectrum (N5).
 
-    Iterated amplitude-adjusted Fourier transform (Schreiber and Schmitz, Phys. Rev. Lett. 77, 1996): in turn,
-    the amplitudes of the spectrum and the values are put right, until the order of the values no longer
-    changes. The values come last and are exact; amplitudes are within a few per cent where many positions
-    share the mass, within tens where a few spikes hold it and leave few orders to choose from.
+    Iterated amplitude-adjusted Fourier transform (Schreiber and Schmitz, Phys. Rev. Lett. 77, 1996): the
+    spectrum and the values are put right in turn, the values last and so exactly; amplitudes are within a few
+    per cent, or within tens where a few spikes hold the mass.
     """
     x = as_signal(signal).double()  # (..., position)
     start = random_order(x, seed=seed)
@@ -102,10 +100,7 @@ def iaaft(signal, *, seed=0):
 
 
 def power_law_exponent(psd, frequency):
-    """Return the exponent χ (...) of the power law f^−χ nearest to a spectrum (..., freq), in log-log.
-
-    Least squares over bins with power, without DC; NaN where fewer than two have power.
-    """
+    """Return the exponent χ (...) of the power law f^−χ nearest in log-log to psd (..., freq) without DC."""
     if int((frequency > 0).sum()) < 2:
         told = f"a power law needs two frequencies above 0, got {frequency.tolist()}"
         raise ValueError(f"{told}; take 4 tokens or more")
@@ -120,8 +115,7 @@ def power_law_exponent(psd, frequency):
 def power_law_order(signal, *, seed=0):
     """Return the values of each signal (..., position) in the order of noise with its own power law (N6).
 
-    The exponent is fitted to the Hann-windowed spectrum without mean; the largest sample of Gaussian noise
-    with it is replaced by the largest value of the signal, and so on. A signal has at least 4 positions.
+    The exponent is that of its Hann-windowed spectrum without mean. A signal has at least 4 positions.
     """
     x = as_signal(signal).double()  # (..., position)
     n = x.shape[-1]
@@ -161,10 +155,7 @@ def _in_order_of(ranked, example):
 
 
 def _mean_distance(s, length, causal):
-    """Mean of |i − j| under softmax over the visible j of s·|i − j|, over queries i; shape of `s`.
-
-    Row i needs only the sums of e^{−a d} and d e^{−a d} over d up to i, so a head costs O(length).
-    """
+    """Mean of |i − j| under softmax over the visible j of s·|i − j|, over queries i, in O(length) a head."""
     d = torch.arange(length, dtype=torch.float64)  # (distance,)
     a = s.abs()[..., None]
     weight = (-a * d).exp()

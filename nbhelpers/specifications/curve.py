@@ -174,8 +174,7 @@ def shapley_shares(values):
 
     Exact Shapley values (Owen, 2014, SIAM/ASA J. Uncertainty Quantification 2): what a choice adds to the
     variance of the mean over all others, averaged over every order in which choices may become known. Choices
-    of which not every pair can be measured count as one. `values`, a column of `specification_curve`, must be
-    of a whole product.
+    of which not every pair can be measured count as one. `values` are of a whole product.
     """
     choices = {name: values.index.get_level_values(name) for name in values.index.names}
     for pair in JOINED:
@@ -203,10 +202,9 @@ def shapley_shares(values):
 def joint_inference(curve, draws, *, above, level=0.05):
     """Return in how many specifications a number lies beyond permuted data, and how often those do so too.
 
-    `curve` (specification,) is the model's, `draws` have a column per draw; `above` says whether the claim is
-    larger than chance. By name: share of the specifications in which the model is among the most extreme
-    `level` of model and draws; usual, the same of the middle draw; p_value, exact, of draws whose share is as
-    large; floor, the least it can be.
+    `draws` have a column per draw of what `curve` (specification,) is. By name: share of the specifications
+    in which the model is among the most extreme `level` of all; usual, that of the middle draw; p_value,
+    exact; floor, its least.
     """
     every = np.column_stack([curve, draws]) * (1 if above else -1)  # (specification, 1 + draw)
     every = every[np.isfinite(every).all(1)]

@@ -91,11 +91,7 @@ class Search:
         return {name: share.sort_values(ascending=False) for name, share in shares.items()}
 
     def better_targets(self, target, *, n_draws=300, seed=0):
-        """Return, by kind, the share of random targets that a reading comes nearer to than one to `target`.
-
-        They are uniform between the 5 % and 95 % quantiles of the readings; a large share means that anything
-        is near.
-        """
+        """Return, by kind, the share of random targets to which some reading is nearer than to `target`."""
         generator, shares = np.random.default_rng(seed), {}
         for kind in self.readings:
             known = self._logs(kind, target).to_numpy()  # (reading, number)
@@ -112,11 +108,7 @@ class Search:
 
 
 def search_readings(model, token_ids, *, grid=None, progress=True):
-    """Measure attention under every reading of `nbhelpers/data/pipelines.yaml`, as a :class:`Search`.
-
-    `model` is causal; `token_ids`, (sequence, position), are cut to the lengths of `grid`, a dict as in that
-    file.
-    """
+    """Measure attention under every reading of pipelines.yaml, or a dict like it, as a :class:`Search`."""
     raw = grid or read_small_yaml(SHIPPED)
     choices, lengths, found = load_choices(raw["choices"]), raw["lengths"], []
     if max(lengths) > token_ids.shape[1]:
@@ -135,10 +127,7 @@ def search_readings(model, token_ids, *, grid=None, progress=True):
 
 
 def sensitivities_by_length(model, token_ids, lengths):
-    """Return S(0.5) and S(0.25) of the literal reading at many lengths, a row each, from one pass.
-
-    `model` and `token_ids` as in :func:`search_readings`; means are over sequences, layers and heads.
-    """
+    """Return S(0.5) and S(0.25) of the literal reading, means over all, at many lengths from one pass."""
     seen, found = _beginnings(model, token_ids, lengths, ["key_profile"]), {}
     for n in lengths:
         full, *parts = (wavedec(seen[n // by].key_profile, level=dwt_max_level(n // 4)) for by in (1, 2, 4))

@@ -68,10 +68,7 @@ class Worlds:
 
 
 def claims_hold(worlds):
-    """Return in which specifications the criteria of a claim hold for each world, claim → DataFrame of bool.
-
-    Their ranges are those of the rules of :mod:`nbhelpers.claims.paper`.
-    """
+    """Return in which specifications a claim's criteria hold for each world, claim → DataFrame of bool."""
     held = {}
     for name, columns in CRITERIA.items():
         ranges = {c.name: c.claimed for c in claim(name).criteria}

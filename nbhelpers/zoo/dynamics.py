@@ -99,10 +99,7 @@ def rise(curves):
 
 
 def unexplained(values, given):
-    """Return what one linear fit of a run on other scores leaves of a metric, all of shape (head, step).
-
-    That heads differ, or that time passes, explains nothing by itself. A constant score changes nothing.
-    """
+    """Return what one linear fit of a run on other scores leaves of a metric, all of shape (head, step)."""
     values, *given = (np.asarray(each, dtype=np.float64) for each in (values, *given))
     shapes = [score.shape for score in given]
     if values.ndim != 2 or {*shapes} - {values.shape}:
@@ -136,10 +133,9 @@ def _curves(curves):
 def piecewise_linear(x, y, *, n_knots=None):
     """Fit a continuous piecewise-linear curve y (point,) by least squares, knots at points of the rising x.
 
-    Knots are added one at a time where they help most, then each is moved to its best place, given the
-    others, until none moves. The number with the least BIC = n log(RSS / n) + (2 + 2 · knots) log n is taken,
-    or `n_knots`, as far as there is room. A smooth bend may take two knots where one phase changes: count
-    phases with :func:`rising_steps`.
+    Knots are added where they help most, then moved to their best places. The number with the least BIC = n
+    log(RSS / n) + (2 + 2 · knots) log n is taken, or `n_knots`, as far as there is room. A smooth bend may
+    take two knots where one phase changes: count phases with :func:`rising_steps`.
     """
     x, y = (np.asarray(values, dtype=np.float64) for values in (x, y))
     if x.ndim != 1 or x.shape != y.shape or len(x) < 2 * LEAST_POINTS:
@@ -169,8 +165,8 @@ def piecewise_linear(x, y, *, n_knots=None):
 def rising_steps(x, fit):
     """Return where each rise of a curve begins that was fitted over x (point,), (rise,).
 
-    A rise is a run of neighbouring pieces that are steeper than the range of the curve over the range of x,
-    and that together climb at least a tenth of the range. A straight line and a constant have none.
+    A rise is a run of pieces that are steeper than the line from end to end and climb a tenth of the range
+    together.
     """
     x = np.asarray(x, dtype=np.float64)
     edges = np.array([x[0], *fit.knots, x[-1]])  # (piece + 1,)
@@ -185,9 +181,8 @@ def rising_steps(x, fit):
 def breakpoints_with_intervals(x, curves):
     """Fit the mean of curves (seed, sequence, point); intervals for its knots and number of rising steps.
 
-    Intervals are Student's over seeds. Each seed's curve is fitted with as many knots as the mean curve has,
-    and knot k is the mean of the seeds' k-th. Rising steps are those of the mean curve, counted for each seed
-    with as many knots as BIC takes for it; their interval is widened to hold the count.
+    Each seed's curve is fitted with as many knots as the mean curve has, and knot k is the mean of the seeds'
+    k-th; rising steps of a seed are counted with as many knots as BIC takes for it.
     """
     curves = np.asarray(curves, dtype=np.float64)
     if curves.ndim != 3:
@@ -205,10 +200,10 @@ def breakpoints_with_intervals(x, curves):
 
 
 def same_event(first, second):
-    """Test whether a knot of two curves marks one event, from its places (seed,) in either, seeds paired.
+    """Return the difference of a knot (seed,) in two curves, seeds paired, and whether it is one event.
 
-    Returns the difference, with the p-value of an `equivalence_test`, and "one" event where it rejects, "two"
-    where the interval of the difference leaves out 0, else "open".
+    "one" where an `equivalence_test` rejects, "two" where the interval of the difference leaves out 0, else
+    "open".
     """
     apart = stats.equivalence_test(first, ONE_EVENT, against=second)
     if apart.p_value < 0.05:
@@ -252,11 +247,10 @@ def _settled(x, y, hinges, chosen):
 
 @checked(values=mapping)
 def advantage(values, of, *, n_draws=9999, seed=0):
-    """Return by how much an arm's mean lies below that of the best other arm, the lowest, and which that is.
+    """Return how far an arm's mean lies below that of the best other arm, the lowest, and which that is.
 
-    `values` is (seed,) by arm, the same seeds in one order: differences are paired, the interval is over
-    seeds. Arms are exchanged for each seed on its own: the null is the mean over exchanges, the p-value the
-    share as far below.
+    `values` is (seed,) by arm, paired. Arms are exchanged for each seed on its own: the null is the mean over
+    exchanges.
     """
     names = [of, *(name for name in values if name != of)]
     if of not in values or len(names) < 2:
@@ -274,10 +268,9 @@ def advantage(values, of, *, n_draws=9999, seed=0):
 def clustered_rank_correlation(x, y, clusters):
     """Return the Spearman correlation of two numbers of each run (run,), runs of a cluster standing together.
 
-    Seeds of one arm are not independent evidence about a relation between arms, so whole clusters, of one
-    size and with their runs in the same order of seeds, are left out for the interval and exchanged, in every
-    order, for the two-sided p-value. Of 7 clusters the interval holds the truth 95 times of 100, of 4 only 88
-    times.
+    Seeds of one arm are no independent evidence, so whole clusters, of one size and in one order of seeds,
+    are left out for the interval and exchanged, in every order, for the two-sided p-value. Of 7 clusters the
+    interval holds the truth 95 times of 100, of 4 only 88 times.
     """
     x, y, clusters = np.asarray(x, float), np.asarray(y, float), np.asarray(clusters)
     names, sizes = np.unique(clusters, return_counts=True)
@@ -304,11 +297,7 @@ def _spearman(x, y):
 
 @checked(parameters=array)
 def trend_per_decade(parameters, values):
-    """Return the slope of values (size, seed) over log10 parameters (size,), with interval over seeds.
-
-    Sizes are exchanged in every order for the two-sided p-value; the null, their mean slope, is 0 up to
-    rounding.
-    """
+    """Return the slope of values (size, seed) over log10 parameters (size,), tested by exchanging sizes."""
     x, values = _sizes(parameters, values)
     centred = x - x.mean()
     square = centred @ centred
@@ -337,9 +326,8 @@ def departures(parameters, means):
 def largest_departure(parameters, values, *, n_draws=2000, seed=0):
     """Return the largest departure of a size from the trend over the others (claim C7), in sd over seeds.
 
-    Arguments are as in :func:`trend_per_decade`. The interval inverts the noncentral F distribution: exact
-    for normal seeds and a size that was named before. The null is the mean of the same statistic of normal
-    seeds around a line.
+    The interval inverts the noncentral F distribution: exact for normal seeds and a size that was named
+    before. The null is the mean of the same statistic of normal seeds around a line.
     """
     x, values = _sizes(parameters, values)
 
@@ -386,8 +374,8 @@ def _sizes(parameters, values):
 def variance_share(values, factor):
     """Return the share of a factor in the variance between runs that differ in it and in their seed.
 
-    `values` is (seed,) by arm, from the same 3 or more seeds in one order. The error is estimated from all
-    arms, also those that the factor does not name. The interval inverts the noncentral F distribution.
+    `values` is (seed,) by arm, in one order. The error is estimated from all arms, also those that the factor
+    does not name. The interval inverts the noncentral F distribution.
     """
     table, error, df_error = _blocks(values)
     if missing := [arm for arm in factor.arms if arm not in values]:

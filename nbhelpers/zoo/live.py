@@ -32,11 +32,7 @@ class Snapshot(NamedTuple):
 
 
 def live_training(*, seconds, encoding="rope", seed=0, n_snapshots=20):
-    """Train from scratch on the bundled book for so many seconds, and yield a :class:`Snapshot` now and then.
-
-    The first is before any update, the last after all; about `n_snapshots` more are spread evenly over the
-    time. How many updates fit, at least one, depends on the machine.
-    """
+    """Train from scratch on the bundled book for so many seconds, and yield Snapshots now and then."""
     if not seconds > 0:
         raise ValueError(f"seconds must be positive, got {seconds}")
     first = Settings(preset=PRESET, encoding=encoding, seed=seed, precision="float32")

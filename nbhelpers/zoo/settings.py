@@ -146,11 +146,7 @@ def checkpoint_steps(n_steps):
 
 
 def arms(*, n_seeds=3, n_tokens=None, precision="bfloat16"):
-    """Return the settings of every run in the order of training.
-
-    The seven causal encodings, seed 0 of all first; rope and learned without causal mask; rope with BOS;
-    sizes of rope.
-    """
+    """Return the settings of every run in the order of training: causal, without mask, with BOS, sizes."""
     common = {"n_tokens": n_tokens, "precision": precision}
     # Sizes are compared at equal tokens: those of nano, unless another number was asked for.
     equal = {"n_tokens": PRESETS["nano"].n_tokens if n_tokens is None else n_tokens}

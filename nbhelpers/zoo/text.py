@@ -85,11 +85,10 @@ class Corpus:
 
 
 def inputs_and_labels(windows, *, causal, bos, seed=0):
-    """Return what a model reads, and what each position is to predict (−100: nothing), of windows of tokens.
+    """Return what a model reads of windows (batch, position + 1) and is to predict (−100: nothing).
 
-    Without a causal mask, :data:`MASKED_SHARE` of the positions, drawn by `seed`, are replaced by <mask> and
-    predicted. With `bos` the first token is replaced by <bos>. Shapes are (batch, position), of windows
-    (batch, position + 1).
+    Without a causal mask, :data:`MASKED_SHARE` of the positions are replaced by <mask> and predicted; with
+    `bos` the first token is <bos>.
     """
     ids = windows[:, :-1].clone()  # (batch, position)
     if bos:

@@ -12,11 +12,10 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class Trainer:
-    """A model, its optimiser and how many updates were made.
+    """A model, its optimiser and how many updates were made; `compiled` trains through torch.compile.
 
-    Everything random is drawn anew from seed and step, so that a run that was interrupted goes on exactly as
-    it would have. `compiled` trains through torch.compile: 1.5 to 1.8 times as fast on a CPU, with other
-    rounding; it needs a C++ compiler.
+    Everything random is drawn anew from seed and step, so that an interrupted run goes on exactly as it would
+    have.
     """
 
     def __init__(self, settings, corpus, *, device="cpu", compiled=False):

@@ -9,11 +9,9 @@ ORDERS = {"unigram": 1, "bigram": 2, "trigram": 3}
 class NGram:
     """Interpolated n-gram model with absolute discounting (Ney, Essen and Kneser 1994), up to trigrams.
 
-    Each order takes the discount D = n₁ / (n₁ + 2 n₂) off every count, n₁ and n₂ being the n-grams seen once
-    and twice, and gives what was taken to the order below:
     p(w | h) = max(c(h w) − D, 0) / c(h) + D · N(h ·) / c(h) · p(w | shorter h), N(h ·) being the different
-    words seen after h. Below the unigram stands the uniform distribution. No n-gram spans two documents,
-    which end in `tokens` at `ends`.
+    words seen after h, D = n₁ / (n₁ + 2 n₂) of the n-grams seen once and twice; below the unigram stands the
+    uniform distribution. No n-gram spans two documents, which end in `tokens` at `ends`.
     """
 
     def __init__(self, tokens, ends, vocab_size):
@@ -30,10 +28,9 @@ class NGram:
             self.counts.append((grams, after.sum(), after.size()))
 
     def probabilities(self, windows, order):
-        """Return the probability of every token but the first of each window, given order − 1 before it.
+        """Return the probability (window, position) of every token but the first of (window, position + 1).
 
-        Near the start of a window, where there is less before it, a lower order stands in. Windows have shape
-        (window, position + 1), the result (window, position).
+        Given order − 1 before it; near the start of a window a lower order stands in.
         """
         windows = np.asarray(windows, dtype=np.int64)
         result = np.full(windows[:, 1:].shape, 1 / self.vocab_size)

@@ -130,8 +130,7 @@ class RunFolder:
 def train(settings, corpus, out, *, device="cpu", compiled=False, report=print):
     """Train a run to its end, or go on where it was interrupted, and return its folder in `out`.
 
-    `report` is called with a line of progress about every ten seconds. A folder of another run or text, or
-    with damaged files, is a ValueError, one that another process trains in a BusyError; either is left as it
+    A folder of another run or text, or damaged, is a ValueError, a busy one a BusyError; either is left as it
     is.
     """
     run = RunFolder(Path(out) / settings.name, settings, corpus)
