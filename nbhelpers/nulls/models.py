@@ -79,11 +79,7 @@ def iid_softmax(profiles, *, seed=0):
 
 
 def exponential(profiles, *, seed=0):
-    """N4: attention exp(s·|lag|) over the visible keys with the head's own mean distance; all else is lost.
-
-    s is negative for heads that look nearer than uniform attention and positive for those that look farther,
-    so a head that looks at the first token is met too.
-    """
+    """N4: attention exp(s·|lag|) over the visible keys with the head's own mean distance; s of any sign."""
     n = _checked(profiles, needs="lag_profile")
     lag_profile = profiles.lag_profile.double()  # (sequence, layer, head, lag)
     lags = torch.tensor(profiles.coordinates["lag_profile"], dtype=torch.float64)
@@ -125,10 +121,7 @@ def random_tokens(token_ids, vocab_size, *, seed=0, keep=()):
 
 
 def permuted_heads(profiles, *, seed=0):
-    """N8: head labels exchanged within each layer, alike for all sequences, arrays and lengths.
-
-    The labels (`kv_groups` and places) stay, what stands under them moves. Takes whatever arrays there are.
-    """
+    """N8: head labels exchanged within each layer, alike for all sequences, arrays and lengths."""
     first = next(iter(profiles.arrays.values()))  # (sequence, layer, head, ...)
     n_layers, n_heads = first.shape[1:3]
     if n_heads < 2:
@@ -140,11 +133,7 @@ def permuted_heads(profiles, *, seed=0):
 
 
 def without_sink(profiles, *, seed=0):
-    """N9: nothing on key 0, the rest divided by its sum.
-
-    A lag profile mixes key 0 into all lags and cannot be cleared of it, nor can the local mass: both stay, as
-    does the stationary profile, which never reaches it.
-    """
+    """N9: nothing on key 0, the rest divided by its sum; what key 0 is mixed into or not part of stays."""
     _checked(profiles)
     made = {name: profiles[name].double().clone() for name in DRAWN if name in profiles}
     keyed = [name for name in ("key_profile", "last_query") if name in made]
@@ -160,11 +149,7 @@ def without_sink(profiles, *, seed=0):
 
 
 class Null(NamedTuple):
-    """A null model: its number and name, what it is made of, what it keeps and what it destroys.
-
-    `function` takes what it is `made_of` and ``seed=``; that of models is None, for
-    ``load_model("random:NAME", seed=seed)`` makes them.
-    """
+    """A null model: a `function` of what it is `made_of` and ``seed=``; None of models, which load makes."""
 
     number: str
     name: str
