@@ -6,6 +6,7 @@ its `output_attentions`. Exits with 1 where capture is wrong, a refusal obscure,
 """
 
 import argparse
+import contextlib
 import multiprocessing as mp
 import os
 import re
@@ -97,9 +98,10 @@ def truth(model, stream, run, inputs):
 
 def place(model, name):
     """Return the stream of an attention module by its qualified name."""
+    if not model.config.is_encoder_decoder:
+        return "self"
     cross = re.search("cross|encoder_attn|encdec", name.lower())
-    of_two = "cross" if cross else "decoder" if "decoder." in name else "encoder"
-    return of_two if model.config.is_encoder_decoder else "self"
+    return "cross" if cross else "decoder" if "decoder." in name else "encoder"
 
 
 def tried(task, model_type):
@@ -161,18 +163,17 @@ def in_child(pair):
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (the process ends with it)
         theirs.send(tried(*pair))
 
+    said = f"its process ended without an answer, or took over {SECONDS} s"
+    rows = [{"type": pair[1], "task": pair[0], "verdict": "cannot be built", "said": said}]
     ours, theirs = mp.Pipe(duplex=False)
     child = mp.get_context("fork").Process(target=send)
     child.start()
     theirs.close()
-    try:
-        rows = ours.recv() if ours.poll(SECONDS) else None
-    except EOFError:
-        rows = None
+    with contextlib.suppress(EOFError):
+        rows = ours.recv() if ours.poll(SECONDS) else rows
     child.kill()
     child.join()
-    said = f"its process ended without an answer, or took over {SECONDS} s"
-    return rows or [{"type": pair[1], "task": pair[0], "verdict": "cannot be built", "said": said}]
+    return rows
 
 
 def versions():

@@ -17,12 +17,9 @@ BAD = {
     "longer than the positions": ({"ids": make_tokens(257)}, r"257 tokens.*has 256 positions"),
     "negative id": ({"ids": IDS - IDS.max()}, r"run from -.*knows 0 to 63"),
     "id beyond the vocabulary": ({"ids": IDS - IDS.max() + 64}, r"to 64 but.*knows 0 to 63"),
-    "floats": ({"ids": torch.rand(2, 8)}, "must be whole numbers|must be integers"),
-    "no sequence": ({"ids": IDS[:0]}, "not empty"),
     "a fully padded row": ({"attention_mask": PADDED}, r"Sequences \[2\] of attention_mask are padding"),
     "a mask of another shape": ({"attention_mask": MASK[:, 1:]}, r"shape \(3, 7\), its token ids \(3, 8\)"),
     "a mask to be added": ({"attention_mask": -1e4 * MASK}, r"1 for tokens and 0 for padding.*-10000"),
-    "negative chunk": ({"chunk": -3}, "chunk of capture .* got -3"),
     "unknown stream": ({"stream": "cross"}, "streams self; got 'cross'"),
     "one stack": ({"decoder_ids": IDS}, "one stack"),
 }
