@@ -86,14 +86,12 @@ def entropic_slack(signal, *, check=True):
 
     For a of norm 1 and the unitary discrete Fourier transform F, H(|a|²) + H(|Fa|²) ≥ −2 log max|F_jk| =
     log(length) (Maassen and Uffink, Phys. Rev. Lett. 60, 1988): every signal obeys it, learned or not, so the
-    slack, not the bound, is what a head can be compared by. A comb of k teeth at distance length / k meets it
-    exactly, a single spike and a constant included. It needs all frequencies, two-sided, and no window or
-    padding: half of the bins do not obey it.
+    slack, not the bound, is what a head can be compared by. A comb, a single spike and a constant meet it
+    exactly. It needs all frequencies, two-sided, and no window or padding: half of the bins do not obey it.
 
-    Signals are real amplitudes, divided by their norm here. Pass ``attn.sqrt()`` to have |a|² the attention
-    itself, so that H(|a|²) is the positional entropy; pass `attn` to take attention as the amplitude, whose
-    spectrum is then the power spectrum of eq. 1 without window (two-sided). The slack (...) is in nats, in
-    [0, log(length)] up to rounding; NaN for a signal that is zero.
+    Signals are real amplitudes, divided by their norm here: ``attn.sqrt()`` makes H(|a|²) the positional
+    entropy, `attn` makes |Fa|² the spectrum of eq. 1 without window. In nats, in [0, log(length)] up to
+    rounding; NaN for zeros.
     """
     x = as_signal(signal, check=check)  # (..., position)
     if x.numel() == 0:

@@ -1,9 +1,8 @@
 """Frame bounds, constant-Q slope and similarity of the heads: are they a bank of wavelets (eqs. 13 to 16)?
 
 The vectors of a set are the second last axis, `head`, and their entries the last. The paper also speaks of
-minimal mutual information between heads. It is not estimated here: between smooth vectors of a few hundred
-entries its estimators answer to their own settings before they answer to the data. Equation numbers refer to
-Ruscio et al., arXiv:2410.18067.
+minimal mutual information between heads, whose estimators answer to their own settings here before they
+answer to the data. Equation numbers refer to Ruscio et al., arXiv:2410.18067.
 """
 
 import math
@@ -124,16 +123,13 @@ def softmax_of_support(scores, effective_support):
 def constant_q_slope(psd, frequency):
     """Return how the bandwidth of the heads grows with their centre frequency, a :class:`ConstantQ`.
 
-    Each spectrum of `psd` (..., head, freq), over frequencies (freq,) in cycles/token whose sign is ignored,
-    is summed up by its centroid f = Σ |f| P / Σ P and its bandwidth, the standard deviation of |f| under P.
-    The zero-frequency line is left out: the sum of attention fixes it, and a wavelet has none. The slope is
-    that of log bandwidth on log centroid over the heads: 1 for dilated copies of one shape (wavelets,
-    constant Q), 0 for one window at many frequencies (STFT, Gabor); NaN for fewer than 3 heads with power at
-    two frequencies, and where their centroids differ by no more than rounding.
-
-    A slope of 1 is needed for a wavelet bank but is not enough: any one-parameter family of dilated shapes
-    has it, low-pass shapes such as exponential kernels of different lengths among them. `ConstantQ.quality`
-    tells the two apart.
+    Each spectrum of `psd` (..., head, freq), over frequencies (freq,) in cycles/token, has the centroid f = Σ
+    |f| P / Σ P and as bandwidth the standard deviation of |f| under P, without the zero-frequency line, which
+    the sum of attention fixes. The slope is that of log bandwidth on log centroid over the heads: 1 for
+    dilated copies of one shape (wavelets, constant Q), 0 for one window at many frequencies (STFT, Gabor);
+    NaN for fewer than 3 heads with power at two frequencies, and where their centroids differ by no more than
+    rounding. Dilated low-pass shapes, such as exponential kernels of different lengths, have a slope of 1 as
+    well; `ConstantQ.quality` tells them from wavelets.
     """
     power = as_power(_as_set(psd, "psd", "freq", check=False))  # (..., head, freq)
     frequency = as_double(frequency, "frequency", length=power.shape[-1]).abs()  # (freq,)

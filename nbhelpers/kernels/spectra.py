@@ -46,24 +46,15 @@ def psd(signal, *, window="hann", pad=1, detrend="none", sided="one", dc="keep",
     """Return the power spectrum (..., freq) of signals (..., position), the squared windowed DFT (eq. 1).
 
     Non-negative, in units of the signal squared, with no normalisation by length or window; `frequencies`
-    gives the axis. Costs O(N log N) per signal. Differentiable everywhere.
+    gives the axis. Differentiable everywhere. The window spans the signal, not the padding, which is to `pad`
+    times the length or to the next power of two. `detrend` "mean" subtracts the mean of each signal before
+    the window; a Hann window then lets a little power back into the zero-frequency bin, which `dc` "drop"
+    sets to 0.
 
-    Parameters
-    ----------
-    window : {"hann", "boxcar"}
-        See `window`. The window spans the signal, not the padding.
-    pad : {1, 2, 4, "next_pow2"}
-        Zero padding: to `pad` times the length, or to the next power of two not below the length.
-    detrend : {"none", "mean"}
-        "mean" subtracts the mean of each signal before the window. A Hann window then lets a little power
-        back into the zero-frequency bin; with "boxcar" that bin is zero up to rounding.
-    sided : {"one", "two"}
-        "one": the bins 0 … N//2 of the real DFT, where N is the padded length. Interior bins are *not*
-        doubled: this is the literal reading of eq. 1, which squares the transform and says no more, and it
-        weighs the zero-frequency bin twice as much as a doubled spectrum would. "two": all N bins, whose sum
-        is N times the energy of the windowed signal (Parseval).
-    dc : {"keep", "drop"}
-        "drop" sets the zero-frequency bin to 0, so that it counts in no number read from the spectrum.
+    `sided` "one" gives the bins 0 … N//2 of the real DFT, N being the padded length. Interior bins are *not*
+    doubled: this is the literal reading of eq. 1, which squares the transform and says no more, and it weighs
+    the zero-frequency bin twice as much as a doubled spectrum would. "two" gives all N bins, whose sum is N
+    times the energy of the windowed signal (Parseval).
     """
     x = as_signal(signal, check=check)  # (..., position)
     if x.numel() == 0:

@@ -32,20 +32,11 @@ def wavedec(signal, *, wavelet="db2", mode="symmetric", level=None, check=True):
     """Return the multi-level wavelet coefficients of signals (..., position) along their last axis (eq. 4).
 
     A list ``[cA_n, cD_n, …, cD_1]`` as of `pywt.wavedec`: the approximation, then the details from coarse to
-    fine, (..., coefficient) each. Costs O(length) per signal. CPU tensors that need no gradient go through
-    PyWavelets, which releases the GIL; CUDA tensors and tensors that need a gradient through torch. The two
-    agree to rounding.
-
-    Parameters
-    ----------
-    wavelet : str or pywt.Wavelet
-        A discrete wavelet; db2 in the paper.
-    mode : {"symmetric", "zero", "periodization"}
-        How the signal goes on beyond its ends. "symmetric" mirrors it (the default of PyWavelets),
-        "periodization" repeats it and keeps about as many coefficients as tokens: it is the orthogonal
-        transform where every level halves an even length.
-    level : int, optional
-        Times the approximation is split: at most `dwt_max_level`, the default; 0 returns the signal.
+    fine, (..., coefficient) each, of the `level` (at most `dwt_max_level`, the default; 0 returns the
+    signal). The `mode` says how the signal goes on beyond its ends: "symmetric" mirrors it, as PyWavelets
+    does; "periodization" repeats it and keeps about as many coefficients as tokens, the orthogonal transform
+    where every level halves an even length. CPU tensors that need no gradient go through PyWavelets, which
+    releases the GIL; others through torch, the same to rounding.
     """
     x = as_signal(signal, check=check)  # (..., position)
     filters = _filters(wavelet)

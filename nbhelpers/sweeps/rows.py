@@ -180,7 +180,7 @@ def table_rows(table: Any, metrics: Sequence[str], *, corpus: str) -> pd.DataFra
 
     `corpus` is the name by which the text was loaded. Metrics that the table lacks are left out.
     """
-    from nbhelpers.nulls.summary import null_of, summarise  # late: torch, which the command does without
+    from nbhelpers.nulls.controls import null_of, summarise  # late: torch, which the command does without
 
     facts, model = table.provenance, table.provenance["model"]
     fixed = {"source": HERE, "model": model["name"], "encoding": model["position_encoding"]}

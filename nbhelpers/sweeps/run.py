@@ -39,9 +39,8 @@ from nbhelpers.files import refused, write_text
 from nbhelpers.hooks.store import weight_fingerprint
 from nbhelpers.inputs.models import load_model
 from nbhelpers.inputs.text import corpus_description, load_text
-from nbhelpers.nulls.controls import white_noise
+from nbhelpers.nulls.controls import null_of, summarise, white_noise
 from nbhelpers.nulls.models import NULLS
-from nbhelpers.nulls.summary import null_of, summarise
 from nbhelpers.protocol import Protocol
 from nbhelpers.stats import known_mean, student_interval
 from nbhelpers.sweeps.engine import NO_SPACE

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from nbhelpers.files import read_parquet
 from nbhelpers.inputs.files import shipped_folder
-from nbhelpers.nulls.summary import uniform_null
+from nbhelpers.nulls.controls import uniform_null
 from nbhelpers.protocol import PAPER
 from nbhelpers.stats import LEAST_SEEDS, student_interval
 from nbhelpers.sweeps.rows import HERE, tidy

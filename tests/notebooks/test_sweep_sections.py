@@ -9,7 +9,7 @@ from nbhelpers import PAPER, analyze, load_model, load_text
 from nbhelpers.claims.paper import paper_table
 from nbhelpers.collection.results import load_results
 from nbhelpers.collection.run import run_notebooks
-from nbhelpers.nulls.summary import uniform_null
+from nbhelpers.nulls.controls import uniform_null
 from nbhelpers.stats import position_spectrum_correlation
 from nbhelpers.sweeps.rows import COLUMNS
 from nbhelpers.zoo.tables import ZooTables

@@ -1,8 +1,15 @@
+import numpy as np
 import pytest
 import torch
 
-from nbhelpers.analysis import measure
-from nbhelpers.nulls.controls import RANDOM, SHUFFLED, bare_label, control_label, panel
+from nbhelpers.analysis import Observation, analyze, measure
+from nbhelpers.inputs.models import load_model
+from nbhelpers.inputs.text import load_text
+from nbhelpers.nulls import controls
+from nbhelpers.nulls.controls import RANDOM, SHUFFLED, bare_label, control_label, null_of, panel, uniform_null
+from nbhelpers.profiles import Profiles
+from nbhelpers.protocol import PAPER
+from nbhelpers.stats import position_spectrum_correlation
 
 SIZES = {"n_sequences": 5, "length": 32, "control_seeds": 2, "progress": False}
 
@@ -43,3 +50,59 @@ def test_an_encoder_comes_with_and_without_special_tokens():
     # [CLS] and [SEP] at the ends draw attention that words do not.
     ends = [row.profiles.key_profile[..., [0, -1]].sum(-1).mean() for row in (observed["minilm-l6"], bare)]
     assert ends[0] > ends[1]
+
+
+PROTOCOLS = [
+    {},
+    {"signal": "lag_profile"},
+    {"signal": "last_query", "window": "boxcar"},
+    {"sink": "drop_renormalise", "alignment": "per-level"},
+    {"order": "mean then metric", "factors": (0.6, 0.29), "local_distance": 4},
+]
+
+
+def uniform_matrix(n, causal):
+    seen = torch.ones(n, n, dtype=torch.float64).tril() if causal else torch.ones(n, n, dtype=torch.float64)
+    return Profiles.from_attention((seen / seen.sum(-1, keepdim=True))[None, None, None], causal=causal)
+
+
+@pytest.fixture(scope="module")
+def table(tiny_llama_folder):
+    model = load_model(tiny_llama_folder, device="cpu")
+    return analyze(model, load_text("moby-dick", model, n_sequences=4, length=48), progress=False)
+
+
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "both ways"])
+@pytest.mark.parametrize("changes", PROTOCOLS, ids=str)
+def test_the_null_is_that_of_the_uniform_matrix(changes, causal):
+    protocol, n = PAPER.replace(**changes), 100
+    scaled = {a: uniform_matrix(round(100 * a), causal) for a in protocol.factors}
+    table = measure(Observation(uniform_matrix(n, causal), scaled), protocol)
+    found = uniform_null(n, protocol, causal=causal)
+    assert list(found) == table.metrics
+    for metric, array in table.arrays.items():
+        room = 1e-6 if metric == "reconstruction_error" else 1e-12  # which is rounding of float32
+        assert found[metric] == pytest.approx(array.item(), abs=room, rel=1e-9), metric
+
+
+def test_a_table_knows_its_own_null_and_rows_have_none(table):
+    assert uniform_null(64, PAPER.replace(signal="rows"), causal=True) == {}
+    assert null_of(table) == uniform_null(48, PAPER, causal=True)
+    other = table.with_provenance(stream="encoder")
+    assert null_of(other) == uniform_null(48, PAPER, causal=False)
+    boxcar = table.with_provenance(protocol=PAPER.replace(window="boxcar").to_dict())
+    assert null_of(boxcar)["low_band"] != null_of(table)["low_band"]
+
+
+def test_a_summary_is_the_table_s_with_the_correlation_and_the_null(table):
+    null = null_of(table)
+    summary = controls.summarise(table, null=null).set_index("metric")
+    own = table.summary()
+    assert list(summary.index) == [*own.index, controls.CORRELATION]
+    assert summary.loc[own.index, list(own)].astype(float).equals(own.astype(float))
+    rho = position_spectrum_correlation(table, over="heads of a layer")
+    assert summary.loc[controls.CORRELATION, ["mean", "low", "high"]].tolist() == list(rho[:3])
+    assert summary.null[own.index].tolist() == [null[metric] for metric in own.index]
+    assert np.isnan(summary.null[controls.CORRELATION]), "uniform heads are all alike"
+    assert "null" not in controls.summarise(table)
+    assert controls.summarise(table, null={}).null.isna().all()

@@ -12,7 +12,7 @@ from nbhelpers.claims.statistics import measure_criteria, rules_digest
 from nbhelpers.hooks import capture
 from nbhelpers.inputs.models import load_model
 from nbhelpers.inputs.text import load_text
-from nbhelpers.nulls.summary import uniform_null
+from nbhelpers.nulls.controls import uniform_null
 from nbhelpers.protocol import PAPER
 from nbhelpers.stats import Estimate
 from nbhelpers.sweeps import run as child

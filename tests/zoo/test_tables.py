@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from tiny_measurements import N_HEADS, N_LAYERS, N_SEQUENCES, STEPS, write_zoo
 
-from nbhelpers.nulls.summary import uniform_null
+from nbhelpers.nulls.controls import uniform_null
 from nbhelpers.protocol import PAPER
 from nbhelpers.stats import student_interval
 from nbhelpers.zoo import ENCODINGS

@@ -38,6 +38,7 @@ class RunFolder:
 
     def __init__(self, folder, settings, corpus):
         self.folder, self.settings, self.corpus = Path(folder), settings, corpus
+        self.way_out = f"Nothing was changed. To train this run anew, move {folder} away and start again."
 
     @contextlib.contextmanager
     def locked(self):
@@ -53,15 +54,21 @@ class RunFolder:
 
     def begin(self):
         """Mark a new folder as this run's; ValueError if it holds another run or text."""
-        if (self.folder / RUN).exists():
-            self._refuse_another(self.manifest())
-        elif (self.folder / STATE).exists():
-            raise ValueError(f"{self.folder} holds a training state without {RUN}. {self._way_out()}")
-        else:
+        if not (self.folder / RUN).exists():
+            if (self.folder / STATE).exists():
+                raise ValueError(f"{self.folder} holds a training state without {RUN}. {self.way_out}")
             self._write_manifest(finished=False, seconds=0.0)
+        found, here = self.manifest(), self.settings.to_dict()
+        other, fingerprint = found["settings"], found["text"]["fingerprint"]
+        if differing := [key for key in here if here[key] != other.get(key)]:
+            listed = "; ".join(f"{key} {other.get(key)!r}, asked for {here[key]!r}" for key in differing)
+            raise ValueError(f"{self.folder} holds another run: {listed}. Choose another --out folder.")
+        if fingerprint != self.corpus.fingerprint:
+            other = f"another text (fingerprint {fingerprint}, given {self.corpus.fingerprint})"
+            raise ValueError(f"{self.folder} was trained on {other}; give that --text, or another --out.")
 
     def manifest(self):
-        with reading(self.folder / RUN, f". {self._way_out()}"):
+        with reading(self.folder / RUN, f". {self.way_out}"):
             return json.loads((self.folder / RUN).read_text(encoding="utf-8"))
 
     def finish(self, **facts):
@@ -76,7 +83,7 @@ class RunFolder:
         """Return (step, tensors, seconds) of the training state, or None if there is none."""
         if not (self.folder / STATE).exists():
             return None
-        with reading(self.folder / STATE, f". {self._way_out()}"):
+        with reading(self.folder / STATE, f". {self.way_out}"):
             tensors, facts = files.read_tensors(self.folder / STATE)
             return facts["step"], tensors, facts["seconds"]
 
@@ -87,7 +94,7 @@ class RunFolder:
         try:
             return files.read_parquet(self.folder / MEASUREMENTS)[0]
         except ValueError as error:
-            raise ValueError(f"{error} {self._way_out()}") from error
+            raise ValueError(f"{error} {self.way_out}") from error
 
     def add_measurements(self, parts):
         """Append the tables of one checkpoint; a later or equal step that is there is replaced."""
@@ -113,18 +120,6 @@ class RunFolder:
             "machine": {"processor": platform.machine(), "threads": torch.get_num_threads()},
         }
         files.write_text(self.folder / RUN, json.dumps(known | facts, indent=1))
-
-    def _refuse_another(self, found):
-        here, other, text = self.settings.to_dict(), found["settings"], found["text"]
-        if differing := [key for key in here if here[key] != other.get(key)]:
-            listed = "; ".join(f"{key} {other.get(key)!r}, asked for {here[key]!r}" for key in differing)
-            raise ValueError(f"{self.folder} holds another run: {listed}. Choose another --out folder.")
-        if text["fingerprint"] != self.corpus.fingerprint:
-            other = f"another text (fingerprint {text['fingerprint']}, given {self.corpus.fingerprint})"
-            raise ValueError(f"{self.folder} was trained on {other}; give that --text, or another --out.")
-
-    def _way_out(self):
-        return f"Nothing was changed. To train this run anew, move {self.folder} away and start again."
 
 
 def train(settings, corpus, out, *, device="cpu", compiled=False, report=print):
