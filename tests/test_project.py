@@ -186,7 +186,7 @@ def test_floors_are_told_apart():
         ("kernels/rows.py", "from .checks import as_real", []),
         ("claims/paper.py", "def f():\n    import nbhelpers.hooks.capture", ["nbhelpers.hooks.capture"]),
         ("metrics.py", "from nbhelpers import __version__", []),
-        ("zoo/live.py", "from nbhelpers.zoo.training import runs", ["nbhelpers.zoo.training.runs"]),
+        ("zoo/train.py", "from nbhelpers.zoo.training import runs", ["nbhelpers.zoo.training.runs"]),
         ("zoo/training/runs.py", "from nbhelpers.zoo.train import Trainer", []),
     ):
         assert floor_faults(module, source) == faults

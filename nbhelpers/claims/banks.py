@@ -169,13 +169,6 @@ def _pink(shape, generator, exponent):
     return pink / pink.square().mean(-1, keepdim=True).sqrt()
 
 
-MAKERS = {
-    maker.__name__[1:]: maker
-    for maker in (
-        _damped, _fading, _flat, _gabor, _half, _morlet, _periodic, _power_laws, _scattered, _shuffled,
-        _widening, _windows,
-    )
-}  # fmt: skip
 COURSES = {  # of the strength of token noise over depth, 0 to 1
     "rising": lambda depth: depth,
     "late": lambda depth: depth**1.5,
@@ -188,9 +181,9 @@ COURSES = {  # of the strength of token noise over depth, 0 to 1
 
 
 def _made(given):
-    """Return the maker that a mapping names, and its options."""
+    """Return the maker that a mapping names, a function above without its underscore, and its options."""
     options = {name: _made(value) if isinstance(value, dict) else value for name, value in given.items()}
-    return MAKERS[options.pop("maker")], options
+    return globals()[f"_{options.pop('maker')}"], options
 
 
 def _kind(given):

@@ -12,9 +12,8 @@ from .curve import (
     shapley_shares,
     specification_curve,
 )
-from .figure import curve_figure, explore, slug, write_worlds
 from .pipeline import search_readings, sensitivities_by_length, untrained_pythia
-from .worlds import Worlds, claims_hold, measure_worlds
+from .worlds import Worlds, claims_hold, curve_figure, explore, measure_worlds, slug, write_worlds
 
 __all__ = [
     "Worlds", "claims_hold", "curve_figure", "distinct", "explore", "joint_inference", "load_choices",

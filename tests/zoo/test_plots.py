@@ -4,8 +4,8 @@ import pandas as pd
 import pytest
 
 from nbhelpers.zoo.dynamics import breakpoints_with_intervals
-from nbhelpers.zoo.live import Snapshot
 from nbhelpers.zoo.plots import NOTHING, arm_curves, arm_points, breakpoint_marks, live_panels, share_bars
+from nbhelpers.zoo.train import Snapshot
 
 pytestmark = pytest.mark.usefixtures("close_figures")
 

@@ -2,12 +2,13 @@ import dataclasses
 import math
 import warnings
 
+import numpy as np
 import pytest
 import torch
 
 from nbhelpers.zoo.settings import Settings
 from nbhelpers.zoo.text import Corpus
-from nbhelpers.zoo.train import Trainer
+from nbhelpers.zoo.train import Trainer, live_training
 
 SETTINGS = Settings(preset="test", precision="float32")
 # First losses on the bundled book with float32; a run of the same settings repeats them to rounding.
@@ -66,3 +67,27 @@ def test_a_run_that_diverges_says_so(counting):
         trainer.model.model.token.weight[:] = torch.inf
     with pytest.raises(RuntimeError, match="diverged: loss nan"):
         trainer.update()
+
+
+@pytest.fixture(scope="module")
+def snapshots():
+    n_threads = torch.get_num_threads()
+    found = list(live_training(seconds=4, n_snapshots=4))
+    assert torch.get_num_threads() == n_threads, "as before"
+    return found
+
+
+def test_the_first_snapshot_is_uniform_attention_and_the_last_has_learned(snapshots):
+    first = snapshots[0]
+    n = 256
+    profile = np.array([sum(1 / (i + 1) for i in range(j, n)) / n for j in range(n)])
+    power = np.abs(np.fft.rfft(profile * np.hanning(n))) ** 2
+    assert first.step == 0
+    assert math.isnan(first.loss)
+    assert first.psd.shape == (*first.spectral_entropy.shape, 129)
+    assert np.abs(first.psd - power / power.sum()).max() < 1e-3
+    assert first.frequency[[0, -1]].tolist() == [0, 0.5]
+    last = snapshots[-1]
+    assert 4 <= last.seconds < 30
+    assert last.loss < snapshots[1].loss <= math.log(2048) + 0.1
+    assert all(np.allclose(s.psd.sum(-1), 1) for s in snapshots)
