@@ -127,9 +127,7 @@ def test_one_real_query_in_the_second_half_is_the_stationary_profile():
 def test_a_prefix_is_what_it_is_alone(name):
     model, ids, _, _ = make_case("llama")
     (reduction,) = resolve(name)
-    whole = tiny.capture_quietly(
-        model, ids, OfPrefix(reduction, 13), chunk=3
-    )  # ends with a block's first row
+    whole = tiny.capture_quietly(model, ids, OfPrefix(reduction, 13), chunk=3)  # 13: a block's first row
     alone = tiny.capture_quietly(model, ids[:, :13], reduction, chunk=3, fused=False)
     made = f"{name} of 13"
     assert whole.axes[made] == alone.axes[name]
