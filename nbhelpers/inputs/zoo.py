@@ -4,17 +4,13 @@ Everything but the encoding is the same: layer norm before each block, attention
 width with GELU, no biases, output embedding tied to the input embedding. Attention goes through transformers'
 AttentionInterface, so `nbhelpers.capture` sees these models as it sees any other.
 
-========== =====================================================================================
-encoding   where positions come in
-========== =====================================================================================
-rope       queries and keys are rotated, every pair of dimensions (Su et al., arXiv:2104.09864)
-prope      the same, but the slowest quarter of the pairs stays unrotated (Barbero et al., 2410.06205)
-learned    a trained vector for each position is added to the token embedding
-sinusoidal a fixed vector for each position is added to the token embedding (Vaswani et al., 1706.03762)
-alibi      −slope · distance is added to the scores, a fixed slope for each head (Press et al., 2108.12409)
-t5         a trained bias for each head and bucket of distances is added to the scores, the same in all layers
-nope       nowhere: only the causal mask tells positions apart (Kazemnejad et al., 2305.19466)
-========== =====================================================================================
+- rope: queries and keys are rotated, every pair of dimensions (Su et al., arXiv:2104.09864)
+- prope: the same, but the slowest quarter of the pairs stays unrotated (Barbero et al., 2410.06205)
+- learned: a trained vector for each position is added to the token embedding
+- sinusoidal: a fixed vector for each position is added to the token embedding (Vaswani et al., 1706.03762)
+- alibi: −slope · distance is added to the scores, a fixed slope for each head (Press et al., 2108.12409)
+- t5: a trained bias for each head and bucket of distances is added to the scores, the same in all layers
+- nope: only the causal mask tells positions apart (Kazemnejad et al., 2305.19466)
 """
 
 import hashlib

@@ -61,10 +61,8 @@ def test_equal_to_a_head_whose_values_are_zero(family):
     model, ids = make_model(family), make_tokens(12)
     with ablation.ablate_heads(model, [(1, 2)]):
         without = logits(model, ids)
-    block = model.transformer.h[1].attn
-    values = getattr(block, "attention", block).v_proj
-    with torch.no_grad():
-        values.weight[16:24] = 0  # head 2 of 4, 8 wide
+    (values,) = (m for name, m in model.transformer.h[1].named_modules() if name.endswith("v_proj"))
+    values.weight.detach()[16:24] = 0  # head 2 of 4, 8 wide
     assert (without - logits(model, ids)).abs().max() <= 1e-5 * without.abs().max()
 
 
@@ -118,21 +116,20 @@ def test_token_losses_against_a_loop_in_float64():
 
 def test_refusals():
     llama, bert, ids = make_model("llama"), make_model("bert"), make_tokens(9)
-    for layer, head, said in ((2, 0, "layer 2 .* 0 to 1"), (0, 4, "head 4 .* 0 to 3"), (0, -1, "head -1")):
-        with pytest.raises(IndexError, match=said), ablation.ablate_heads(llama, [(1, 0), (layer, head)]):
-            pass
     with pytest.raises(ZeroDivisionError), ablation.ablate_heads(llama, [(0, 1)]):
         raise ZeroDivisionError
     assert n_hooks(llama) == 0
-    for model, tokens, said in (
-        (bert, ids, "no next token"),
-        (llama.model, ids, "no language-model head"),
-        (llama, ids[:, :1], "at least 2 tokens"),
+    for call, error, said in (
+        (lambda: ablation.ablate_heads(llama, [(1, 0), (2, 0)]).__enter__(), IndexError, "layer 2 .* 0 to 1"),
+        (lambda: ablation.ablate_heads(llama, [(1, 0), (0, 4)]).__enter__(), IndexError, "head 4 .* 0 to 3"),
+        (lambda: ablation.ablate_heads(llama, [(0, -1)]).__enter__(), IndexError, "head -1"),
+        (lambda: ablation.token_losses(bert, ids), ValueError, "no next token"),
+        (lambda: ablation.token_losses(llama.model, ids), ValueError, "no language-model head"),
+        (lambda: ablation.token_losses(llama, ids[:, :1]), ValueError, "at least 2 tokens"),
+        (lambda: ablation.output_projection(bert, 0), NotImplementedError, "bert: its attention module Bert"),
     ):
-        with pytest.raises(ValueError, match=said):
-            ablation.token_losses(model, tokens)
-    with pytest.raises(NotImplementedError, match="bert: its attention module BertSelfAttention"):
-        ablation.output_projection(bert, 0)
+        with pytest.raises(error, match=said):
+            call()
 
 
 @contextlib.contextmanager
@@ -142,12 +139,12 @@ def changed_table(model, family, pairs, action):
     columns = [c for k in pairs for c in ((2 * k, 2 * k + 1) if family == "cohere" else (k, k + n))]
 
     def turn(module, args, output):
+        if module is not table:
+            output.unflatten(-1, (4, 8))[..., columns] = 0
+            return
         order = torch.randperm(output[0].shape[1], generator=torch.Generator().manual_seed(0))
         for part, still in zip(output, (1.0, 0.0), strict=True):
             part[..., columns] = still if action == "freeze" else part[:, order][..., columns]
-
-    def remove(module, args, output):
-        output.unflatten(-1, (4, 8))[..., columns] = 0
 
     def scale(module, args, options):
         return args, options | {"position_ids": options["position_ids"] * 0.5}
@@ -155,10 +152,8 @@ def changed_table(model, family, pairs, action):
     table, queries = model.model.rotary_emb, [layer.self_attn.q_proj for layer in model.model.layers]
     if action == "scale":
         handles = [table.register_forward_pre_hook(scale, with_kwargs=True)]
-    elif action == "zero":
-        handles = [projection.register_forward_hook(remove) for projection in queries]
     else:
-        handles = [table.register_forward_hook(turn)]
+        handles = [each.register_forward_hook(turn) for each in (queries if action == "zero" else [table])]
     yield
     for handle in handles:
         handle.remove()
@@ -214,10 +209,8 @@ def test_logits_are_bit_equal_after_an_error_in_the_pass(error):
         raise error
 
     handle = model.gpt_neox.layers[1].register_forward_pre_hook(stop)
-    for block in (
-        ablation.change_pairs(model, [0], "shuffle"),
-        ablation.scale_positions(model, 2, heads=[(1, 0)]),
-    ):
+    blocks = ablation.change_pairs(model, [0], "shuffle"), ablation.scale_positions(model, 2, heads=[(1, 0)])
+    for block in blocks:
         with pytest.raises(error), block:
             logits(model, ids)
     handle.remove()

@@ -14,18 +14,14 @@ from nbhelpers.protocol import PAPER
 
 pytestmark = gpu_marks()
 EVERYTHING = list(REDUCTIONS)
-PROTOCOLS = {
-    "paper": PAPER,
-    "averages first": PAPER.replace(order="mean then metric"),
-    "rows": PAPER.replace(signal="rows", level="own"),
-}
-PROTOCOLS["other rows"] = PROTOCOLS["rows"].replace(sided="two", detrend="mean", mode="periodization")
+ROWS = PAPER.replace(signal="rows", level="own")
+PROTOCOLS = [PAPER, PAPER.replace(order="mean then metric"), ROWS]
+PROTOCOLS += [ROWS.replace(sided="two", detrend="mean", mode="periodization")]
 
 
 @pytest.fixture(scope="module")
 def model():
-    """A Llama of 2 layers, 4 query and 2 KV heads of 16, for up to 32768 tokens; on the CPU."""
-    return make_model(positions=32768, hidden_size=64, intermediate_size=128)
+    return make_model(positions=32768, hidden_size=64, intermediate_size=128)  # on the CPU
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +61,7 @@ def test_every_route_and_padding_equal_the_cpu(family, side):
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_every_signal_is_measured_alike(model, on_gpu, protocol):
     ids = make_tokens(64, n=3)
-    got, expected = (analyze(m, ids, PROTOCOLS[protocol], progress=False).frame() for m in (on_gpu, model))
+    got, expected = (analyze(each, ids, protocol, progress=False).frame() for each in (on_gpu, model))
     assert got.drop(columns="value").equals(expected.drop(columns="value"))
     values = (torch.tensor(frame.value.to_numpy()) for frame in (got, expected))
     torch.testing.assert_close(*values, rtol=1e-3, atol=1e-4, equal_nan=True)
