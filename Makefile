@@ -79,8 +79,9 @@ lab: setup ## open JupyterLab on the notebooks
 app: setup ## serve the head inspector (Voila) to at most VISITORS=10 at a time; ten idle minutes end a visit
 	$(BIN)/voila nbhelpers/inspector/app/app.ipynb --Voila.config_file_paths=nbhelpers/inspector/app
 
-bench: setup ## measure time and memory against the baselines
+bench: setup ## measure time and memory against the baselines, then a part again beside two busy loops
 	$(BIN)/python tests/benchmarks/bench.py
+	$(BIN)/python tests/benchmarks/bench.py --busy 2 --lengths 256 1024 --only "key + lag" "every row, compiled"
 
 site: setup ## build the pages of what was run into build/demo
 	$(BIN)/python -m nbhelpers site $(OUT)

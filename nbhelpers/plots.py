@@ -16,7 +16,6 @@ from matplotlib.figure import Figure
 
 from nbhelpers.arguments import array, checked, head_table, one_of, real, several, text
 from nbhelpers.metrics import find_metric, metric_label
-from nbhelpers.protocol import BANDS, PAPER
 from nbhelpers.stats import student_interval
 
 SOURCES = {
@@ -30,6 +29,15 @@ HEADS = ("#0b5cad", "-", "Blues"), ("#c4500b", "--", "Oranges")  # a head, and o
 UNIFORM = {"color": "0.45", "ls": ":", "lw": 1.2}
 LEAST_ATTENTION, LEAST_SHARE = 1e-4, 1e-5  # smallest that logarithmic colours and axes show
 COMPARED = ("row", "metric", "value", "source")
+VERDICT_SIGNS = {  # sign and colour; no verdict is told by its colour alone
+    "supported": ("✓", "#1b7837"),
+    "explained by the null": ("≈", "#b35806"),
+    "contradicted": ("✗", "#b2182b"),
+    "the quantity cannot tell": ("⊘", "#5e3c99"),
+    "undecided": ("?", "#555555"),
+    "out of reach here": ("…", "#555555"),
+    "not measured": ("–", "#555555"),
+}
 
 
 @checked(center=real())
@@ -41,18 +49,23 @@ def head_map(data, metric=None, *, ax=None, kv_groups=None, label=None, center=N
     `center` is the value in the middle of a diverging palette; `options` are those of `seaborn.heatmap`, such
     as `vmin`.
     """
-    values, kv_groups = _per_head(data, metric, kv_groups)
-    if values.ndim == 3:
-        values = values.mean(0)  # (layer, head)
+    if hasattr(data, "per_head"):
+        if metric is None:
+            raise ValueError(f"say which metric of the table to draw: {', '.join(data.metrics)}")
+        values, kv_groups = data.by_layer(metric), data.kv_groups
+        values = values[0] if data.averaged else values
+        label = label or metric_label(metric, data.protocol)
+    else:
+        values = array("data", data).astype(float)
+    values = values.mean(0) if values.ndim == 3 else values  # (layer, head)
     if values.ndim != 2:
         raise ValueError(f"head_map draws (layer, head) or (sequence, layer, head), got shape {values.shape}")
     ax = axes_or_new(ax)
-    label = label or (metric_label(metric, getattr(data, "protocol", PAPER)) if metric else "value")
     style = {"cmap": "viridis"}
     if center is not None:
         half = np.nanmax(np.abs(values - center))
         style = {"cmap": "vlag", "vmin": center - half, "vmax": center + half}
-    sns.heatmap(values, ax=ax, **({"cbar_kws": {"label": label}} | style | options))
+    sns.heatmap(values, ax=ax, **({"cbar_kws": {"label": label or "value"}} | style | options))
     edges = _group_edges(kv_groups, values.shape[1])
     for edge in edges:
         ax.axvline(edge, color="white" if center is None else "black", linewidth=1.5)
@@ -62,19 +75,15 @@ def head_map(data, metric=None, *, ax=None, kv_groups=None, label=None, center=N
 
 
 @checked(table=head_table, order=one_of("layer", "share"))
-def band_bars(table, *, ax=None, order="layer", bands=BANDS):
+def band_bars(table, *, ax=None, order="layer"):
     """Draw the band shares of every head as stacked bars (the paper's Figure 2).
 
     Heads stand by "layer", a line between layers, or by "share" of the first band.
     """
-    heads = table.per_head()
-    total = heads[list(bands)].sum(axis=1)
-    if not np.allclose(total, 1, atol=1e-5):
-        ends = f"{total.min():.4f} to {total.max():.4f}"
-        raise ValueError(f"the bands {', '.join(bands)} sum to {ends} over a head, not 1")
-    heads = heads.sort_values(["layer", "head"] if order == "layer" else list(bands), ignore_index=True)
-    names = [find_metric(band).label for band in bands]
-    tidy = heads[list(bands)].set_axis(names, axis="columns").rename_axis("place").reset_index()
+    bands = table.protocol.band_names
+    heads = table.per_head().sort_values(["layer", "head"] if order == "layer" else bands, ignore_index=True)
+    names = [find_metric(band, table.protocol).label for band in bands]
+    tidy = heads[bands].set_axis(names, axis="columns").rename_axis("place").reset_index()
     tidy = tidy.melt("place", var_name="band", value_name="share")
     ax = axes_or_new(ax)
     palette = sns.color_palette("viridis", len(bands))
@@ -84,15 +93,21 @@ def band_bars(table, *, ax=None, order="layer", bands=BANDS):
     sns.histplot(tidy, x="place", weights="share", hue="band", **options)
     ax.set(ylim=(0, 1), ylabel=find_metric(bands[0]).unit, xlim=(-0.5, len(heads) - 0.5))
     sns.move_legend(ax, "upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, title=None)
-    if order == "share":
-        ax.set_xlabel(f"{len(heads)} heads, by share of the {names[0]}")
-    else:
-        _mark_layers(ax, heads["layer"].to_numpy())
+    ax.set_xlabel(f"{len(heads)} heads, by share of the {names[0]}")
+    if order == "layer":  # lines between the layers, the names of about ten at their centres
+        layers = heads["layer"].to_numpy()
+        starts = np.flatnonzero(np.diff(layers, prepend=-1))
+        for start in starts[1:]:
+            ax.axvline(start - 0.5, color="white", linewidth=0.8)
+        centres = starts + np.diff(starts, append=len(layers)) / 2 - 0.5
+        step = max(1, len(starts) // 10)
+        ax.set_xticks(centres[::step], layers[starts[::step]])
+        ax.set_xlabel(f"layer ({len(layers)} heads)")
     return ax
 
 
 @checked(table=head_table)
-def layer_trend(table, metrics, *, ax=None, confidence=0.95, ylabel=None):
+def layer_trend(table, metrics, *, ax=None):
     """Draw the mean over heads of metrics at each layer, with its interval over sequences (Figure 3).
 
     Several metrics share the axis, so they must have one unit.
@@ -108,33 +123,43 @@ def layer_trend(table, metrics, *, ax=None, confidence=0.95, ylabel=None):
     ax = axes_or_new(ax)
     sns.lineplot(
         pd.concat(parts, ignore_index=True), x="layer", y="value", hue="metric", style="metric",
-        errorbar=lambda of: student_interval(of, confidence=confidence)[1:3],
+        errorbar=lambda of: student_interval(of)[1:3],
         palette="colorblind", markers=True, dashes=False, ax=ax,
     )  # fmt: skip
-    label = metric_label(metrics[0], table.protocol)
     unit = find_metric(metrics[0], table.protocol).unit
-    ax.set(xlabel="layer", ylabel=ylabel or (unit if len(metrics) > 1 else label))
+    ax.set(xlabel="layer", ylabel=unit if len(metrics) > 1 else metric_label(metrics[0], table.protocol))
     ax.legend(frameon=False, title=None)
     return ax
 
 
-def compare_rows(frame, *, axes=None, metrics=None):
-    """Draw a forest plot: one panel per metric, one line per row, intervals where there are any.
+def compare_rows(frame, axes, *, metrics=None):
+    """Draw a forest plot: one panel of `axes` per metric, one line per row, intervals where there are any.
 
     `frame` has the columns row (what is compared, in the order drawn), metric, value, source (a key of
     :data:`SOURCES`), and low and high, NaN or absent where there is no interval. Returns the axes.
     """
-    metrics = _checked_comparison(frame, metrics)
-    rows = list(dict.fromkeys(frame["row"]))
-    if axes is None:
-        size = (3.1 * len(metrics) + 1.5, 0.3 * len(rows) + 1.2)
-        axes = plt.subplots(1, len(metrics), figsize=size, sharey=True, squeeze=False)[1][0]
-    axes = np.atleast_1d(axes)
+    if missing := ", ".join(column for column in COMPARED if column not in frame):
+        raise ValueError(f"compare_rows needs the columns {', '.join(COMPARED)}; {missing} missing")
+    if unknown := sorted(set(frame["source"]) - set(SOURCES)):
+        raise ValueError(f"unknown source {unknown}; there are {', '.join(SOURCES)}")
+    known, rows = frame["metric"].unique(), list(frame["row"].unique())
+    axes, metrics = np.atleast_1d(axes), known if metrics is None else metrics
+    if absent := [metric for metric in metrics if metric not in known]:
+        raise ValueError(f"the frame has no metric {absent}; it has {', '.join(known)}")
     if len(axes) != len(metrics):
         raise ValueError(f"{len(metrics)} metrics need {len(metrics)} axes, got {len(axes)}")
     for ax, metric in zip(axes, metrics, strict=True):
-        _forest(ax, frame[frame["metric"] == metric], rows)
-        ax.set(xlabel=metric_label(metric), ylabel="")
+        for source, (colour, marker) in SOURCES.items():
+            own = frame[(frame["metric"] == metric) & (frame["source"] == source)]
+            if own.empty:
+                continue
+            place = own["row"].map(rows.index)
+            if {"low", "high"} <= set(own):
+                ax.hlines(place, own["low"], own["high"], color=colour, linewidth=2.5, alpha=0.6)
+            ax.scatter(own["value"], place, color=colour, marker=marker, s=32, zorder=3, label=source)
+        ax.set_yticks(range(len(rows)), rows)
+        ax.set(xlabel=metric_label(metric), ylabel="", ylim=(len(rows) - 0.5, -0.5))  # the first row on top
+        ax.grid(axis="x", alpha=0.4)
     return axes
 
 
@@ -156,18 +181,6 @@ def difference_figure(frame, *, ax=None):
     return ax
 
 
-VERDICT_SIGNS = {  # sign and colour; no verdict is told by its colour alone
-    "supported": ("✓", "#1b7837"),
-    "explained by the null": ("≈", "#b35806"),
-    "contradicted": ("✗", "#b2182b"),
-    "the quantity cannot tell": ("⊘", "#5e3c99"),
-    "undecided": ("?", "#555555"),
-    "out of reach here": ("…", "#555555"),
-    "not measured": ("–", "#555555"),
-}
-SCALE = (-1.0, 2.0)  # of the summary figure, the claimed range being 0 to 1
-
-
 def verdict_figure(card, *, narrow=False):
     """Draw a scorecard in one figure: a row per claim, the number that decides it, what was seen in words.
 
@@ -179,13 +192,17 @@ def verdict_figure(card, *, narrow=False):
     width, size = (4.5, 9.1) if narrow else (10.0, 10.4)
     line = size * 0.0178  # inches
     names, strip, words = ((0.1, 4.4),) * 3 if narrow else ((0.1, 2.55), (2.65, 4.85), (5.0, 9.9))
-    texts, strips, y, group = [], [], 3.4 * line if narrow else 2 * line, None
+    figure = plt.figure(dpi=120)
+    ax = figure.add_axes((0, 0, 1, 1))
+    ax.axis("off")
+    y, group = 3.4 * line if narrow else 2 * line, None
 
     def write(text, column, y, **style):
         letter = size * (0.0082 if "weight" in style else 0.0077)  # inches
-        lines = textwrap.wrap(text, int((column[1] - column[0]) / letter))
-        texts.extend((column[0], y + line * k, part, style) for k, part in enumerate(lines))
-        return y + line * len(lines)
+        for part in textwrap.wrap(text, int((column[1] - column[0]) / letter)):
+            ax.text(column[0], y, part, va="top", fontsize=size, **style)
+            y += line
+        return y
 
     for row in card.itertuples():
         if row.group != group:
@@ -194,29 +211,21 @@ def verdict_figure(card, *, narrow=False):
         sign, colour = VERDICT_SIGNS[row.verdict]
         end = write(f"{sign} {row.claim} {row.title}", names, y, color=colour, weight="bold")
         end = write(row.verdict, names, end, color=colour)
-        middle = (end if narrow else y) + 0.9 * line
         if drawn := bool(np.isfinite(row.value)):
-            strips.append((row, middle, colour))
+            _verdict_strip(ax, row, (end if narrow else y) + 0.9 * line, strip, colour)
         below = (end + 2 * line * drawn) if narrow else y
         y = max(write(row.why.partition(". ")[0].removesuffix("."), words, below), end) + 0.5 * line
-    figure = plt.figure(figsize=(width, y + 0.1), dpi=120)
-    ax = figure.add_axes((0, 0, 1, 1))
+    figure.set_size_inches(width, y + 0.1)
     ax.set(xlim=(0, width), ylim=(y + 0.1, 0))
-    ax.axis("off")
-    for x, at, part, style in texts:
-        ax.text(x, at, part, va="top", fontsize=size, **style)
-    for row, at, colour in strips:
-        _verdict_strip(ax, row, at, strip, colour)
-    ours, null, paper = (
-        ax.plot([], [], marker, color=colour, label=label)[0]
-        for label, marker, colour in (
-            ("the model, with interval", "o", "0.2"), ("its null", "D", SOURCES["null"][0]),
-            ("printed by the paper", "s", SOURCES["paper"][0]),
-        )
-    )  # fmt: skip
-    band = ax.fill_between([], [], color="0.87", label="what the claim says")
-    marks = {"handles": [ours, null, paper, band], "fontsize": size, "frameon": False, "loc": "upper center"}
-    ax.legend(ncols=2 if narrow else 4, columnspacing=1, handletextpad=0.4, borderaxespad=0.2, **marks)
+    for label, colour, marker in (
+        ("the model, with interval", "0.2", "o"),
+        ("its null", *SOURCES["null"]),
+        ("printed by the paper", *SOURCES["paper"]),
+    ):
+        ax.plot([], [], marker, color=colour, label=label)
+    ax.fill_between([], [], color="0.87", label="what the claim says")
+    marks = {"fontsize": size, "frameon": False, "loc": "upper center", "ncols": 2 if narrow else 4}
+    ax.legend(columnspacing=1, handletextpad=0.4, borderaxespad=0.2, **marks)
     return figure
 
 
@@ -229,8 +238,7 @@ def _verdict_strip(ax, row, y, ends, colour):
         least, most = (end - unit, end) if np.isinf(least) else (end, end + unit)
 
     def place(number):
-        share = ((number - least) / (most - least) - SCALE[0]) / (SCALE[1] - SCALE[0])
-        return ends[0] + (ends[1] - ends[0]) * share
+        return ends[0] + (ends[1] - ends[0]) * (1 + (number - least) / (most - least)) / 3
 
     left = ends[0] if np.isinf(row.least) else place(least)
     right = ends[1] if np.isinf(row.most) else place(most)
@@ -254,33 +262,6 @@ def _verdict_strip(ax, row, y, ends, colour):
             ax.annotate("", (edge, y + shift), (inside, y + shift), arrowprops=arrow)
         elif np.isfinite(low):
             ax.plot(np.clip([place(low), place(high)], *ends), [y + shift] * 2, color=shade, linewidth=2)
-
-
-def _checked_comparison(frame, metrics):
-    if missing := ", ".join(column for column in COMPARED if column not in frame):
-        raise ValueError(f"compare_rows needs the columns {', '.join(COMPARED)}; {missing} missing")
-    if unknown := sorted(set(frame["source"]) - set(SOURCES)):
-        raise ValueError(f"unknown source {unknown}; there are {', '.join(SOURCES)}")
-    known = list(dict.fromkeys(frame["metric"]))
-    metrics = known if metrics is None else list(metrics)
-    if absent := [metric for metric in metrics if metric not in known]:
-        raise ValueError(f"the frame has no metric {absent}; it has {', '.join(known)}")
-    return metrics
-
-
-def _forest(ax, part, rows):
-    """Draw the points and intervals of one metric."""
-    for source, (colour, marker) in SOURCES.items():
-        own = part[part["source"] == source]
-        if own.empty:
-            continue
-        place = own["row"].map(rows.index).to_numpy()
-        if {"low", "high"} <= set(own):
-            ax.hlines(place, own["low"], own["high"], color=colour, linewidth=2.5, alpha=0.6)
-        ax.scatter(own["value"], place, color=colour, marker=marker, s=32, zorder=3, label=source)
-    ax.set_yticks(range(len(rows)), rows)
-    ax.set_ylim(len(rows) - 0.5, -0.5)  # the first row on top
-    ax.grid(axis="x", alpha=0.4)
 
 
 def draw_heads(views, signal):
@@ -331,16 +312,6 @@ def axes_or_new(ax):
     return plt.subplots(layout="constrained")[1] if ax is None else ax
 
 
-def _per_head(data, metric, kv_groups):
-    """Return values and KV groups of a HeadTable or an array."""
-    if not hasattr(data, "per_head"):
-        return array("data", data).astype(float), kv_groups
-    if metric is None:
-        raise ValueError(f"say which metric of the table to draw: {', '.join(data.metrics)}")
-    values = data.by_layer(metric)
-    return (values[:1] if data.averaged else values), data.kv_groups
-
-
 def _group_edges(kv_groups, n_heads):
     """Return where KV groups meet; nothing if each head has its own, or all share one."""
     if kv_groups is None:
@@ -350,14 +321,3 @@ def _group_edges(kv_groups, n_heads):
         raise ValueError(f"kv_groups names {len(groups)} heads, the data have {n_heads}")
     edges = (np.flatnonzero(np.diff(groups)) + 1).tolist()
     return edges if len(edges) + 1 < n_heads else []
-
-
-def _mark_layers(ax, layers):
-    """Separate the layers by thin lines and name about ten of them, at their centres."""
-    starts = np.flatnonzero(np.diff(layers, prepend=-1))
-    for start in starts[1:]:
-        ax.axvline(start - 0.5, color="white", linewidth=0.8)
-    centres = starts + np.diff(starts, append=len(layers)) / 2 - 0.5
-    step = max(1, len(starts) // 10)
-    ax.set_xticks(centres[::step], layers[starts[::step]])
-    ax.set_xlabel(f"layer ({len(layers)} heads)")

@@ -14,13 +14,11 @@ import sys
 import traceback
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
-from pathlib import Path
 
 import pandas as pd
 import tiny_models as tiny
 import torch
 import transformers as hf
-import yaml
 from transformers.models.auto import modeling_auto
 
 from nbhelpers.hooks.attention import streams_of
@@ -34,8 +32,7 @@ TASKS = {
     "masked": (hf.AutoModelForMaskedLM, modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES),
     "seq2seq": (hf.AutoModelForSeq2SeqLM, modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES),
 }
-TINY = yaml.safe_load((Path(__file__).parent / "tiny_families.yaml").read_text(encoding="utf-8"))
-SIZES = {name: size for size, names in TINY["sizes"].items() for name in names.split()}
+SIZES = {name: size for size, names in tiny.TINY["sizes"].items() for name in names.split()}
 TOKENS = {"pad": 0, "bos": 1, "decoder_start": 1, "cls": 1, "eos": 2, "sep": 2, "mask": 3}
 MEDIA = {"image": 60, "audio": 61, "video": 62}
 N_TOKENS = 24
@@ -77,7 +74,7 @@ def changed(fields, changes):
 def make_model(task, model_type):
     """Return a tiny random model of a type; whatever its library raises otherwise."""
     kind = hf.CONFIG_MAPPING[model_type]
-    config = kind(**changed(small(kind().to_dict()), TINY["types"].get(model_type, {})))
+    config = kind(**changed(small(kind().to_dict()), tiny.TINY["types"].get(model_type, {})))
     if task == "causal" and not config.is_encoder_decoder and hasattr(config, "is_decoder"):
         config.is_decoder = True
     architecture = TASKS[task][0]._model_mapping[type(config)]

@@ -105,7 +105,7 @@ COMPARISON = pd.DataFrame(ROWS, columns=["row", "metric", "value", "low", "high"
 
 
 def test_compare_rows_draws_points_and_intervals():
-    axes = compare_rows(COMPARISON)
+    axes = compare_rows(COMPARISON, plt.subplots(1, 2)[1])
     assert [ax.get_xlabel() for ax in axes] == ["spectral entropy (nats)", "low band (relative band power)"]
     drawn = axes[1].collections
     points = {tuple(at) for c in drawn if isinstance(c, PathCollection) for at in c.get_offsets()}
@@ -115,9 +115,10 @@ def test_compare_rows_draws_points_and_intervals():
     assert [text.get_text() for text in axes[0].get_yticklabels()] == ["Pythia", "SmolLM2", "uniform"]
     assert axes[0].get_ylim()[0] > axes[0].get_ylim()[1], "the first row is on top"
     given = plt.subplots()[1]
-    assert list(compare_rows(COMPARISON, axes=given, metrics=["low_band"])) == [given]
-    without = compare_rows(COMPARISON.drop(columns=["low", "high"]))
-    assert len(without[1].collections) == 3  # one group of points for each source, no line
+    assert list(compare_rows(COMPARISON.drop(columns=["low", "high"]), given, metrics=["low_band"])) == [
+        given
+    ]
+    assert len(given.collections) == 3  # one group of points for each source, no line
 
 
 @pytest.mark.parametrize("draw", [head_map, lambda table, metric: band_bars(table), layer_trend])
@@ -136,12 +137,11 @@ def test_bad_input_is_refused(table):
         (lambda table: head_map(np.zeros(7)), r"\(7,\)"),
         (lambda table: head_map(np.zeros((2, 4)), kv_groups=[0, 0, 1]), "3 heads"),
         (lambda table: head_map(table, "colour"), "no metric 'colour'"),
-        (lambda table: band_bars(table, bands=("low_band", "mid_band")), "over a head, not 1"),
         (lambda table: layer_trend(AVERAGED, "low_band"), "one value per sequence"),
-        (lambda table: compare_rows(COMPARISON.drop(columns="source")), "source missing"),
-        (lambda table: compare_rows(COMPARISON.replace("paper", "theirs")), "unknown source"),
-        (lambda table: compare_rows(COMPARISON, metrics=["mid_band"]), "no metric"),
-        (lambda table: compare_rows(COMPARISON, axes=plt.subplots()[1]), "need 2 axes"),
+        (lambda table: compare_rows(COMPARISON.drop(columns="source"), []), "source missing"),
+        (lambda table: compare_rows(COMPARISON.replace("paper", "theirs"), []), "unknown source"),
+        (lambda table: compare_rows(COMPARISON, [], metrics=["mid_band"]), "no metric"),
+        (lambda table: compare_rows(COMPARISON, plt.subplots()[1]), "need 2 axes"),
     ):
         with pytest.raises((ValueError, KeyError), match=message):
             draw(table)

@@ -1,8 +1,12 @@
 """Random models small enough for slow oracles, and the attention they compute by their own eager path."""
 
+from copy import deepcopy
+from pathlib import Path
+
 import numpy as np
 import torch
 import transformers as hf
+import yaml
 
 import nbhelpers.inputs.zoo  # noqa: F401 (registers the zoo with transformers)
 from nbhelpers.hooks.capture import capture
@@ -11,47 +15,8 @@ from nbhelpers.hooks.reductions import Reduction
 from nbhelpers.inputs.families import kind_of
 
 N_WORDS = 64
-GROUPED = [
-    "llama", "gemma", "gemma2", "gemma3_text", "qwen2", "qwen3", "mistral", "mixtral", "phi", "phi3", "olmo",
-    "olmo2", "smollm3", "cohere", "cohere2", "starcoder2", "stablelm", "gpt_oss",
-]  # fmt: skip
-WIDE_HEADS = ["gemma", "gemma2", "gemma3_text", "qwen3", "cohere2", "gpt_oss", "mistral"]
-EXPERTS = {"num_local_experts": 2, "num_experts_per_tok": 1}
-DISENTANGLED = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]}
-SPECIAL = {
-    "bart": {
-        "decoder_layers": 2, "decoder_attention_heads": 4, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48,
-        "decoder_start_token_id": 5, "forced_eos_token_id": None,
-    },
-    "t5": {"d_kv": 8, "d_ff": 48, "num_decoder_layers": 2, "decoder_start_token_id": 0},
-    "gptj": {"rotary_dim": 4},
-    "codegen": {"rotary_dim": 4},
-    "gemma2": {"query_pre_attn_scalar": 8, "sliding_window": 6, "attn_logit_softcapping": 5.0},
-    "mistral": {"sliding_window": 6},
-    "modernbert": {"local_attention": 12},
-    "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 6},
-    "gemma3_text": {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 6},
-    "opt": {"word_embed_proj_dim": 32, "ffn_dim": 48},
-    "mixtral": EXPERTS,
-    "gpt_oss": EXPERTS | {
-        "sliding_window": 6, "rope_parameters": {"rope_type": "default", "rope_theta": 150000.0},
-    },
-    "electra": {"embedding_size": 32},
-    "deberta": DISENTANGLED,
-    "deberta-v2": DISENTANGLED,
-    "gpt_neox": {"hidden_size": 64},
-    "stablelm": {"hidden_size": 64},
-    "big_bird": {"attention_type": "original_full"},
-    "esm": {"mask_token_id": 4, "position_embedding_type": "absolute"},
-    "longformer": {"attention_window": 8},
-    "convbert": {"num_attention_heads": 8, "head_ratio": 2, "hidden_size": 64},
-    "mpnet": {"pad_token_id": 1, "bos_token_id": 0},
-    "nystromformer": {"num_landmarks": 64, "segment_means_seq_len": 64},
-    "rembert": {"input_embedding_size": 16, "output_embedding_size": 16},
-    "roformer": {"embedding_size": 32},
-    "squeezebert": {"embedding_size": 32},
-    "xglm": {"ffn_dim": 48},
-}  # fmt: skip
+TINY = yaml.safe_load((Path(__file__).parent / "tiny_families.yaml").read_text(encoding="utf-8"))
+GROUPED, WIDE_HEADS = TINY["grouped"].split(), TINY["wide_heads"].split()
 
 
 def tiny_config(family, *, layers=2, positions=256, **changes):
@@ -66,7 +31,7 @@ def tiny_config(family, *, layers=2, positions=256, **changes):
         fields["num_key_value_heads"] = 2
     if family in WIDE_HEADS:
         fields["head_dim"] = 16
-    return hf.CONFIG_MAPPING[family](**(fields | SPECIAL.get(family, {}) | changes))
+    return hf.CONFIG_MAPPING[family](**(fields | deepcopy(TINY["fields"].get(family, {})) | changes))
 
 
 def make_model(family="llama", *, seed=0, std=0.2, **changes):

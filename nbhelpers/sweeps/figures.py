@@ -24,12 +24,12 @@ def compare_sources(rows, *, metrics=None):
     stands on the lines of the sweep that have its model (and its step, where it has one), and on a line of
     its own where there is none. Returns an array of axes; errors as `compare_rows`.
     """
-    metrics = list(dict.fromkeys(rows.metric)) if metrics is None else list(metrics)
+    metrics = list(rows.metric.unique() if metrics is None else metrics)
     forest = _forest_of(rows[rows.metric.isin(metrics)])
     size = (min(2.6 * len(metrics) + 3.5, MOST_INCHES), 0.3 * forest.row.nunique() + 1.9)
     options = {"sharey": True, "squeeze": False, "layout": "constrained"}
     figure, axes = plt.subplots(1, len(metrics), figsize=size, **options)
-    axes = compare_rows(forest, axes=axes[0], metrics=metrics)
+    axes = compare_rows(forest, axes[0], metrics=metrics)
     marks = {}  # of all panels: the first need not have a null
     for ax, metric in zip(axes, metrics, strict=True):
         ax.set_xlabel(textwrap.fill(metric_label(metric, *protocols_of(rows, metric)), LABEL_CHARACTERS))
@@ -45,17 +45,13 @@ def _forest_of(rows):
     measured, printed = rows[rows.source != PRINTED], rows[rows.source == PRINTED]
     nulls = measured.dropna(subset=["null"])
     nulls = nulls.assign(value=nulls.null, source="null", low=np.nan, high=np.nan)
-    matched = [_lines_of(line, measured) for line in printed.itertuples()]
-    return pd.concat([measured, nulls, *matched], ignore_index=True)
-
-
-def _lines_of(line, measured):
-    """Return a printed value once for each measured row of its model, or once under its own name."""
-    mine = (measured.paper == line.paper) & (measured.metric == line.metric)
-    mine &= (measured.step == line.step) | pd.isna(line.step)
-    names = list(measured.row[mine].unique()) or [line.row]
-    fields = {"metric": line.metric, "value": line.value, "low": np.nan, "high": np.nan, "source": PRINTED}
-    return pd.DataFrame({"row": names}).assign(**fields)
+    lines = []  # a printed value once for each measured row of its model, or once under its own name
+    for line in printed.to_dict("records"):
+        mine = (measured.paper == line["paper"]) & (measured.metric == line["metric"])
+        mine &= (measured.step == line["step"]) | pd.isna(line["step"])
+        lines += [line | {"row": name} for name in list(measured.row[mine].unique()) or [line["row"]]]
+    lines = pd.DataFrame(lines, columns=rows.columns).astype(rows.dtypes)
+    return pd.concat([measured, nulls, lines], ignore_index=True)
 
 
 def rows_over(rows, over, metric, *, ax=None):
@@ -83,7 +79,6 @@ def rows_over(rows, over, metric, *, ax=None):
             style = {"ls": "-", "lw": 1.2, "ms": 4} if source == HERE else {"ls": "", "ms": 6, "zorder": 3}
             ax.plot(x, part.value, marker, color=colour, label=NAMES.get(name, name), **style)
     nulls = drawn.dropna(subset=["null"]).drop_duplicates([over, "null"])
-    style = {"color": "0.55", "mfc": "none", "ms": 4, "label": NAMES["null"]}
-    ax.plot(nulls[over] + (over == "step"), nulls.null, "D", **style)
+    ax.plot(nulls[over] + (over == "step"), nulls.null, "D", c="0.55", mfc="none", ms=4, label=NAMES["null"])
     ax.set(xscale="log", xlabel=OVER[over], ylabel=metric_label(metric, *protocols_of(rows, metric)))
     return ax

@@ -264,6 +264,7 @@ def main(argv=None):
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count()))
     parser.add_argument("--only", nargs="+", help="parts of names of variants to measure beside the floor")
+    parser.add_argument("--busy", type=int, default=0, help="loops of other processes that run beside it")
     parser.add_argument("--out", type=Path, default=Path("build/bench"))
     parser.add_argument("--serve", choices=VARIANTS, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
@@ -271,15 +272,20 @@ def main(argv=None):
         serve(arguments.serve, arguments.model, arguments.device, arguments.dtype, arguments.threads)
         return
     arguments.out.mkdir(parents=True, exist_ok=True)
-    for device in [arguments.device] if arguments.device else devices_here():
-        _bench(device, arguments)
+    with contextlib.ExitStack() as beside:
+        for _ in range(arguments.busy):
+            loop = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+            beside.callback(loop.kill)
+        for device in [arguments.device] if arguments.device else devices_here():
+            _bench(device, arguments)
 
 
 def _bench(device, arguments):
     """Measure on one device, write what was found and print it."""
     name = f"bench-{device.replace(':', '')}-{arguments.dtype or 'default'}"
+    name += f"-beside-{arguments.busy}" if arguments.busy else ""
     for frame in measure(device, arguments):  # an interrupted run keeps the lengths it finished
-        table = summarise(frame)
+        table = summarise(frame).assign(busy_loops=arguments.busy)
         table.to_csv(arguments.out / f"{name}.csv", index=False)
         (arguments.out / f"{name}.md").write_text(markdown(table), encoding="utf-8")
         figure(table).savefig(arguments.out / f"{name}.png", dpi=150)

@@ -55,10 +55,13 @@ def test_padding_on_either_side_gives_what_the_same_tokens_have_alone(family, si
         assert not own[..., ~kept.numpy()].any()
 
 
+@pytest.mark.parametrize("implementation", [None, "eager"])
 @pytest.mark.parametrize("family", ONE_STACK)
-def test_logits_and_model_are_unchanged(family):
+def test_logits_and_model_are_unchanged(monkeypatch, family, implementation):
     model, ids = model_of(family), tiny.make_tokens(24)
     route = module_route if family_of(model.config).route == "module" else interface_route
+    if implementation:
+        monkeypatch.setattr(model.config, "_attn_implementation", implementation)
     implementation, hooks = model.config._attn_implementation, tiny.n_hooks(model)
     with torch.inference_mode():
         before = model(input_ids=ids).logits
