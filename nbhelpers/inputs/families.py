@@ -4,6 +4,7 @@ A family that is not in the table is inferred from its configuration; `register_
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import resources
 from importlib.metadata import version
 
@@ -207,19 +208,16 @@ def goes_beyond(config, model):
 
 
 def _inferred_encoding(config):
-    stated = getattr(config, "position_embedding_type", None)
-    if getattr(config, "alibi", False) is True or stated == "alibi":
-        return "alibi"
-    rotates = getattr(config, "rope_parameters", None) or getattr(config, "rope_theta", None)
-    if rotates or stated in ("rotary", "rope"):
-        return "rope"
-    if getattr(config, "relative_attention_num_buckets", None):
-        return "t5"
-    if getattr(config, "sinusoidal_pos_embds", False) or stated == "sinusoidal":
-        return "sinusoidal"
-    if getattr(config, "max_position_embeddings", None):
-        return "learned"
-    return "unknown"
+    own = partial(getattr, config)
+    stated = own("position_embedding_type", None)
+    signs = {
+        "alibi": stated == "alibi" or own("alibi", False) is True,
+        "rope": stated in ("rotary", "rope") or own("rope_parameters", None) or own("rope_theta", None),
+        "t5": own("relative_attention_num_buckets", None),
+        "sinusoidal": stated == "sinusoidal" or own("sinusoidal_pos_embds", None),
+        "learned": own("max_position_embeddings", None),
+    }
+    return next((encoding for encoding, seen in signs.items() if seen), "unknown")
 
 
 def _inferred_kind(config):

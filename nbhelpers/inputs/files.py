@@ -15,10 +15,9 @@ from pathlib import Path
 from nbhelpers.files import replacing_folder
 from nbhelpers.words import first_names, warn
 
-from . import gguf_files
+from . import weights
 from .hub import ask_hub
 from .packaged import PACKAGED, download, installed, join
-from .weights import read_exactly
 
 ZOO_PREFIX = "zoo:"
 ZOO_INDEX = "models.json"
@@ -77,7 +76,7 @@ def offline_names():
     return "offline there are " + ", ".join([*here, *(f"random:{name}" for name in here), *zoo])
 
 
-def locate(name, *, revision=None, weights=True):
+def locate(name, *, revision=None, whole=True):
     """Find a model's files by its name without "random:" (see `load_model`), or its configuration alone."""
     if not name.strip():
         raise LookupError(f"the name of the model is empty; {offline_names()}")
@@ -90,7 +89,7 @@ def locate(name, *, revision=None, weights=True):
     if path.is_file():
         return _gguf_files(path)
     files = _folder_files(path) if path.is_dir() else _hub_files(name, revision)
-    if weights:
+    if whole:
         _refuse_other_weights(files.names, name)
     return files
 
@@ -233,17 +232,17 @@ def _folder_files(path):
 def _hub_files(name, revision):
     _refuse_impossible_names(name)
     try:
-        answer = ask_hub(name, revision=revision)
+        commit, names = ask_hub(name, revision=revision)
     except LookupError as error:
         raise LookupError(f"{error}; {offline_names()}") from error
-    if not answer.reachable:
-        return _hub_cache_files(name, revision, answer.reason)
-    if "config.json" not in answer.files:
+    except ConnectionError as error:
+        return _hub_cache_files(name, revision, error)
+    if "config.json" not in names:
         raise FileNotFoundError(f"the Hub repository {name!r} holds no config.json: no transformers model")
-    return ModelFiles(name, False, answer.commit, frozenset(answer.files))
+    return ModelFiles(name, False, commit, frozenset(names))
 
 
-def _hub_cache_files(name, revision, reason):
+def _hub_cache_files(name, revision, error):
     """Return what an earlier download left in the Hub's own cache, or raise ConnectionError."""
     from huggingface_hub import try_to_load_from_cache
 
@@ -251,10 +250,9 @@ def _hub_cache_files(name, revision, reason):
     if not isinstance(config, str):
         at = f" at revision {revision!r}" if revision else ""
         raise ConnectionError(
-            f"cannot load {name!r}{at}: the Hugging Face Hub could not be reached ({reason}) and no earlier "
-            f"download is in the local cache; {offline_names()}, folders and .gguf files. Once downloaded, "
-            "HF_HUB_OFFLINE=1 uses that copy."
-        )
+            f"cannot load {name!r}{at}: {error} and no earlier download is in the local cache; "
+            f"{offline_names()}, folders and .gguf files. Once downloaded, HF_HUB_OFFLINE=1 uses that copy."
+        ) from error
     return _local_files(Path(config).parent, Path(config).parent.name)
 
 
@@ -339,15 +337,15 @@ def _convert(parts, folder):
     # Alone in a folder: transformers would take a tokenizer or an adapter that lies beside the file.
     with tempfile.TemporaryDirectory(prefix="gguf-", dir=folder.parent) as alone, quiet_progress():
         source = Path(alone) / parts[0].name
-        readers = gguf_files.open_parts(parts)
+        readers = weights.open_parts(parts)
         if len(parts) > 1:
-            gguf_files.merge(readers, source)
+            weights.merge(readers, source)
         else:
             source.symlink_to(parts[0].resolve())
         # Without `dequantize` the model keeps its quantizer, which cannot be saved.
         options = {"gguf_file": source.name, "quantization_config": transformers.GgufConfig(dequantize=True)}
-        model = read_exactly([transformers.AutoModelForCausalLM], alone, source.name, **options)
-        gguf_files.require_all_read(readers, model, parts[0])
+        model = weights.read_exactly([transformers.AutoModelForCausalLM], alone, source.name, **options)
+        weights.require_all_read(readers, model, parts[0])
         model.save_pretrained(folder)
         if "tokenizer.ggml.model" in readers[0].fields:
             tokenizer = transformers.AutoTokenizer.from_pretrained(alone, gguf_file=source.name)

@@ -1,22 +1,10 @@
 """Ask the Hugging Face Hub, quickly and before any download, whether something can be had from it."""
 
-from dataclasses import dataclass
-
 PROBE_SECONDS = 10.0
 
 
-@dataclass(frozen=True)
-class HubAnswer:
-    """What the Hub holds under a name, or why it did not answer."""
-
-    reachable: bool
-    commit: str | None = None
-    files: tuple[str, ...] = ()
-    reason: str = ""
-
-
 def ask_hub(name, *, kind="model", revision=None):
-    """Look something up on the Hub with one request, where transformers retries for 23 s per file."""
+    """Return the commit and the files that the Hub has under a name, by one request without retries."""
     from huggingface_hub import HfApi
     from huggingface_hub import errors as hub
 
@@ -33,5 +21,6 @@ def ask_hub(name, *, kind="model", revision=None):
     except hub.RepositoryNotFoundError as error:
         raise LookupError(f"the Hub has no {kind} {name!r}, or it needs `hf auth login`") from error
     except (hub.HTTPError, OSError) as error:  # OSError covers refused sockets and HF_HUB_OFFLINE
-        return HubAnswer(reachable=False, reason=f"{type(error).__name__}: {error}")
-    return HubAnswer(True, info.sha, tuple(entry.rfilename for entry in info.siblings or ()))
+        reason = f"{type(error).__name__}: {error}"
+        raise ConnectionError(f"the Hugging Face Hub could not be reached ({reason})") from error
+    return info.sha, [entry.rfilename for entry in info.siblings or ()]

@@ -137,7 +137,7 @@ def load_model(name, *, device="auto", dtype=None, revision=None, seed=0, max_me
     dtype = _dtype(dtype, device)
     base = name.removeprefix(_RANDOM)
     fresh = base != name
-    files = locate(base, revision=revision, weights=not fresh)
+    files = locate(base, revision=revision, whole=not fresh)
     if fresh and spread:
         raise ValueError(f"{name!r}: random weights are drawn whole, so they need one device, not 'spread'")
     config = _config(files, base)
@@ -159,7 +159,7 @@ def load_model(name, *, device="auto", dtype=None, revision=None, seed=0, max_me
 def load_skeleton(name, *, revision=None, dtype=None, device="cpu"):
     """Return what `load_model` would put on "cpu" or "cuda", without weights and tokenizer, to plan with."""
     base = name.removeprefix(_RANDOM)
-    files = locate(base, revision=revision, weights=False)
+    files = locate(base, revision=revision, whole=False)
     model = _skeleton(_config(files, base), _dtype(dtype, torch.device(device)))
     return LoadedModel(model.eval(), None, describe(model, name=name, revision=files.revision))
 

@@ -377,17 +377,17 @@ def _data_set(name):
 
 def _streamed_documents(name, data_set, max_characters):
     """Return the first documents of a data set on the Hub, up to about so many characters."""
-    answer = ask_hub(data_set.repository, kind="dataset")
-    if not answer.reachable:
-        raise ConnectionError(
-            f"cannot stream {name!r}: the Hugging Face Hub could not be reached ({answer.reason}); without a "
-            f"network there are {', '.join(BUNDLED)} (bundled), {STDLIB}, text files and folders"
+    try:
+        commit, _ = ask_hub(data_set.repository, kind="dataset")
+    except ConnectionError as error:
+        offline = (
+            f"without a network there are {', '.join(BUNDLED)} (bundled), {STDLIB}, text files and folders"
         )
+        raise ConnectionError(f"cannot stream {name!r}: {error}; {offline}") from error
     import datasets
 
-    stream = datasets.load_dataset(
-        data_set.repository, data_set.configuration, split="train", streaming=True, revision=answer.commit
-    )
+    options = {"split": "train", "streaming": True, "revision": commit}
+    stream = datasets.load_dataset(data_set.repository, data_set.configuration, **options)
 
     def rows():
         n_characters = 0

@@ -1,8 +1,11 @@
-"""Read weights; refuse a model of which transformers would make a part up."""
+"""Read weights, of GGUF files too; refuse those of which transformers would drop or make up a part."""
 
 import inspect
+import math
 
 from nbhelpers.words import first_names
+
+from . import families
 
 
 def read_exactly(classes, path, name, **options):
@@ -62,3 +65,86 @@ def _heads(config):
     with torch.device("meta"):
         models = [auto.from_config(config) for auto in autos if type(config) in auto._model_mapping]
     return {name for model in models for name, _ in model.named_children()}
+
+
+def open_parts(parts):
+    """Return a `gguf.GGUFReader` for each file; ValueError if one is damaged or they are not a model."""
+    import gguf
+
+    try:
+        readers = [gguf.GGUFReader(part) for part in parts]
+    except (ValueError, IndexError, KeyError, OverflowError) as error:
+        raise ValueError(f"{parts[0]} or a part of it is damaged ({error}); download it again") from error
+    n_tensors = sum(len(reader.tensors) for reader in readers)
+    stated = _value(readers[0], "split.count", 1), _value(readers[0], "split.tensors.count", n_tensors)
+    if stated != (len(parts), n_tensors):
+        raise ValueError(
+            f"{parts[0]} is of a model of {stated[0]} files with {stated[1]} tensors, and {len(parts)} with "
+            f"{n_tensors} were found; put all beside it, as NAME-00001-of-{stated[0]:05d}.gguf and so on"
+        )
+    return readers
+
+
+def merge(readers, path):
+    """Write the parts of a split model as one file, as llama.cpp does."""
+    import gguf
+
+    writer = gguf.GGUFWriter(path, _value(readers[0], "general.architecture"))
+    for field in readers[0].fields.values():
+        if not field.name.startswith(("GGUF.", "split.", "general.architecture")):
+            kind, *entries = field.types
+            writer.add_key_value(field.name, field.contents(), kind, entries[-1] if entries else None)
+    tensors = [tensor for reader in readers for tensor in reader.tensors]
+    for tensor in tensors:
+        size = tensor.data.shape, tensor.data.dtype, tensor.data.nbytes
+        writer.add_tensor_info(tensor.name, *size, tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for tensor in tensors:
+        writer.write_tensor_data(tensor.data)
+    writer.close()
+
+
+def require_all_read(readers, model, name):
+    """Raise a ValueError if transformers left out tensors, or settings of attention, that the files hold."""
+    import gguf
+
+    config, architecture = model.config, _value(readers[0], "general.architecture")
+    tensors = {tensor.name: tensor for reader in readers for tensor in reader.tensors}
+    ends = [tensors.get(name) for name in ("token_embd.weight", "output.weight")]
+    if config.tie_word_embeddings and all(ends) and ends[0].data.tobytes() == ends[1].data.tobytes():
+        del tensors["output.weight"]  # stored twice
+    held = sum(int(tensor.n_elements) for tensor in tensors.values())
+    taken = sum({weight.data_ptr(): weight.numel() for weight in model.state_dict().values()}.values())
+    if held != taken:
+        code = next(code for code, known in gguf.MODEL_ARCH_NAMES.items() if known == architecture)
+        names = gguf.get_tensor_name_map(code, config.num_hidden_layers)
+        read = {names.get_name(key, try_suffixes=(".weight", ".bias")) for key in model.state_dict()}
+        left_out = first_names([tensor for tensor in tensors if tensor not in read])
+        raise ValueError(
+            f"of {held} weights in {name} transformers reads {taken}, not {left_out}; {_WAY_OUT}"
+        )
+    for key, setting in _SETTINGS.items():
+        stated, taken = _value(readers[0], f"{architecture}.{key}"), setting(config)
+        if isinstance(stated, int | float):
+            wrong = not math.isclose(stated, taken or 0, rel_tol=1e-5)
+        else:
+            wrong = stated is None and key == "attention.head_count"
+        if wrong:
+            raise ValueError(f"{name} says {key} {stated}, and transformers takes {taken}; {_WAY_OUT}")
+
+
+_WAY_OUT = "the model would be another one: load its safetensors"
+_SETTINGS = {  # by their names in a file; transformers does not read all of them for all families
+    "attention.head_count": lambda config: config.num_attention_heads,
+    "attention.sliding_window": lambda config: getattr(config, "sliding_window", None),
+    "attn_logit_softcapping": lambda config: getattr(config, "attn_logit_softcapping", None),
+    "rope.freq_base": lambda config: families.rope_of(config)[0],
+    "rope.scaling.factor": lambda config: (getattr(config, "rope_parameters", 0) or {}).get("factor", 1.0),
+}
+
+
+def _value(reader, key, default=None):
+    field = reader.fields.get(key)
+    return default if field is None else field.contents()

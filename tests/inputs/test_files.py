@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 from nbhelpers.inputs import files as model_files
 from nbhelpers.inputs import hub
 from nbhelpers.inputs.files import file_fingerprint, locate
-from nbhelpers.inputs.hub import HubAnswer
 from nbhelpers.inputs.models import load_model
 
 
@@ -229,7 +228,8 @@ def test_names_that_lead_nowhere_are_told_within_seconds(monkeypatch):
             load_model(name)
     assert time.perf_counter() - started < 15
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert not hub.ask_hub("a/b").reachable
+    with pytest.raises(ConnectionError, match="could not be reached"):
+        hub.ask_hub("a/b")
     with pytest.raises(LookupError, match="not a possible Hub name"):
         load_model("a b/c")
 
@@ -253,7 +253,7 @@ def test_refusals_of_the_hub(monkeypatch):
 
 def test_hub_answers_are_checked_before_any_download(monkeypatch):
     held = ["config.json", "pytorch_model.bin"]
-    monkeypatch.setattr(model_files, "ask_hub", lambda name, **options: HubAnswer(True, "abc123", held))
+    monkeypatch.setattr(model_files, "ask_hub", lambda name, **options: ("abc123", held))
     with pytest.raises(ValueError, match=r"only pytorch_model.bin.*safetensors and GGUF"):
         load_model("a/b")
     held += ["model.safetensors", "tokenizer.json"]

@@ -1,6 +1,7 @@
 import json
 import shutil
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -8,7 +9,6 @@ from safetensors.torch import load_file, save_file
 from tiny_models import assert_same_profiles, capture_quietly, make_model, make_tokens
 
 from nbhelpers.inputs import files as model_files
-from nbhelpers.inputs.hub import HubAnswer
 from nbhelpers.inputs.models import load_model
 
 IDS = make_tokens(24)
@@ -95,7 +95,7 @@ def test_no_pickle_is_opened_whatever_names_it(tmp_path, tiny_llama_folder, tiny
         with pytest.raises(ValueError, match=said):
             load_model(folder, device="cpu")
     # a repository of the Hub, whose index is read before anything else is downloaded
-    answer = HubAnswer(True, "c0ffee", ("config.json", "model.safetensors.index.json", *named.values()))
+    answer = "c0ffee", ("config.json", "model.safetensors.index.json", *named.values())
     monkeypatch.setattr(model_files, "ask_hub", lambda name, **options: answer)
     monkeypatch.setattr("transformers.utils.cached_file", lambda path, file, **o: tmp_path / "index" / file)
     with pytest.raises(ValueError, match=r"names model-00001-of-00002.bin"):
@@ -184,7 +184,7 @@ def pythia(tmp_path, monkeypatch):
         (repository / "refs" / branch).write_text(commit)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("huggingface_hub.file_download.HF_HUB_CACHE", str(tmp_path / "hub"), raising=False)
-    monkeypatch.setattr(model_files, "ask_hub", lambda name, **o: HubAnswer(False, reason="ConnectError"))
+    monkeypatch.setattr(model_files, "ask_hub", Mock(side_effect=ConnectionError("could not be reached")))
     return models
 
 

@@ -8,7 +8,6 @@ from tiny_sweeps import leave_run, parts_grid
 from nbhelpers.__main__ import main
 from nbhelpers.hooks.capture import plan
 from nbhelpers.inputs import files as model_files
-from nbhelpers.inputs.hub import HubAnswer
 from nbhelpers.inputs.models import load_model, load_skeleton
 from nbhelpers.sweeps import estimate
 from nbhelpers.sweeps.estimate import LIBRARY_MB, Estimator
@@ -17,7 +16,7 @@ from nbhelpers.sweeps.grid import make_grid
 
 @pytest.fixture
 def no_hub(monkeypatch):
-    ask = Mock(return_value=HubAnswer(False, reason="ConnectError"))
+    ask = Mock(side_effect=ConnectionError("the Hub could not be reached"))
     monkeypatch.setattr(model_files, "ask_hub", ask)
     return ask
 
