@@ -61,23 +61,13 @@ class Observation:
 def analyze(model, token_ids, protocol=PAPER, *, null=(), corpus=None, seed=0, **options):
     """Measure every head of a model on some sequences under a protocol; return a `HeadTable`.
 
-    Parameters
-    ----------
-    model : LoadedModel or transformers.PreTrainedModel
-    token_ids : torch.LongTensor, shape (sequence, position)
-        Sequences of one length, without padding.
-    protocol : Protocol
-        :data:`nbhelpers.PAPER` is the literal reading of the paper.
-    null : str or sequence of str
-        Attention that learned nothing, measured too: its numbers stand beside the model's in
-        `HeadTable.summary`. Names are those of :mod:`nbhelpers.nulls`, such as "uniform" and "permuted". Not
-        with ``signal="rows"``, which leaves no profiles that a null could be made of.
-    corpus : str, optional
-        What the sequences are, for the provenance.
-    seed : int
-        Draws the random scaled variants and the nulls.
-    **options
-        `batch_size`, `chunk`, `cache`, `fused`, `stream`, `beyond`, `progress` of :func:`nbhelpers.capture`.
+    `model` is a LoadedModel or a transformers.PreTrainedModel, `token_ids` (sequence, position) are sequences
+    of one length, without padding; :data:`nbhelpers.PAPER` is the literal reading of the paper. `null` names
+    attention that learned nothing, one or several of :mod:`nbhelpers.nulls` such as "uniform" and "permuted",
+    whose numbers stand beside the model's in `HeadTable.summary`; not with ``signal="rows"``, which leaves no
+    profiles to make it of. `corpus` says in the provenance what the sequences are; `seed` draws random scaled
+    variants and nulls. `options` are `batch_size`, `chunk`, `cache`, `fused`, `stream`, `beyond`, `progress`
+    of :func:`nbhelpers.capture`.
     """
     _require_measurable(protocol)
     if protocol.signal == "rows":

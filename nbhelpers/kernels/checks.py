@@ -56,14 +56,10 @@ def require_finite(x, name):
     # NaN and infinity survive a sum, so one reduction settles the usual case without a mask of the size of x.
     if torch.isfinite(x.detach().sum()):
         return
-    bad = ~torch.isfinite(x)
-    if not bad.any():  # finite entries whose sum overflows
-        return
-    first = tuple(bad.nonzero()[0].tolist())
-    raise ValueError(
-        f"{name} has {int(bad.sum())} of {x.numel()} entries that are NaN or infinite, the first at index "
-        f"{first}. Drop or mask these rows before the call (a fully padded row is a common cause)."
-    )
+    if (bad := ~torch.isfinite(x)).any():  # else finite entries whose sum overflows
+        told, first = f"{int(bad.sum())} of {x.numel()} entries", tuple(bad.nonzero()[0].tolist())
+        way_out = "Drop or mask these rows before the call (a fully padded row is a common cause)."
+        raise ValueError(f"{name} has {told} that are NaN or infinite, the first at index {first}. {way_out}")
 
 
 def negative_p_log_p(p):

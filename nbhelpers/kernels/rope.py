@@ -17,9 +17,8 @@ from .checks import as_double, as_real, as_signal
 def inverse_frequencies(head_dim, *, theta=10000.0, fraction=1.0):
     """Return the angular frequencies (pair,) of the rotary pairs, θ^(−2k/d) (eq. 12; arXiv:2104.09864).
 
-    float64 on the CPU, in radians/token, from 1 downwards. `theta` is the base of the geometric series,
-    `rope_theta` in model configurations; `fraction` the share of the dimensions that is rotated, d =
-    int(head_dim · fraction), 0.25 in GPT-NeoX and Pythia.
+    float64 on the CPU, in radians/token, from 1 downwards. d = int(head_dim · fraction) dimensions are
+    rotated, a quarter in GPT-NeoX and Pythia; `theta` is `rope_theta` of model configurations.
     """
     n_rotated = int(head_dim * fraction)
     if n_rotated < 2 or n_rotated % 2:
@@ -30,10 +29,7 @@ def inverse_frequencies(head_dim, *, theta=10000.0, fraction=1.0):
 
 
 def wavelengths(inverse_frequencies):
-    """Return the wavelength of each rotary pair, 2π/θ_k tokens, of shape (pair,).
-
-    A wavelength beyond the length of the text completes no turn in it.
-    """
+    """Return the wavelength of each rotary pair, 2π/θ_k tokens, (pair,)."""
     return 2 * math.pi / as_signal(inverse_frequencies, "inverse_frequencies", check=None)
 
 
@@ -70,8 +66,8 @@ def rotate(x, positions, inverse_frequencies, *, interleaved=False):
 def lag_kernel(inverse_frequencies, lags):
     """Return the score (...) that rotation alone gives to lags (...), the mean of cos(θ_k · lag) over pairs.
 
-    This is the scaled dot product of a rotated query and key that are equal before rotation and have the same
-    energy in each pair. Frequencies (pair,) are in radians/token; float64, in [−1, 1], 1 at lag 0.
+    It is the scaled dot product of a rotated query and key that are equal before and have the same energy in
+    each pair. Frequencies (pair,) are in radians/token; float64, in [−1, 1], 1 at lag 0.
     """
     frequency = as_double(inverse_frequencies, "inverse_frequencies", length=-1)  # (pair,)
     lags = as_double(lags, "lags", device=frequency.device)  # (...)
@@ -81,8 +77,8 @@ def lag_kernel(inverse_frequencies, lags):
 def alibi_slopes(n_heads):
     """Return the slopes of ALiBi, (head,), in score units per token (Press et al., arXiv:2108.12409).
 
-    For a power of two they are 2^(−8h/n), h = 1 … n. For any other number, those of the power of two below,
-    then every other slope of the power of two above. float64 on the CPU.
+    For a power of two 2^(−8h/n), h = 1 … n; for any other number those of the power of two below, then every
+    other slope of the power of two above. float64 on the CPU.
     """
     power = 1 << (n_heads.bit_length() - 1)
     exponents = [8 * head / power for head in range(1, power + 1)]

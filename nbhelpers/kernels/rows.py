@@ -30,11 +30,10 @@ def drop_sink(attn):
 
 
 def row_psd(rows, length, *, relative=False, **options):
-    """Return the power spectrum (..., freq) of signals of `length` samples with a zero tail.
+    """Return the power spectrum (..., freq) of `length` samples: `rows` (..., key) with zeros behind them.
 
-    `rows` (..., key) are the first samples; the rest are zero. `options` are `window`, `pad`, `detrend`,
-    `sided` and `dc` of :func:`nbhelpers.kernels.spectra.psd`. `relative` divides each signal, tapered and not
-    detrended, by its largest sample: where a Hann window removes nearly all of a row with its key 0, the
+    `options` are those of :func:`nbhelpers.kernels.spectra.psd`. `relative` divides each signal, tapered and
+    not detrended, by its largest sample: where a Hann window removes nearly all of a row with its key 0, the
     power of the rest would be too small for float32.
     """
     n_given = rows.shape[-1]
@@ -56,10 +55,10 @@ def row_psd(rows, length, *, relative=False, **options):
 
 
 def real_fft(signals):
-    """Return the one-sided transform (..., freq) of real signals (..., position).
+    """Return the one-sided transform (..., freq) of real signals (..., position), by the quicker library.
 
-    On a CPU by the library that is quicker: scipy, up to four times, where the largest prime factor of the
-    length is in `AWKWARD` (517, 1023, 2047), torch elsewhere (512, 520, 1009).
+    On a CPU that is scipy where the largest prime factor of the length is in `AWKWARD` (517, 1023, 2047),
+    else torch.
     """
     factor = _largest_prime_factor(signals.shape[-1])
     if factor not in AWKWARD or signals.device.type != "cpu" or signals.requires_grad:
@@ -123,8 +122,7 @@ def _sum_of_runs(power, runs):
 def row_wavelet_entropies(rows, length, *, wavelet, mode, level, base=None):
     """Return the wavelet entropy −Σ|W|² log|W|² of each level (eq. 5, literal) of signals with a zero tail.
 
-    `rows` and `length` are as in :func:`row_psd`, the options as in `wavedec` and `wavelet_entropy`. The
-    result (..., level) is in the order of `wavedec`: approximation, then details from coarse to fine.
+    `rows` and `length` are as in :func:`row_psd`; the result (..., level) is in the order of `wavedec`.
     """
     filters = pywt.Wavelet(wavelet)
     if mode == "periodization" or rows.shape[-1] < filters.dec_len:
@@ -139,8 +137,8 @@ def row_wavelet_entropies(rows, length, *, wavelet, mode, level, base=None):
 def _level_entropies(rows, length, filters, mode, level):
     """Yield −Σ w² log w² of each level (row,), finest detail first, the approximation last.
 
-    Samples are the first axis and rows the second, so that every tap of the filters is a sum over contiguous
-    memory. Each level keeps its non-zero head and the length `full` it would have with the zeros behind it.
+    Samples are the first axis, so that every tap of the filters sums contiguous memory. Each level keeps its
+    non-zero head and the length `full` it would have with the zeros behind it.
     """
     n_taps, margin = filters.dec_len, filters.dec_len - 2
     n, full = rows.shape[-1], length

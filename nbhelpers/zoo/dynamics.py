@@ -113,11 +113,9 @@ def unexplained(values, given):
     weights = np.linalg.lstsq(scores, centred[:, 0], rcond=1e-8)[0]
     rest = (centred[:, 0] - scores @ weights).reshape(values.shape)
     variance, curve = values.var(), values.mean(0).var()
-    return Unexplained(
-        rest + values.mean(),
-        float(1 - rest.var() / variance) if variance > 0 else 0.0,
-        float(rest.mean(0).var() / curve) if curve > 0 else 0.0,
-    )
+    explained = float(1 - rest.var() / variance) if variance > 0 else 0.0
+    curve_left = float(rest.mean(0).var() / curve) if curve > 0 else 0.0
+    return Unexplained(rest + values.mean(), explained, curve_left)
 
 
 def _curves(curves):
