@@ -16,6 +16,7 @@ from nbhelpers.profiles import Profiles
 from .banks import KINDS
 
 FLOOR = 1e-4  # of the largest weight of a kernel; a query without a key at its distance looks evenly
+SIZES = {"n_layers": 6, "n_heads": 6, "length": 128, "noise": 0.0, "key_noise": 0.0, "seed": 0}
 POOL = 2**22  # factors of noise that are drawn once; every head takes its own from a random place
 
 
@@ -27,28 +28,15 @@ class NoiseStrength(NamedTuple):
 
 
 @checked(kind=one_of(*KINDS))
-def planted_profiles(
-    kind,
-    *,
-    n_sequences=4,
-    n_layers=6,
-    n_heads=6,
-    length=128,
-    noise=0.0,
-    key_noise=0.0,
-    heads_per_group=3,
-    factors=(0.5, 0.25),
-    seed=0,
-):
+def planted_profiles(kind, *, n_sequences=4, heads_per_group=3, factors=(0.5, 0.25), **options):
     """Return the profiles of sequences of `planted_attention`, and those of their prefixes, by `factors`."""
-    options = {"n_layers": n_layers, "n_heads": n_heads, "length": length}
-    options |= {"noise": noise, "key_noise": key_noise, "seed": seed}
-    groups = [head // heads_per_group for head in range(n_heads)]
+    options = SIZES | options
+    groups = [head // heads_per_group for head in range(options["n_heads"])]
     truth = {"kind": kind, "n_sequences": n_sequences} | options
     attn = torch.stack([planted_attention(kind, sequence=k, **options) for k in range(n_sequences)])
     made = {}
     for factor in (1.0, *factors):
-        n = int(factor * length + 1e-9)
+        n = int(factor * options["length"] + 1e-9)
         known = {"kv_groups": groups, "provenance": {"planted": truth | {"prefix": n}}}
         made[factor] = Profiles.from_attention(attn[..., :n, :n], causal=True, **known)
     return made.pop(1.0), made

@@ -24,7 +24,7 @@ LOCAL, GLOBAL = 2 / 3, 1 / 3  # shares of attention nearby from which a head cou
 FLOAT32_RANK = 1e-6  # profiles are float32: smaller singular values, relatively, are rounding
 RANDOM_SETS = 64
 TABLE7 = paper.paper_table(7).drop(columns="model").mean().to_numpy()  # (scale,), mean of the paper's models
-SHARE, POSITIVE, CORRELATION = stats.SHARE, stats.NOT_NEGATIVE, stats.CORRELATION
+ANY, SHARE, POSITIVE, CORRELATION = stats.ANY, stats.SHARE, stats.NOT_NEGATIVE, stats.CORRELATION
 OF_SEEDS = ("N1",)  # nulls that are networks of their own; others are drawn for the same sequences
 
 
@@ -210,9 +210,13 @@ def _polar_shares(table, profiles, protocol):
     return np.stack([(local > LOCAL).mean((1, 2)), (local < GLOBAL).mean((1, 2))], -1)
 
 
+def _of_heads(function, possible=SHARE, **options):
+    """Return the Statistic that is the mean over heads, or layers, of a function of the same arguments."""
+    return Statistic(lambda *of: _mean_over_heads(np.asarray(function(*of))), possible=possible, **options)
+
+
 def _metric(name, possible=SHARE):
-    columns = lambda table, profiles, protocol: _mean_over_heads(table.values(name))  # noqa: E731
-    return Statistic(columns, possible=possible)
+    return _of_heads(lambda table, *_: table.values(name), possible)
 
 
 def _peak_tracking(table, profiles, protocol):
@@ -237,19 +241,10 @@ def _entropies(table):
     return table.values("positional_entropy"), table.values("spectral_entropy")
 
 
-def _rho(table, profiles, protocol):
-    return _mean_over_heads(pearson(*_entropies(table), axis=2))
-
-
 def _partial_rho(table, profiles, protocol):
     """Correlation over the heads of a layer of what log N_eff leaves of both entropies."""
     given = [np.log(table.values("effective_support"))]
-    return _mean_over_heads(partial_correlation(*_entropies(table), given))
-
-
-def _slack(table, profiles, protocol):
-    amplitude = profiles.key_profile.double().sqrt()  # (sequence, layer, head, position)
-    return _mean_over_heads(entropy.entropic_slack(amplitude).numpy())
+    return partial_correlation(*_entropies(table), given)
 
 
 def _scale_entropies(table, profiles, protocol):
@@ -273,12 +268,12 @@ def _constant_q(table, profiles, protocol):
 
 def _coherence(table, profiles, protocol):
     similarity = frames.head_similarity(profiles.lag_profile.double(), center=True)
-    return _mean_over_heads(frames.mean_off_diagonal(similarity, absolute=True).numpy())
+    return frames.mean_off_diagonal(similarity, absolute=True)
 
 
 def _condition(table, profiles, protocol):
-    bounds = frames.frame_bounds(profiles.lag_profile.double(), normalize=True, rtol=FLOAT32_RANK)
-    return _mean_over_heads(bounds.ratio.log10().numpy())
+    profile = profiles.lag_profile.double()
+    return frames.frame_bounds(profile, normalize=True, rtol=FLOAT32_RANK).ratio.log10()
 
 
 def _random_condition(profiles, seed):
@@ -304,16 +299,14 @@ STATISTICS = {
     "C4_tracks_peak": Statistic(_peak_tracking, possible=CORRELATION),
     "C5_half": _metric("scale_sensitivity_0.5", POSITIVE),
     "C5_ratio": Statistic(_sensitivities, lambda means: means[..., 0] / means[..., 1], possible=POSITIVE),
-    "C6_rho": Statistic(_rho, possible=CORRELATION),
-    "C6_partial_rho": Statistic(_partial_rho, possible=CORRELATION),
-    "C6_slack": Statistic(_slack, possible=POSITIVE),
+    "C6_rho": _of_heads(lambda t, *_: pearson(*_entropies(t), axis=2), CORRELATION),
+    "C6_partial_rho": _of_heads(_partial_rho, CORRELATION),
+    "C6_slack": _of_heads(lambda t, p, _: entropy.entropic_slack(p.key_profile.double().sqrt()), POSITIVE),
     "C11_error": _metric("reconstruction_error", POSITIVE),
-    "C12_change": Statistic(
-        lambda t, p, protocol: _mean_over_heads(t.values("window_entropy_64") - t.values("window_entropy_16"))
-    ),
+    "C12_change": _of_heads(lambda t, *_: t.values("window_entropy_64") - t.values("window_entropy_16"), ANY),
     "C12_level": _metric("window_entropy_32"),
     "C13_rank_correlation": Statistic(_scale_entropies, _like_table7, by_sequence=True),
     "C14_constant_q": Statistic(_constant_q),
-    "C14_coherence": Statistic(_coherence, possible=SHARE),
-    "C14_condition": Statistic(_condition, null=_random_condition, possible=POSITIVE),
+    "C14_coherence": _of_heads(_coherence),
+    "C14_condition": _of_heads(_condition, POSITIVE, null=_random_condition),
 }

@@ -10,6 +10,7 @@ import math
 
 import pytest
 import torch
+import torch.utils._pytree as pytree
 from device_traffic import needs_gpus, traffic
 from draws import DTYPES, attention, uniform
 from tolerances import assert_close
@@ -28,90 +29,59 @@ ATTN = attention(2, LENGTH, LENGTH, causal=True, scale=2)
 LEVELS = wavelets.wavedec(SIGNAL, level=3)
 SHORT = wavelets.wavedec(SIGNAL[..., :65], level=3)
 TABLE = uniform(32, 3)
-TURNED = uniform(2, 40, 16), torch.arange(40), rope.inverse_frequencies(16)
+RATES = rope.inverse_frequencies(16)
+TURNED = uniform(2, 40, 16), torch.arange(40), RATES
+MODES = OPTIONS["mode"]
 PLAIN = {"window": "hann", "pad": 1, "detrend": "none", "sided": "one", "dc": "keep"}
 OTHER = {"window": "boxcar", "pad": 2, "detrend": "mean", "sided": "two", "dc": "drop"}
 SPECTRA = (PLAIN, OTHER, PLAIN | {"detrend": "mean"})
 
 
-def levels(on, parts=LEVELS):
-    return [on(part) for part in parts]
+def of(*args, **options):
+    """Return the arguments of a call; their tensors are put on the device, numpy's arrays are not."""
+    return args, options
 
 
-# name: calls that give a tensor or tensors, of a function that puts a tensor on a device
+# name: calls that give a tensor or tensors
 CALLS = {
-    "positional_entropy": [lambda on: entropy.positional_entropy(on(ATTN), check=False)],
-    "window_entropy": [lambda on: entropy.window_entropy(on(ATTN), 16, check=False)],
-    "entropic_slack": [lambda on: entropy.entropic_slack(on(SIGNAL), check=False)],
-    "frame_bounds": [
-        lambda on: frames.frame_bounds(on(SIGNAL), check=False),
-        lambda on: frames.frame_bounds(on(SIGNAL), normalize=True, check=False).ratio,
-    ],
-    "head_similarity": [
-        lambda on: frames.head_similarity(on(SIGNAL), check=False),
-        lambda on: frames.head_similarity(on(SIGNAL), center=True, check=False),
-    ],
-    "spikes": [lambda on: spectra.spikes(on(SIGNAL), check=False)],
-    "as_real": [lambda on: checks.as_real(on(torch.arange(9)))],
-    "as_signal": [lambda on: checks.as_signal(on(torch.arange(9)), check=False)],
-    "wavelengths": [lambda on: rope.wavelengths(on(rope.inverse_frequencies(16)))],
-    "rotate": [
-        lambda on, layout=layout: rope.rotate(*map(on, TURNED), interleaved=layout)
-        for layout in (False, True)
-    ],
-    "lag_kernel": [lambda on: rope.lag_kernel(on(rope.inverse_frequencies(16)), on(torch.arange(40)))],
-    "t5_bucket": [lambda on: rope.t5_bucket(on(torch.arange(-300, 300)))],
-    "t5_bias": [lambda on: rope.t5_bias(on(TABLE), 300), lambda on: rope.t5_bias(on(TABLE), 9)],
-    "row_psd": [lambda on, options=options: rows.row_psd(on(SIGNAL), 150, **options) for options in SPECTRA],
-    "row_spectral_metrics": [
-        lambda on, base=base: rows.row_spectral_metrics(on(SIGNAL), RUNS, base=base) for base in (None, 2)
-    ],
-    "row_wavelet_entropies": [
-        lambda on, mode=mode: rows.row_wavelet_entropies(on(SIGNAL), 150, wavelet="db2", mode=mode, level=2)
-        for mode in OPTIONS["mode"]
-    ],
-    "band_shares": [lambda on: spectra.band_shares(on(SIGNAL))],
-    "psd": [
-        lambda on: spectra.psd(on(SIGNAL), check=False),
-        lambda on: spectra.psd(on(SIGNAL), window="boxcar", pad=2, detrend="mean", sided="two", check=False),
-    ],
-    "wavedec": [
-        lambda on, mode=mode: wavelets.wavedec(on(SIGNAL), mode=mode, check=False) for mode in OPTIONS["mode"]
-    ],
-    "waverec": [
-        lambda on, mode=mode: wavelets.waverec(levels(on), mode=mode) for mode in ("symmetric", "zero")
-    ]
-    + [lambda on: wavelets.waverec(levels(on)[-1:] * 2, mode="periodization")],
-    "weighted_sum": [lambda on: wavelets.weighted_sum(on(SIGNAL).unbind(), [0.3, -2.0])],
-    "wavelet_entropy": [
-        lambda on, flag=flag: wavelets.wavelet_entropy(levels(on), normalize=flag) for flag in (False, True)
-    ],
-    "level_energies": [lambda on: wavelets.level_energies(levels(on))],
-    "align": [
-        lambda on, how=how: wavelets.align(levels(on), levels(on, SHORT), alignment=how, check=False)
-        for how in OPTIONS["alignment"]
-    ],
-    "scale_sensitivity": [lambda on: wavelets.scale_sensitivity(levels(on), levels(on, SHORT))],
+    "positional_entropy": [of(ATTN, check=False)],
+    "window_entropy": [of(ATTN, 16, check=False)],
+    "entropic_slack": [of(SIGNAL, check=False)],
+    "frame_bounds": [of(SIGNAL, check=False), of(SIGNAL, normalize=True, check=False)],
+    "head_similarity": [of(SIGNAL, check=False), of(SIGNAL, center=True, check=False)],
+    "spikes": [of(SIGNAL, check=False)],
+    "as_real": [of(torch.arange(9))],
+    "as_signal": [of(torch.arange(9), check=False)],
+    "wavelengths": [of(RATES)],
+    "rotate": [of(*TURNED, interleaved=layout) for layout in (False, True)],
+    "lag_kernel": [of(RATES, torch.arange(40))],
+    "t5_bucket": [of(torch.arange(-300, 300))],
+    "t5_bias": [of(TABLE, 300), of(TABLE, 9)],
+    "row_psd": [of(SIGNAL, 150, **options) for options in SPECTRA],
+    "row_spectral_metrics": [of(SIGNAL, RUNS, base=base) for base in (None, 2)],
+    "row_wavelet_entropies": [of(SIGNAL, 150, wavelet="db2", mode=mode, level=2) for mode in MODES],
+    "band_shares": [of(SIGNAL)],
+    "psd": [of(SIGNAL, check=False), of(SIGNAL, **OTHER | {"dc": "keep"}, check=False)],
+    "wavedec": [of(SIGNAL, mode=mode, check=False) for mode in MODES],
+    "waverec": [of(LEVELS), of(LEVELS, mode="zero"), of(LEVELS[-1:] * 2, mode="periodization")],
+    "weighted_sum": [of(SIGNAL.unbind(), [0.3, -2.0])],
+    "wavelet_entropy": [of(LEVELS, normalize=flag) for flag in (False, True)],
+    "level_energies": [of(LEVELS)],
+    "align": [of(LEVELS, SHORT, alignment=how, check=False) for how in OPTIONS["alignment"]],
+    "scale_sensitivity": [of(LEVELS, SHORT)],
 }
 # These need numbers on the host: to raise an error, to choose entries, or for an axis made there.
 READING = {
-    "constant_q_slope": [
-        lambda on: frames.constant_q_slope(on(SIGNAL[..., :66]), FREQUENCY),
-        lambda on: frames.constant_q_slope(on(SIGNAL[..., :66]), on(FREQUENCY)),
-    ],
-    "mean_off_diagonal": [lambda on: frames.mean_off_diagonal(on(frames.head_similarity(SIGNAL)))],
-    "softmax_of_support": [lambda on: frames.softmax_of_support(on(SIGNAL), 9.0)],
-    "band_shares": [
-        lambda on: spectra.band_shares(on(SIGNAL), frequency=TWO_SIDED),
-        lambda on: spectra.band_shares(on(SIGNAL), frequency=on(TWO_SIDED)),
-    ],
-    "window": [lambda on: spectra.window("hann", 9, device=on(SIGNAL).device)],
-    "positional_entropy": [lambda on: entropy.positional_entropy(on(ATTN))],
-    "psd": [lambda on: spectra.psd(on(SIGNAL))],
-    "wavedec": [lambda on: wavelets.wavedec(on(SIGNAL))],
+    "constant_q_slope": [of(SIGNAL[..., :66], at) for at in (FREQUENCY, FREQUENCY.numpy())],
+    "mean_off_diagonal": [of(frames.head_similarity(SIGNAL))],
+    "softmax_of_support": [of(SIGNAL, 9.0)],
+    "band_shares": [of(SIGNAL, frequency=at) for at in (TWO_SIDED, TWO_SIDED.numpy())],
+    "positional_entropy": [of(ATTN)],
+    "psd": [of(SIGNAL)],
+    "wavedec": [of(SIGNAL)],
 }
-# The answer of the first is rounding, of the others an error or nothing: see the last tests.
-APART = {"reconstruction_error", "require_finite", "require_distribution"}
+# The answer of the first is rounding, of the others an error, nothing, or on a device: see the last tests.
+APART = {"reconstruction_error", "require_finite", "require_distribution", "window"}
 INNER = ("row_", "drop_sink", "negative", "weighted")  # are handed what was upcast before
 # Made on the CPU, whatever is given: axes, names, draws, and what holds no tensor.
 ON_THE_CPU = {
@@ -121,16 +91,23 @@ ON_THE_CPU = {
 }  # fmt: skip
 
 # Every other public function takes attention and needs nothing else.
+FUNCTIONS = {name: getattr(module, name) for module in MODULES for name in module.__all__}
 LISTED = {*CALLS, *READING, *APART, *ON_THE_CPU}
-others = [getattr(module, name) for module in MODULES for name in module.__all__ if name not in LISTED]
-for function in others:
-    options = {"check": False} if "check" in inspect.signature(function).parameters else {}
-    CALLS[function.__name__] = [functools.partial(lambda on, f, o: f(on(ATTN), **o), f=function, o=options)]
+for name in FUNCTIONS.keys() - LISTED:
+    unchecked = "check" in inspect.signature(FUNCTIONS[name]).parameters
+    CALLS[name] = [of(ATTN, check=False) if unchecked else of(ATTN)]
 
 
 def each(table):
-    pairs = [(f"{name}-{k}", call) for name, calls in table.items() for k, call in enumerate(calls)]
-    return [pytest.param(call, id=name) for name, call in pairs]
+    """Return calls with a function that puts a tensor on a device."""
+
+    def call(on, name, args, options):
+        args, options = pytree.tree_map_only(torch.Tensor, on, (args, options))
+        return FUNCTIONS[name](*args, **options)
+
+    every = [(name, k, *one) for name, calls in sorted(table.items()) for k, one in enumerate(calls)]
+    made = [(f"{n}-{k}", functools.partial(call, name=n, args=a, options=o)) for n, k, a, o in every]
+    return [pytest.param(one, id=name) for name, one in made]
 
 
 def flat(result):
@@ -138,8 +115,7 @@ def flat(result):
 
 
 def test_every_public_name_is_here():
-    public = {name for module in MODULES for name in module.__all__}
-    assert LISTED < public == {*CALLS, *READING, *APART, *ON_THE_CPU}
+    assert LISTED < FUNCTIONS.keys() == {*CALLS, *READING, *APART, *ON_THE_CPU}
     assert not ({*CALLS, *READING} & (APART | ON_THE_CPU))
 
 
@@ -197,7 +173,8 @@ def test_reconstruction_on_a_gpu_misses_rounding_alone(dtype):
 
 
 @needs_gpus()
-def test_what_is_wrong_on_a_gpu_is_said():
+def test_what_is_wrong_on_a_gpu_is_said_and_windows_are_made_there():
+    assert_close(spectra.window("hann", 9, device="cuda"), spectra.window("hann", 9))
     with pytest.raises(ValueError, match="do not, the worst at index"):
         entropy.require_distribution(0.5 * ATTN.cuda())
     broken = SIGNAL.cuda()
@@ -207,8 +184,7 @@ def test_what_is_wrong_on_a_gpu_is_said():
 
 
 def test_input_is_looked_at_unless_that_is_switched_off():
-    functions = [getattr(module, name) for module in MODULES for name in module.__all__]
-    checks = [inspect.signature(f).parameters.get("check") for f in functions if callable(f)]
+    checks = [inspect.signature(f).parameters.get("check") for f in FUNCTIONS.values() if callable(f)]
     defaults = [check.default for check in checks if check]
     assert len(defaults) > 8
     assert all(default is True for default in defaults)
