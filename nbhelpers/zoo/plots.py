@@ -25,10 +25,9 @@ def arm_points(values, *, ax=None, label="", nulls=None):
     if not values:
         return _empty(ax)
     for row, (arm, seeds) in enumerate(values.items()):
-        colour, marker = encoding_colour(arm), MARKERS[arm.partition("-")[0]]
-        seeds = np.asarray(seeds, dtype=float)
-        ax.plot(seeds, np.full(len(seeds), row), marker, color=colour, ms=6, alpha=0.75, ls="none", mew=0.5)
-        ax.vlines(seeds.mean(), row - 0.32, row + 0.32, color=colour, lw=2.5)
+        colour, style = encoding_colour(arm), {"ms": 6, "alpha": 0.75, "ls": "none", "mew": 0.5}
+        ax.plot(seeds, np.full(len(seeds), row), MARKERS[arm.partition("-")[0]], color=colour, **style)
+        ax.vlines(np.mean(seeds), row - 0.32, row + 0.32, color=colour, lw=2.5)
         if nulls and arm in nulls:
             ax.plot(nulls[arm], row, "D", color="0.55", ms=5, mfc="none")
     ax.set_yticks(range(len(values)), list(values))
@@ -103,16 +102,14 @@ def share_bars(frame, *, ax=None):
 def live_panels(snapshots, *, figure):
     """Clear the figure and draw the heads in training: spectra now, spectral entropy and loss so far."""
     figure.clear()
-    now = snapshots[-1]
-    axes = figure.subplots(1, 3)
-    n_layers, n_heads = now.spectral_entropy.shape
-    palette = sns.color_palette("viridis", n_layers * n_heads)
-    entropies = np.stack([snapshot.spectral_entropy.ravel() for snapshot in snapshots])  # (snapshot, head)
+    now, axes = snapshots[-1], figure.subplots(1, 3)
+    names = [f"layer {layer} head {head}" for layer, head in np.ndindex(now.spectral_entropy.shape)]
+    for ax in axes[:2]:
+        ax.set_prop_cycle(color=sns.color_palette("viridis", len(names)))
     x = np.log10([snapshot.step + 1 for snapshot in snapshots])
-    names = [f"layer {layer} head {head}" for layer in range(n_layers) for head in range(n_heads)]
-    for k, (name, psd) in enumerate(zip(names, now.psd.reshape(len(names), -1), strict=True)):
-        axes[0].plot(now.frequency, np.maximum(psd, 1e-12), color=palette[k], lw=1.5, label=name)
-        axes[1].plot(x, entropies[:, k], color=palette[k], lw=1.5, marker="o", ms=2.5)
+    entropies = np.stack([snapshot.spectral_entropy.ravel() for snapshot in snapshots])  # (snapshot, head)
+    axes[0].plot(now.frequency, now.psd.reshape(len(names), -1).clip(1e-12).T, lw=1.5, label=names)
+    axes[1].plot(x, entropies, lw=1.5, marker="o", ms=2.5)
     axes[0].set(yscale="log", ylim=(1e-6, 2), xlabel="frequency (cycles/token)", ylabel="share of power")
     axes[0].set_title(f"Spectra of the heads, update {now.step}", fontsize=11)
     axes[0].legend(frameon=False, fontsize=8, ncols=2, loc="lower left")
