@@ -181,19 +181,29 @@ def test_a_disk_that_is_full_halfway_ends_the_run(notebook, folder, small_disk, 
         assert "01_quick: kept" in capsys.readouterr().out
 
 
-def test_paths_are_seen_from_where_one_stands(notebook, folder, tmp_path, monkeypatch):
-    source = "from pathlib import Path\nprint(Path(text).read_text())\nPath('left').touch()"
-    notebook("01_reads", source, parameters="text = 'moby-dick'  # file")
-    run = {"folder": folder, "out": tmp_path / "out", "parameters": {"text": "mine.txt"}, "progress": False}
+def test_files_and_folders_are_seen_from_where_one_stands_and_read_again_once_changed(
+    notebook, folder, tmp_path, monkeypatch
+):
+    source = "from pathlib import Path\nprint(Path(text).read_text(), sorted(Path(sweep).rglob('*.parquet')))"
+    parameters = "text = 'moby-dick'  # file\nsweep = None  # folder"
+    notebook("01_reads", f"{source}\nPath('left').touch()", parameters=parameters)
+    given = {"text": "mine.txt", "sweep": "mine"}
+    run = {"folder": folder, "out": tmp_path / "out", "parameters": given, "progress": False}
     for place, words in (("here", "the whale"), ("there", "the sea"), ("there", "the ship")):
-        (tmp_path / place).mkdir(exist_ok=True)
+        (tmp_path / place / "mine" / "runs").mkdir(parents=True, exist_ok=True)
         (tmp_path / place / "mine.txt").write_text(words)
         monkeypatch.chdir(tmp_path / place)
         (ran,) = run_notebooks(**run)
         assert ran.status == "passed", "another file, or one that changed, is another text"
-        assert words in ran.output.read_text()
+        assert f"{words} []" in ran.output.read_text()
         assert (tmp_path / place / "left").exists()
     assert statuses(run_notebooks(**run)) == {"01_reads": "kept"}
+    (tmp_path / "there" / "mine" / "runs" / "b.parquet").touch()
+    (ran,) = run_notebooks(**run)
+    assert ran.status == "passed", "a sweep that went on is another one"
+    assert "b.parquet" in ran.output.read_text()
+    with pytest.raises(FileNotFoundError, match=r"no folder of a sweep at .*nowhere \(sweep='nowhere'\)"):
+        run_notebooks(**run | {"parameters": {"sweep": "nowhere"}})
 
 
 def test_papermill_alone(collection, tmp_path):
@@ -202,22 +212,3 @@ def test_papermill_alone(collection, tmp_path):
     subprocess.run(command, cwd=collection, check=True, capture_output=True, timeout=60)
     assert nbformat.read(tmp_path / "out.ipynb", as_version=4).metadata.papermill.exception is None
     assert load_results(tmp_path / "store")["value"].tolist() == [10]
-
-
-def test_a_sweep_is_seen_from_here_and_read_again_once_it_went_on(notebook, folder, tmp_path, monkeypatch):
-    show = "import pathlib; print(sorted(p.name for p in pathlib.Path(sweep).rglob('*.parquet')))"
-    notebook("05_shows", show, parameters="sweep = None  # folder of a sweep")
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "mine" / "runs").mkdir(parents=True)
-    (tmp_path / "mine" / "runs" / "a.parquet").touch()
-    run = {"folder": folder, "out": tmp_path / "out", "parameters": {"sweep": "mine"}, "progress": False}
-    (first,) = run_notebooks(**run)
-    assert first.status == "passed", first.error
-    assert "['a.parquet']" in first.output.read_text()
-    assert statuses(run_notebooks(**run)) == {"05_shows": "kept"}
-    (tmp_path / "mine" / "runs" / "b.parquet").touch()
-    (second,) = run_notebooks(**run)
-    assert second.status == "passed", "a sweep that went on is another one"
-    assert "['a.parquet', 'b.parquet']" in second.output.read_text()
-    with pytest.raises(FileNotFoundError, match=r"no folder of a sweep at .*nowhere \(sweep='nowhere'\)"):
-        run_notebooks(**run | {"parameters": {"sweep": "nowhere"}})
