@@ -203,9 +203,8 @@ def _report(options):
     numbers = load_results(options.folder)
     for notebook, rows in numbers.groupby("notebook") if options.numbers else ():
         print(notebook)
-        shown = rows.drop(columns=["notebook", "note"]).astype(object)
-        shown = shown.where(shown.notna(), "")
-        print(shown.to_string(index=False, float_format=lambda number: f"{number:.4g}"), end="\n\n")
+        shown = rows.drop(columns=["notebook", "note"])
+        print(shown.to_string(index=False, float_format="{:.4g}".format, na_rep=""), end="\n\n")
     card = cards.scorecard(options.folder)
     path = Path(options.folder) / "scorecard.csv"
     with replacing(path) as partial:

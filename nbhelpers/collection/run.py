@@ -148,7 +148,7 @@ class _Runner:
         return [ended[number] for number in range(len(planned))]
 
     def _settled(self, number, record, how):
-        record = {**record, **how, "has_results": self._results_file(record["name"]).is_file()}
+        record = {**record, **how, "has_results": self._file("results", record["name"]).is_file()}
         self._write(record)
         run = _as_run(record, self.out)
         self.log.done(number, run)
@@ -166,26 +166,26 @@ class _Runner:
 
         from nbhelpers.inputs.devices import free_memory
 
-        usual = _read_record(self._record_file(plan.name)).get("peak_mb") or _USUAL_MB
+        usual = _read_record(self._file("runs", plan.name)).get("peak_mb") or _USUAL_MB
         return free_memory(torch.device("cpu")) >= 2**20 * usual
 
     def _kept(self, record):
         """Return the earlier run of the same content that ended well, if its files are still there."""
-        earlier = _read_record(self._record_file(record["name"])) if self.resume else {}
+        earlier = _read_record(self._file("runs", record["name"])) if self.resume else {}
         if earlier.get("status") not in ("passed", "skipped"):
             return None
         key = json.loads(json.dumps({name: record[name] for name in ("fingerprint", "parameters")}))
-        files = [self.out / "executed" / f"{earlier['name']}.ipynb"]
-        files += [self._results_file(earlier["name"])] * bool(earlier.get("has_results"))
+        files = [self._file("executed", earlier["name"])]
+        files += [self._file("results", earlier["name"])] * bool(earlier.get("has_results"))
         same = key.items() <= earlier.items() and all(file.is_file() for file in files)
         return _as_run(earlier, self.out, status="kept") if same else None
 
     def _execution(self, plan):
         # what an earlier run recorded: if this one fails, nothing stale is left
-        self._results_file(plan.name).unlink(missing_ok=True)
+        self._file("results", plan.name).unlink(missing_ok=True)
         shutil.rmtree(self.out / "results" / plan.name, ignore_errors=True)
         limits = {"cell_timeout": self.cell_timeout, "deadline": self.deadline}
-        given = plan.source, self.out / "executed" / f"{plan.name}.ipynb", plan.parameters, limits
+        given = plan.source, self._file("executed", plan.name), plan.parameters, limits
         if self.jobs == 1:
             return Here(*given, bars=self.log.bars)
         return Apart(*given, threads=max(1, (os.cpu_count() or 1) // self.jobs))
@@ -202,15 +202,12 @@ class _Runner:
             return _ending("skipped", failure.message, *spent)
         return _ending("failed", str(failure), *spent) if failure else _ending("passed", None, *spent)
 
-    def _record_file(self, name):
-        return self.out / "runs" / f"{name}.json"
-
     def _write(self, record):
         text = json.dumps(record, indent=1, sort_keys=True, ensure_ascii=False)
-        write_text(self._record_file(record["name"]), text + "\n")
+        write_text(self._file("runs", record["name"]), text + "\n")
 
-    def _results_file(self, name):
-        return self.out / "results" / f"{name}.json"
+    def _file(self, folder, name):
+        return self.out / folder / f"{name}{'.ipynb' if folder == 'executed' else '.json'}"
 
     def _fingerprint(self, plan):
         """Return a hash of all that a run depends on: package, cells (not outputs), files it reads."""

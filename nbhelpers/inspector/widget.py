@@ -1,8 +1,8 @@
 """The head inspector: one widget whose page is drawn by ``inspector.js``, and what Python does for it.
 
 The page is sent the reading once and one layer at a time, draws every head of it by itself, and asks for
-other layers, readings, ablations and exports. Everything that takes seconds runs in the thread of a
-:class:`Worker` and replaces what is shown only when it has succeeded.
+other layers, readings, ablations and exports. Everything that takes seconds runs in another thread, one thing
+at a time, so that clicks and Stop are heard, and replaces what is shown only when it has succeeded.
 """
 
 import base64
@@ -12,6 +12,7 @@ import json
 import threading
 import time
 import traceback
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import anywidget
@@ -21,13 +22,12 @@ from IPython.display import HTML
 from tqdm.auto import tqdm
 
 from nbhelpers.arguments import checked, text
-from nbhelpers.files import replacing
+from nbhelpers.files import write_text
 from nbhelpers.inputs.models import LoadedModel, available_models, load_model
 from nbhelpers.plots import draw_heads
 from nbhelpers.protocol import OPTIONS, PAPER, SIGNALS, Protocol
 
 from .export import export_heads, to_page
-from .jobs import Worker
 from .packing import pack_layer, pack_reading
 from .reading import ModelBusy, Reading, Stopped, read_text, watched
 
@@ -113,8 +113,9 @@ class HeadInspector(anywidget.AnyWidget):
         reading.values(metric)
         self.reading, self.folder = reading, folder
         self.ablations, self.click_seconds, self.error = [], [], None
-        self._lock = threading.RLock()
-        self._worker = Worker(on_progress=self._progress, on_end=self._ended)
+        self._lock, self._stopped = threading.RLock(), threading.Event()
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="inspector")
+        self._last = self._pool.submit(int)  # there is no work yet
         choices = {"models": list(available_models()), "protocol": CHOICES}
         super().__init__(selected=selected, metric=metric, choices=choices)
         self.add_class("nbh-inspector")
@@ -129,7 +130,10 @@ class HeadInspector(anywidget.AnyWidget):
         layer, head = int(layer), int(head)
         with self._lock:
             self.reading.require_head(layer, head)
-            self._show_layer(layer)
+            if self.layer_shown["layer"] != layer:
+                started = time.perf_counter()
+                self.layer_shown = pack_layer(self.reading, layer, wait=False)
+                self.click_seconds.append(time.perf_counter() - started)
             self.selected = (layer, head)
 
     def pin(self):
@@ -172,7 +176,7 @@ class HeadInspector(anywidget.AnyWidget):
     def ablate(self):
         """Set the selected head to zero and measure the loss of the text, in the other thread."""
         reading, (layer, head) = self.reading, self.selected
-        if self._worker.busy:
+        if not self._last.done():
             raise ModelBusy("still at work; wait for it or press Stop before removing a head")
 
         def work(progress, stop):
@@ -202,12 +206,14 @@ class HeadInspector(anywidget.AnyWidget):
         return told | {"selected": list(self.selected), "pinned": list(self.pinned) if self.pinned else None}
 
     def stop(self):
-        """Stop what runs; what is shown stays."""
-        self._worker.stop()
+        """Stop what runs at its next pause; what is shown stays."""
+        self._stopped.set()
 
     def wait(self, timeout=None):
-        """Wait until all work has ended; TimeoutError otherwise."""
-        self._worker.wait(timeout)
+        """Wait until all work has ended; TimeoutError if it has not after `timeout` seconds."""
+        if wait([self._last], timeout).not_done:
+            raise TimeoutError(f"the inspector still works after {timeout} s")
+        self._last.result()
 
     def png(self, *, dpi=120):
         """Return a figure of the selected and the pinned head as the bytes of a PNG."""
@@ -217,14 +223,12 @@ class HeadInspector(anywidget.AnyWidget):
             draw_heads(views, self.reading.protocol.signal).savefig(buffer, format="png", dpi=dpi)
         return buffer.getvalue()
 
-    def to_html(self, path, *, length=128, layers=None):
+    def to_html(self, path, *, length=128):
         """Write one HTML file with every head that works without Python and network; return its path.
 
-        A longer text is read again, cut to `length` tokens: 3 to 4 MB at 128 tokens and 270 heads. `layers`
-        are the numbers of those that it holds, the selected one among them; all if None.
+        A longer text is read again, cut to `length` tokens: 3 to 4 MB at 128 tokens and 270 heads.
         """
-        with replacing(path := Path(path).expanduser()) as partial:
-            partial.write_text(self._page(length, layers), encoding="utf-8")
+        write_text(path := Path(path).expanduser(), self._page(length))
         return path
 
     def frame(self, *, length=128):
@@ -232,11 +236,11 @@ class HeadInspector(anywidget.AnyWidget):
         page = html.escape(self._page(length))
         return HTML(f'<div><iframe title="head inspector" style="{FRAME}" srcdoc="{page}"></iframe></div>')
 
-    def _page(self, length, layers=None):
+    def _page(self, length):
         reading = self.reading
         if reading.n_tokens > length:
             reading = read_text(reading.model, reading.text, reading.protocol, length=length)
-        layers = {layer: pack_layer(reading, layer, wait=True) for layer in layers or reading.layers}
+        layers = {layer: pack_layer(reading, layer, wait=True) for layer in reading.layers}
         state = {name: getattr(self, name) for name in ("asked", "choices", "metric", "selected")}
         told = f"{_summary(reading)} A page of its own: no kernel reads other texts."
         state |= {"status": {"text": told}, "ablation": "", "share": -1, "still": True, "pinned": None}
@@ -268,12 +272,6 @@ class HeadInspector(anywidget.AnyWidget):
             self.selected, self.asked = place, given | {"protocol": protocol}
             self._say(_summary(reading, seconds))
 
-    def _show_layer(self, layer):
-        if self.layer_shown.get("layer") != layer:
-            started = time.perf_counter()
-            self.layer_shown = pack_layer(self.reading, layer, wait=False)
-            self.click_seconds.append(time.perf_counter() - started)
-
     # Between the page and the methods above.
 
     def _keep(self, change):
@@ -295,16 +293,25 @@ class HeadInspector(anywidget.AnyWidget):
             self._told(lambda: action(**asked))
 
     def _start(self, work):
-        self.share = 0.0
-        self._worker.start(work)
+        """Do ``work(progress, stop)`` in the other thread, in place of what runs there."""
+        self.stop()
+        self.share, self._stopped = 0.0, threading.Event()
+        self._last = self._pool.submit(self._run, work, self._stopped)
 
     def _progress(self, share):
         if share - self.share > 0.02 or share == 1:  # at most fifty messages a run
             self.share = share
 
-    def _ended(self, error, *, superseded):
+    def _run(self, work, stopped):
+        error = None
+        try:
+            if stopped.is_set():
+                raise Stopped
+            work(self._progress, stopped.is_set)
+        except Exception as caught:  # told in the widget in words, and kept there with its traceback
+            error = caught
         with self._lock:
-            if superseded:
+            if stopped is not self._stopped:
                 return  # the next work has the word
             self.error, self.share = error, -1.0
             if isinstance(error, Stopped):

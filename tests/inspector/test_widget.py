@@ -10,7 +10,6 @@ from PIL import Image
 
 from nbhelpers.inputs.models import LoadedModel, describe
 from nbhelpers.inspector import inspect_heads
-from nbhelpers.inspector.jobs import Worker
 from nbhelpers.inspector.reading import Stopped, read_text
 from nbhelpers.protocol import PAPER
 
@@ -63,9 +62,12 @@ def test_a_text_is_measured_and_the_pinned_head_stays_one_of_the_first(inspector
     inspector.selected = [1, 2]
     inspector.pin()
     first = inspector.reading
+    told = []
+    inspector.observe(lambda change: told.append(change["new"]["text"]), "status")
     ask(inspector, "measure", text=OTHER[:50], model="", length=64)  # superseded at once
     ask(inspector, "measure", text=OTHER, model="", length=64)
     inspector.wait(PATIENCE)
+    assert not any(text.startswith("Stopped") for text in told), "the next work has the word"
     assert inspector.reading.text == inspector.asked["text"] == OTHER
     assert same(inspector, read_text(tiny_llama, OTHER, length=64))
     assert f"{inspector.reading.n_tokens} tokens" in inspector.status["text"]
@@ -235,21 +237,3 @@ def test_what_cannot_be_opened_raises(tiny_llama):
     for wrong, error in (({"text": ""}, ValueError), ({"layer": 2}, IndexError), ({"metric": "x"}, KeyError)):
         with pytest.raises(error):
             inspect_heads(tiny_llama, **{"text": TEXT, "length": 64} | wrong)
-
-
-def test_new_work_supersedes_what_runs():
-    ends, first_runs, go_on = [], threading.Event(), threading.Event()
-    worker = Worker(on_progress=lambda share: None, on_end=lambda error, superseded: ends.append(superseded))
-
-    def first(progress, stop):
-        first_runs.set()
-        assert go_on.wait(30)
-
-    worker.start(first)
-    assert first_runs.wait(30)
-    assert worker.busy
-    worker.start(lambda progress, stop: None)
-    go_on.set()
-    worker.wait(30)
-    assert ends == [True, False]
-    assert not worker.busy

@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from filelock import FileLock
+from tiny_measurements import write_zoo
 
 from nbhelpers.claims.paper import claim
 from nbhelpers.claims.verdicts import judge
@@ -108,6 +109,14 @@ def run_on():
         return numbers, tables, done.output.read_text()
 
     return run
+
+
+@pytest.fixture(scope="module")
+def whole(request, run_on, tmp_path_factory):
+    """What `run_on` gives of the module's notebook on a zoo of the runs it keeps, with planted effects."""
+    folder, name = tmp_path_factory.mktemp("zoo"), request.path.stem.split("_")[1]
+    zoo = write_zoo(folder / "collected", request.module.kept)
+    return run_on(name, zoo, folder / "out", **getattr(request.module, "GIVEN", {}))
 
 
 @pytest.fixture(scope="session")

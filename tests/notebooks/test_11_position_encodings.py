@@ -10,14 +10,8 @@ HALF = "scale_sensitivity_0.5"
 PAIR = ("rope", "learned")  # the encodings with a masked arm
 
 
-def nano(settings):
+def kept(settings):
     return settings.preset == "nano"
-
-
-@pytest.fixture(scope="module")
-def whole(run_on, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("zoo")
-    return run_on("11", write_zoo(folder / "collected", nano), folder / "out")
 
 
 def test_runs_losses_and_means_are_those_of_the_measurements(numbers, shipped):
@@ -88,7 +82,7 @@ def test_equivalence_prediction_and_order_are_what_was_planted(whole):
 
 def test_what_did_not_train_or_lacks_a_seed_says_nothing(run_on, tmp_path):
     def keep(settings):  # of most encodings two seeds, and no BOS
-        return nano(settings) and not settings.bos and (settings.encoding in PAIR or settings.seed < 2)
+        return kept(settings) and not settings.bos and (settings.encoding in PAIR or settings.seed < 2)
 
     folder = write_zoo(tmp_path / "collected", keep, untrained=("learned-bidirectional",))
     numbers, tables, text = run_on("11", folder, tmp_path / "out")

@@ -5,15 +5,11 @@ from tiny_measurements import LEVEL, write_zoo
 
 from nbhelpers.zoo import ENCODINGS
 
+GIVEN = {"live_seconds": 0.5}
 
-def core(settings):
+
+def kept(settings):
     return settings.preset == "nano" and settings.causal and not settings.bos
-
-
-@pytest.fixture(scope="module")
-def whole(run_on, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("zoo")
-    return run_on("12", write_zoo(folder / "collected", core), folder / "out", live_seconds=0.5)
 
 
 def test_every_arm_has_its_table_5(tables, shipped):
@@ -70,7 +66,7 @@ def test_what_the_scores_track_is_explained(whole):
 
 def test_one_run_alone_is_shown_and_not_judged(run_on, tmp_path):
     folder = write_zoo(tmp_path / "collected", lambda s: s.name == "rope-seed0")
-    numbers, tables, text = run_on("12", folder, tmp_path / "out", live_seconds=0.5)
+    numbers, tables, text = run_on("12", folder, tmp_path / "out", **GIVEN)
     assert not any(name.startswith(("C9", "C10")) for name in numbers)
     assert numbers["rising_steps_of_half_rope"].value == 2
     assert np.isnan(numbers["peak_of_rope"].low)

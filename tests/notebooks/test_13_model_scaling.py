@@ -6,14 +6,8 @@ from tiny_measurements import PARAMETERS, write_zoo
 from nbhelpers.zoo.tables import SIZES
 
 
-def plain_rope(settings):
+def kept(settings):
     return settings.encoding == "rope" and settings.causal and not settings.bos and settings.preset != "small"
-
-
-@pytest.fixture(scope="module")
-def whole(run_on, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("zoo")
-    return run_on("13", write_zoo(folder / "collected", plain_rope), folder / "out")
 
 
 def test_runs_are_those_of_the_sizes_and_the_papers_outlier_is_that_by_hand(numbers, shipped):
@@ -45,7 +39,7 @@ def test_the_planted_trend_is_found(whole, verdict):
 
 
 def test_a_planted_outlier_stands_out(run_on, tmp_path, verdict):
-    folder = write_zoo(tmp_path / "collected", plain_rope)
+    folder = write_zoo(tmp_path / "collected", kept)
     path = folder / "measurements.parquet"
     frame = pd.read_parquet(path)
     trained = frame.step > 100
