@@ -41,10 +41,7 @@ def run_command(parser, arguments, errors=USER_ERRORS):
 
 @contextlib.contextmanager
 def _one_interrupt(*, for_good):
-    """Make Ctrl-C and SIGTERM raise KeyboardInterrupt once; any other is ignored, `for_good` for ever.
-
-    A Python that is ending can hang on a signal, so the process of a command heeds none from then on.
-    """
+    """Make Ctrl-C and SIGTERM raise KeyboardInterrupt once; ignore the next, if `for_good` for ever."""
     before = {}
 
     def interrupt(*_):
@@ -62,7 +59,7 @@ def _one_interrupt(*, for_good):
     try:
         yield
     finally:
-        ignore()
+        ignore()  # a Python that is ending can hang on a signal
         for number, handler in before.items() if not for_good else ():
             signal.signal(number, handler)
 

@@ -165,10 +165,9 @@ def _answers_looked_for():
 
 
 def execute_strictly(source, target, parameters, *, watch=None, progress_bar=False):
-    """Execute a notebook in a fresh kernel, in the working folder; return None if all of it ran well.
+    """Execute a notebook in a fresh kernel, in the working folder; return its Failure, None if it ran well.
 
-    `target` is saved after every cell. `parameters` are for the ``parameters`` cell; their names are not
-    checked here, see `plan_runs`. `watch` holds the limits and keeps the peak memory.
+    `target` is saved after every cell. `watch` holds the limits and keeps the peak memory.
     """
     watch = watch or KernelWatch()
     # On Ctrl-C a socket may be closed under a callback, which is no news; what a kernel says is in its cells.

@@ -57,8 +57,7 @@ def copy_notebooks(folder):
 def select_notebooks(names=None, *, folder=None):
     """Return the notebooks meant by `names`, in the order given; the whole collection if None.
 
-    Each is a number (``"07"``), a name (``"frequency_bands"`` or ``"07_frequency_bands"``) or the path of any
-    notebook; one that means no notebook, or two, is a LookupError.
+    Each is a number (``"07"``), a name (``"frequency_bands"`` or ``"07_frequency_bands"``) or a path.
     """
     if names is None:
         if paths := list_notebooks(folder):

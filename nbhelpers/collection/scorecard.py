@@ -133,8 +133,7 @@ def multiplicity(criteria):
 def planted_rates(folder):
     """Return how often each rule was right about planted cases: Planted by number of claim ("C5").
 
-    The rule of a claim's second criteria is "C5_second". Empty where 04_planted_truth was not run into the
-    folder, which need not hold any results yet.
+    The rule of a claim's second criteria is "C5_second". Empty where 04_planted_truth was not run.
     """
     try:
         numbers = load_results(folder).set_index("name")
@@ -221,10 +220,7 @@ def rule_table(claims):
 
 
 def verdict_table(claim, records):
-    """Return one row per criterion: what the paper prints, and what was measured in a sentence with its null.
-
-    `records` are estimates by name of criterion; one that is missing is shown as not measured.
-    """
+    """Return one row per criterion: what the paper prints, and what of `records`, by name, was measured."""
     rows = []
     for c in claim.criteria:
         printed = paper.printed_range(c)
@@ -235,10 +231,7 @@ def verdict_table(claim, records):
 
 
 def verdict_line(claim, records, folder):
-    """Return the verdict of a claim and what decided it, as a line of Markdown.
-
-    The folder of results says whether the rule was right about planted cases.
-    """
+    """Return the verdict of a claim and what decided it, planted cases in the folder too, as Markdown."""
     verdict = judge(claim, records, planted=planted_rates(folder).get(claim.number))
     number = claim.number.removesuffix(SECOND)
     title = claim.title if claim.number == number else f"{claim.title}, by another quantity"
@@ -246,10 +239,7 @@ def verdict_line(claim, records, folder):
 
 
 def conclude(store, numbers, records):
-    """Show the verdicts of some claims and what decides them; record the criteria that were measured.
-
-    `store` is the notebook's `Results`, which keeps the verdicts as the table "verdicts".
-    """
+    """Show the verdicts of some claims; record the criteria that were measured, and the table "verdicts"."""
     from IPython.display import Markdown, display  # late: the command line does without it
 
     claims, planted = [paper.claim(number) for number in numbers], planted_rates(store.folder)
@@ -326,10 +316,7 @@ def _share(places):
 
 
 def _in_readings(claim, known, numbers):
-    """Return whether each number lies on the same side of its claimed range in every other reading, in words.
-
-    After it, in how many readings of the specification curve the claim holds, where that was measured.
-    """
+    """Return in words whether each number stays on its side of the claimed range in every other reading."""
     values = numbers.drop_duplicates("name", keep=False).set_index("name").value
     meeting, alone = (values.get(f"{claim.number}_readings{which}") for which in ("", "_alone"))
     everywhere, n_read = "", 0

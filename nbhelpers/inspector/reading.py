@@ -185,10 +185,9 @@ class Reading:
         return pd.DataFrame.from_dict(rows, "index", columns=columns).rename_axis("metric")
 
     def head(self, layer, head, *, wait=True):
-        """Return the :class:`HeadView` of a head; :class:`ModelBusy` if it would have to wait and shall not.
+        """Return the :class:`HeadView` of a head; ModelBusy if it would have to `wait` and shall not.
 
-        Some models must run again for it (`nbhelpers.hooks.recompute.cache_attention`), and another thread
-        may be running them: `wait` says whether to wait for it.
+        Some models must run again for it, see `cache_attention`, and another thread may be running them.
         """
         self.require_head(layer, head)
         attn = self.attention(layer, wait=wait)[head]  # (query, key)

@@ -147,14 +147,11 @@ def _opened(executor, scheduler, workers):
 
 
 def _tasks(todo, workers):
-    """Return lists of ids, each for one process: a checkpoint's runs, divided where workers would be idle.
-
-    Runs that differ in the protocol alone stay together, since one captures what the others read.
-    """
+    """Return lists of ids, each for one process: a checkpoint's runs, divided where workers would be idle."""
     checkpoints, tasks = defaultdict(lambda: defaultdict(list)), []
     for run in todo:
         checkpoints[run.weights_key][run.observation_key].append(run.id)
-    for observations in checkpoints.values():
+    for observations in checkpoints.values():  # of which one run captures what its others read
         n_parts = min(math.ceil(workers / len(checkpoints)), len(observations))
         parts = (list(observations.values())[part::n_parts] for part in range(n_parts))
         tasks += [[*itertools.chain.from_iterable(part)] for part in parts]
@@ -207,10 +204,7 @@ def _settle(future, ids, out):
 
 
 def do_runs(out, ids, *, lease, timeout, threads):
-    """Do runs of one checkpoint in a process, and in another one after a run that hangs or brings it down.
-
-    Each run leaves its file or the reason why there is none. Nothing is begun once the lease is gone.
-    """
+    """Do runs of one checkpoint in a process, and in another one after a run that hangs or brings it down."""
     while (left := unsettled(out, ids)) and Path(lease).exists():
         code, why = _run_process(out, left, lease, timeout, threads)
         if code == NO_SPACE:

@@ -18,11 +18,10 @@ NAMES = {"null": "uniform attention", PRINTED: "printed by the paper"}
 
 
 def compare_sources(rows, *, metrics=None):
-    """Draw a panel per metric and a line per measured row: value, interval, null and what the paper prints.
+    """Draw a panel per metric and a line per measured row of `rows_beside`; return the array of axes.
 
-    `rows` are those of `nbhelpers.sweeps.rows.rows_beside`, `metrics` all of them if None. A printed value
-    stands on the lines of the sweep that have its model (and its step, where it has one), and on a line of
-    its own where there is none. Returns an array of axes; errors as `compare_rows`.
+    A line has value, interval and null. A printed value stands on the lines of the sweep that have its model
+    (and its step, where it has one), and on a line of its own where there is none.
     """
     metrics = list(rows.metric.unique() if metrics is None else metrics)
     forest = _forest_of(rows[rows.metric.isin(metrics)])
@@ -55,11 +54,10 @@ def _forest_of(rows):
 
 
 def rows_over(rows, over, metric, *, ax=None):
-    """Draw a metric over the training "step" or over "n_parameters", on a logarithmic axis.
+    """Draw a metric over the training "step" or over "n_parameters", on a logarithmic axis; return the axes.
 
-    `rows` are those of `nbhelpers.sweeps.rows.rows_beside`; those without a place on the axis are left out.
-    Hollow diamonds are uniform attention of the same length and mask. Returns the axes; raises `ValueError`
-    for another `over` and where no row of the metric has a place.
+    `rows` are those of `rows_beside`; those without a place on the axis are left out. Hollow diamonds are
+    uniform attention of the same length and mask.
     """
     if over not in OVER:
         raise ValueError(f"rows have a place over {' or '.join(OVER)}, not over {over!r}")

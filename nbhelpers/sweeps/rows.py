@@ -74,8 +74,8 @@ class Sweep:
 def load_sweep(folder: str | Path, *, allow_empty: bool = False) -> Sweep:
     """Load the completed runs of a sweep, even an unfinished one, from the folder that was its ``--out``.
 
-    A sweep that comes with the package is known by its name, "packaged-models". Raises as `read_plan`, and
-    `ValueError` if no run is finished, unless `allow_empty`.
+    A sweep that comes with the package has a name, "packaged-models". ValueError if no run is finished,
+    unless `allow_empty`.
     """
     if not Path(folder).exists() and (shipped := Path(str(SWEEPS)) / folder).is_dir():
         folder = shipped
@@ -176,10 +176,7 @@ def _chosen(rows, metrics):
 
 
 def table_rows(table: Any, metrics: Sequence[str], *, corpus: str) -> pd.DataFrame:
-    """Return rows of a HeadTable that a notebook measured, summarised as a sweep summarises its runs.
-
-    `corpus` is the name by which the text was loaded. Metrics that the table lacks are left out.
-    """
+    """Return rows of a HeadTable that a notebook measured, summarised as a sweep summarises its runs."""
     from nbhelpers.nulls.controls import null_of, summarise  # late: torch, which the command does without
 
     facts, model = table.provenance, table.provenance["model"]
@@ -191,10 +188,7 @@ def table_rows(table: Any, metrics: Sequence[str], *, corpus: str) -> pd.DataFra
 
 
 def paper_rows(tables, metrics=None, *, models=None):
-    """Return rows of what the paper prints in some of its tables, which the column `protocol` names.
-
-    `metrics` are named as in `sweep_rows`, `models` by the paper; all if None.
-    """
+    """Return rows of what the paper prints in tables, on some `metrics` and `models` or on all (None)."""
     sizes = pd.concat([paper_table(1), paper_table(6)]).drop_duplicates("model").set_index("model").params
     sizes = sizes.map(lambda size: float(size[:-1]) * UNITS[size[-1]])
     rows = []
@@ -215,10 +209,9 @@ def paper_rows(tables, metrics=None, *, models=None):
 
 
 def rows_beside(sweep, live, metrics, *, tables=(), every_model=False):
-    """Return the rows of a notebook (`live`), of a sweep and of tables of the paper, in this order.
+    """Return the rows of a notebook (`live`), of a sweep, and of the paper on its models, in this order.
 
-    Of the paper those of the sweep's models, known by the grid's `paper` names; of every model where there
-    are no such names, or if asked for.
+    The grid says by `paper` which models these are; without such names, or if asked for, it is `every_model`.
     """
     measured = sweep_rows(sweep, metrics)
     models = None if every_model or not any(measured.paper) else measured.paper.unique()
@@ -226,10 +219,9 @@ def rows_beside(sweep, live, metrics, *, tables=(), every_model=False):
 
 
 def beside_sweep(store, sweep, live, metrics, grid, *, tables=(), every_model=False):
-    """Show the rows of a notebook with those of a finished sweep and of tables of the paper; return them.
+    """Show the rows that `live()` gives with those of a finished sweep and of the paper; return them.
 
-    `live()` gives the notebook's rows, `store` keeps all as the table "sweep". If `sweep` is None, a line
-    says how to make one of a shipped `grid`, and None is returned. The rest is as in `rows_beside`.
+    `store` keeps all as the table "sweep". If `sweep` is None, a line says how to make one of a `grid`.
     """
     from IPython.display import display  # late: the command does without it
 

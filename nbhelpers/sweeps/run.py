@@ -1,9 +1,8 @@
 """Do the runs of one checkpoint in a process of their own: ``python -m nbhelpers.sweeps.run FOLDER RUN ...``.
 
-A run leaves one file, ``runs/RUN.parquet``: the table of every head, with its provenance, its summary and
-what the run took in the metadata. The file is there whole or not at all, so a run is done if it has one. A
-run that raises leaves ``failed/RUN.txt``, and the next one goes on. Standard input is a pipe that the parent
-holds open.
+A run leaves one file, ``runs/RUN.parquet``, whole or not at all: the table of every head, with provenance,
+summary and what it took in the metadata. One that raises leaves ``failed/RUN.txt``, and the next goes on.
+Standard input is a pipe that the parent holds open.
 """
 
 import gc
@@ -74,10 +73,7 @@ def perform(run, model, out, *, cache=None):
 
 
 def _judged(run, model, ids, protocol, options):
-    """Return the table of a run; what the rules of :data:`JUDGED` need, and a summary of its controls.
-
-    Judging is for those who read: the estimates are kept, with the version of the rules.
-    """
+    """Return the table of a run; the estimates that the rules need to judge, a summary of its controls."""
     seen, controls = observe(model, ids, protocol, **options), []
     table, name = measure(seen, protocol), f"random:{run.model.removeprefix('random:')}"
     for seed in range(run.seed, run.seed + run.control_seeds):
