@@ -1,11 +1,9 @@
 """Rows of a sweep, of what a notebook measured and of what the paper prints, in one tidy frame."""
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,7 +12,7 @@ from nbhelpers.claims.paper import paper_table
 from nbhelpers.files import write_parquet
 from nbhelpers.inputs.files import ZOO_PREFIX
 from nbhelpers.inputs.text import corpus_title
-from nbhelpers.protocol import PAPER, Protocol
+from nbhelpers.protocol import PAPER
 from nbhelpers.stats import known_mean
 from nbhelpers.sweeps import grid as grids
 from nbhelpers.sweeps.grid import Grid, changes, read_run, run_file
@@ -53,11 +51,11 @@ class Sweep:
     same_weights: list[list[str]]  # checkpoints that hold the same weights under different names
     failed: dict[str, str]  # why runs failed, by their id
 
-    def status(self) -> str:
+    def status(self):
         """Return in a line how much of the sweep is there."""
         return f"sweep of the grid {self.grid.name}: {self.n_done} of {len(self.grid.runs)} runs are finished"
 
-    def report(self) -> str:
+    def report(self):
         """Return the main numbers beside the paper's as text, and what went wrong."""
         lines = [""]
         if metrics := [name for name in MAIN if name in set(self.table.metric)]:
@@ -71,7 +69,7 @@ class Sweep:
         return "\n".join([*lines, f"{self.status()}; {self.folder / 'sweep.parquet'}"])
 
 
-def load_sweep(folder: str | Path, *, allow_empty: bool = False) -> Sweep:
+def load_sweep(folder, *, allow_empty=False):
     """Load the completed runs of a sweep, even an unfinished one, from the folder that was its ``--out``.
 
     A sweep that comes with the package has a name, "packaged-models". ValueError if no run is finished,
@@ -113,13 +111,13 @@ def _words(protocol):
     return ", ".join(changes(protocol)) or "PAPER"
 
 
-def training_step(model: str, revision: str = "") -> float:
+def training_step(model, revision=""):
     """Return the training step that a revision, or else a model's name, ends in: "step1000", NaN if none."""
     found = [re.search(r"(?:^|[@/_-])step(\d+)$", name) for name in (revision, model)]
     return next((float(match[1]) for match in found if match), np.nan)
 
 
-def write_tables(sweep: Sweep) -> None:
+def write_tables(sweep):
     """Write ``sweep.parquet`` and ``paper_table_N.parquet`` for each table of the paper that the grid names:
     what the paper prints, then the rows of the sweep's runs of these models, under the same names."""
     write_parquet(sweep.table, sweep.folder / "sweep.parquet")
@@ -130,7 +128,7 @@ def write_tables(sweep: Sweep) -> None:
         write_parquet(table, sweep.folder / f"paper_table_{number}.parquet")
 
 
-def ship(sweep: Sweep, out: str | Path) -> None:
+def ship(sweep, out):
     """Write the finished runs of a sweep as they travel with the package; the bytes depend on numbers alone.
 
     Of a table the mean over the heads of each layer is kept, in float32; paths, times and memory are not.
@@ -146,7 +144,7 @@ def ship(sweep: Sweep, out: str | Path) -> None:
     grids.write_plan(out, replace(sweep.grid, runs=tuple(runs)))
 
 
-def sweep_rows(sweep: Sweep, metrics: Sequence[str]) -> pd.DataFrame:
+def sweep_rows(sweep, metrics):
     """Return the rows of some metrics of a sweep, run by run; `ValueError` if no run has any of them.
 
     The metric scale_k is the k-th wavelet entropy from coarse to fine, as Table 7 prints it.
@@ -172,10 +170,10 @@ def _chosen(rows, metrics):
     own = {f"scale_{k}": metric for k, metric in enumerate(scales)}
     known = rows.set_index("metric", drop=False)
     found = [known.loc[[own.get(m, m)]].assign(metric=m) for m in metrics if own.get(m, m) in known.index]
-    return pd.concat(found, ignore_index=True) if found else rows.iloc[:0]
+    return _together(*found)
 
 
-def table_rows(table: Any, metrics: Sequence[str], *, corpus: str) -> pd.DataFrame:
+def table_rows(table, metrics, *, corpus):
     """Return rows of a HeadTable that a notebook measured, summarised as a sweep summarises its runs."""
     from nbhelpers.nulls.controls import null_of, summarise  # late: torch, which the command does without
 
@@ -238,7 +236,7 @@ def beside_sweep(store, sweep, live, metrics, grid, *, tables=(), every_model=Fa
     return rows
 
 
-def tidy(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
+def tidy(rows):
     """Return rows, with value or mean, as a frame of :data:`COLUMNS`; what a row lacks is "" or NaN."""
     frame = pd.DataFrame(rows).rename(columns={"mean": "value"}).reindex(columns=list(COLUMNS))
     texts = {name: [value if isinstance(value, str) else "" for value in frame[name]] for name in TEXTS}
@@ -248,7 +246,7 @@ def tidy(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
 # Rows to look at
 
 
-def row_labels(rows: pd.DataFrame) -> pd.Series:
+def row_labels(rows):
     """Return a name for each row: the model, and whatever else differs between the measured rows."""
     measured = rows[rows.source != PRINTED]
     varied = [name for name in HOW if measured[name].replace("", np.nan).nunique() > 1]
@@ -269,14 +267,14 @@ def _label(row, varied):
     return ", ".join(words) + (f" ({HERE})" if row["source"] == HERE else "")
 
 
-def shown_rows(rows: pd.DataFrame) -> pd.DataFrame:
+def shown_rows(rows):
     """Return rows as a table of texts: a line per row, a column per metric, "value [low, high] | null"."""
     from nbhelpers.metrics import metric_label  # late, as in `table_rows`
 
     return _wide(rows).rename(columns=lambda name: metric_label(name, *protocols_of(rows, name)))
 
 
-def protocols_of(rows: pd.DataFrame, metric: str) -> list[Protocol]:
+def protocols_of(rows, metric):
     """Return protocols with the logarithms of the rows of a metric, which decide its units."""
     found = rows.protocol[rows.metric == metric].str.extract(r"log_base=([\d.]+)")[0]
     return [PAPER if pd.isna(base) else PAPER.replace(log_base=float(base)) for base in found.unique()]
