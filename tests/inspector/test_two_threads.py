@@ -1,6 +1,7 @@
 """A model that is at work in one thread is not run by another: its hooks would meet the wrong pass."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
 from tiny_models import make_model
@@ -21,36 +22,32 @@ def bloom(tiny_llama):
 
 
 class Held:
+    """Work in a thread of its own that stands still at its first progress until its end is asked for."""
+
     def __init__(self, work):
-        self.running, self.go_on, self.result = threading.Event(), threading.Event(), None
-        self._thread = threading.Thread(target=self._run, args=(work,))
-        self._thread.start()
+        self.running, self.go_on = threading.Event(), threading.Event()
+        self.work = ThreadPoolExecutor(1).submit(self._run, work)
         assert self.running.wait(60)
 
     def _run(self, work):
-        self.result = work(self._progress)
+        self.thread = threading.get_ident()
+        return work(self._progress)
 
     def _progress(self, share):
-        if threading.current_thread() is self._thread:
+        if threading.get_ident() == self.thread:
             self.running.set()
             assert self.go_on.wait(60)
 
     def end(self):
         self.go_on.set()
-        self._thread.join(60)
-        assert not self._thread.is_alive()
-        return self.result
+        return self.work.result(60)
 
 
 def seen_beside(held, reading, layer):
-    found = []
-    click = threading.Thread(target=lambda: found.append(reading.head(layer, 0).attn))
-    click.start()
-    click.join(1)
-    assert not found, "it did not wait"
+    click = ThreadPoolExecutor(1).submit(reading.head, layer, 0)
+    assert wait([click], 1).not_done, "it did not wait"
     held.end()
-    click.join(60)
-    return found[0]
+    return click.result(60).attn
 
 
 def test_a_head_is_refused_or_waits_while_another_text_is_read(bloom):
@@ -64,7 +61,7 @@ def test_a_head_is_refused_or_waits_while_another_text_is_read(bloom):
     assert reading.head(0, 1, wait=False).attn.shape == wanted.shape  # of the layer at hand
     assert (seen_beside(held, reading, 2) == wanted).all()
     for metric in alone.metrics:
-        assert (held.result.values(metric) == alone.values(metric)).all(), metric
+        assert (held.end().values(metric) == alone.values(metric)).all(), metric
 
 
 def test_a_head_is_not_read_from_a_model_that_lacks_another(bloom):
@@ -78,7 +75,7 @@ def test_a_head_is_not_read_from_a_model_that_lacks_another(bloom):
 
     held = Held(ablate)
     assert (seen_beside(held, reading, 2) == wanted).all()
-    assert held.result.change == change
+    assert held.end().change == change
 
 
 def test_a_click_beside_work_is_refused_in_words_and_the_last_head_stays(bloom, tmp_path):
