@@ -58,41 +58,30 @@ def places(tree):
 
 
 def change_of(node):
-    """Say how a node is changed, in words; None where it is left alone."""
+    """Return how a node is changed, in words, and which field becomes what; None where it is left alone."""
     match node:
         case ast.UnaryOp(op=ast.USub(), operand=ast.Constant()):
             return None  # an index from the end, whose number is changed
         case ast.Compare(ops=[op]) | ast.BinOp(op=op) | ast.BoolOp(op=op) | ast.AugAssign(op=op):
-            return f"{type(op).__name__} to {SWAPS[type(op)].__name__}" if type(op) in SWAPS else None
+            if swap := SWAPS.get(type(op)):
+                field, new = ("ops", [swap()]) if isinstance(node, ast.Compare) else ("op", swap())
+                return f"{type(op).__name__} to {swap.__name__}", field, new
         case ast.UnaryOp(op=ast.USub()):
-            return "sign dropped"
+            return "sign dropped", "op", ast.UAdd()
         case ast.UnaryOp(op=ast.Not()):
-            return "not dropped"
+            return "not dropped", "operand", ast.UnaryOp(ast.Not(), node.operand)
         case ast.Constant(value=bool() as value):
-            return f"{value} to {not value}"
+            return f"{value} to {not value}", "value", not value
         case ast.Constant(value=int() | float() as value):
-            return f"{value} to {value + 1}"
+            return f"{value} to {value + 1}", "value", value + 1
     return None
 
 
 def mutated(tree, number):
     """Return a copy of a module's tree with its change of that number made."""
     tree = copy.deepcopy(tree)
-    node = list(places(tree))[number][1]
-    match node:
-        case ast.Compare():
-            node.ops = [SWAPS[type(node.ops[0])]()]
-        case ast.UnaryOp(op=ast.Not()):
-            node.op = ast.Not()
-            node.operand = ast.UnaryOp(ast.Not(), node.operand)
-        case ast.UnaryOp():
-            node.op = ast.UAdd()
-        case ast.Constant(value=bool()):
-            node.value = not node.value
-        case ast.Constant():
-            node.value += 1
-        case _:
-            node.op = SWAPS[type(node.op)]()
+    _, node, (_, field, new) = list(places(tree))[number]
+    setattr(node, field, new)
     return ast.fix_missing_locations(tree)
 
 
@@ -163,7 +152,7 @@ def main():
     found = []
     for file in files:
         lines = file.read_text().splitlines()
-        for number, (function, node, change) in enumerate(places(ast.parse(file.read_text()))):
+        for number, (function, node, (change, *_)) in enumerate(places(ast.parse(file.read_text()))):
             line = lines[node.lineno - 1].strip()
             where = f"{file.relative_to(ROOT)}:{node.lineno} {function}"
             own = [(start, kind) for name, start, kind, _ in EQUIVALENT if name == file.name]
