@@ -82,12 +82,10 @@ def writable_folder(path):
     for place in (path, *path.parents):
         if place.exists() and not place.is_dir():
             raise UnwritableError(f"{place} is a file where a folder is to be written; give another folder")
-    try:
+    with _writing(path, OSError):
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path) as probe:
             probe.write(bytes(PROBE_BYTES))
-    except OSError as error:
-        raise unwritable(path, error) from error
     return path
 
 
