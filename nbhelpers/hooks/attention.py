@@ -310,7 +310,7 @@ class Recorder:
 
 
 class Calls(Recorder):
-    """Gives the attention calls of the stream to `take`(module, query, key, mask, options)."""
+    """Gives the attention calls of the stream to ``take(module, query, key, mask, options)``."""
 
     def __init__(self, model, take):
         super().__init__(model)

