@@ -41,10 +41,7 @@ def test_the_model_is_where_it_was_seen_before_and_its_sink_widens_the_spectrum(
     assert numbers["spectral_entropy_boxcar"].value < np.log(LENGTH // 2 + 1)
 
 
-def test_every_head_is_in_the_table_and_every_notebook_in_the_map(numbers, tables, smoke_run):
-    heads = tables["heads"]
-    assert numbers["n_heads"].value == len(heads) == 30 * 9
-    assert heads["low_band"].mean() == pytest.approx(numbers["low_band"].value)
+def test_every_notebook_is_in_the_map(smoke_run):
     cells = nbformat.read(smoke_run(NAME).output, as_version=4).cells
     (shown,) = [o.data["text/markdown"] for c in cells if "collection_map()" in c.source for o in c.outputs]
     assert re.findall(r"\((\S+\.ipynb)\)", shown) == [path.name for path in list_notebooks()]
