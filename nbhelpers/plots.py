@@ -199,8 +199,8 @@ def verdict_figure(card, *, narrow=False):
 
     def write(text, column, y, **style):
         letter = size * (0.0082 if "weight" in style else 0.0077)  # inches
-        for part in textwrap.wrap(text, int((column[1] - column[0]) / letter)):
-            ax.text(column[0], y, part, va="top", fontsize=size, **style)
+        for part in textwrap.wrap(text.replace(" %", "\u00a0%"), int((column[1] - column[0]) / letter)):
+            ax.text(column[0], y, part.replace("\u00a0", " "), va="top", fontsize=size, **style)
             y += line
         return y
 

@@ -18,7 +18,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from nbhelpers.claims.paper import CLAIMS
-from nbhelpers.collection.found import COLUMNS, REFERENCE, cited
+from nbhelpers.collection.found import COLUMNS, REFERENCE, cited, found_text
 from nbhelpers.collection.plan import list_notebooks
 from nbhelpers.collection.results import Results, estimate_of, load_provenance, load_results
 from nbhelpers.collection.scorecard import BESIDE, PLANTED, in_short, scorecard, scorecard_markdown
@@ -38,9 +38,7 @@ def texts():
     """Yield the texts that cite numbers, README's and the cells that begin with Found, and their notebook."""
     yield README.read_text(encoding="utf-8"), ""
     for path in list_notebooks():
-        for cell in nbformat.read(path, as_version=4).cells:
-            if cell.source.startswith("**Found**"):
-                yield cell.source, path.stem
+        yield found_text(path), path.stem
 
 
 def store(out, folder, commit):

@@ -7,6 +7,7 @@ notebook; the name of a parameter stands for its value. All are those of one ref
 import re
 from importlib import resources
 
+import nbformat
 import pandas as pd
 
 MARKED = re.compile(r"([−+-]?[\d,]*\.?\d+(?:e[−+-]?\d+)?)( %)?<!--(?:(\d\d)/)?(.+?)(?::(null|low|high))?-->")
@@ -21,6 +22,12 @@ def cited(text, notebook=""):
         mantissa, _, power = plain.partition("e")
         half = 0.5 * 10.0 ** (int(power or 0) - len(mantissa.partition(".")[2]))
         yield float(plain) / scale, half / scale, other or notebook[:2], name, part or "value"
+
+
+def found_text(path):
+    """Return the cell of a notebook that begins with Found; "" if it has none."""
+    cells = nbformat.read(path, as_version=4).cells
+    return next((cell.source for cell in cells if cell.source.startswith("**Found**")), "")
 
 
 def reference():

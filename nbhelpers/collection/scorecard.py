@@ -266,9 +266,13 @@ def conclude_second(store, number, profile, nulls):
     display(wrapped(verdict_table(claim.other, records)))
 
 
-def wrapped(frame):
-    """Return a table without its index whose long cells wrap."""
+def wrapped(frame, fold=""):
+    """Return a table without its index whose long cells wrap, folded under a line if one is given."""
     style = frame.style.hide(axis="index").set_properties(**{"text-align": "left", "white-space": "normal"})
+    if fold:
+        from IPython.display import HTML  # late, as in `conclude`
+
+        return HTML(f"<details><summary>{fold}</summary>{style.to_html()}</details>")
     return style.set_caption(f"printed in {paper.VERSION}") if "the paper prints" in frame else style
 
 

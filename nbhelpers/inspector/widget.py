@@ -32,7 +32,7 @@ from .packing import pack_layer, pack_reading
 from .reading import ModelBusy, Reading, Stopped, read_text, watched
 
 HERE = Path(__file__).parent
-FRAME = "width: 100%; height: 860px; border: 0"
+FRAME = "width: 100%; height: 980px; border: 0"
 SCRIPTS = "drawing.js", "inspector.js"
 WAVELETS = ("haar", "db2", "db4", "sym4", "coif1")
 # The choices that the page offers; the other fields of the protocol stay as they were given.
@@ -242,7 +242,7 @@ class HeadInspector(anywidget.AnyWidget):
             reading = read_text(reading.model, reading.text, reading.protocol, length=length)
         layers = {layer: pack_layer(reading, layer, wait=True) for layer in reading.layers}
         state = {name: getattr(self, name) for name in ("asked", "choices", "metric", "selected")}
-        told = f"{_summary(reading)} A page of its own: no kernel reads other texts."
+        told = f"{_summary(reading)} This page needs no Python and holds this text alone."
         state |= {"status": {"text": told}, "ablation": "", "share": -1, "still": True, "pinned": None}
         state |= {"layers": [*layers.values()], "layer_shown": layers[self.selected[0]]}
         state |= {"shown": pack_reading(reading)}

@@ -223,6 +223,8 @@ def beside_sweep(store, sweep, live, metrics, grid, *, tables=(), every_model=Fa
     """
     from IPython.display import display  # late: the command does without it
 
+    from nbhelpers.collection.scorecard import wrapped  # late, as above
+
     if sweep is None:
         how = f"Make one with: python -m nbhelpers sweep {grid} --out build/sweeps/{grid} (the grid zoo needs"
         how += " no network). It is shown, also before it is done, by: python -m nbhelpers run"
@@ -232,7 +234,7 @@ def beside_sweep(store, sweep, live, metrics, grid, *, tables=(), every_model=Fa
     print(finished.status())
     rows = rows_beside(finished, live(), metrics, tables=tables, every_model=every_model)
     store.table("sweep", rows)
-    display(shown_rows(rows).style.hide(axis="index"))
+    display(wrapped(shown_rows(rows), fold="The numbers of every row"))
     return rows
 
 

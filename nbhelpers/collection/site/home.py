@@ -1,15 +1,23 @@
 """The home page: what the collection asks, what it finds, its best figures, and the way into it."""
 
 import html
+import re
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 
+from nbhelpers.collection.found import found_text
+from nbhelpers.collection.plan import list_notebooks
 from nbhelpers.collection.scorecard import ANSWERS, in_short, scorecard, scorecard_markdown
 from nbhelpers.plots import verdict_figure
 
 SCORECARD = "20_scorecard"
 FIGURES = {"scorecard.png": False, "scorecard_narrow.png": True}  # file, and whether it is narrow
+WAYS = {
+    "See every verdict": SCORECARD,
+    "Click a head": "06_head_inspector",
+    "Start (10 minutes)": "00_start_here",
+}
 _HOME = Path(__file__).parent / "assets" / "home.md"
 
 
@@ -49,17 +57,20 @@ def picture(card, folder):
 
 
 def _verdicts(pages, folder, static):
-    """Return the section on the scorecard, where its notebook ran."""
-    if SCORECARD not in {page.name for page in pages} or not (folder / "results").is_dir():
+    """Return what was found, the ways in, and the section on the scorecard, where its notebook ran."""
+    names = {page.name for page in pages}
+    if SCORECARD not in names or not (folder / "results").is_dir():
         return ""
     card = scorecard(folder)
     write_figures(card, static)
+    ways = " · ".join(f"[{way}]({name}.ipynb)" for way, name in WAYS.items() if name in names)
+    found = re.sub("<!--.*?-->", "", found_text(list_notebooks()[0]))
     return (
-        f"\n## Verdicts\n\n{in_short(card)}\n\n{picture(card, static.name)}\n\n"
+        f"\n{found}\n\n{ways}\n\n## Verdicts\n\n{picture(card, static.name)}\n\n"
         "By rules committed before the notebooks that apply them; "
         f"[how they came about]({SCORECARD}.ipynb).\n\n"
         "<details><summary>The same as a table, with four answers for each claim</summary>\n\n"
-        f"{scorecard_markdown(card, ANSWERS)}\n</details>\n"
+        f"{in_short(card)}\n\n{scorecard_markdown(card, ANSWERS)}\n</details>\n"
     )
 
 
@@ -88,4 +99,4 @@ def _row(page):
     if run := page.run:
         mark = "" if run.status in ("passed", "skipped") else "**"
         ending = f"{mark}{run.status}{mark}, {run.seconds:.0f} s, {run.peak_mb:.0f} MB"
-    return f"| [{title}]({page.name}.ipynb) | {question} | {ending} |"
+    return f"| [{title}]({page.name}.ipynb) | {question.strip('*')} | {ending} |"
