@@ -211,23 +211,19 @@ class _Runner:
 
     def _fingerprint(self, plan):
         """Return a hash of all that a run depends on: package, cells (not outputs), files it reads."""
-        digest = hashlib.sha256(self.code.encode())
         source = _source(plan)
-        digest.update(source.encode())
-        for file in self._results_read(source):
-            digest.update(b"" if file.stem == plan.name else file.read_bytes())
+        digest = hashlib.sha256((self.code + source).encode())
+        reads, planted = _reads(source), PLANTED["sensitivity"].encode()
+        for file in sorted((self.out / "results").glob("*.json")) if reads else ():
+            content = file.read_bytes()
+            if file.stem != plan.name and (reads == "all" or planted in content):
+                digest.update(content)
         read = [value for name, value in plan.parameters.items() if name not in _WRITTEN]
         for value in (value for value in read if isinstance(value, str) and value and os.path.exists(value)):
             place = Path(value).resolve()  # what changed, or is seen from elsewhere, is something else
             for file in sorted(place.rglob("*")) if place.is_dir() else [place]:
                 digest.update(f"{file}\0{file_fingerprint(file) if file.is_file() else ''}".encode())
         return digest.hexdigest()
-
-    def _results_read(self, source):
-        """Return the files of results that a notebook's source reads."""
-        reads, files = _reads(source), sorted((self.out / "results").glob("*.json"))
-        planted = PLANTED["sensitivity"]
-        return [f for f in files if reads == "all" or (reads and planted in f.read_text(encoding="utf-8"))]
 
 
 def _source(plan):
