@@ -128,14 +128,12 @@ class Whole(Reduction):
     def coordinates(self, layout):
         return list(range(layout.n_queries * layout.n_keys))
 
-    def start(self, layout):
-        return layout.zeros(layout.n_queries, layout.n_keys)
-
     def update(self, state, block, layout):
-        state[:, :, block.start : block.start + block.n_rows, : block.attn.shape[-1]] = block.attn
+        matrix = state.unflatten(-1, (layout.n_queries, layout.n_keys))
+        matrix[:, :, block.start : block.start + block.n_rows, : block.attn.shape[-1]] = block.attn
 
     def finish(self, state, layout):
-        return state.flatten(-2)
+        return state
 
 
 def captured_matrix(model, ids, **options):

@@ -76,12 +76,11 @@ class Recorder:
 
     def __init__(self, model, reductions=(), *, stream=None, attention_mask=None, chunk=None, kernels=None):
         config = model.config.get_text_config()
-        self.reductions = reductions
+        self.reductions, self.attention_mask = reductions, attention_mask
+        self.chunk, self.kernels = chunk, kernels
         self.stream = stream or streams_of(model)[0]
         # Whether a query of this stream sees only keys up to itself.
         self.causal = self.stream == "decoder" or (self.stream == "self" and is_causal(model))
-        self.attention_mask = attention_mask
-        self.chunk, self.kernels = chunk, kernels
         self.fused = []  # per layer, whether these measured its rows
         self.arrays = {reduction.name: [] for reduction in reductions}
         self.layouts = {}  # one for each device that layers lie on; they differ in nothing else
@@ -264,10 +263,8 @@ class Recorder:
             )
         layout = next(iter(self.layouts.values()))
         self._require_causality(layout)
-        axes, coordinates = {}, {}
-        for reduction in self.reductions:
-            axes[reduction.name] = (*OUTER_AXES, *([reduction.axis] if reduction.axis else []))
-            coordinates[reduction.name] = reduction.coordinates(layout)
+        axes = {each.name: (*OUTER_AXES, *([each.axis] if each.axis else [])) for each in self.reductions}
+        coordinates = {each.name: each.coordinates(layout) for each in self.reductions}
         # Heads that share keys in any layer are not independent.
         n_kv_heads = min(self.n_kv_heads) if self.n_kv_heads else families.n_kv_heads_of(self._config)
         groups = [head * n_kv_heads // layout.n_heads for head in range(layout.n_heads)]

@@ -67,7 +67,7 @@ class Block:
 
 
 class Reduction:
-    """What becomes of a layer's attention, block after block: unless said, a mean over the real queries."""
+    """What becomes of a layer's attention, block after block; by default a mean over the real queries."""
 
     name: str
     axis: str | None = None

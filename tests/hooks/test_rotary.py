@@ -113,9 +113,6 @@ def test_mean_and_variance_of_logits_are_a_slow_loop_over_scores(family, chunk):
     class Scores(Reduction):
         name = "scores"
 
-        def start(self, layout):
-            return layout.zeros()
-
         def update(self, state, block, layout):
             kept.append(block.scores.where(block.attn > 0, torch.nan))
 
