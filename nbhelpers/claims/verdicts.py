@@ -158,9 +158,8 @@ def judge(claim, records, *, planted=None):
     if claim.reach:
         return Verdict("out of reach here", claim.reach)
     if not claim.criteria or any(criterion.name not in records for criterion in claim.criteria):
-        left_out = f"; {claim.untested.rstrip('.')}" if claim.untested else ""
-        when = "measures it" if claim.criteria else "is to measure it, and does not yet"
-        return Verdict("not measured", f"Notebook {claim.notebook} {when}{left_out}")
+        measured = f"Notebook {claim.notebook} measures it" if claim.criteria else "No notebook measures it"
+        return Verdict("not measured", "; ".join(filter(None, [measured, claim.untested.rstrip(".")])))
     state, criterion = deciding(claim, records)
     estimate = records[criterion.name]
     verdict, reason = OUTCOMES[state], sentence(criterion, estimate)

@@ -70,8 +70,8 @@ class Shared:
                     one = [values[0, 0, 0, 0] for values in other]  # its lengths are those of all
                     u = wavelets.align(full, one, alignment=protocol.alignment, check=False)[0].numpy()
                 norms = np.sqrt(_products(u, u)) * np.sqrt(_products(v, v))
-                with np.errstate(invalid="ignore"):  # 0 / 0, of a zero profile, is NaN as in `measure`
-                    found[f"scale_sensitivity_{factor:g}"] = 1 - _products(u, v) / norms
+                norms[norms == 0] = np.nan  # a zero profile has no cosine, as in `measure`
+                found[f"scale_sensitivity_{factor:g}"] = 1 - _products(u, v) / norms
             self._compared = asked, found
         variant = list(self._world).index(protocol.scaled_variant)
         return {name: values[variant] for name, values in self._compared[1].items()}

@@ -86,7 +86,7 @@ def test_what_was_not_measured_has_no_verdict_and_what_makes_no_sense_is_refused
     made = Claim(number="C0", title="", statement="", notebook="08_scale", criteria=(BELOW,))
     assert judge(made, {}).verdict == "not measured"
     untested = Claim(number="C0", title="", statement="", notebook="09", untested="why")
-    assert judge(untested, {}) == ("not measured", "Notebook 09 is to measure it, and does not yet; why")
+    assert judge(untested, {}) == ("not measured", "No notebook measures it; why")
     far = dataclasses.replace(made, reach="they are larger")
     assert judge(far, {"x": Estimate(0.2, 0.15, 0.25, 0.4)}) == ("out of reach here", "they are larger")
     for record in ((math.nan, 0, 1), (0.5, 0.6, 0.7), (0.5, -math.inf, 0.7)):
