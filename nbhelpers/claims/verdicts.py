@@ -109,7 +109,7 @@ class Claim:
     number: str
     title: str
     statement: str
-    notebook: str = ""  # that measures it, or is to
+    notebook: str = ""  # that measures it
     criteria: tuple[Criterion, ...] = ()
     second: tuple[Criterion, ...] = ()  # the same claim, held against a quantity that can carry it
     demonstration: str = ""  # why the quantity of the criteria cannot carry the claim, in a sentence
