@@ -161,7 +161,7 @@ device = such_that(
 )
 _NAMES = {
     "batch_size chunk columns dim head_dim heads_per_group length local_distance max_distance": whole(1),
-    "jobs n n_draws n_heads n_lags n_layers n_sequences n_vectors vocab_size workers": whole(1),
+    "jobs max_characters n n_draws n_heads n_lags n_layers n_sequences n_vectors vocab_size workers": whole(1),
     "layer level head control_seeds": whole(),
     "axis": whole(-8, 8),
     "seed": whole(0, 2**63 - 1),
@@ -171,7 +171,7 @@ _NAMES = {
     "absolute averaged beyond bidirectional causal center check": flag,
     "fresh fused interleaved normalize progress resume": flag,
     "values other x y left_out draws curves means": array,
-    "n_knots most_knots": whole(0, 99),
+    "n_knots": whole(0, 99),
     "arrays max_memory parameters provenance scaled": mapping,
     "kv_groups": several(whole(), form=list),
     "layers": several(whole(), rising=True, form=list),
@@ -182,7 +182,6 @@ _NAMES = {
     "ax": such_that(lambda value: hasattr(value, "plot"), "an Axes of matplotlib"),
     "label ylabel": such_that(lambda value: isinstance(value, str), "text"),
     "free_bytes": such_that(lambda value: isinstance(value, numbers.Real) and value >= 0, "bytes, 0 or more"),
-    "max_characters": whole(1),
     "bands": several(text, least=1),
     "base": log_base,
     "bos": one_of("tokenizer", "add", "none"),

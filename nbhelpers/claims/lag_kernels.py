@@ -20,9 +20,7 @@ MOST_AT_ITSELF = 0.5  # of its mass at lag 0; a narrower head has no shape that 
 PROMINENCE = 0.06  # of a tuned head: height of its peak over the valley before it, in units of C(0)
 NEXT_PEAK = 0.5  # of it: how high any peak half an octave away may be
 FLOOR = 1e-3  # of an even profile: attention below it counts as so much
-CONSTANTS = (
-    "LEAST_HEADS", "LEAST_KEPT", "FARTHEST", "MOST_AT_ITSELF", "PROMINENCE", "NEXT_PEAK", "FLOOR",
-)  # fmt: skip
+CONSTANTS = LEAST_HEADS, LEAST_KEPT, FARTHEST, MOST_AT_ITSELF, PROMINENCE, NEXT_PEAK, FLOOR  # of the rules
 
 
 class LagKernels(NamedTuple):

@@ -99,7 +99,7 @@ def measure_criteria(table, profiles, claim, *, nulls, protocol=PAPER, confidenc
 
 def rules_digest():
     """Return a hash (12 digits) of every number and null in the rules; `paper.rule_changes` ends with it."""
-    parts = [LEAST_RATE, LOCAL, GLOBAL, *(getattr(lag_kernels, name) for name in lag_kernels.CONSTANTS)]
+    parts = [LEAST_RATE, LOCAL, GLOBAL, *lag_kernels.CONSTANTS]
     for known in paper.CLAIMS:
         for c in known.criteria + known.second:
             parts.append((c.name, c.claimed, c.nulls, c.less, c.away, c.margin))

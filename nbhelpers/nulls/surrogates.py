@@ -11,8 +11,8 @@ import torch
 from nbhelpers.arguments import check_all
 from nbhelpers.kernels import spectra
 from nbhelpers.kernels.checks import as_double, as_signal
+from nbhelpers.kernels.frames import BISECTIONS
 
-BISECTIONS = 64  # halvings of a bracket: beyond the digits of float64
 STEEPEST = 64.0  # log ratio of neighbours; e^-64 of the mass is none in float64
 ITERATIONS = 50  # of IAAFT, at most
 ROWS_AT_ONCE = 4096  # signals that go through the iterations of IAAFT together

@@ -35,8 +35,7 @@ CRITERIA = {
     "C5": {"C5_half": "S(0.5)", "C5_ratio": "S(0.25) / S(0.5)"},
     "C6": {"C6_rho": "position-spectrum correlation"},
 }
-NUMBERS = ("N0", "N2", "N3", "N4")
-DRAWN = {f"{n.number} {n.name}": n.function for n in nulls.NULLS if n.number in NUMBERS}
+DRAWN = {f"{n.number} {n.name}": n.function for n in nulls.NULLS if n.number in ("N0", "N2", "N3", "N4")}
 SHOWN = {"N1 random weights": "C3", "N0 uniform": "C0", "N4 exponential": "C2"}  # beside the permuted draws
 N_BINS = 96  # of the sorted specifications, in which options are counted
 
@@ -82,9 +81,8 @@ def claims_hold(worlds):
     held = {}
     for name, columns in CRITERIA.items():
         ranges = {c.name: c.claimed for c in claim(name).criteria}
-        tables = {criterion: worlds.column(statistic) for criterion, statistic in columns.items()}
-        inside = [(ranges[c][0] <= table) & (table <= ranges[c][1]) for c, table in tables.items()]
-        held[name] = reduce(operator.and_, inside)
+        tables = [(*ranges[criterion], worlds.column(statistic)) for criterion, statistic in columns.items()]
+        held[name] = reduce(operator.and_, [(low <= table) & (table <= high) for low, high, table in tables])
     return held
 
 
