@@ -160,8 +160,8 @@ device = such_that(
     "auto, cpu, cuda, cuda:0 or spread",
 )
 _NAMES = {
-    "batch_size chunk columns dim head_dim heads_per_group length local_distance max_distance": whole(1),
-    "jobs max_characters n n_draws n_heads n_lags n_layers n_sequences n_vectors vocab_size workers": whole(1),
+    "batch_size chunk columns dim head_dim heads_per_group jobs length local_distance max_distance": whole(1),
+    "max_characters n n_draws n_heads n_lags n_layers n_sequences n_vectors vocab_size workers": whole(1),
     "layer level head control_seeds": whole(),
     "axis": whole(-8, 8),
     "seed": whole(0, 2**63 - 1),
