@@ -99,7 +99,7 @@ def test_the_claims_are_c1_to_c19_and_fit_to_be_judged():
     names = [criterion.name for known in CLAIMS for criterion in known.criteria + known.second]
     assert len(names) == len(set(names))
     for known in CLAIMS:
-        assert known.notebook
+        assert known.notebook or not known.criteria
         assert known.criteria or known.untested
         assert judge(known, {}).verdict in VERDICTS
         for criterion in known.criteria + known.second:
