@@ -64,7 +64,7 @@ def test_a_null_has_the_form_of_its_profiles(null, causal):
 
 
 @pytest.mark.parametrize("null", OF_PROFILES, ids=lambda null: null.name)
-def test_a_null_is_measured_and_saved_and_a_seed_gives_the_same_another_only_what_is_not_drawn(
+def test_a_null_is_measured_at_every_length_and_saved_and_its_seed_decides(null, tmp_path):
     null, tmp_path
 ):
     observation = observe(64)
