@@ -65,8 +65,6 @@ def test_a_null_has_the_form_of_its_profiles(null, causal):
 
 @pytest.mark.parametrize("null", OF_PROFILES, ids=lambda null: null.name)
 def test_a_null_is_measured_at_every_length_and_saved_and_its_seed_decides(null, tmp_path):
-    null, tmp_path
-):
     observation = observe(64)
     first, second = (measure(observation.map(lambda p: null.function(p, seed=3))) for _ in range(2))
     assert first.frame().value.notna().all()
