@@ -96,7 +96,7 @@ class Profiles:
         `kv_groups` is None. The result has key_profile, last_query, lag_profile, stationary_profile, and
         local_mass at 0, the powers of two below n, and 16.
         """
-        attn = attn if isinstance(attn, torch.Tensor) else as_real(attn, "attn")
+        attn = attn.detach() if isinstance(attn, torch.Tensor) else as_real(attn, "attn")
         if attn.ndim != 5 or attn.shape[-1] != attn.shape[-2] or attn.numel() == 0:
             refuse("attn", attn, "of shape (sequence, layer, head, query, key) with as many keys as queries")
         require_distribution(attn)
