@@ -142,7 +142,7 @@ def test_from_attention_is_the_slow_loop(n, causal):
     assert made.n_real.tolist() == [n, n]
     assert (made.kv_groups, made.provenance) == ([0, 0, 1, 1], {"model": "m"})
     assert torch.equal(attn, before)
-    half = Profiles.from_attention(attn.bfloat16().requires_grad_(), causal=causal)  # as a plain call gives it
+    half = Profiles.from_attention(attn.bfloat16().requires_grad_(), causal=causal)  # as calls give it
     assert {(array.dtype, array.requires_grad) for array in half.arrays.values()} == {(torch.float32, False)}
 
 
