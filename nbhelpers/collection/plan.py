@@ -188,9 +188,7 @@ def plan_runs(paths, *, size="reader", model=None, parameters=None, places=None)
         own, by_size, notes = defaults[name], sizes[source.parent].get(name, {}), []
         if size != "reader" and size not in by_size:
             notes.append(f"sizes.toml gives no {size} size for {name}: it runs with its own defaults")
-        values = by_size.get(size, {}) | {
-            key: str(path) for key, path in (places or {}).items() if key in own
-        }
+        values = by_size.get(size, {}) | {key: str(path) for key, path in places.items() if key in own}
         values |= {key: value for key, value in given.items() if key in own}
         lacking = given.keys() - own
         notes += [f"{name} has no parameter {k!r}: {given[k]!r} is not passed to it" for k in sorted(lacking)]
