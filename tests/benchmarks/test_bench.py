@@ -1,5 +1,6 @@
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -102,3 +103,13 @@ def test_the_meter_of_a_gpu_waits_and_sees_the_peak():
     assert meter.peak_mb >= 64
     assert meter.seconds >= 1e-3 * began.elapsed_time(ended)
     assert kept.numel() < made.numel()
+
+
+def test_readme_quotes_the_stored_numbers():
+    stored = pd.read_csv(Path(__file__).parent / "smollm2-135m-cpu.csv")
+    made = markdown(stored[stored.busy_loops == 0]).splitlines()
+    known = {line.split(" | ", 1)[1] for line in made if " | " in line}
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    quoted = [line for line in readme.split("| time over")[1].split("\n\n")[0].splitlines() if " | " in line]
+    assert len(quoted) == 9
+    assert {line.split(" | ", 1)[1] for line in quoted} <= known
