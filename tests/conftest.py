@@ -121,4 +121,6 @@ def close_figures():
 def ax():
     from matplotlib import pyplot as plt
 
-    return plt.subplots()[1]
+    figure, axes = plt.subplots()
+    yield axes
+    plt.close(figure)
