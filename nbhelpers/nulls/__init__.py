@@ -1,7 +1,6 @@
 """Attention that learned nothing: ``from nbhelpers import nulls``, then ``nulls.uniform(profiles)``.
 
-The null models are listed in ``nulls.NULLS``; `surrogates` holds the signals they are made of, `controls`
-what a model is shown beside.
+The null models are listed in ``nulls.NULLS``; `controls` holds what a model is shown beside.
 """
 
 from .models import *  # noqa: F403
