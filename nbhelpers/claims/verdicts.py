@@ -1,17 +1,16 @@
-"""From recorded numbers to a verdict, by rules that are data and were fixed before the measurement.
+"""From recorded numbers to a verdict and its sentence, by rules that are data, fixed before the measurement.
 
-A claim is split into criteria: one statistic each, the range in which the claim puts it, and the nulls it
-must differ from. :func:`judge` compares intervals with both and knows nothing of any particular claim.
+A claim is split into criteria: one statistic each, the range in which the claim puts it, the nulls it must
+differ from, and its sentence. :func:`judge` compares intervals with both and knows nothing of any claim.
 """
 
 import dataclasses
 import math
+import re
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from nbhelpers.stats import Estimate
-
-from .sentences import sentence
 
 VERDICTS = (
     "supported",
@@ -40,6 +39,12 @@ OUTCOMES = {  # the first that is true of a criterion decides about its claim
 }
 RATES = "where truth is planted, the rule finds {:.0%} of the cases and leaves {:.0%} of the others alone"
 NEAREST = {1: "the largest of", 0: "the nearest of", -1: "the smallest of"}
+UNITS = {"": (1, ""), "%": (100, " %"), "points": (100, " percentage points"), "nats": (1, " nats")}
+ONCE = ("points", "nats")  # long units, told with the first number alone
+NATURAL = (-math.inf, -1, 0), (1, math.inf)  # ends of a range that no share or correlation can pass
+TINY = 1e-4  # smaller numbers are told with a power of ten
+SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+UNLEARNED = "attention that learned nothing"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,17 +196,83 @@ def _spans(state, criterion, estimate):
 
 def deciding(claim, records):
     """Return the first of :data:`OUTCOMES` true of a criterion, and which; the last if all are beyond."""
-    found = [(_states(criterion, records[criterion.name]), criterion) for criterion in claim.criteria]
+    found = []
+    for criterion in claim.criteria:
+        value, low, high = (estimate := records[criterion.name])[:3]
+        if not all(map(math.isfinite, (value, low, high))) or not low <= value <= high:
+            told = f"{criterion.name}: value {value} with interval [{low}, {high}]"
+            raise ValueError(f"{told}; a record needs finite numbers, the value inside its interval")
+        place, distance = criterion.place(estimate), criterion.distance(estimate)
+        states = place.replace("open", "open range"), distance.replace("open", "open distance")
+        found.append((states, criterion))
     for state in OUTCOMES:
         for states, criterion in reversed(found) if state == "beyond" else found:
             if state in states:
                 return state, criterion
 
 
-def _states(criterion, estimate):
-    value, low, high = estimate[:3]
-    if not all(map(math.isfinite, (value, low, high))) or not low <= value <= high:
-        told = f"{criterion.name}: value {value} with interval [{low}, {high}]"
-        raise ValueError(f"{told}; a record needs finite numbers, the value inside its interval")
-    place, distance = criterion.place(estimate), criterion.distance(estimate)
-    return place.replace("open", "open range"), distance.replace("open", "open distance")
+def sentence(criterion, estimate):
+    """Return what was measured of a criterion, without a full stop, in places that its interval can tell."""
+    template, unit = _template(criterion)
+    null = math.nan if estimate.null is None else estimate.null
+    told, word = _figures((*estimate[:3], null, estimate.null_low, estimate.null_high), unit)
+    seen = re.sub(r"\{.*?\}", told[0] + word, template) + _interval(told[1:3])
+    parts = [seen[0].upper() + seen[1:], claimed(criterion.claimed, unit)]
+    if not math.isnan(null):
+        known = [name for name in criterion.nulls if re.fullmatch(r"N\d", name)]
+        others = [name for name in criterion.nulls if name not in known]
+        unlearned = bool(known) or not others
+        held = " or ".join([UNLEARNED] * unlearned + others) + (" gives" if unlearned else ":")
+        parts.append(f"{held} {told[3]}{word * (unit not in ONCE)}{_interval(told[4:])}")
+    return "; ".join(part for part in parts if part)
+
+
+def claimed(claimed_range, unit=""):
+    """Return the range in which a claim puts its number, in words; empty if it cannot lie outside."""
+    (least, most), (below, above) = claimed_range, NATURAL
+    ends = [_end(end, unit) for end in claimed_range]
+    if least in below:
+        return "" if most in above else f"the claim allows at most {ends[1]}"
+    if most in above:
+        return f"the claim asks for at least {ends[0]}"
+    return f"the claim says {ends[0].removesuffix(UNITS[unit][1])} to {ends[1]}"
+
+
+def _figures(numbers, unit):
+    """Return a value, its interval and others as text of equal places, and the unit; empty for NaN."""
+    scale, word = UNITS[unit]
+    value, low, high = (scale * number for number in numbers[:3])
+    if 0 < abs(value) < TINY:
+        exponent = math.floor(math.log10(abs(value)))
+        scale, word = 10.0**-exponent, f"·10{str(exponent).translate(SUPERSCRIPTS)}"
+        value, low, high = (scale * number for number in numbers[:3])
+    width = high - low if high > low else abs(value) / 10
+    places = min(max(-math.floor(math.log10(width / (1 if scale == 100 else 3))), 0), 4) if width else 0
+    rounded = [round(scale * n, places) + 0.0 if math.isfinite(n) else None for n in numbers]  # no −0
+    signs = ["+" if unit == "points" and n else "" for n in rounded]
+    told = ["" if n is None else f"{n:{sign}.{places}f}" for n, sign in zip(rounded, signs, strict=True)]
+    return [text.replace("-", "−") for text in told], word
+
+
+def _interval(ends):
+    return f" [{', '.join(ends)}]" if ends[0] != ends[1] else ""
+
+
+def _end(number, unit):
+    scale, word = UNITS[unit][0], "" if unit in ONCE else UNITS[unit][1]
+    if 0 < abs(number) < TINY:
+        mantissa, exponent = f"{number:e}".split("e")
+        power = f"10{str(int(exponent)).translate(SUPERSCRIPTS)}"
+        return power if float(mantissa) == 1 else f"{float(mantissa):g}·{power}"
+    return f"{round(scale * number, 0 if scale == 100 else 2):g}{word}".replace("-", "−")
+
+
+def _template(criterion):
+    words = criterion.sentence or f"the {criterion.statistic.partition(' (')[0]} is {{}}"
+    return words, re.search(r"\{(.*?)\}", words).group(1)
+
+
+def number(criterion, value):
+    """Return another value of a criterion's number, with its unit."""
+    told, word = _figures((value, value, value), _template(criterion)[1])
+    return told[0] + word

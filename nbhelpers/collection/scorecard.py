@@ -14,9 +14,8 @@ import pandas as pd
 from scipy.stats import false_discovery_control
 
 from nbhelpers import stats
-from nbhelpers.claims import paper
-from nbhelpers.claims.sentences import UNLEARNED, claimed, number, sentence
-from nbhelpers.claims.verdicts import NULL_NAMES, SECOND, Planted, deciding, judge
+from nbhelpers.claims import paper, verdicts
+from nbhelpers.claims.verdicts import NULL_NAMES, SECOND, UNLEARNED, Planted, claimed, deciding, judge
 from nbhelpers.files import read_parquet_metadata
 from nbhelpers.inputs.text import corpus_title
 from nbhelpers.stats import Estimate
@@ -110,7 +109,7 @@ def criteria(folder):
     numbers, rows = load_results(folder), []
     for claim in paper.CLAIMS:
         for c, e in _measured((*claim.criteria, *claim.second), numbers):
-            told = claim.number, c.statistic, sentence(c, e), _stands(c, e)
+            told = claim.number, c.statistic, verdicts.sentence(c, e), _stands(c, e)
             rows.append((*told, *_numbers(c, e), c.p_value(e), math.nan))
     columns = ["claim", "statistic", "sentence", "stands while", *DECIDING, "p", "adjusted_p"]
     frame = pd.DataFrame(rows, columns=columns)
@@ -225,7 +224,7 @@ def verdict_table(claim, records):
     for c in claim.criteria:
         printed = paper.printed_range(c)
         prints = "–" if printed is None else f"{printed[0]:.3g} to {printed[1]:.3g} (Table {c.printed[0]})"
-        seen = sentence(c, records[c.name]) if c.name in records else "not measured"
+        seen = verdicts.sentence(c, records[c.name]) if c.name in records else "not measured"
         rows.append({"statistic": c.statistic, "the paper prints": prints, "we see": seen})
     return pd.DataFrame(rows)
 
@@ -331,7 +330,7 @@ def _in_readings(claim, known, numbers):
             n_read += 1
             places = {criterion.place(other) for other in (estimate, Estimate(value, value, value))}
             if places == {"inside", "outside"}:
-                return f"no: {words} gives {number(criterion, value)}{everywhere}"
+                return f"no: {words} gives {verdicts.number(criterion, value)}{everywhere}"
     return (f"yes, {n_read} of them" if n_read else "not tried") + everywhere
 
 

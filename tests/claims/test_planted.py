@@ -4,7 +4,7 @@ import torch
 from refusals import refusals
 from tolerances import TOL
 
-from nbhelpers.claims import banks, planted
+from nbhelpers.claims import planted
 from nbhelpers.profiles import Profiles
 
 SMALL = {"n_layers": 2, "n_heads": 6, "length": 64}
@@ -35,8 +35,8 @@ def test_attention_is_causal_and_profiles_are_those_of_it_and_its_prefixes(kind)
 
 
 def test_kinds_are_many_and_every_claim_has_some_where_it_holds_and_some_where_not():
-    assert len(banks.KINDS) == len(banks.DESIGN) + len(banks.TEST) >= 35
-    for kinds in (banks.DESIGN, banks.TEST):
+    assert len(planted.KINDS) == len(planted.DESIGN) + len(planted.TEST) >= 35
+    for kinds in (planted.DESIGN, planted.TEST):
         for claim in ("C1", "C3", "C4", "C5", "C6", "C14"):
             told = {claim in kind.holds for kind in kinds.values() if claim not in kind.open}
             assert told == {True, False}, claim
@@ -51,9 +51,9 @@ def clean(kind, length=512, n_heads=6):
     return made[((made * lag).sum(-1) / made.sum(-1)).argsort()]
 
 
-@pytest.mark.parametrize("kind", [name for name, kind in banks.KINDS.items() if "C4" in kind.holds])
+@pytest.mark.parametrize("kind", [name for name, kind in planted.KINDS.items() if "C4" in kind.holds])
 def test_what_is_tuned_has_peaks_away_from_zero_at_different_frequencies(kind):
-    bank = clean(kind, max(banks.KINDS[kind].shortest, 256))[:, :128]
+    bank = clean(kind, max(planted.KINDS[kind].shortest, 256))[:, :128]
     power = torch.fft.rfft((bank - bank.amin(-1, keepdim=True)) * torch.hann_window(256)[128:], n=1024).abs()
     power = (power / power[:, :1]) ** 2
     prominence = power - power.cummin(-1).values
@@ -74,7 +74,7 @@ def test_dilated_heads_are_copies_of_each_other(kind):
 
 
 def test_a_wavelet_frame_is_nearly_orthogonal_by_construction():
-    for name, kind in banks.KINDS.items():
+    for name, kind in planted.KINDS.items():
         if "C14" in kind.holds:
             x = clean(name, max(kind.shortest, 256))[:, :128]
             x = (x - x.median(-1, keepdim=True).values).clamp_min(0)
@@ -119,7 +119,7 @@ def test_polar_banks_and_rows_of_independent_entries_and_of_tokens():
 
 
 def test_noise_of_tokens_falls_as_its_exponent_says():
-    noise = banks._pink((4000, 256), torch.Generator().manual_seed(0), 0.2)
+    noise = planted._pink((4000, 256), torch.Generator().manual_seed(0), 0.2)
     power = torch.fft.rfft(noise).abs().square().mean(0)[1:-1]
     slope = np.polyfit(np.log(np.arange(1, 128)), power.log().numpy(), 1)[0]
     assert slope == pytest.approx(-0.2, abs=0.02)

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from oracles import assert_near
 
-from nbhelpers.claims.banks import KINDS, TEST
 from nbhelpers.claims.paper import CLAIMS
+from nbhelpers.claims.planted import KINDS, TEST
 
 LITERAL = ("C1", "C3", "C15", "C16", "C4", "C5", "C6", "C14")
 SECONDS = [known for known in CLAIMS if known.second]
