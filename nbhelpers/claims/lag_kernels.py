@@ -10,9 +10,8 @@ from typing import NamedTuple
 
 import torch
 
-from nbhelpers.stats import ANY, CORRELATION, NOT_NEGATIVE, SHARE, jackknife_interval
+from nbhelpers.stats import ANY, CORRELATION, LEAST_SEQUENCES, NOT_NEGATIVE, SHARE, jackknife_interval
 
-LEAST_SEQUENCES = 3  # that a cross-power with one left out needs
 LEAST_HEADS = 3  # resolved heads of a layer, for a line over them
 LEVELS = torch.arange(1, 10, dtype=torch.float64) / 10  # of the quantiles that say where a kernel lies
 LEAST_KEPT, FARTHEST = 0.5, 0.75  # of a resolved head: mass over the median, 90 % quantile over the lags
@@ -120,13 +119,13 @@ STATISTICS = {  # (draw,) of LagKernels, and what is possible; lines and spreads
 }
 
 
-def measure_second(profile, *claims, nulls=(), confidence=0.95):
+def measure_second(profile, *claims, nulls=()):
     """Return an Estimate, by jackknife over sequences, of what the second rules of claims need, by criterion.
 
     `profile` are the stationary profiles (sequence, layer, head, lag) of 3 or more sequences, `nulls` those
     of attention that learned nothing. The null of an estimate is the one nearest to the claimed range.
     """
-    found, *unlearned = (_estimates(lag_kernels(each), confidence) for each in (profile, *nulls))
+    found, *unlearned = (_estimates(lag_kernels(each)) for each in (profile, *nulls))
     records = {}
     for criterion in (criterion for claim in claims for criterion in claim.second):
         name, (least, most) = criterion.name.partition("_")[2], criterion.claimed
@@ -136,11 +135,11 @@ def measure_second(profile, *claims, nulls=(), confidence=0.95):
     return records
 
 
-def _estimates(kernels, confidence):
+def _estimates(kernels):
     found = {}
     for name, (statistic, possible) in STATISTICS.items():
         value, *left_out = statistic(kernels).tolist()
-        found[name] = jackknife_interval(value, left_out, possible=possible, confidence=confidence).widened()
+        found[name] = jackknife_interval(value, left_out, possible=possible).widened()
     return found
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from nbhelpers.arguments import checked, one_of, text
+from nbhelpers.arguments import checked, one_of
 
 from .verdicts import Claim, Criterion
 
@@ -34,24 +34,20 @@ def captioned(frame, *tables):
     return frame.style.format(precision=3, na_rep="–").set_caption(f"{listed} of the paper, {VERSION}")
 
 
-def _plain(rule):
-    """Return the fields of a Criterion as YAML holds them with tuples in place of lists and mappings."""
-    forms = {list: tuple, dict: lambda readings: tuple(readings.items())}
-    return {name: forms.get(type(value), lambda v: v)(value) for name, value in rule.items()}
-
-
 def _claims():
     loaded = yaml.load(RULES.read_text(encoding="utf-8"), Loader=LOADER)
+    plain = {list: tuple, dict: lambda readings: tuple(readings.items())}  # of what YAML holds
     for claim in loaded:
         for kind in ("criteria", "second"):
-            claim[kind] = tuple(Criterion(**_plain(rule)) for rule in claim.get(kind, ()))
+            rules = claim.get(kind, ())
+            rules = [{name: plain.get(type(v), lambda v: v)(v) for name, v in r.items()} for r in rules]
+            claim[kind] = tuple(Criterion(**rule) for rule in rules)
     return tuple(Claim(**claim) for claim in loaded)
 
 
 CLAIMS = _claims()
 
 
-@checked(number=text)
 def rule_changes():
     """Return what was changed in the rules, oldest first: date, rule, before, after, why, digest after it."""
     return pd.read_csv(PRINTED / "rule_changes.csv", dtype=str)
@@ -59,11 +55,10 @@ def rule_changes():
 
 def claim(number):
     """Return the claim of a number such as "C5"; a LookupError lists those there are."""
-    for known in CLAIMS:
-        if known.number == number:
-            return known
-    listed = ", ".join(f"{known.number} {known.title}" for known in CLAIMS)
-    raise LookupError(f"no claim is called {number!r}; there are {listed}")
+    if number not in (known := {claim.number: claim for claim in CLAIMS}):
+        listed = ", ".join(f"{claim.number} {claim.title}" for claim in CLAIMS)
+        raise LookupError(f"no claim is called {number!r}; there are {listed}")
+    return known[number]
 
 
 def printed_range(criterion):

@@ -12,7 +12,7 @@ import torch
 from scipy import stats as scipy_stats
 
 from nbhelpers import stats
-from nbhelpers.arguments import checked, head_table, mapping, such_that, text
+from nbhelpers.arguments import checked, head_table, mapping, text
 from nbhelpers.kernels import entropy, frames, rows, spectra, wavelets
 from nbhelpers.protocol import PAPER
 from nbhelpers.stats import known_mean, partial_correlation, pearson, student_interval
@@ -25,7 +25,6 @@ FLOAT32_RANK = 1e-6  # profiles are float32: smaller singular values, relatively
 RANDOM_SETS = 64
 TABLE7 = paper.paper_table(7).drop(columns="model").mean().to_numpy()  # (scale,), mean of the paper's models
 ANY, SHARE, POSITIVE, CORRELATION = stats.ANY, stats.SHARE, stats.NOT_NEGATIVE, stats.CORRELATION
-OF_SEEDS = ("N1",)  # nulls that are networks of their own; others are drawn for the same sequences
 
 
 class Measured(NamedTuple):
@@ -48,24 +47,21 @@ class Statistic(NamedTuple):
     columns: object
     combine: object = staticmethod(lambda means: means[..., 0])
     null: object = None
-    possible: tuple = stats.ANY
+    possible: tuple = ANY
     by_sequence: bool = False
 
-    def interval(self, columns, of_mean, **options):
+    def interval(self, columns, of_mean, possible):
         """Return an Estimate of a function of the mean of (sequence, ...) over sequences."""
         if not self.by_sequence:
-            return student_interval(columns, of_mean, **options)
-        each = student_interval([of_mean(row) for row in columns], **options)
+            return student_interval(columns, of_mean, possible=possible)
+        each = student_interval([of_mean(row) for row in columns], possible=possible)
         value = np.asarray(of_mean(columns.mean(0)))[()]
         low, high = (value + end - each.value for end in each[1:3])
         return each._replace(value=value, low=low, high=high)
 
 
-_claim = such_that(lambda c: isinstance(c, (str, Claim)), "a claim or its number")
-
-
-@checked(table=head_table, claim=_claim, nulls=mapping)
-def measure_criteria(table, profiles, claim, *, nulls, protocol=PAPER, confidence=0.95, seed=0):
+@checked(table=head_table, nulls=mapping)
+def measure_criteria(table, profiles, claim, *, nulls, protocol=PAPER, seed=0):
     """Return an Estimate of everything that the rule of a claim (or its number) needs, by name of criterion.
 
     `table` is of the key profile, one number for each of 3 or more sequences, measured with `protocol` from
@@ -74,7 +70,7 @@ def measure_criteria(table, profiles, claim, *, nulls, protocol=PAPER, confidenc
     where no null defines the statistic; its interval is over sequences, paired with those of `table`, or over
     untrained networks if 3 or more are given. `seed` is of a null that is drawn anew.
     """
-    claim = paper.claim(claim) if isinstance(claim, str) else claim
+    claim = claim if isinstance(claim, Claim) else paper.claim(claim)
     records = {}
     for criterion in claim.criteria:
         statistic = _statistic(criterion.name)
@@ -83,9 +79,8 @@ def measure_criteria(table, profiles, claim, *, nulls, protocol=PAPER, confidenc
         if not len(known):
             told = f"{criterion.name} ({criterion.statistic}) is not defined for any of the"
             raise ValueError(f"{told} {profiles.n_sequences} sequences: the heads do not differ in it")
-        options = {"confidence": confidence, "possible": statistic.possible}
-        found = statistic.interval(known, statistic.combine, **options)
-        beside = columns, nulls, statistic, protocol, confidence
+        found = statistic.interval(known, statistic.combine, statistic.possible)
+        beside = columns, nulls, statistic, protocol
         if less := _defined(criterion.name, criterion.less, nulls, protocol):
             gap = _held_against(found, max(less, key=less.get), *beside).gap
             found = found._replace(value=gap.value, low=gap.low, high=gap.high)
@@ -132,28 +127,24 @@ def null_values(name, nulls, *, protocol=PAPER):
     return values
 
 
-def _held_against(found, label, columns, nulls, statistic, protocol, confidence):
+def _held_against(found, label, columns, nulls, statistic, protocol):
     """Return an estimate with a null that defines the statistic."""
-    options = {"confidence": confidence, "possible": statistic.possible}
+    combine, possible = statistic.combine, statistic.possible
     each = [_columns(statistic, one, protocol) for one in _seeds(nulls[label])]  # of (sequence, column)
     each = [one for one in each if len(_finite_rows(one))]
-    values = np.array([statistic.combine(_finite_rows(one).mean(0)) for one in each])  # (seed,)
-    if label in OF_SEEDS and len(each) >= stats.LEAST_SEEDS:
-        return found.against(student_interval(values, **options))
+    values = np.array([combine(_finite_rows(one).mean(0)) for one in each])  # (seed,)
+    # The seeds of N1 are networks of their own, those of the other nulls are drawn for the same sequences.
+    if label == "N1" and len(each) >= stats.LEAST_SEEDS:
+        return found.against(student_interval(values, possible=possible))
     paired = {len(one) for one in each} == {len(columns)}
     both = _finite_rows(np.concatenate([columns, *each], 1)) if paired else columns[:0]
     if not len(both):
         return found.against(float(values.mean()))
     both = both.reshape(len(both), 1 + len(each), -1)  # (sequence, itself and seeds, column)
 
-    def null(means):
-        return statistic.combine(means[1:]).mean(0)
-
-    def apart(means):
-        return statistic.combine(means[0]) - null(means)
-
-    own = statistic.interval(both, null, **options)._replace(value=float(values.mean())).widened()
-    return found.against(own, statistic.interval(both, apart, confidence=confidence))
+    null = statistic.interval(both, lambda means: combine(means[1:]).mean(0), possible)
+    gap = statistic.interval(both, lambda means: combine(means[0]) - combine(means[1:]).mean(0), ANY)
+    return found.against(null._replace(value=float(values.mean())).widened(), gap)
 
 
 def _defined(name, needed, nulls, protocol):
@@ -196,17 +187,13 @@ def change_over_depth(per_layer):
     return np.polyfit(np.linspace(0, 1, per_layer.shape[1]), per_layer.T, 1)[0]
 
 
-def _local_share(table, protocol):
-    return table.values(f"local_mass_{protocol.local_distance}")  # (sequence, layer, head)
-
-
 def _mixed(table, protocol):
-    local = _local_share(table, protocol)
+    local = table.values(f"local_mass_{protocol.local_distance}")  # (sequence, layer, head)
     return ((local >= GLOBAL) & (local <= LOCAL)).astype(float)
 
 
 def _polar_shares(table, profiles, protocol):
-    local = _local_share(table, protocol)
+    local = table.values(f"local_mass_{protocol.local_distance}")
     return np.stack([(local > LOCAL).mean((1, 2)), (local < GLOBAL).mean((1, 2))], -1)
 
 
@@ -243,8 +230,7 @@ def _entropies(table):
 
 def _partial_rho(table, profiles, protocol):
     """Correlation over the heads of a layer of what log N_eff leaves of both entropies."""
-    given = [np.log(table.values("effective_support"))]
-    return partial_correlation(*_entropies(table), given)
+    return partial_correlation(*_entropies(table), [np.log(table.values("effective_support"))])
 
 
 def _scale_entropies(table, profiles, protocol):
