@@ -1,6 +1,7 @@
 """What stands beside a model: what learned nothing, an encoder that sees both ways, uniform attention."""
 
 import math
+from functools import partial
 
 import pandas as pd
 import torch
@@ -125,8 +126,7 @@ def uniform_null(length, protocol, *, causal):
     if protocol.signal == "rows":
         return {}
 
-    def uniform(n):
-        return uniform_profiles(n, causal=causal, distances=[protocol.local_distance])
+    uniform = partial(uniform_profiles, causal=causal, distances=[protocol.local_distance])
 
     # As nbhelpers.inputs.text.scaled_variant draws them: floor(α n) tokens, up to rounding of α n.
     scaled = {factor: uniform(math.floor(factor * length + 1e-9)) for factor in protocol.factors}

@@ -90,7 +90,13 @@ def exponential(profiles, *, seed=0):
     causal = bool(lags[0] == 0)
     distance = (lag_profile * lags.abs()).sum(-1) / lag_profile.sum(-1)  # (sequence, layer, head)
     decay = exponential_decay(distance, n, causal=causal)  # (sequence, layer, head)
-    made = exponential_profiles(decay, n) if causal else _two_sided_profiles(decay, n)
+    if causal:
+        made = exponential_profiles(decay, n)
+    else:  # from a few matrices at a time
+        parts = decay.flatten().split(max(1, MATRIX_BYTES // (8 * n * n)))
+        parts = [exponential_attention(part, n)[None, None] for part in parts]
+        parts = [Profiles.from_attention(attn, causal=False) for attn in parts]
+        made = {name: torch.cat([p[name][0, 0] for p in parts]).view(*decay.shape, -1) for name in DRAWN}
     return _null(profiles, "N4 exponential", {name: made[name] for name in DRAWN if name in profiles})
 
 
@@ -183,7 +189,7 @@ def exponential_decay(distance, length, *, causal):
 
 
 def exponential_profiles(decay, length):
-    """Return the profiles of causal :func:`exponential_attention` by name, O(length) per head.
+    """Return the profiles of causal attention exp(s·|i − j|) / sum by name, O(length) per head.
 
     key_profile and last_query are (..., key), lag_profile and stationary_profile (..., lag).
     """
@@ -198,29 +204,23 @@ def exponential_profiles(decay, length):
         running = inverse[..., k] + ratio * running
         light[..., k] = running / n
     last = weight * inverse[..., -1:]
+    # Mean over the last n // 2 queries q of exp(s·d) / Σ_{k≤q} exp(s·k), in logarithms.
+    lag = torch.arange(n, dtype=torch.float64)
+    sums = (s[..., None] * lag).logcumsumexp(-1)[..., n - n // 2 :]  # (..., query)
+    late = (-sums).logsumexp(-1, keepdim=True) - math.log(n // 2)
     # The heavy end is the query itself (lag 0), or the first key where attention grows with distance.
     return {
         "key_profile": torch.where(far, heavy, light),
         "last_query": torch.where(far, last, last.flip(-1)),
         "lag_profile": torch.where(far, light, heavy),
-        "stationary_profile": _stationary(s, n),
+        "stationary_profile": (s[..., None] * lag[: n // 2] + late).exp(),
     }
 
 
-def _stationary(s, n):
-    """Mean over the last n // 2 queries q of exp(s·d) / Σ_{k≤q} exp(s·k), (..., d)."""
-    lag = torch.arange(n, dtype=torch.float64)
-    sums = (s[..., None] * lag).logcumsumexp(-1)[..., n - n // 2 :]  # (..., query)
-    inverse = (-sums).logsumexp(-1, keepdim=True) - math.log(n // 2)
-    return (s[..., None] * lag[: n // 2] + inverse).exp()
-
-
-def exponential_attention(decay, length, *, causal):
-    """Return the matrix (..., query, key) of an exponential kernel: softmax over seen keys of s·|i − j|."""
+def exponential_attention(decay, length):
+    """Return two-sided attention (..., query, key) of an exponential kernel, the softmax of s·|i − j|."""
     position = torch.arange(length, dtype=torch.float64)
-    lag = position[:, None] - position  # (query, key)
-    scores = as_double(decay, "decay")[..., None, None] * lag.abs()  # (..., query, key)
-    return (scores.masked_fill(lag < 0, -math.inf) if causal else scores).softmax(-1)
+    return (as_double(decay, "decay")[..., None, None] * (position[:, None] - position).abs()).softmax(-1)
 
 
 def iaaft(signal, *, seed=0):
@@ -360,15 +360,6 @@ def _each_signal(profiles, name, function, seed):
             stream = int(np.random.SeedSequence([seed, place, n]).generate_state(1)[0])
             made[signal] = function(profiles[signal].double(), seed=stream)
     return _null(profiles, name, made, seed=seed)
-
-
-def _two_sided_profiles(decay, n):
-    """Return the profiles of two-sided exponential attention, from a few matrices at a time."""
-    parts = []
-    for some in decay.flatten().split(max(1, MATRIX_BYTES // (8 * n * n))):
-        attn = exponential_attention(some, n, causal=False)  # (head, query, key)
-        parts.append(Profiles.from_attention(attn[None, None], causal=False))
-    return {name: torch.cat([p[name][0, 0] for p in parts]).view(*decay.shape, -1) for name in DRAWN}
 
 
 def _free_positions(token_ids, keep):
