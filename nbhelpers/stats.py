@@ -121,24 +121,20 @@ def jackknife_interval(value, left_out, *, possible=ANY, confidence=0.95):
 
 
 @checked(table=head_table)
-def distribution_over_heads(table, metric, *, confidence=0.95):
+def distribution_over_heads(table, metric):
     """Return mean, std (n − 1) and iqr over heads of a metric, each with its interval (Table 3), by name.
 
     Heads take part with their mean over sequences. They are not independent draws, so the intervals are over
     sequences only; those of std and iqr hold the truth about 92 times of 100.
     """
     _require_sequences_kept(table)
-    values = table.values(metric)
-    statistics = {
-        "mean": np.mean,
-        "std": lambda heads: heads.std(ddof=1),
-        "iqr": lambda heads: np.subtract(*np.quantile(heads, [0.75, 0.25])),
-    }
-    return {name: student_interval(values, f, confidence=confidence) for name, f in statistics.items()}
+    statistics = {"mean": np.mean, "std": lambda heads: heads.std(ddof=1)}
+    statistics["iqr"] = lambda heads: np.subtract(*np.quantile(heads, [0.75, 0.25]))
+    return {name: student_interval(table.values(metric), f) for name, f in statistics.items()}
 
 
 @checked(table=head_table, over=one_of(*OVER))
-def position_spectrum_correlation(table, *, over="heads", confidence=0.95):
+def position_spectrum_correlation(table, *, over="heads"):
     """Return the Pearson correlation of positional and spectral entropy (eqs. 8 and 9).
 
     The paper does not say what it is taken over. `over` is "heads": over all heads of the model, for each
@@ -152,7 +148,7 @@ def position_spectrum_correlation(table, *, over="heads", confidence=0.95):
     if np.isnan(value):
         raise ValueError(f"the correlation over {over} is not defined: one of the entropies is constant")
     left_out = [_mean_correlation(*np.delete(pair, i, 1), over) for i in range(len(pair[0]))]
-    return jackknife_interval(value, left_out, possible=CORRELATION, confidence=confidence)
+    return jackknife_interval(value, left_out, possible=CORRELATION)
 
 
 def pearson(x, y, *, axis):
@@ -225,7 +221,13 @@ def permutation_test(values, other, *, clusters, statistic=None, n_draws=999, se
     association, is the Pearson correlation over all heads if None.
     """
     values, other = np.asarray(values, dtype=np.float64), np.asarray(other, dtype=np.float64)
-    members = _members(clusters, values, other)  # (group, member)
+    if values.ndim != 2 or other.shape != values.shape or clusters.shape != values.shape[1:]:
+        given = values.shape, other.shape, clusters.shape
+        refuse("values, other and clusters", given, "of shape (layer, head) twice and (head,)")
+    groups, sizes = np.unique(clusters, return_counts=True)
+    if len(groups) < 2 or len(set(sizes)) > 1:
+        raise ValueError(f"groups are exchanged whole: at least 2 of one size; got sizes {sizes.tolist()}")
+    members = np.stack([np.flatnonzero(clusters == group) for group in groups])  # (group, member)
     statistic = statistic or (lambda x, y: float(pearson(x.ravel(), y.ravel(), axis=0)))
     generator = np.random.default_rng(seed)
     group = np.tile(np.arange(len(members)), (len(values), 1))  # (layer, group)
@@ -287,17 +289,6 @@ def _mean_correlation(x, y, over):
     r = pearson(x, y, axis=0 if over == "sequences" else 2)  # (layer, head) or (sequence, layer)
     defined = r[np.isfinite(r)]
     return float(defined.mean()) if defined.size else np.nan
-
-
-def _members(clusters, values, other):
-    """Return the heads of each KV group, (group, member)."""
-    if values.ndim != 2 or other.shape != values.shape or clusters.shape != values.shape[1:]:
-        given = values.shape, other.shape, clusters.shape
-        refuse("values, other and clusters", given, "of shape (layer, head) twice and (head,)")
-    groups, sizes = np.unique(clusters, return_counts=True)
-    if len(groups) < 2 or len(set(sizes)) > 1:
-        raise ValueError(f"groups are exchanged whole: at least 2 of one size; got sizes {sizes.tolist()}")
-    return np.stack([np.flatnonzero(clusters == group) for group in groups])
 
 
 check_all(globals())

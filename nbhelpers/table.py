@@ -18,6 +18,10 @@ ESTIMATE, ENDS = ["mean", "low", "high"], ("", "_low", "_high")
 AVERAGED = -1  # the sequence number of a metric taken of signals averaged over sequences
 
 
+def _is_null(null):
+    return isinstance(null, HeadTable) or (isinstance(null, dict) and all(map(np.isscalar, null.values())))
+
+
 @checked
 @dataclass(frozen=True)
 class HeadTable:
@@ -100,8 +104,8 @@ class HeadTable:
 
         Sequence −1 is the metric of the averaged signals, where they were averaged.
         """
-        keys, columns = self._keys(), {name: array.ravel() for name, array in self.arrays.items()}
-        parts = [pd.DataFrame({**keys, "metric": name, "value": c}) for name, c in columns.items()]
+        keys, known = self._keys(), self.arrays.items()
+        parts = [pd.DataFrame({**keys, "metric": name, "value": array.ravel()}) for name, array in known]
         return pd.concat(parts, ignore_index=True)
 
     def per_head(self):
@@ -115,46 +119,39 @@ class HeadTable:
         keys = {"sequence": sequence - self.averaged, "layer": np.asarray(self.layers)[layer]}
         return keys | {"head": head, "kv_group": np.asarray(self.kv_groups)[head]}
 
-    @checked(null=such_that(lambda n: hasattr(n, "get") or hasattr(n, "summary"), "a HeadTable, or a dict"))
+    @checked(null=such_that(_is_null, "a HeadTable, or a dict of numbers by metric"))
     def summary(self, *, null=None, confidence=0.95):
         """Return mean, sd and IQR over heads of each metric, with an interval of the mean over sequences.
 
-        `null` is a HeadTable measured under the same protocol, such as ``measure(seen.map(nulls.uniform))``;
-        several by name; or plain numbers by metric; those that `analyze` measured if not given. The interval
-        is over whole sequences, so that heads need not be independent. The frame has the index metric and the
-        columns mean, low, high (of the mean), sd, iqr, q25, q75 (over heads), n_sequences, n_heads. After
-        high stands the same of each null: null, null_low, null_high, or its name in place of null; NaN for
-        metrics that it lacks. NaN values are left out; one sequence or two give no interval.
+        `null` is a HeadTable measured under the same protocol, such as ``measure(seen.map(nulls.uniform))``,
+        or plain numbers by metric; those that `analyze` measured if not given. The interval is over whole
+        sequences, so that heads need not be independent. The frame has the index metric and the columns mean,
+        low, high (of the mean), sd, iqr, q25, q75 (over heads), n_sequences, n_heads. After high stands the
+        same of each null: null, null_low, null_high, or its name in place of null; NaN for metrics that it
+        lacks. NaN values are left out; one sequence or two give no interval.
         """
         rows = {metric: self._summarise(metric, confidence) for metric in self.metrics}
         summary = pd.DataFrame.from_dict(rows, orient="index").rename_axis("metric")
-        for column, numbers in self._nulls(null, confidence).items():
-            summary.insert(summary.columns.get_loc("sd"), column, [numbers.get(m, np.nan) for m in rows])
+        known = self.provenance.get("nulls", {}) if null is None else {}
+        if isinstance(null, HeadTable):
+            if null.protocol != self.protocol:
+                raise ValueError("null of summary was measured under another protocol; measure both alike")
+            known = {"null": null.summary(confidence=confidence)[ESTIMATE].T.to_dict("list")}
+        elif null is not None:
+            summary.insert(summary.columns.get_loc("sd"), "null", [null.get(m, np.nan) for m in rows])
+        for name, numbers in known.items():
+            for at, end in enumerate(ENDS):
+                column = [numbers[m][at] if m in numbers else np.nan for m in rows]
+                summary.insert(summary.columns.get_loc("sd"), name + end, column)
         return summary
-
-    def _nulls(self, null, confidence):
-        """Return the columns of nulls, each a number by metric."""
-        tables = {"null": null} if isinstance(null, HeadTable) else null or {}
-        found = self.provenance.get("nulls", {}) if null is None else {}
-        for name, table in tables.items():
-            if not isinstance(table, HeadTable):
-                return {"null": null}
-            if table.protocol != self.protocol:
-                raise ValueError(f"null of summary: {name!r} was measured under other protocols")
-            found[name] = table.summary(confidence=confidence)[ESTIMATE].T.to_dict("list")
-        columns = {}
-        for name, numbers in found.items():
-            columns |= {name + end: {m: n[i] for m, n in numbers.items()} for i, end in enumerate(ENDS)}
-        return columns if tables or null is None else {"null": {}}
 
     def _summarise(self, metric, confidence):
         values = self.arrays[metric].reshape(self.n_sequences + self.averaged, -1)  # (sequence, head)
-        heads = values[0] if self.averaged else known_mean(values, 0)
-        per_sequence = known_mean(values, 1)
+        heads, per_sequence = values[0] if self.averaged else known_mean(values, 0), known_mean(values, 1)
+        known = per_sequence[~np.isnan(per_sequence)]
         if self.averaged:
             i = jackknife_interval(per_sequence[0], per_sequence[1:], confidence=confidence)
         else:
-            known = per_sequence[~np.isnan(per_sequence)]
             i = student_interval(known, confidence=confidence) if len(known) else Estimate(np.nan)
         known = heads[~np.isnan(heads)]
         q25, q75 = np.quantile(known, [0.25, 0.75]) if len(known) else (np.nan, np.nan)
@@ -175,11 +172,10 @@ class HeadTable:
         if provenance is None or list(frame.columns) != COLUMNS:
             raise ValueError(f"{path} is a Parquet file, but not of a HeadTable.")
         shape = tuple(frame[axis].nunique() for axis in AXES)
-        groups = frame.kv_group[: shape[2]].tolist()
         parts = frame.groupby("metric", sort=False)["value"]
         arrays = {name: part.to_numpy().reshape(shape) for name, part in parts}
-        layers = frame.layer.unique().tolist()
-        return cls(arrays, groups, provenance, bool(frame.sequence[0] == AVERAGED), layers)
+        groups, averaged = frame.kv_group[: shape[2]].tolist(), bool(frame.sequence[0] == AVERAGED)
+        return cls(arrays, groups, provenance, averaged, frame.layer.unique().tolist())
 
 
 @checked(a=head_table, b=head_table)

@@ -136,10 +136,10 @@ def test_nulls_stand_beside_the_model(llama, tmp_path):
     assert (summary[["permuted", "permuted_low", "permuted_high"]].to_numpy() == ours.to_numpy()).all()
     back = HeadTable.from_parquet(table.to_parquet(tmp_path / "t.parquet"))
     pd.testing.assert_frame_equal(back.summary(), summary)
-    by_hand = run(llama, ids, seed=3).summary(null={"permuted": permuted})
-    pd.testing.assert_frame_equal(by_hand, summary.drop(columns=list(summary.filter(like="uniform"))))
-    assert list(run(llama, ids).summary(null=permuted))[3:6] == ["null", "null_low", "null_high"]
-    with pytest.raises(ValueError, match="under other protocols"):
+    by_hand = run(llama, ids, seed=3).summary(null=permuted)
+    assert list(by_hand)[3:6] == ["null", "null_low", "null_high"]
+    assert (by_hand[["null", "null_low", "null_high"]].to_numpy() == ours.to_numpy()).all()
+    with pytest.raises(ValueError, match="under another protocol"):
         table.summary(null=measure(seen, PAPER.replace(window="boxcar")))
     with pytest.raises(ValueError, match="null of analyze must be one of 'uniform'"):
         run(llama, ids, null="flat")
