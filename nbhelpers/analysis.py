@@ -120,11 +120,7 @@ def _knows_prefixes(model, token_ids):
 
 
 def _with_prefixes(model, token_ids, variants, kept, **options):
-    """Return the profiles of sequences and, by factor, of their prefixes, all from one pass.
-
-    The first sequence of each prefix is run alone as well: where its attention is another, no prefixes come
-    back.
-    """
+    """Return profiles of sequences and, by factor, of prefixes, in one pass; None where one alone differs."""
     kept = resolve(kept)
     prefixes = {a: [OfPrefix(reduction, ids.shape[-1]) for reduction in kept] for a, ids in variants.items()}
     seen = _captured(model, token_ids, [*kept, *itertools.chain(*prefixes.values())], **options)

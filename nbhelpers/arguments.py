@@ -200,10 +200,7 @@ RULES |= {name: one_of(*OPTIONS[name]) for name in OPTIONS.keys() - {"signal", "
 
 
 def checked(target=None, /, **own):
-    """Hold the arguments of a function, or the fields of a dataclass, to their rules before it runs.
-
-    Memory that cannot suffice is a MemoryError with the numbers that were asked for.
-    """
+    """Hold the arguments of a function, or the fields of a dataclass, to their rules before it runs."""
     if target is None:
         return functools.partial(checked, **own)
     function = target.__init__ if isinstance(target, type) else target

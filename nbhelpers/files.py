@@ -38,10 +38,7 @@ def _writing(path, errors=()):
 
 @contextlib.contextmanager
 def replacing(path):
-    """Yield a temporary path beside `path` that takes its name when the block ends without an error.
-
-    A reader, or a crash, sees the old file or the new one. Missing folders are made; see :func:`_writing`.
-    """
+    """Yield a temporary path that takes the name of `path`, whole, if the block ends without an error."""
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
     with _writing(path, OSError):

@@ -1,8 +1,4 @@
-"""The metrics of a head, in one registry: name, unit, label and function of each.
-
-To add one, write its kernel and its entry in :data:`METRICS`; tables, figures, the inspector, sweeps and the
-zoo read them there.
-"""
+"""The metrics of a head in one registry, :data:`METRICS`, which tables, figures, sweeps and the zoo read."""
 
 import dataclasses
 from collections.abc import Callable

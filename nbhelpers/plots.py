@@ -1,8 +1,4 @@
-"""Figures of head metrics: data first, `ax` optional, the axes returned, nothing shown.
-
-Each function draws numbers that a table already holds; an interval is over sequences, or columns that
-the caller computed.
-"""
+"""Figures of head metrics that tables hold: data first, `ax` optional, the axes returned, nothing shown."""
 
 import textwrap
 
@@ -44,10 +40,9 @@ VERDICT_SIGNS = {  # sign and colour; no verdict is told by its colour alone
 def head_map(data, metric=None, *, ax=None, kv_groups=None, label=None, center=None, **options):
     """Draw a metric of every head as a layer × head heat map, lines between the KV groups.
 
-    `data` is a HeadTable, of which `metric` is drawn, or an array (layer, head) or (sequence, layer, head),
-    whose KV groups are `kv_groups`; means over sequences are drawn, layers without attention stay blank.
-    `center` is the value in the middle of a diverging palette; `options` are those of `seaborn.heatmap`, such
-    as `vmin`.
+    `data` is a HeadTable, of which `metric` is drawn, or an array (layer, head) or (sequence, layer, head)
+    with `kv_groups`; means over sequences are drawn, layers without attention stay blank. `center` is the
+    value in the middle of a diverging palette; `options` are those of `seaborn.heatmap`.
     """
     if hasattr(data, "per_head"):
         if metric is None:
@@ -76,10 +71,7 @@ def head_map(data, metric=None, *, ax=None, kv_groups=None, label=None, center=N
 
 @checked(table=head_table, order=one_of("layer", "share"))
 def band_bars(table, *, ax=None, order="layer"):
-    """Draw the band shares of every head as stacked bars (the paper's Figure 2).
-
-    Heads stand by "layer", a line between layers, or by "share" of the first band.
-    """
+    """Draw the band shares of heads as stacked bars (Figure 2), by "layer" or "share" of the first band."""
     bands = table.protocol.band_names
     heads = table.per_head().sort_values(["layer", "head"] if order == "layer" else bands, ignore_index=True)
     names = [find_metric(band, table.protocol).label for band in bands]
@@ -108,10 +100,7 @@ def band_bars(table, *, ax=None, order="layer"):
 
 @checked(table=head_table)
 def layer_trend(table, metrics, *, ax=None):
-    """Draw the mean over heads of metrics at each layer, with its interval over sequences (Figure 3).
-
-    Several metrics share the axis, so they must have one unit.
-    """
+    """Draw means over heads of metrics of one unit at each layer, with their intervals (Figure 3)."""
     metrics = several(text, least=1)("metrics", [metrics] if isinstance(metrics, str) else metrics)
     if table.averaged:
         raise ValueError("layer_trend needs one value per sequence; measure with order='metric then mean'")
@@ -133,10 +122,9 @@ def layer_trend(table, metrics, *, ax=None):
 
 
 def compare_rows(frame, axes, *, metrics=None):
-    """Draw a forest plot: one panel of `axes` per metric, one line per row, intervals where there are any.
+    """Draw a forest plot of a frame: a panel of `axes` per metric, a line per row; return the axes.
 
-    `frame` has the columns row (what is compared, in the order drawn), metric, value, source (a key of
-    :data:`SOURCES`), and low and high, NaN or absent where there is no interval. Returns the axes.
+    Its columns are row, metric, value, source (a key of :data:`SOURCES`), and low and high where known.
     """
     if missing := ", ".join(column for column in COMPARED if column not in frame):
         raise ValueError(f"compare_rows needs the columns {', '.join(COMPARED)}; {missing} missing")
@@ -164,10 +152,7 @@ def compare_rows(frame, axes, *, metrics=None):
 
 
 def difference_figure(frame, *, ax=None):
-    """Draw what :func:`nbhelpers.compare` returns: a line per metric, in standard deviations of passages.
-
-    Filled is what differs at a false discovery rate of 5 % over all metrics. Returns the axes.
-    """
+    """Draw what :func:`nbhelpers.compare` returns; filled differs at a false discovery rate of 5 %."""
     ax = axes_or_new(ax)
     scale = frame.effect / frame.difference.where(frame.difference != 0)
     at = np.arange(len(frame))
@@ -184,10 +169,9 @@ def difference_figure(frame, *, ax=None):
 def verdict_figure(card, *, narrow=False):
     """Draw a scorecard in one figure: a row per claim, the number that decides it, what was seen in words.
 
-    `card` is that of :func:`nbhelpers.collection.scorecard.scorecard`. Numbers are rescaled so that the
-    claimed range, grey, is 0 to 1; a range without an end is one |other end| wide (|value| where that is 0)
-    and its grey runs on. Arrows stand for what lies further off. `narrow` stacks each row for a phone: 4.5
-    inches wide, letters of 9 pixels or more at 328. Returns the figure.
+    Numbers are rescaled so that the claimed range, grey, is 0 to 1; a range without an end is one |other end|
+    wide (|value| where that is 0) and its grey runs on. Arrows stand for what lies further off. `narrow`
+    stacks each row for a phone: 4.5 inches wide, letters of 9 pixels or more at 328.
     """
     width, size = (4.5, 9.1) if narrow else (10.0, 10.4)
     line = size * 0.0178  # inches

@@ -91,10 +91,7 @@ class Protocol:
 
     @property
     def hash(self):
-        """Twelve hexadecimal digits that change when any field does.
-
-        `dc` counts where it is not "keep", which is what records from before the field was there did.
-        """
+        """Twelve digits that change when any field does; `dc` counts where not "keep", as in old records."""
         told = {name: value for name, value in self.to_dict().items() if (name, value) != ("dc", "keep")}
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
 

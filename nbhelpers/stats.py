@@ -16,10 +16,7 @@ OVER = ("heads", "heads of a layer", "sequences")
 
 
 class Estimate(NamedTuple):
-    """A number with its interval and what it is held against: from a statistic to a record to a verdict.
-
-    ``format(estimate, ".3f")`` gives the value and its interval in brackets.
-    """
+    """A number with its interval and what it is held against; ``format(estimate, ".3f")`` writes both."""
 
     value: float  # or an array, as the ends of its interval then are
     low: float = np.nan  # NaN where there is no interval
@@ -80,11 +77,9 @@ class Permutation(NamedTuple):
 
 
 def student_interval(values, of_mean=None, *, possible=ANY, confidence=0.95):
-    """Return a statistic of sequences, seeds or other independent units with its interval: the one in use.
+    """Return the mean over units of `values` (unit, ...), or a function of it, with its jackknife interval.
 
-    It is the mean of `values` (unit, ...) over units, or a function `of_mean` of that mean, such as a ratio
-    or a spread over the other axes, which need not be independent. The interval is that of
-    :func:`jackknife_interval`, for a mean exactly Student's.
+    Units are independent, such as sequences or seeds; the other axes need not be. Of a mean it is Student's.
     """
     values = np.asarray(values, dtype=np.float64)
     lost = (~np.isfinite(values)).sum()
@@ -122,11 +117,7 @@ def jackknife_interval(value, left_out, *, possible=ANY, confidence=0.95):
 
 @checked(table=head_table)
 def distribution_over_heads(table, metric):
-    """Return mean, std (n − 1) and iqr over heads of a metric, each with its interval (Table 3), by name.
-
-    Heads take part with their mean over sequences. They are not independent draws, so the intervals are over
-    sequences only; those of std and iqr hold the truth about 92 times of 100.
-    """
+    """Return mean, std and iqr over heads of their mean of a metric (Table 3), Estimates over sequences."""
     _require_sequences_kept(table)
     statistics = {"mean": np.mean, "std": lambda heads: heads.std(ddof=1)}
     statistics["iqr"] = lambda heads: np.subtract(*np.quantile(heads, [0.75, 0.25]))
@@ -137,10 +128,9 @@ def distribution_over_heads(table, metric):
 def position_spectrum_correlation(table, *, over="heads"):
     """Return the Pearson correlation of positional and spectral entropy (eqs. 8 and 9).
 
-    The paper does not say what it is taken over. `over` is "heads": over all heads of the model, for each
-    sequence; "heads of a layer": over the heads of one layer, for each layer and sequence; "sequences": over
-    the sequences, for each head. Their mean is returned, without those that are not defined because one of
-    the entropies does not vary.
+    The paper does not say what it is taken over. `over` is "heads" of the model, for each sequence; "heads of
+    a layer", for each layer and sequence; "sequences", for each head. The mean is over those that are
+    defined.
     """
     _require_sequences_kept(table)
     pair = [table.values(metric) for metric in ("positional_entropy", "spectral_entropy")]
@@ -152,10 +142,7 @@ def position_spectrum_correlation(table, *, over="heads"):
 
 
 def pearson(x, y, *, axis):
-    """Return the Pearson correlation along an axis over the finite pairs; NaN where x or y is constant.
-
-    A spread of less than one part in a million of the mean is rounding of float32 and counts as constant.
-    """
+    """Return Pearson's r along an axis over the finite pairs; NaN where x or y varies by mere rounding."""
     if x.shape != y.shape or not -x.ndim <= axis < x.ndim:
         refuse("x", x, f"of the same shape as y, {y.shape}, with an axis {axis}")
     known = np.isfinite(x) & np.isfinite(y)
@@ -165,11 +152,10 @@ def pearson(x, y, *, axis):
 
 @checked(predicted=array, measured=array)
 def agreement(predicted, measured):
-    """Return Pearson's r and R² of predicted curves with measured ones, over their last axis.
+    """Return Pearson's r and R² of predicted curves with measured ones, over the last axis, finite in both.
 
-    R², 1 − Σ (y − x)² / Σ y², is the variance of `measured` that `predicted` explains with only the means
-    taken off: 0 for a flat prediction, negative for a worse one. Points count that are finite in both; NaN
-    where nothing varies.
+    R², 1 − Σ (y − x)² / Σ y² with only the means taken off, is 0 for a flat prediction and negative for a
+    worse one. NaN where nothing varies.
     """
     r, known = pearson(predicted, measured, axis=-1), np.isfinite(predicted) & np.isfinite(measured)
     x, y = (_centred(curve, known, -1)[0] for curve in (predicted, measured))
@@ -181,9 +167,8 @@ def agreement(predicted, measured):
 def partial_correlation(x, y, given):
     """Return the Pearson correlation of what a fit on other variables leaves of x and y, (..., observation).
 
-    The arrays of `given`, such as log N_eff, broadcast to their shape; a constant one changes nothing.
-    Counted are the observations that are finite throughout; NaN where the fit leaves no more than rounding,
-    or where there are fewer than 3 observations more than variables.
+    The arrays of `given` broadcast to their shape. Only finite observations count; NaN where the fit leaves
+    no more than rounding, or where there are fewer than 3 observations more than variables.
     """
     try:
         data = [x, y, *(np.broadcast_to(each, x.shape) for each in given)]
@@ -215,10 +200,9 @@ def known_mean(values, axis):
 def permutation_test(values, other, *, clusters, statistic=None, n_draws=999, seed=0):
     """Test whether two properties of heads go together, exchanging whole KV groups within their layer.
 
-    Heads that share keys are not independent draws, and layers differ for reasons of their own. The observed
-    arrangement counts among the draws: the test is exact. `values` and `other` are (layer, head), `clusters`
-    the KV group of each head, groups of one size. `statistic` of the two arrays, centred at 0 without an
-    association, is the Pearson correlation over all heads if None.
+    The observed arrangement counts among the draws: the test is exact. `values` and `other` are (layer,
+    head), `clusters` the KV group of each head, groups of one size. `statistic` of the two arrays, 0 without
+    an association, is the Pearson correlation over all heads if None.
     """
     values, other = np.asarray(values, dtype=np.float64), np.asarray(other, dtype=np.float64)
     if values.ndim != 2 or other.shape != values.shape or clusters.shape != values.shape[1:]:
@@ -251,9 +235,8 @@ def permutation_test(values, other, *, clusters, statistic=None, n_draws=999, se
 def equivalence_test(values, margin, *, against=0.0, alpha=0.05):
     """Test whether a mean over sequences is within a margin of another, by two one-sided t-tests.
 
-    `against` is a number, or the values of the same sequences (paired). The margin is the largest difference
-    that counts as none, fixed before looking. The p-value is the larger of the two: where it is below
-    `alpha`, the t-interval of confidence 1 − 2·alpha of the difference lies inside ±margin.
+    `against` is a number, or the values of the same sequences (paired). Where the p-value, the larger of the
+    two, is below `alpha`, the t-interval of confidence 1 − 2·alpha of the difference lies inside ±margin.
     """
     if np.shape(against) not in ((), values.shape):
         refuse("against", against, f"a number, or of the shape of values, {values.shape}")

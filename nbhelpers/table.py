@@ -100,10 +100,7 @@ class HeadTable:
         return dataclasses.replace(self, provenance=self.provenance | facts)
 
     def frame(self):
-        """Return the table in tidy form: columns sequence, layer, head, kv_group, metric and value.
-
-        Sequence −1 is the metric of the averaged signals, where they were averaged.
-        """
+        """Return a tidy frame: sequence (−1 of averaged signals), layer, head, kv_group, metric and value."""
         keys, known = self._keys(), self.arrays.items()
         parts = [pd.DataFrame({**keys, "metric": name, "value": array.ravel()}) for name, array in known]
         return pd.concat(parts, ignore_index=True)

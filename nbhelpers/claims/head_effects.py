@@ -1,7 +1,4 @@
-"""What the heads of a band are for, and whether it says which can go: the numbers of C15 and C16.
-
-An effect is the loss that is added where the output of heads is replaced by its mean.
-"""
+"""What the heads of a band are for, and which can go: C15 and C16, from the loss that mean ablation adds."""
 
 import numpy as np
 import pandas as pd
@@ -42,10 +39,7 @@ def measure_effects(heads, groups, orders):
 
 
 def roles(sums):
-    """Return the loss added in the tokens of each role less that in all tokens, (role, condition), nats.
-
-    `sums` are the losses added, (condition, class of :data:`CLASSES`); the last row counts the tokens.
-    """
+    """Return the loss added in each role's tokens less that in all, of sums (condition + tokens, class)."""
     of = [sums[:-1, at].sum(-1) / sums[-1, at].sum() for at in (list(own) for _, own in ROLES.values())]
     return np.stack(of) - sums[:-1, 0] / sums[-1, 0]
 
@@ -73,10 +67,7 @@ def beyond_random(sums):
 
 
 def measure_orders(band, norm, drawn):
-    """Return the Estimates of C16, by criterion, from the losses of orders, (order or draw, share, passage).
-
-    Of bands the cheapest order counts. Costs are means over the shares, intervals over passages.
-    """
+    """Return Estimates of C16 from losses (order or draw, share, passage); the cheapest band counts."""
     band, norm, drawn = (np.asarray(each).mean(-2) for each in (band, norm, drawn))  # (..., passage)
     least = [each[each.mean(1).argmin()] for each in (band, drawn)]
     costs = np.stack([*least, norm, drawn.mean(0)], 1)  # (passage, 4)

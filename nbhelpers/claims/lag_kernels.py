@@ -122,8 +122,8 @@ STATISTICS = {  # (draw,) of LagKernels, and what is possible; lines and spreads
 def measure_second(profile, *claims, nulls=()):
     """Return an Estimate, by jackknife over sequences, of what the second rules of claims need, by criterion.
 
-    `profile` are the stationary profiles (sequence, layer, head, lag) of 3 or more sequences, `nulls` those
-    of attention that learned nothing. The null of an estimate is the one nearest to the claimed range.
+    `profile` are stationary profiles (sequence, layer, head, lag), `nulls` those of attention that learned
+    nothing, of which the nearest to the claimed range counts.
     """
     found, *unlearned = (_estimates(lag_kernels(each)) for each in (profile, *nulls))
     records = {}

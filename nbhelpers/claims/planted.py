@@ -235,9 +235,8 @@ def planted_attention(kind, *, n_layers, n_heads, length, noise=0.0, key_noise=0
     """Return causal attention (layer, head, query, key), float32, of one sequence of a kind of known truth.
 
     Every entry of the kernels' attention is multiplied by exp(noise · z), z standard normal, and rows divided
-    by their sum; `key_noise` is the same with one z for all queries of a key: tokens that draw attention
-    whatever the lag. Its first t rows and columns are the attention of the prefix of t tokens, as in any
-    causal model.
+    by their sum; `key_noise` is the same with one z for all queries of a key. Its first t rows and columns
+    are the attention of the prefix of t tokens, as in any causal model.
     """
     shape = (n_layers, n_heads, length)
     made = []
@@ -327,11 +326,7 @@ def _stationary(kernel, keys, entries, sink):
 
 
 def _layers(kind, shape, noise, key_noise, seed, sequence):
-    """Yield of each layer kernels (head, lag), factors of keys (head, key) and entries, key 0's weights.
-
-    The factors of entries are a pool and where each head begins in it, or None; weights are relative to all
-    else.
-    """
+    """Yield each layer's kernels, factors of keys (head, key), of entries (pool, starts) or None, sinks."""
     n_layers, n_heads, n = shape
     known, generator = KINDS[kind], _generator(seed, kind, sequence)
     weights = kernels(kind, n_layers=n_layers, n_heads=n_heads, length=n, seed=seed) + FLOOR

@@ -69,10 +69,7 @@ class Criterion:
         return f"{NEAREST[self.away]} {names}" if len(self.nulls) > 1 else names
 
     def most_conservative(self, value, nulls):
-        """Return the one of `nulls`, numbers by name, that comes closest to the claim: (name, number).
-
-        The largest where the claim puts the value above its null, the smallest where below, else the nearest.
-        """
+        """Return the null nearest to the claim, (name, number): the largest if it lies above its null."""
         reach = {name: self.away * null if self.away else -abs(null - value) for name, null in nulls.items()}
         name = max(reach, key=reach.get)
         return name, nulls[name]

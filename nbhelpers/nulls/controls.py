@@ -63,10 +63,9 @@ def panel(
     """Observe a model beside what learned nothing and beside a bidirectional encoder, by label, in order.
 
     The model by its own name, shuffled tokens, random tokens and "random weights, seed k" (these of 4
-    sequences at most), the encoder by its name, and without special tokens. `model` and `encoder` are names
-    as in :func:`nbhelpers.load_model`; there is no encoder if it is None or the model itself. `text`,
-    `n_sequences`, `length`, `bos` and `seed` are those of :func:`nbhelpers.load_text`; a panel is found again
-    in the folder `cache`.
+    sequences at most), the encoder by its name, and without special tokens; no encoder if it is None or the
+    model itself. Arguments are those of :func:`nbhelpers.load_model`, :func:`nbhelpers.load_text` and
+    :func:`nbhelpers.capture`.
     """
     encoder = None if encoder == model else encoder
     sizes = {"n_sequences": n_sequences, "length": length, "seed": seed}
@@ -118,10 +117,9 @@ def summarise(table, *, null=None):
 
 
 def uniform_null(length, protocol, *, causal):
-    """Return every metric of uniform attention (N0) over `length` tokens, a number by name.
+    """Return every metric of uniform attention (N0) over `length` tokens by name; none for the signal "rows".
 
-    If `causal`, a query sees the keys up to itself. There is no correlation over heads that are all alike,
-    and nothing for the signal "rows", which is not read from profiles.
+    If `causal`, a query sees the keys up to itself. Heads that are all alike have no correlation.
     """
     if protocol.signal == "rows":
         return {}

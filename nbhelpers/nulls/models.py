@@ -1,11 +1,9 @@
 """Null models N0 to N9, attention that learned nothing, as profiles of the same form; their random signals.
 
-A null of profiles gives :class:`~nbhelpers.profiles.Profiles` with the same arrays, shapes and coordinates,
-in float64, so that whatever is measured of a model can be measured of its null:
-``observation.map(nulls.permuted)``. N2, N3, N5 and N6 treat every profile as a signal of its own; N0 and N4
-are the profiles of one matrix. All draws come from `seed`, another stream for each profile and length; nulls
-that draw nothing take it too. Profiles that a null cannot be made of (padded, of one token, without lags
-where they are needed) raise ValueError.
+A null has the arrays, shapes and coordinates of its :class:`~nbhelpers.profiles.Profiles`, in float64, so
+that it can be measured like a model: ``observation.map(nulls.permuted)``. N2, N3, N5 and N6 treat every
+profile as a signal of its own; N0 and N4 are the profiles of one matrix. All draws come from `seed`, another
+stream for each profile and length; nulls that draw nothing take it too.
 """
 
 import csv
@@ -169,11 +167,7 @@ def random_order(signal, *, seed=0):
 
 
 def exponential_decay(distance, length, *, causal):
-    """Return the log ratio s of an exponential kernel exp(s·|i − j|) with a given mean distance, (...).
-
-    `distance` (...) is the mean of |query − key| in tokens; s is negative where it is less than that of
-    uniform attention.
-    """
+    """Return s, (...), of the kernel exp(s·|i − j|) whose mean |i − j| is a `distance` (...) in tokens."""
     target = as_double(distance, "distance")  # (...)
     farthest = float(_mean_distance(torch.tensor(STEEPEST, dtype=torch.float64), length, causal))
     # Captured lag profiles are float32: the largest distances may be passed by rounding.
@@ -189,10 +183,7 @@ def exponential_decay(distance, length, *, causal):
 
 
 def exponential_profiles(decay, length):
-    """Return the profiles of causal attention exp(s·|i − j|) / sum by name, O(length) per head.
-
-    key_profile and last_query are (..., key), lag_profile and stationary_profile (..., lag).
-    """
+    """Return profiles of causal attention ∝ exp(s·|i − j|) by name, (..., key or lag), O(length) a head."""
     s = as_double(decay, "decay")  # (...)
     n, a, far = length, s.abs()[..., None], s[..., None] > 0
     weight = (-a * torch.arange(n, dtype=torch.float64)).exp()  # (..., position from the heavy end)
@@ -227,8 +218,7 @@ def iaaft(signal, *, seed=0):
     """Return surrogates with the values of each signal (..., position) and nearly its power spectrum (N5).
 
     Iterated amplitude-adjusted Fourier transform (Schreiber and Schmitz, Phys. Rev. Lett. 77, 1996): the
-    spectrum and the values are put right in turn, the values last and so exactly; amplitudes are within a few
-    per cent, or within tens where a few spikes hold the mass.
+    spectrum and the values are put right in turn, the values last and so exactly.
     """
     x = as_signal(signal).double()  # (..., position)
     start = random_order(x, seed=seed)
@@ -250,10 +240,7 @@ def power_law_exponent(psd, frequency):
 
 
 def power_law_order(signal, *, seed=0):
-    """Return the values of each signal (..., position) in the order of noise with its own power law (N6).
-
-    The exponent is that of its Hann-windowed spectrum without mean. A signal has at least 4 positions.
-    """
+    """Return the values of each signal in the order of noise with the power law of its Hann spectrum (N6)."""
     x = as_signal(signal).double()  # (..., position)
     n = x.shape[-1]
     frequency = spectra.frequencies(n).double()  # (freq,)
