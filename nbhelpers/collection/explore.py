@@ -35,13 +35,15 @@ class Explorer(ipywidgets.VBox):
         """Try both ends of each control, or some of its options; return the names that change nothing."""
         found = []
         for name, control in self.controls.items():
-            first, pictures = control.value, set()
+            first, shown = control.value, self.picture.value
             values = getattr(control, "options", None) or (control.min, control.max)
             for value in values[:: max(1, len(values) // 4)]:
                 control.value = value
-                pictures.add(self.picture.value)
+                if self.picture.value != shown:
+                    break
+            else:
+                found.append(name)
             control.value = first
-            found += [name] if len(pictures) == 1 else []
         return found
 
     def _repr_mimebundle_(self, **kwargs):

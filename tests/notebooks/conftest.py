@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import warm_kernels
 from filelock import FileLock
 from tiny_measurements import write_zoo
 
@@ -21,6 +22,13 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.notebook)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _warm_kernels():
+    with pytest.MonkeyPatch.context() as patch:
+        warm_kernels.use(patch)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,59 @@
+"""Kernels that need not import what every notebook imports: forks of a process that did it once.
+
+Each is a process and an ipykernel of its own, which papermill and jupyter_client talk to as to any other.
+"""
+
+import multiprocessing
+import multiprocessing.forkserver
+import os
+import sys
+import time
+
+from jupyter_client.provisioning import local_provisioner
+
+IMPORTED = """ipykernel.kernelapp seaborn scipy.stats ipywidgets
+    nbhelpers.collection.results nbhelpers.collection.scorecard nbhelpers.nulls.controls nbhelpers.sweeps.rows
+    nbhelpers.specifications nbhelpers.zoo nbhelpers.inspector transformers.models.llama.modeling_llama"""
+
+
+class WarmKernel:
+    """The process of a kernel, with what jupyter_client asks of a `subprocess.Popen`."""
+
+    stdin = stdout = stderr = None
+
+    def __init__(self, command, *, env, **_):
+        context = multiprocessing.get_context("forkserver")
+        self._process = context.Process(target=_be_kernel, args=(command[3:], dict(env)))
+        self._process.start()
+        self.pid = self._process.pid
+        while self.poll() is None and os.getpgid(self.pid) != self.pid:
+            time.sleep(0.001)  # signals go to the group, which must be its own
+
+    def poll(self):
+        return self._process.exitcode
+
+    def wait(self):
+        self._process.join()
+        return self.poll()
+
+    def send_signal(self, number):
+        os.kill(self.pid, number)
+
+
+def _be_kernel(arguments, environment):  # in the folder of the process that asks for it
+    os.setsid()
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv = ["ipykernel_launcher", *arguments, f"--IPKernelApp.parent_handle={os.getppid()}"]
+    from ipykernel import kernelapp
+
+    kernelapp.launch_new_instance()
+
+
+def use(patch):
+    """Start kernels by fork for as long as a monkeypatch holds."""
+    multiprocessing.get_context("forkserver").set_forkserver_preload(IMPORTED.split())
+    with patch.context() as early:  # matplotlib reads it when it is imported
+        early.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+        multiprocessing.forkserver.ensure_running()
+    patch.setattr(local_provisioner, "launch_kernel", WarmKernel)
