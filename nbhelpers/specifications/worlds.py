@@ -21,6 +21,7 @@ from nbhelpers.arguments import checked, mapping, path, whole
 from nbhelpers.claims.paper import claim
 from nbhelpers.collection.explore import Explorer
 from nbhelpers.files import write_parquet
+from nbhelpers.inputs.devices import return_freed_memory
 from nbhelpers.inputs.models import load_model
 from nbhelpers.inputs.text import load_text
 from nbhelpers.nulls import models as nulls
@@ -122,6 +123,7 @@ def measure_worlds(
         control = load_model(f"random:{model.removeprefix('random:')}", seed=seed)
         unlearned = observe_variants(control, ids, grid, **options)
         del control
+        return_freed_memory()  # of the models
 
         def null(function, seed):
             return lambda: map_variants(seen, partial(function, seed=seed))
