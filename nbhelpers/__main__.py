@@ -88,11 +88,10 @@ def _run(options):
     if (base := (options.model or "").removeprefix("random:")) in PACKAGED:
         locate(base)  # one sentence if it is not here, in place of one for each notebook
     names = ("size", "model", "out", "cell_timeout", "total_timeout", "folder", "jobs")
-    settings = {name: getattr(options, name) for name in names}
-    parameters = {key: parse_value(value) for key, value in options.p}
-    settings |= {"parameters": parameters, "resume": not options.fresh}
+    settings = {name: getattr(options, name) for name in names} | {"resume": not options.fresh}
+    settings["parameters"] = {key: parse_value(value) for key, value in options.p}
     runs = run_notebooks(options.notebooks or None, **settings)
-    return 1 if any(run.status == "failed" for run in runs) else 0
+    return int(any(run.status == "failed" for run in runs))
 
 
 def _notebooks(options):
@@ -102,9 +101,7 @@ def _notebooks(options):
         folder = copy_notebooks(options.folder)
         print(f"{len(list_notebooks(folder))} notebooks in {folder}; explore them with: jupyter lab {folder}")
         return
-    for path in list_notebooks():
-        print(path)
-    print("A folder of your own: python -m nbhelpers notebooks copy FOLDER")
+    print(*list_notebooks(), "A folder of your own: python -m nbhelpers notebooks copy FOLDER", sep="\n")
 
 
 def _sweep(options):
@@ -124,8 +121,7 @@ def _sweep(options):
     from nbhelpers.sweeps.engine import run_sweep
 
     settings = {name: getattr(options, name) for name in ("scheduler", "workers", "timeout", "fresh")}
-    sweep = run_sweep(grid, out, **settings)
-    return 0 if sweep.n_done == len(grid.runs) else 1
+    return int(run_sweep(grid, out, **settings).n_done < len(grid.runs))
 
 
 def _models(options):
@@ -156,9 +152,8 @@ def _specs(options):
     worlds = measure_worlds(options.model, options.text, grid, **sizes)
     shares = write_worlds(worlds, options.out, {"model": options.model, "text": options.text, **sizes})
     for name, row in shares.iterrows():
-        told = ", ".join(
-            f"{choice.replace('_', ' ')} {share:.0%}" for choice, share in row.dropna().nlargest(3).items()
-        )
+        largest = row.dropna().nlargest(3).items()
+        told = ", ".join(f"{choice.replace('_', ' ')} {share:.0%}" for choice, share in largest)
         print(f"{name:30} is decided by {told}")
     print(f"curves, shares and figures: {options.out}")
 
@@ -224,8 +219,7 @@ def _report(options):
 def _site(options):
     from nbhelpers.collection.site.build import build_site
 
-    index = build_site(Path(options.folder) / "executed", options.out or options.folder)
-    print(f"pages: {index}")
+    print(f"pages: {build_site(Path(options.folder) / 'executed', options.out or options.folder)}")
 
 
 def parse_value(text):

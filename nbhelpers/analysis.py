@@ -29,10 +29,6 @@ from nbhelpers.table import ESTIMATE, HeadTable
 NULL_PROFILES = {null.function.__name__: null.function for null in NULLS if null.made_of == "profiles"}
 
 
-def _null_names(name, value):
-    return several(one_of(*NULL_PROFILES))(name, (value,) if isinstance(value, str) else value)
-
-
 PREFIX_TOLERANCE = 1e-4  # of attention over a prefix; float32 at another length is off by 1e-6 or so
 BY_TOKEN = ("attention_mask", "position_ids", "token_type_ids")  # inputs of capture that are refused here
 
@@ -57,7 +53,7 @@ class Observation:
         return Observation(function(self.profiles), scaled, self.scaled_variant)
 
 
-@checked(null=_null_names)
+@checked(null=lambda n, v: several(one_of(*NULL_PROFILES))(n, (v,) if isinstance(v, str) else v))
 def analyze(model, token_ids, protocol=PAPER, *, null=(), corpus=None, seed=0, **options):
     """Measure every head of a model on some sequences under a protocol; return a `HeadTable`.
 
@@ -73,7 +69,13 @@ def analyze(model, token_ids, protocol=PAPER, *, null=(), corpus=None, seed=0, *
     if protocol.signal == "rows":
         if null:
             raise ValueError("signal='rows' has no null, which is made of profiles; take another, or null=()")
-        return _analyze_rows(model, token_ids, protocol, corpus=corpus, seed=seed, **options)
+        reductions = [RowMetrics(protocol), LocalMass((protocol.local_distance,))]
+        options |= {"corpus": corpus, "seed": seed}
+        profiles = _captured(model, torch.as_tensor(token_ids), reductions, **options)
+        values = profiles.row_metrics.double().unbind(-1)
+        measured = dict(zip(profiles.coordinates["row_metrics"], values, strict=True))
+        measured[f"local_mass_{protocol.local_distance}"] = _local_mass(profiles, protocol)
+        return _table(measured, profiles, protocol)
     seen = observe(model, token_ids, protocol, corpus=corpus, seed=seed, **options)
     table, beside = measure(seen, protocol), {}
     for name in null:
@@ -112,11 +114,10 @@ def observe(model, token_ids, protocol=PAPER, *, corpus=None, seed=0, whole=None
 def _knows_prefixes(model, token_ids):
     """Whether attention over texts may hold that over their prefixes, and it can be checked."""
     network = unwrap(model)
-    if len(token_ids) == 1:  # nothing is saved, for one text is run alone
+    if len(token_ids) == 1 or network.dtype not in (torch.float32, torch.float64):  # one text is run alone
         return False
-    config = network.config.get_text_config()
-    alike = describe(model).causal and not rotations_by_length(config, token_ids.shape[-1])
-    return alike and not network.config.is_encoder_decoder and network.dtype in (torch.float32, torch.float64)
+    alike = not rotations_by_length(network.config.get_text_config(), token_ids.shape[-1])
+    return alike and describe(model).causal and not network.config.is_encoder_decoder
 
 
 def _with_prefixes(model, token_ids, variants, kept, **options):
@@ -170,16 +171,6 @@ def signals_of(observation, protocol=PAPER):
     )
 
 
-def _analyze_rows(model, token_ids, protocol, **options):
-    """Measure every row while attention streams by."""
-    reductions = [RowMetrics(protocol), LocalMass((protocol.local_distance,))]
-    profiles = _captured(model, torch.as_tensor(token_ids), reductions, **options)
-    values = profiles.row_metrics.double().unbind(-1)
-    measured = dict(zip(profiles.coordinates["row_metrics"], values, strict=True))
-    measured[f"local_mass_{protocol.local_distance}"] = _local_mass(profiles, protocol)
-    return _table(measured, profiles, protocol)
-
-
 def _captured(model, token_ids, reductions, *, corpus, seed, **options):
     if given := [n for n in BY_TOKEN if options.get(n) is not None]:  # scaled variants are other texts
         raise ValueError(f"Sequences must have one length, without {', '.join(given)}; call once per length.")
@@ -226,10 +217,9 @@ def _require_observed(observation, protocol):
     missing = [factor for factor in protocol.factors if factor not in observation.scaled]
     drawn = observation.scaled_variant
     if missing or (protocol.factors and protocol.scaled_variant != drawn):
-        raise ValueError(
-            f"The protocol compares with {protocol.scaled_variant} variants at {list(protocol.factors)}; "
-            f"observed were {drawn} variants at {list(observation.scaled)}. Call observe with this protocol."
-        )
+        asked = f"The protocol compares with {protocol.scaled_variant} variants at {list(protocol.factors)}"
+        seen = f"observed were {drawn} variants at {list(observation.scaled)}"
+        raise ValueError(f"{asked}; {seen}. Call observe with this protocol.")
     if (asked := protocol.local_distance) not in (there := observation.profiles.coordinates["local_mass"]):
         told = f"local_distance={asked} was not observed, only {there}"
         raise ValueError(f"{told}; call observe with this protocol.")

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Iterable, Mapping
 
 import numpy as np
+import pywt
 
 LARGEST = sys.float_info.max
 MOST = 2**31 - 1  # tokens, draws, heads: beyond it is a slip of the keyboard
@@ -24,6 +25,7 @@ EXHAUSTED = (
     "can't allocate memory", "Cannot allocate memory", "Memory allocation", "bad_alloc", "ALLOC_FAILED",
     "multiplication overflow", "size calculation overflow",
 )  # fmt: skip
+WAVELETS = pywt.wavelist(kind="discrete")
 OPTIONS = {
     "signal": ("key_profile", "last_query", "lag_profile", "rows"),
     "sink": ("keep", "drop_renormalise"),
@@ -137,13 +139,6 @@ def token_ids(name, value):
     return value
 
 
-@functools.cache
-def _wavelets():
-    import pywt
-
-    return pywt.wavelist(kind="discrete")
-
-
 flag = such_that(lambda value: isinstance(value, (bool, np.bool_)), "True or False", bool)
 text = such_that(lambda value: isinstance(value, str) and value.strip(), "text, not blank")
 path = such_that(
@@ -160,17 +155,17 @@ device = such_that(
     "auto, cpu, cuda, cuda:0 or spread",
 )
 _NAMES = {
-    "batch_size chunk columns dim head_dim heads_per_group jobs length local_distance max_distance": whole(1),
-    "max_characters n n_draws n_heads n_lags n_layers n_sequences n_vectors vocab_size workers": whole(1),
+    "batch_size chunk dim head_dim heads_per_group jobs length local_distance max_distance": whole(1),
+    "max_characters n_draws n_heads n_layers n_sequences n_vectors vocab_size workers": whole(1),
     "layer level head control_seeds": whole(),
     "axis": whole(-8, 8),
     "seed": whole(0, 2**63 - 1),
     "confidence alpha": share,
     "margin timeout cell_timeout total_timeout theta": positive,
-    "noise key_noise rtol tolerance": real(0),
+    "noise key_noise rtol": real(0),
     "absolute averaged beyond bidirectional causal center check": flag,
     "fresh fused interleaved normalize progress resume": flag,
-    "values other x y left_out draws curves means": array,
+    "values other x y curves means": array,
     "n_knots": whole(0, 99),
     "arrays max_memory parameters provenance scaled": mapping,
     "kv_groups": several(whole(), form=list),
@@ -180,14 +175,13 @@ _NAMES = {
     "corpus revision metric stream": text,
     "statistic function": such_that(callable, "a function"),
     "ax": such_that(lambda value: hasattr(value, "plot"), "an Axes of matplotlib"),
-    "label ylabel": such_that(lambda value: isinstance(value, str), "text"),
+    "label": such_that(lambda value: isinstance(value, str), "text"),
     "free_bytes": such_that(lambda value: isinstance(value, numbers.Real) and value >= 0, "bytes, 0 or more"),
-    "bands": several(text, least=1),
     "base": log_base,
     "bos": one_of("tokenizer", "add", "none"),
     "dtype": one_of("auto", "float32", "float64", "bfloat16", "float16"),
     "wavelet": such_that(
-        lambda value: hasattr(value, "dec_lo") or (isinstance(value, str) and value in _wavelets()),
+        lambda value: hasattr(value, "dec_lo") or (isinstance(value, str) and value in WAVELETS),
         "one of pywt.wavelist(kind='discrete'), such as 'db2' and 'sym4'",
     ),
     "keep distances": several(whole()),

@@ -18,7 +18,6 @@ from nbhelpers.arguments import RULES
 METADATA = "nbhelpers"  # the key of our JSON in the metadata of a file
 # In the words of the system, which safetensors, Arrow and the errors of other processes repeat.
 DISK_REFUSES = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EROFS))
-PROBE_BYTES = 2**16  # a disk that does not take these is full
 
 
 class UnwritableError(OSError):
@@ -82,7 +81,7 @@ def writable_folder(path):
     with _writing(path, OSError):
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path) as probe:
-            probe.write(bytes(PROBE_BYTES))
+            probe.write(bytes(2**16))  # a disk that does not take these is full
     return path
 
 
@@ -112,18 +111,13 @@ def write_parquet(frame, path, metadata=None, **options):
 def read_parquet(path, **options):
     """Return the DataFrame and the dict, or None, that :func:`write_parquet` wrote, or a ValueError."""
     with reading(path):
-        table = pq.read_table(path, **options)
-        return table.to_pandas(), _own_metadata(table.schema)
+        return pq.read_table(path, **options).to_pandas(), read_parquet_metadata(path)
 
 
 def read_parquet_metadata(path):
     """Return the dict alone, which costs the end of the file; None and errors as :func:`read_parquet`."""
     with reading(path):
-        return _own_metadata(pq.read_schema(path))
-
-
-def _own_metadata(schema):
-    return json.loads((schema.metadata or {}).get(METADATA.encode(), b"null"))
+        return json.loads((pq.read_schema(path).metadata or {}).get(METADATA.encode(), b"null"))
 
 
 def write_tensors(tensors, path, metadata):

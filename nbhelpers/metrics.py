@@ -82,31 +82,16 @@ class Signals:
         return self.signal[..., self.origin] if kept else None
 
 
-def _window_entropies(signals):
-    """Table 2; a window longer than the signal is left out."""
-    windows = [w for w in signals.protocol.entropy_windows if w <= signals.signal.shape[-1]]
-    return {str(window): entropy.window_entropy(signals.signal, window) for window in windows}
-
-
 def _wavelet_entropies(signals):
-    """Eq. 5, per level."""
     entropies = wavelets.wavelet_entropy(signals.coefficients, base=signals.protocol.log_base)
     levels = wavelets.level_names(len(signals.coefficients) - 1)
     return dict(zip(levels, entropies.unbind(-1), strict=True))
 
 
 def _scale_sensitivities(signals):
-    """Eq. 10, per scaled variant."""
     full, options = signals.coefficients, {"alignment": signals.protocol.alignment}
     parts = {f"{factor:g}": signals.transform(scaled) for factor, scaled in signals.scaled.items()}
     return {name: wavelets.scale_sensitivity(full, part, **options) for name, part in parts.items()}
-
-
-def _reconstruction_error(signals):
-    """Eq. 11, in float32."""
-    signal, protocol = signals.signal, signals.protocol
-    options = {"wavelet": protocol.wavelet, "mode": protocol.mode, "level": signals.level(signal)}
-    return wavelets.reconstruction_error(signal.float(), **options)
 
 
 BAND = "relative band power"
@@ -126,10 +111,14 @@ METRICS = [
     Metric("effective_support", "tokens", "effective support", lambda s: entropy.effective_support(s.signal)),
     Metric("sink_mass", "share", "attention to key 0", lambda s: s.first_mass("key 0")),
     Metric("self_mass", "share", "attention to lag 0", lambda s: s.first_mass("lag 0")),
-    Metric("window_entropy_*", "share of its maximum", "window entropy, * tokens", _window_entropies),
-    Metric("wavelet_entropy_*", "nats", "wavelet entropy *", _wavelet_entropies),
-    Metric("scale_sensitivity_*", "", "scale sensitivity S(*)", _scale_sensitivities),
-    Metric("reconstruction_error", "relative", "reconstruction error", _reconstruction_error),
+    Metric("window_entropy_*", "share of its maximum", "window entropy, * tokens",  # Table 2
+           lambda s: {str(window): entropy.window_entropy(s.signal, window)
+                      for window in s.protocol.entropy_windows if window <= s.signal.shape[-1]}),
+    Metric("wavelet_entropy_*", "nats", "wavelet entropy *", _wavelet_entropies),  # eq. 5, per level
+    Metric("scale_sensitivity_*", "", "scale sensitivity S(*)", _scale_sensitivities),  # eq. 10, per variant
+    Metric("reconstruction_error", "relative", "reconstruction error",  # eq. 11, in float32
+           lambda s: wavelets.reconstruction_error(
+               s.signal.float(), wavelet=s.protocol.wavelet, mode=s.protocol.mode, level=s.level(s.signal))),
     Metric("local_mass_*", "share", "attention within * tokens", lambda s: s.local_mass),  # Fig. 1
     Metric("position_spectrum_correlation", "", "position-spectrum correlation"),  # eq. 9: stats, RowMetrics
     Metric("induction_score", "share", "induction score"),  # these of the zoo

@@ -24,7 +24,6 @@ SOURCES = {
 HEADS = ("#0b5cad", "-", "Blues"), ("#c4500b", "--", "Oranges")  # a head, and one beside it
 UNIFORM = {"color": "0.45", "ls": ":", "lw": 1.2}
 LEAST_ATTENTION, LEAST_SHARE = 1e-4, 1e-5  # smallest that logarithmic colours and axes show
-COMPARED = ("row", "metric", "value", "source")
 VERDICT_SIGNS = {  # sign and colour; no verdict is told by its colour alone
     "supported": ("✓", "#1b7837"),
     "explained by the null": ("≈", "#b35806"),
@@ -98,25 +97,23 @@ def band_bars(table, *, ax=None, order="layer"):
     return ax
 
 
-@checked(table=head_table)
+@checked(table=head_table, metrics=several(text, least=1))
 def layer_trend(table, metrics, *, ax=None):
     """Draw means over heads of metrics of one unit at each layer, with their intervals (Figure 3)."""
-    metrics = several(text, least=1)("metrics", [metrics] if isinstance(metrics, str) else metrics)
     if table.averaged:
         raise ValueError("layer_trend needs one value per sequence; measure with order='metric then mean'")
     parts = []
     for metric in metrics:
         values = table.values(metric).mean(-1)  # (sequence, layer)
         columns = {"layer": np.tile(table.layers, len(values)), "value": values.ravel()}
-        parts.append(pd.DataFrame(columns).assign(metric=find_metric(metric).label))
+        parts.append(pd.DataFrame(columns | {"metric": find_metric(metric).label}))
     ax = axes_or_new(ax)
     sns.lineplot(
         pd.concat(parts, ignore_index=True), x="layer", y="value", hue="metric", style="metric",
         errorbar=lambda of: student_interval(of)[1:3],
         palette="colorblind", markers=True, dashes=False, ax=ax,
     )  # fmt: skip
-    unit = find_metric(metrics[0], table.protocol).unit
-    ax.set(xlabel="layer", ylabel=unit if len(metrics) > 1 else metric_label(metrics[0], table.protocol))
+    ax.set(xlabel="layer", ylabel=find_metric(metrics[0], table.protocol).unit)
     ax.legend(frameon=False, title=None)
     return ax
 
@@ -126,8 +123,6 @@ def compare_rows(frame, axes, *, metrics=None):
 
     Its columns are row, metric, value, source (a key of :data:`SOURCES`), and low and high where known.
     """
-    if missing := ", ".join(column for column in COMPARED if column not in frame):
-        raise ValueError(f"compare_rows needs the columns {', '.join(COMPARED)}; {missing} missing")
     if unknown := sorted(set(frame["source"]) - set(SOURCES)):
         raise ValueError(f"unknown source {unknown}; there are {', '.join(SOURCES)}")
     known, rows = frame["metric"].unique(), list(frame["row"].unique())
@@ -256,22 +251,21 @@ def draw_heads(views, signal):
     images = top.subplots(1, len(views), squeeze=False)[0]
     curves = bottom.subplots(1, 3)
     for view, ax, (colour, style, ramp) in zip(views, images, HEADS, strict=False):
-        norm = LogNorm(LEAST_ATTENTION, 1)
-        right, low = view.attn.shape[1] - 0.5, len(view.attn) - 0.5
-        image = ax.imshow(block_max(view.attn), norm=norm, cmap=ramp, extent=(-0.5, right, low, -0.5))
+        extent = -0.5, view.attn.shape[1] - 0.5, len(view.attn) - 0.5, -0.5
+        image = ax.imshow(block_max(view.attn), norm=LogNorm(LEAST_ATTENTION, 1), cmap=ramp, extent=extent)
         figure.colorbar(image, ax=ax, label="attention (probability)")
         ax.set_title(view.name, color=colour, fontsize=10)
         ax.set(xlabel="key (token number)", ylabel="query (token number)")
         line = {"color": colour, "ls": style, "lw": 1.2, "label": view.name}
-        for at, x, y in zip(
-            curves, _axes_of(view), (view.key_profile, view.lag_profile, view.psd), strict=True
-        ):
-            at.plot(x, np.clip(y, LEAST_SHARE, 1), **line)
+        shown = (view.key_profile, view.lag_profile, view.psd)
+        for at, x, y in zip(curves, (None, view.lags, view.frequency), shown, strict=True):
+            at.plot(np.arange(len(y)) if x is None else x, np.clip(y, LEAST_SHARE, 1), **line)
     first = views[0]
     nulls = first.null_key_profile, first.null_lag_profile, first.null_psd
     labels = "key (token number)", "lag (tokens)", "frequency (cycles/token)"
     titles = "mean attention to a key", "mean attention at a lag", f"power of the {signal.replace('_', ' ')}"
-    for ax, x, null, label, title in zip(curves, _axes_of(first), nulls, labels, titles, strict=True):
+    places = np.arange(len(first.key_profile)), first.lags, first.frequency
+    for ax, x, null, label, title in zip(curves, places, nulls, labels, titles, strict=True):
         ax.plot(x, np.clip(null, LEAST_SHARE, 1), label="uniform attention", **UNIFORM)
         ax.set(xlabel=label, yscale="log", ylim=(LEAST_SHARE / 1.5, 1.5))
         ax.set_title(title, fontsize=9, loc="left")
@@ -285,10 +279,6 @@ def block_max(attn, most=600):
     edges = [np.unique(np.linspace(0, n, min(n, most), endpoint=False, dtype=int)) for n in attn.shape]
     rows = np.maximum.reduceat(attn, edges[0], axis=0)
     return np.clip(np.maximum.reduceat(rows, edges[1], axis=1), LEAST_ATTENTION, 1)
-
-
-def _axes_of(view):
-    return np.arange(len(view.key_profile)), view.lags, view.frequency
 
 
 def axes_or_new(ax):

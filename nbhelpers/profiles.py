@@ -121,9 +121,9 @@ class Profiles:
     @classmethod
     def of_length(cls, n, arrays, lags, distances, kv_groups, provenance):
         """Return profiles of n tokens, of the five kinds that whole attention is reduced to."""
-        keys, back = list(range(n)), list(range(n // 2))
-        own = {"key_profile": ("key", keys), "last_query": ("key", keys), "lag_profile": ("lag", lags)}
-        own |= {"stationary_profile": ("lag back", back), "local_mass": ("distance", distances)}
+        keys = "key", list(range(n))
+        own = {"key_profile": keys, "last_query": keys, "lag_profile": ("lag", lags)}
+        own |= {"stationary_profile": ("lag back", keys[1][: n // 2]), "local_mass": ("distance", distances)}
         axes = {name: ("sequence", "layer", "head", own[name][0]) for name in arrays}
         n_real = torch.full((len(arrays["key_profile"]),), n)
         return cls(arrays, axes, {name: own[name][1] for name in arrays}, n_real, kv_groups, provenance)

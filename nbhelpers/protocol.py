@@ -13,9 +13,7 @@ from dataclasses import dataclass
 from importlib import resources
 from itertools import pairwise
 
-import pywt
-
-from nbhelpers.arguments import OPTIONS, checked, log_base, one_of, several, share, whole
+from nbhelpers.arguments import OPTIONS, WAVELETS, checked, log_base, one_of, several, share, whole
 
 SIGNALS = OPTIONS["signal"][:3]  # what is kept of attention and can be measured again
 BANDS = ("low_band", "mid_band", "high_band")
@@ -32,7 +30,7 @@ def _count(low):
 
 @checked(
     **{name: one_of(*options) for name, options in OPTIONS.items()},
-    wavelet=one_of(*pywt.wavelist(kind="discrete")),
+    wavelet=one_of(*WAVELETS),
     edges=several(share, rising=True),
     factors=several(share),
     log_base=log_base,

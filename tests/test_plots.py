@@ -42,7 +42,7 @@ def test_head_map_draws_the_mean_over_sequences_and_parts_the_kv_groups(table, a
     bits = table.with_provenance(protocol=PAPER.replace(log_base=2).to_dict())
     head_map(bits, "spectral_entropy", ax=ax)
     assert ax.collections[-1].colorbar.ax.get_ylabel() == "spectral entropy (bits)"
-    assert layer_trend(bits, "spectral_entropy", ax=ax).get_ylabel() == "spectral entropy (bits)"
+    assert layer_trend(bits, ["spectral_entropy"], ax=ax).get_ylabel() == "bits"
 
 
 def test_layers_without_attention_are_blank(table, ax):
@@ -52,7 +52,7 @@ def test_layers_without_attention_are_blank(table, ax):
     np.testing.assert_allclose(cells[[1, 2, 4]], table.values("spectral_entropy").mean(0), rtol=1e-12)
     assert np.isnan(cells[[0, 3]]).all()
     ax.clear()
-    assert sorted(set(layer_trend(sparse, "low_band", ax=ax).lines[0].get_xdata())) == [1, 2, 4]
+    assert sorted(set(layer_trend(sparse, ["low_band"], ax=ax).lines[0].get_xdata())) == [1, 2, 4]
 
 
 @pytest.mark.parametrize("kv_groups", [None, [0, 1, 2, 3]])
@@ -121,7 +121,9 @@ def test_compare_rows_draws_points_and_intervals():
     assert len(given.collections) == 3  # one group of points for each source, no line
 
 
-@pytest.mark.parametrize("draw", [head_map, lambda table, metric: band_bars(table), layer_trend])
+@pytest.mark.parametrize(
+    "draw", [head_map, lambda table, _: band_bars(table), lambda table, m: layer_trend(table, [m])]
+)
 def test_without_ax_a_new_figure_is_made_and_all_else_is_left_alone(table, draw):
     before = table.frame()
     with sns.axes_style("darkgrid"):
@@ -137,8 +139,7 @@ def test_bad_input_is_refused(table):
         (lambda table: head_map(np.zeros(7)), r"\(7,\)"),
         (lambda table: head_map(np.zeros((2, 4)), kv_groups=[0, 0, 1]), "3 heads"),
         (lambda table: head_map(table, "colour"), "no metric 'colour'"),
-        (lambda table: layer_trend(AVERAGED, "low_band"), "one value per sequence"),
-        (lambda table: compare_rows(COMPARISON.drop(columns="source"), []), "source missing"),
+        (lambda table: layer_trend(AVERAGED, ["low_band"]), "one value per sequence"),
         (lambda table: compare_rows(COMPARISON.replace("paper", "theirs"), []), "unknown source"),
         (lambda table: compare_rows(COMPARISON, [], metrics=["mid_band"]), "no metric"),
         (lambda table: compare_rows(COMPARISON, plt.subplots()[1]), "need 2 axes"),

@@ -35,16 +35,6 @@ class LagKernels(NamedTuple):
         """Which heads take part in lines over the heads of a layer."""
         return self.resolved & (self.resolved.sum(-1, keepdim=True) >= LEAST_HEADS)
 
-    @property
-    def place(self):
-        """Where a kernel lies: mean of its log2 quantiles, (draw, layer, head)."""
-        return self.quantiles.mean(-1)
-
-    @property
-    def width(self):
-        """Entropy of a kernel in bits, (draw, layer, head)."""
-        return _bits(self.kernel)
-
 
 def lag_kernels(profile):
     """Return the :class:`LagKernels` of profiles (sequence, layer, head, lag), 3 sequences or more.
@@ -74,11 +64,6 @@ def lag_kernels(profile):
     return LagKernels(kernel, (kept[..., 0] >= LEAST_KEPT) & within, _log_quantiles(cumulated), power)
 
 
-def _peak_spread(kernels):
-    tuned, frequency = _peaks(kernels)
-    return _spread(torch.where(tuned, frequency.log2(), torch.nan).flatten(1)[:, None])
-
-
 def _alignment(kernels):
     quantiles = torch.where(kernels.counted[..., None], kernels.quantiles, torch.nan)
     shift = quantiles.mean(-1, keepdim=True)
@@ -101,20 +86,20 @@ STATISTICS = {  # (draw,) of LagKernels, and what is possible; lines and spreads
     # Shares of heads: with a kernel (half of their attention over the median, not at lag 0 and not beyond),
     # and with one outstanding peak of the spectrum away from frequency 0.
     "resolved_share": (lambda k: k.resolved.double().mean((1, 2)), SHARE),
-    "tuned_share": (lambda k: _peaks(k)[0].double().mean((1, 2)), SHARE),
+    "tuned_share": (lambda k: _peaks(k).isfinite().double().mean((1, 2)), SHARE),
     # Standard deviations of log2 of the peak's frequency and of the place (octaves), and of the width (bits).
-    "peak_spread": (_peak_spread, NOT_NEGATIVE),
-    "place_spread": (lambda k: _spread(_of_counted(k, k.place)), NOT_NEGATIVE),
-    "width_spread": (lambda k: _spread(_of_counted(k, k.width)), NOT_NEGATIVE),
+    "peak_spread": (lambda k: _spread(_peaks(k).log2().flatten(1)[:, None]), NOT_NEGATIVE),
+    "place_spread": (lambda k: _spread(_of_counted(k, _place(k))), NOT_NEGATIVE),
+    "width_spread": (lambda k: _spread(_of_counted(k, _bits(k.kernel))), NOT_NEGATIVE),
     # Of dilated copies, width grows with place at a slope of 1 and the line explains its whole variance; one
     # shift of a common shape explains all log quantiles; octaves between those of .2 and .8 stay the same.
-    "width_slope": (lambda k: _line(k, k.place, k.width)[0], ANY),
-    "width_fit": (lambda k: _line(k, k.place, k.width)[1].square(), SHARE),
+    "width_slope": (lambda k: _line(k, _place(k), _bits(k.kernel))[0], ANY),
+    "width_fit": (lambda k: _line(k, _place(k), _bits(k.kernel))[1].square(), SHARE),
     "alignment": (_alignment, SHARE),
-    "shape_drift": (lambda k: _line(k, k.place, k.quantiles[..., 7] - k.quantiles[..., 1])[0], ANY),
+    "shape_drift": (lambda k: _line(k, _place(k), k.quantiles[..., 7] - k.quantiles[..., 1])[0], ANY),
     # Correlation of width and spectral entropy, and the slope, bits for bits.
-    "tradeoff": (lambda k: _line(k, k.width, _spectral_bits(k))[1], CORRELATION),
-    "exchange_rate": (lambda k: _line(k, k.width, _spectral_bits(k))[0], ANY),
+    "tradeoff": (lambda k: _line(k, _bits(k.kernel), _spectral_bits(k))[1], CORRELATION),
+    "exchange_rate": (lambda k: _line(k, _bits(k.kernel), _spectral_bits(k))[0], ANY),
     "overlap": (_overlap, SHARE),  # mean absolute cosine of centred kernels over pairs; 1 without any
 }
 
@@ -153,6 +138,10 @@ def _bits(share):
     return -torch.xlogy(share, share).sum(-1) / math.log(2)
 
 
+def _place(kernels):  # where a kernel lies: mean of its log2 quantiles, (draw, layer, head)
+    return kernels.quantiles.mean(-1)
+
+
 def _spectral_bits(kernels):
     power = kernels.power[..., 1:].clamp_min(0)
     return _bits(power / power.sum(-1, keepdim=True).clamp_min(1e-30))
@@ -169,14 +158,14 @@ def _log_quantiles(cumulated):
 
 
 def _peaks(kernels):
-    """Return which heads are tuned and the frequency of their highest peak, (draw, layer, head)."""
+    """Return the frequency of the highest peak of tuned heads, (draw, layer, head); NaN for the others."""
     relative = (kernels.power / kernels.power[..., :1]).clamp_min(0)
     prominence = relative - relative.cummin(-1).values
     highest, at = prominence.max(-1)
     octaves = torch.arange(relative.shape[-1]).log2() - at[..., None].log2()
     following = torch.where(octaves.abs() > 0.5, prominence, 0.0).amax(-1)
     tuned = (highest >= PROMINENCE) & (following <= NEXT_PEAK * highest)
-    return tuned, at.double() / (2 * (relative.shape[-1] - 1))
+    return torch.where(tuned, at.double() / (2 * (relative.shape[-1] - 1)), torch.nan)
 
 
 def _of_counted(kernels, values):

@@ -7,6 +7,7 @@ differ from, and its sentence. :func:`judge` compares intervals with both and kn
 import dataclasses
 import math
 import re
+from collections import namedtuple
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -87,10 +88,10 @@ class Criterion:
             return "beyond"
         if estimate.null is None or math.isnan(estimate.null):
             return "open"
-        ends = estimate.gap[1:3]
-        least, most = max(ends[0], -ends[1], 0.0), max(abs(end) for end in ends)
+        low, high = estimate.gap[1:3]
+        least, most = max(low, -high, 0.0), max(abs(low), abs(high))
         if self.away:
-            least, most = sorted(self.away * end for end in ends)
+            least, most = sorted((self.away * low, self.away * high))
         return "beyond" if least >= self.margin else "within" if most < self.margin else "open"
 
     def p_value(self, estimate):
@@ -139,11 +140,7 @@ class Planted(NamedTuple):
         return min(rate.low for rate in self) >= LEAST_RATE
 
 
-class Verdict(NamedTuple):
-    """One of :data:`VERDICTS` and, in words, what decided it."""
-
-    verdict: str
-    reason: str
+Verdict = namedtuple("Verdict", ("verdict", "reason"))  # one of VERDICTS, and what decided it
 
 
 def judge(claim, records, *, planted=None):
@@ -266,7 +263,7 @@ def _end(number, unit):
 
 def _template(criterion):
     words = criterion.sentence or f"the {criterion.statistic.partition(' (')[0]} is {{}}"
-    return words, re.search(r"\{(.*?)\}", words).group(1)
+    return words, re.search(r"\{(.*?)\}", words)[1]
 
 
 def number(criterion, value):

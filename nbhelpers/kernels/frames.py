@@ -139,7 +139,17 @@ def constant_q_slope(psd, frequency):
     centroid = share @ frequency  # (..., head)
     away = frequency - centroid[..., None]  # (..., head, freq)
     bandwidth = (share * away.square()).sum(-1).sqrt()  # (..., head)
-    return ConstantQ(_slope(centroid.log(), bandwidth.log()), centroid, bandwidth)
+    pair = centroid.log(), bandwidth.log()
+    known = pair[0].isfinite() & pair[1].isfinite()  # (..., head)
+    count = known.sum(-1)  # (...)
+    sums = (torch.where(known, each, 0.0).sum(-1, keepdim=True) for each in pair)
+    means = (total / count.clamp_min(1)[..., None] for total in sums)
+    x, y = (torch.where(known, each - mean, 0.0) for each, mean in zip(pair, means, strict=True))
+    variation = x.square().sum(-1)  # (...)
+    spread = (variation / (count - 1).clamp_min(1)).sqrt()  # (...)
+    defined = (count >= 3) & (spread > SPREAD_FLOOR)
+    slope = torch.where(defined, (x * y).sum(-1) / variation, math.nan)  # (...)
+    return ConstantQ(slope, centroid, bandwidth)
 
 
 def head_similarity(vectors, *, center=False, check=True):
@@ -150,7 +160,10 @@ def head_similarity(vectors, *, center=False, check=True):
     orthogonal. NaN in the row and column of a zero vector.
     """
     x = _as_set(vectors, check=check)  # (..., head, position)
-    x = _centred(x) if center else x
+    if center:  # exact zeros where what is left of a constant vector is rounding
+        centred = x - x.mean(-1, keepdim=True)  # (..., head, position)
+        rounding = x.shape[-1] * torch.finfo(x.dtype).eps * x.abs().amax(-1, keepdim=True)  # (..., head, 1)
+        x = torch.where(centred.abs().amax(-1, keepdim=True) > rounding, centred, 0.0)
     # First by the largest entry: squares of attention far from its keys leave the range of float32.
     x = x / x.abs().amax(-1, keepdim=True)  # (..., head, position)
     x = x / torch.linalg.vector_norm(x, dim=-1, keepdim=True)  # (..., head, position)
@@ -170,35 +183,11 @@ def mean_off_diagonal(similarity, *, absolute=False):
     return x[..., apart].mean(-1)  # (...)
 
 
-def _slope(x, y):
-    """Return the slope of y on x over the finite pairs of (..., head), 3 or more and apart; else NaN."""
-    known = x.isfinite() & y.isfinite()  # (..., head)
-    count = known.sum(-1)  # (...)
-
-    def centre(values):
-        values = torch.where(known, values, 0.0)
-        mean = values.sum(-1, keepdim=True) / count.clamp_min(1)[..., None]
-        return torch.where(known, values - mean, 0.0)
-
-    x, y = centre(x), centre(y)  # (..., head) each
-    variation = x.square().sum(-1)  # (...)
-    spread = (variation / (count - 1).clamp_min(1)).sqrt()  # (...)
-    defined = (count >= 3) & (spread > SPREAD_FLOOR)
-    return torch.where(defined, (x * y).sum(-1) / variation, math.nan)
-
-
 def _as_set(x, name="vectors", entry="position", *, check):
     x = as_real(x, name)  # (..., head, entry)
     if x.ndim < 2 or 0 in x.shape[-2:]:
         refuse(name, x, f"of shape (..., head, {entry}) with at least 1 of each")
     return as_signal(x, name, check=check)
-
-
-def _centred(x):
-    """Return vectors less their means; exact zeros where what is left of a constant vector is rounding."""
-    centred = x - x.mean(-1, keepdim=True)  # (..., head, position)
-    rounding = x.shape[-1] * torch.finfo(x.dtype).eps * x.abs().amax(-1, keepdim=True)  # (..., head, 1)
-    return torch.where(centred.abs().amax(-1, keepdim=True) > rounding, centred, 0.0)
 
 
 __all__ = ["ConstantQ", "FrameBounds", *check_all(globals())]

@@ -101,7 +101,10 @@ def row_spectral_metrics(power, runs, *, base=None):
     The metrics are (..., 2 + band), 0 without power; the second, bool, is (...). `runs` are those of
     :func:`band_runs`, with every bin in one of them.
     """
-    bands = torch.stack([_sum_of_runs(power, band) for band in runs], -1)  # (..., band)
+    # In float64, or total - peak would lose the digits of a sharp spectrum.
+    none = power[..., :0].sum(-1, dtype=torch.float64)  # (...)
+    parts = [[power[..., run].sum(-1, dtype=torch.float64) for run in band] for band in runs]
+    bands = torch.stack([sum(part, start=none) for part in parts], -1)  # (..., band)
     total = bands.sum(-1)  # (...)
     valid = total > 0
     total = torch.where(valid, total, 1.0)
@@ -111,12 +114,6 @@ def row_spectral_metrics(power, runs, *, base=None):
     peak = power.amax(-1).double()
     metrics = torch.cat([torch.stack([entropies, peak / (total - peak)], -1), bands / total[..., None]], -1)
     return torch.where(valid[..., None], metrics, 0.0).to(power.dtype), valid
-
-
-def _sum_of_runs(power, runs):
-    # In float64, or total - peak would lose the digits of a sharp spectrum.
-    none = power[..., :0].sum(-1, dtype=torch.float64)  # (...)
-    return sum((power[..., run].sum(-1, dtype=torch.float64) for run in runs), start=none)
 
 
 def row_wavelet_entropies(rows, length, *, wavelet, mode, level, base=None):
@@ -147,27 +144,19 @@ def _level_entropies(rows, length, filters, mode, level):
     for _ in range(level):
         at_end = n + n_taps > full  # the boundary rule meets samples that may differ from zero
         count = ((full if at_end else n) + n_taps - 1) // 2
-        _fill_margins(samples, margin, n, full if at_end else None, 2 * count, mode)
+        samples[:margin] = 0
+        samples[margin + n :] = 0
+        if mode == "symmetric":
+            samples[:margin] = samples[margin : 2 * margin].flip(0)
+            if at_end:
+                end, after = margin + full, 2 * count - full
+                samples[end : end + after] = samples[end - after : end].flip(0)
         taps = [samples[tap : tap + 2 * count - 1 : 2] for tap in range(n_taps)]  # (coefficient, row) each
         yield _energy_entropy(weighted_sum(taps, filters.dec_hi[::-1]))
         coarser = rows.new_empty(margin + count + 2 * n_taps, len(rows))
         weighted_sum(taps, filters.dec_lo[::-1], out=coarser[margin : margin + count])
         samples, n, full = coarser, count, (full + n_taps - 1) // 2
     yield _energy_entropy(samples[margin : margin + n])
-
-
-def _fill_margins(samples, margin, n, full, reach, mode):
-    """Fill what lies before and after the n samples that start at `margin`, up to sample `reach`.
-
-    `full` is the length at which the signal ends, None where only zeros are within reach of the filters.
-    """
-    samples[:margin] = 0
-    samples[margin + n :] = 0
-    if mode == "symmetric":
-        samples[:margin] = samples[margin : 2 * margin].flip(0)
-        if full is not None:
-            end, after = margin + full, reach - full
-            samples[end : end + after] = samples[end - after : end].flip(0)
 
 
 def _energy_entropy(coefficients):

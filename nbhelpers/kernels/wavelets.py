@@ -115,7 +115,7 @@ def reconstruction_error(signal, *, wavelet="db2", mode="symmetric", level=None)
     return torch.linalg.vector_norm(x - back, dim=-1) / torch.linalg.vector_norm(x, dim=-1)
 
 
-def align(coefficients, coefficients_scaled, *, alignment="concatenate-truncate", check=True):
+def align(coefficients, coefficients_scaled, *, alignment="concatenate-truncate"):
     """Return the coefficients of a full and a shortened signal as vectors of one length, (..., coefficient).
 
     The coefficients are as from `wavedec`. The paper does not say how eq. 10 compares vectors of unequal
@@ -124,10 +124,7 @@ def align(coefficients, coefficients_scaled, *, alignment="concatenate-truncate"
     of each pair of levels linearly, end on end, to the length of the shorter, then puts them in a row. The
     last two need as many levels of both.
     """
-    return _aligned(_as_levels(coefficients, check), _as_levels(coefficients_scaled, check), alignment)
-
-
-def _aligned(full, scaled, alignment):
+    full, scaled = _as_levels(coefficients), _as_levels(coefficients_scaled)
     if alignment == "concatenate-truncate":
         full, scaled = [torch.cat(full, -1)], [torch.cat(scaled, -1)]  # (..., coefficient) each
     if len(full) != len(scaled):
@@ -147,7 +144,7 @@ def scale_sensitivity(coefficients, coefficients_scaled, *, alignment="concatena
     The arguments are those of `align`. The result is in [0, 2], exactly 0 for equal coefficients, and NaN
     where either vector is zero.
     """
-    u, v = _aligned(_as_levels(coefficients), _as_levels(coefficients_scaled), alignment)
+    u, v = align(coefficients, coefficients_scaled, alignment=alignment)
     u = u / torch.linalg.vector_norm(u, dim=-1, keepdim=True)
     v = v / torch.linalg.vector_norm(v, dim=-1, keepdim=True)
     # For unit vectors 1 − cos = ‖u − v‖² / 2, which keeps its digits where the cosine rounds to 1.
@@ -182,7 +179,16 @@ def _split(x, filters, mode):
         before, after, count = n_taps // 2 - 1, n_taps // 2 - 1 + length % 2, (length + 1) // 2
     else:
         before, after, count = n_taps - 2, n_taps - 2 + length % 2, (length + n_taps - 1) // 2
-    extended = _extend(x, before, after, mode)  # (..., before + position + after)
+    if mode == "zero":
+        extended = torch.nn.functional.pad(x, (before, after))  # (..., before + position + after)
+    else:
+        at = torch.arange(-before, length + after, device=x.device)  # (position,)
+        if mode == "symmetric":
+            at = at % (2 * length)
+            at = torch.where(at < length, at, 2 * length - 1 - at)
+        else:
+            at = (at % (length + length % 2)).clamp_max(length - 1)  # an odd signal: its last value twice
+        extended = x[..., at]
     slices = [extended[..., tap : tap + 2 * count - 1 : 2] for tap in range(n_taps)]
     return weighted_sum(slices, filters.dec_lo[::-1]), weighted_sum(slices, filters.dec_hi[::-1])
 
@@ -206,22 +212,10 @@ def _merge(approximation, detail, filters, mode):
     return torch.stack([even, odd], -1).flatten(-2)[..., start : start + length]  # (..., position)
 
 
-def _extend(x, before, after, mode):
-    """Return `x` continued by `before` and `after` entries beyond its ends."""
-    if mode == "zero":
-        return torch.nn.functional.pad(x, (before, after))
-    length = x.shape[-1]
-    at = torch.arange(-before, length + after, device=x.device)  # (position,)
-    if mode == "symmetric":
-        at = at % (2 * length)
-        return x[..., torch.where(at < length, at, 2 * length - 1 - at)]
-    return x[..., (at % (length + length % 2)).clamp_max(length - 1)]  # an odd signal: its last value twice
-
-
-def _as_levels(coefficients, check=None):
+def _as_levels(coefficients):
     if not isinstance(coefficients, (list, tuple)) or len(coefficients) == 0:
         refuse("coefficients", coefficients, "a list of tensors, one per level, as wavedec returns")
-    return [as_signal(level, "coefficients", check=check) for level in coefficients]
+    return [as_signal(level, "coefficients", check=None) for level in coefficients]
 
 
 def _shorten(x, count, alignment):

@@ -47,18 +47,7 @@ def white_noise(uniform, *, protocol=PAPER, seed=0):
 
 @checked(model=path, text=path)
 def panel(
-    model,
-    text,
-    *,
-    n_sequences,
-    length,
-    bos="tokenizer",
-    seed=0,
-    control_seeds=5,
-    encoder="minilm-l6",
-    cache=None,
-    protocol=PAPER,
-    progress=True,
+    model, text, *, n_sequences, length, bos="tokenizer", seed=0, control_seeds=5, encoder=None, cache=None
 ):
     """Observe a model beside what learned nothing and beside a bidirectional encoder, by label, in order.
 
@@ -72,12 +61,9 @@ def panel(
     rows = _rows(model, text, bos, control_seeds, encoder, **sizes)
     n_rows = 3 + control_seeds + 2 * (encoder is not None)
     observations, options = {}, {"corpus": text, "seed": seed, "cache": cache, "progress": False}
-    with tqdm(total=n_rows, desc="panel", unit="row", disable=None if progress else True) as bar:
-        for label, network, ids in rows:
-            bar.set_postfix_str(label)
-            observations[label] = observe(network, ids, protocol, **options)
-            bar.update()
-            del network  # or it would stay while the next one is loaded
+    for label, network, ids in tqdm(rows, "panel", n_rows, unit="row", disable=None):
+        observations[label] = observe(network, ids, **options)
+        del network  # or it would stay while the next one is loaded
     return_freed_memory()  # of the last one
     return observations
 

@@ -68,7 +68,7 @@ class Shared:
                 u = row[..., : v.shape[-1]]  # the shorter signal stays whole in every alignment
                 if protocol.alignment != PAPER.alignment:
                     one = [values[0, 0, 0, 0] for values in other]  # its lengths are those of all
-                    u = wavelets.align(full, one, alignment=protocol.alignment, check=False)[0].numpy()
+                    u = wavelets.align(full, one, alignment=protocol.alignment)[0].numpy()
                 norms = np.sqrt(_products(u, u)) * np.sqrt(_products(v, v))
                 norms[norms == 0] = np.nan  # a zero profile has no cosine, as in `measure`
                 found[f"scale_sensitivity_{factor:g}"] = 1 - _products(u, v) / norms

@@ -67,7 +67,7 @@ CALLS = {
     "weighted_sum": [of(SIGNAL.unbind(), [0.3, -2.0])],
     "wavelet_entropy": [of(LEVELS, normalize=flag) for flag in (False, True)],
     "level_energies": [of(LEVELS)],
-    "align": [of(LEVELS, SHORT, alignment=how, check=False) for how in OPTIONS["alignment"]],
+    "align": [of(LEVELS, SHORT, alignment=how) for how in OPTIONS["alignment"]],
     "scale_sensitivity": [of(LEVELS, SHORT)],
 }
 # These need numbers on the host: to raise an error, to choose entries, or for an axis made there.

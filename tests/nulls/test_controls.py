@@ -11,7 +11,7 @@ from nbhelpers.profiles import Profiles
 from nbhelpers.protocol import PAPER
 from nbhelpers.stats import position_spectrum_correlation
 
-SIZES = {"n_sequences": 5, "length": 32, "control_seeds": 2, "progress": False}
+SIZES = {"n_sequences": 5, "length": 32, "control_seeds": 2}
 
 
 @pytest.fixture(scope="module")
