@@ -154,7 +154,17 @@ def measure(observation, protocol=PAPER):
 def signals_of(observation, protocol=PAPER):
     """Return the :class:`Signals` that :func:`measure` computes its metrics from."""
     _require_measurable(protocol)
-    _require_observed(observation, protocol)
+    if protocol.signal == "rows":
+        rows_need = "signal='rows', measured while attention streams by, call analyze(model, ids, protocol)"
+        raise ValueError(f"An observation holds {', '.join(SIGNALS)}; for {rows_need}.")
+    missing, drawn = set(protocol.factors) - observation.scaled.keys(), observation.scaled_variant
+    if missing or (protocol.factors and protocol.scaled_variant != drawn):
+        asked = f"The protocol compares with {protocol.scaled_variant} variants at {list(protocol.factors)}"
+        seen = f"observed were {drawn} variants at {list(observation.scaled)}"
+        raise ValueError(f"{asked}; {seen}. Call observe with this protocol.")
+    if (asked := protocol.local_distance) not in (there := observation.profiles.coordinates["local_mass"]):
+        told = f"local_distance={asked} was not observed, only {there}"
+        raise ValueError(f"{told}; call observe with this protocol.")
     profiles, drops_sink = observation.profiles, protocol.sink != "keep"
     prepare = _averages if protocol.order == "mean then metric" else torch.Tensor.double
 
@@ -208,18 +218,3 @@ def _require_measurable(protocol):
     if protocol.signal == "lag_profile" and protocol.sink != "keep":
         told = f"signal='lag_profile' has lags, not keys, so sink={protocol.sink!r} cannot drop key 0 from it"
         raise ValueError(f"{told}; use sink='keep', or another signal.")
-
-
-def _require_observed(observation, protocol):
-    if protocol.signal == "rows":
-        rows_need = "signal='rows', measured while attention streams by, call analyze(model, ids, protocol)"
-        raise ValueError(f"An observation holds {', '.join(SIGNALS)}; for {rows_need}.")
-    missing = [factor for factor in protocol.factors if factor not in observation.scaled]
-    drawn = observation.scaled_variant
-    if missing or (protocol.factors and protocol.scaled_variant != drawn):
-        asked = f"The protocol compares with {protocol.scaled_variant} variants at {list(protocol.factors)}"
-        seen = f"observed were {drawn} variants at {list(observation.scaled)}"
-        raise ValueError(f"{asked}; {seen}. Call observe with this protocol.")
-    if (asked := protocol.local_distance) not in (there := observation.profiles.coordinates["local_mass"]):
-        told = f"local_distance={asked} was not observed, only {there}"
-        raise ValueError(f"{told}; call observe with this protocol.")

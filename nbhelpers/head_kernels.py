@@ -48,12 +48,9 @@ class HeadKernels:
         """Return the p-value of the median r where KV groups exchange their kernels within their layer."""
         r = np.nan_to_num(self._crossed(self.measured.mean(0))[0])  # (layer, head computed, head measured)
         layer, heads = np.indices(r.shape[:2])
-
-        def statistic(x, y):
-            return float(np.median(r[layer, x.astype(int), y.astype(int)]) - np.median(r))
-
         options = {"clusters": self.profiles.kv_groups, "n_draws": n_draws, "seed": seed}
-        return permutation_test(heads, heads, statistic=statistic, **options).estimate.p_value
+        options["statistic"] = lambda x, y: np.median(r[layer, x.astype(int), y.astype(int)]) - np.median(r)
+        return permutation_test(heads, heads, **options).estimate.p_value
 
     def table(self, least=0.9):
         """Return a row per head: agreement, mean miss, how many pairs, strongest first, explain 90 %."""

@@ -1,5 +1,6 @@
 """Numbers with intervals and tests: over sequences, heads and seeds; the correlations of eqs. 8 and 9."""
 
+from collections import namedtuple
 from typing import NamedTuple
 
 import numpy as np
@@ -69,11 +70,8 @@ class Estimate(NamedTuple):
         return f"{self.value:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
 
 
-class Permutation(NamedTuple):
-    """An observed statistic with its p-value, and the statistic of each permutation."""
-
-    estimate: Estimate  # without an interval; its null is the mean of the draws
-    draws: np.ndarray  # (draw,)
+# An observed statistic without an interval, its null the mean of the draws, and these, (draw,).
+Permutation = namedtuple("Permutation", ("estimate", "draws"))
 
 
 def student_interval(values, of_mean=None, *, possible=ANY, confidence=0.95):

@@ -7,6 +7,7 @@ attention is non-negative and cannot be a wavelet; what is planted is the neares
 does not fit into half of the sequence looks evenly.
 """
 
+from collections import namedtuple
 from functools import lru_cache
 from importlib import resources
 from typing import NamedTuple
@@ -208,11 +209,8 @@ DESIGN, TEST = ({name: _kind(of) for name, of in _BANKS[part].items()} for part 
 KINDS = DESIGN | TEST
 
 
-class NoiseStrength(NamedTuple):
-    """Standard deviations of log attention, shape (...): of its entries, and of keys for all queries."""
-
-    noise: torch.Tensor
-    key_noise: torch.Tensor
+# Standard deviations of log attention, (...): of its entries, and of keys for all queries.
+NoiseStrength = namedtuple("NoiseStrength", ("noise", "key_noise"))
 
 
 @checked(kind=one_of(*KINDS))

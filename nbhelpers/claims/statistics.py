@@ -5,6 +5,7 @@ measure a model, its nulls and planted attention; nothing here knows which of th
 """
 
 import hashlib
+from collections import namedtuple
 from typing import NamedTuple
 
 import numpy as np
@@ -27,11 +28,7 @@ TABLE7 = paper.paper_table(7).drop(columns="model").mean().to_numpy()  # (scale,
 ANY, SHARE, POSITIVE, CORRELATION = stats.ANY, stats.SHARE, stats.NOT_NEGATIVE, stats.CORRELATION
 
 
-class Measured(NamedTuple):
-    """Attention as a rule sees it: its table of metrics and the profiles behind them."""
-
-    table: object
-    profiles: object
+Measured = namedtuple("Measured", ("table", "profiles"))  # attention as a rule sees it
 
 
 class Statistic(NamedTuple):
