@@ -60,7 +60,11 @@ def head_map(data, metric=None, *, ax=None, kv_groups=None, label=None, center=N
         half = np.nanmax(np.abs(values - center))
         style = {"cmap": "vlag", "vmin": center - half, "vmax": center + half}
     sns.heatmap(values, ax=ax, **({"cbar_kws": {"label": label or "value"}} | style | options))
-    edges = _group_edges(kv_groups, values.shape[1])
+    groups = np.arange(values.shape[1]) if kv_groups is None else np.asarray(kv_groups)
+    if len(groups) != values.shape[1]:
+        raise ValueError(f"kv_groups names {len(groups)} heads, the data have {values.shape[1]}")
+    edges = (np.flatnonzero(np.diff(groups)) + 1).tolist()
+    edges = edges if len(edges) + 1 < len(groups) else []  # none where each head has a group of its own
     for edge in edges:
         ax.axvline(edge, color="white" if center is None else "black", linewidth=1.5)
     ax.set(xlabel="head (lines separate the KV groups)" if edges else "head", ylabel="layer")
@@ -284,14 +288,3 @@ def block_max(attn, most=600):
 def axes_or_new(ax):
     """Return the axes, or those of a new figure for None."""
     return plt.subplots(layout="constrained")[1] if ax is None else ax
-
-
-def _group_edges(kv_groups, n_heads):
-    """Return where KV groups meet; nothing if each head has its own, or all share one."""
-    if kv_groups is None:
-        return []
-    groups = np.asarray(kv_groups)
-    if len(groups) != n_heads:
-        raise ValueError(f"kv_groups names {len(groups)} heads, the data have {n_heads}")
-    edges = (np.flatnonzero(np.diff(groups)) + 1).tolist()
-    return edges if len(edges) + 1 < n_heads else []

@@ -4,5 +4,5 @@ Nothing here knows about models. Every function takes a torch.Tensor or an array
 batched over leading dimensions, runs on the device of its input, computes in float32 or wider (half precision
 is upcast, float64 stays float64), leaves its input unchanged and returns a torch.Tensor. NaN and infinity are
 refused; the search for them makes the host wait for a CUDA device, and ``check=False`` skips it. Entropies
-are in nats, or in logarithms to a `base`.
+are in nats, or in logarithms to a `base`. Equation numbers refer to Ruscio et al., arXiv:2410.18067.
 """

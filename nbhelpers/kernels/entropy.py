@@ -1,8 +1,7 @@
 """Entropies of attention distributions (eq. 6), the bound they obey, and what goes with them.
 
 `attn` (..., key) is attention after softmax: non-negative, with sum 1 over the keys, which
-`require_distribution` makes sure of unless ``check=False``. Equation numbers refer to Ruscio et al.,
-arXiv:2410.18067.
+`require_distribution` makes sure of unless ``check=False``.
 """
 
 import math

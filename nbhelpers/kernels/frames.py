@@ -1,8 +1,6 @@
 """Frame bounds, constant-Q slope and similarity of the heads: are they a bank of wavelets (eqs. 13 to 16)?
 
-The vectors of a set are the second last axis, `head`, and their entries the last. The paper also speaks of
-minimal mutual information between heads, whose estimators answer to their own settings here before they
-answer to the data. Equation numbers refer to Ruscio et al., arXiv:2410.18067.
+The vectors of a set are the second last axis, `head`, and their entries the last.
 """
 
 import math

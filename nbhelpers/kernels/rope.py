@@ -1,7 +1,6 @@
 """Position encodings: rotary (eq. 12), ALiBi, T5 and sinusoidal, and the kernels over the lag they imply.
 
-Angular frequencies θ_k are in radians/token, wavelengths and lags in tokens. Equation numbers refer to Ruscio
-et al., arXiv:2410.18067.
+Angular frequencies θ_k are in radians/token, wavelengths and lags in tokens.
 """
 
 import math

@@ -1,8 +1,4 @@
-"""Power spectra of attention signals, and the numbers read from them (eqs. 1, 2, 3 and 7).
-
-Frequencies are in cycles/token, so the Nyquist frequency is 0.5. Equation numbers refer to Ruscio et al.,
-arXiv:2410.18067.
-"""
+"""Power spectra of signals, frequencies in cycles/token, and what is read from them (eqs. 1, 2, 3 and 7)."""
 
 import math
 

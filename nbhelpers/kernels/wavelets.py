@@ -1,8 +1,4 @@
-"""Batched discrete wavelet transforms, and the numbers read from them (eqs. 4, 5, 10 and 11).
-
-Names, list order and boundary modes are those of PyWavelets. Equation numbers refer to Ruscio et al.,
-arXiv:2410.18067.
-"""
+"""Batched wavelet transforms in PyWavelets' names, order and modes, and their numbers (eqs. 4, 5, 10, 11)."""
 
 import math
 
