@@ -66,11 +66,11 @@ class Signals:
 
     def level(self, signal):
         """Return the wavelet level of a signal: what the shortest variant allows, or the signal itself."""
-        shortest = min([self.signal, *self.scaled.values()], key=lambda s: s.shape[-1])
-        chosen = shortest if self.protocol.level == "shortest" else signal
-        level = wavelets.dwt_max_level(chosen.shape[-1], self.protocol.wavelet)
+        n = min(s.shape[-1] for s in (self.signal, *self.scaled.values()))
+        n = n if self.protocol.level == "shortest" else signal.shape[-1]
+        level = wavelets.dwt_max_level(n, self.protocol.wavelet)
         if level < 1:
-            told = f"The shortest variant has {chosen.shape[-1]} tokens, too few for one level of"
+            told = f"The shortest variant has {n} tokens, too few for one level of"
             way_out = f"use longer sequences (these have {self.signal.shape[-1]}) or other factors than"
             raise ValueError(f"{told} {self.protocol.wavelet}; {way_out} {self.protocol.factors}.")
         return level
@@ -84,8 +84,7 @@ class Signals:
 
 def _wavelet_entropies(signals):
     entropies = wavelets.wavelet_entropy(signals.coefficients, base=signals.protocol.log_base)
-    levels = wavelets.level_names(len(signals.coefficients) - 1)
-    return dict(zip(levels, entropies.unbind(-1), strict=True))
+    return dict(zip(wavelets.level_names(len(signals.coefficients) - 1), entropies.unbind(-1), strict=True))
 
 
 def _scale_sensitivities(signals):

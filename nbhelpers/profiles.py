@@ -150,8 +150,7 @@ class Profiles:
         if label not in (None, header["label"]):
             raise ValueError(f"{path} holds {header['label'] or 'unnamed profiles'}, not {label}.")
         header["axes"] = {name: tuple(axes) for name, axes in header["axes"].items()}
-        fields = {name: header[name] for name in HEADER}
-        return cls(n_real=tensors.pop("n_real"), arrays=tensors, **fields)
+        return cls(n_real=tensors.pop("n_real"), arrays=tensors, **{name: header[name] for name in HEADER})
 
     @classmethod
     @checked(parts=several(RULES["profiles"], least=1))

@@ -103,8 +103,7 @@ class Protocol:
         """Names of the bands between the edges: low, mid and high for three, else their limits."""
         if len(self.edges) == 2:
             return list(BANDS)
-        limits = [0.0, *self.edges, 1.0]
-        return [f"band_{low:g}_{high:g}" for low, high in pairwise(limits)]
+        return [f"band_{low:g}_{high:g}" for low, high in pairwise([0.0, *self.edges, 1.0])]
 
     @checked
     def shortest(self, length):

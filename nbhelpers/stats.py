@@ -25,7 +25,6 @@ class Estimate(NamedTuple):
     null: float | None = None  # what attention that learned nothing gives
     p_value: float | None = None  # of the test that goes with it
     n: int | None = None  # independent units (sequences, seeds, clusters) that the interval is over
-
     null_low: float = np.nan  # the null's own interval; NaN for a null that is known exactly
     null_high: float = np.nan
     gap_low: float = np.nan  # of value less null, where both are of the same units (paired)
@@ -173,8 +172,7 @@ def partial_correlation(x, y, given):
         data = np.stack(data, -1, dtype=np.float64)  # (..., observation, variable)
     except ValueError:
         refuse("y and given", [y.shape, *map(np.shape, given)], f"of the same shape as x, {x.shape}")
-    known = np.isfinite(data).all(-1, keepdims=True)
-    data, spread, count = _centred(data, known, -2)
+    data, spread, count = _centred(data, np.isfinite(data).all(-1, keepdims=True), -2)
     data = np.nan_to_num(data / spread)  # 0 where nothing varies
     rest = data[..., :2]
     if len(given):
@@ -243,8 +241,7 @@ def equivalence_test(values, margin, *, against=0.0, alpha=0.05):
         refuse("values", difference, f"of at least {LEAST_SEQUENCES} sequences")
     found = student_interval(difference, confidence=1 - 2 * alpha)
     error, room = difference.std(ddof=1) / np.sqrt(n), margin - abs(found.value)
-    p_value = scipy_stats.t.sf(room / error, n - 1) if error > 0 else room <= 0
-    return found._replace(p_value=float(p_value))
+    return found._replace(p_value=float(scipy_stats.t.sf(room / error, n - 1) if error > 0 else room <= 0))
 
 
 def _centred(values, known, axis):

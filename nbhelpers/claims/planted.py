@@ -113,8 +113,7 @@ SHAPES = {  # of x = lag / scale
 
 
 def _power_laws(n_heads, lag, generator, *, steepest=3.0):
-    exponent = torch.linspace(0.5, steepest, n_heads, dtype=torch.float64)[:, None]
-    return (1 + lag) ** -exponent
+    return (1 + lag) ** -torch.linspace(0.5, steepest, n_heads, dtype=torch.float64)[:, None]
 
 
 def _windows(n_heads, lag, generator, *, width, ratio=1.5, soft=False):
@@ -130,9 +129,8 @@ def _widening(n_heads, lag, generator, *, ratio=1.6):
 
 def _scattered(n_heads, lag, generator, *, ratio=1.8):
     """Lags drawn at random, more and more of them from head to head."""
-    count = _scales(n_heads, ratio, 3.0)
     order = torch.rand(n_heads, len(lag), generator=generator).argsort(-1).double()
-    return (order < count * 2).double()
+    return (order < _scales(n_heads, ratio, 3.0) * 2).double()
 
 
 def _flat(n_heads, lag, generator):

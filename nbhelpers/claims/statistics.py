@@ -255,8 +255,7 @@ def _coherence(table, profiles, protocol):
 
 
 def _condition(table, profiles, protocol):
-    profile = profiles.lag_profile.double()
-    return frames.frame_bounds(profile, normalize=True, rtol=FLOAT32_RANK).ratio.log10()
+    return frames.frame_bounds(profiles.lag_profile.double(), normalize=True, rtol=FLOAT32_RANK).ratio.log10()
 
 
 def _random_condition(profiles, seed):

@@ -64,8 +64,7 @@ def window_entropy(attn, window, *, check=True):
     parts = attn[..., : n_windows * window].unflatten(-1, (n_windows, window))  # (..., window, key)
     mass = parts.sum(-1, keepdim=True)  # (..., window, 1)
     holds = mass > 0  # (..., window, 1)
-    share = parts / torch.where(holds, mass, 1.0)  # (..., window, key)
-    entropies = negative_p_log_p(share).sum(-1)  # (..., window)
+    entropies = negative_p_log_p(parts / torch.where(holds, mass, 1.0)).sum(-1)  # (..., window)
     # A window without mass has entropy 0 here, so it drops out of the sum as well as of the count.
     return entropies.sum(-1) / holds.squeeze(-1).sum(-1) / math.log(window)
 

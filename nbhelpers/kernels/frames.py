@@ -140,14 +140,13 @@ def constant_q_slope(psd, frequency):
     pair = centroid.log(), bandwidth.log()
     known = pair[0].isfinite() & pair[1].isfinite()  # (..., head)
     count = known.sum(-1)  # (...)
-    sums = (torch.where(known, each, 0.0).sum(-1, keepdim=True) for each in pair)
-    means = (total / count.clamp_min(1)[..., None] for total in sums)
-    x, y = (torch.where(known, each - mean, 0.0) for each, mean in zip(pair, means, strict=True))
+    means = (torch.where(known, v, 0.0).sum(-1, keepdim=True) / count.clamp_min(1)[..., None] for v in pair)
+    x, y = (
+        torch.where(known, v - mean, 0.0) for v, mean in zip(pair, means, strict=True)
+    )  # (..., head) each
     variation = x.square().sum(-1)  # (...)
-    spread = (variation / (count - 1).clamp_min(1)).sqrt()  # (...)
-    defined = (count >= 3) & (spread > SPREAD_FLOOR)
-    slope = torch.where(defined, (x * y).sum(-1) / variation, math.nan)  # (...)
-    return ConstantQ(slope, centroid, bandwidth)
+    defined = (count >= 3) & ((variation / (count - 1).clamp_min(1)).sqrt() > SPREAD_FLOOR)  # (...)
+    return ConstantQ(torch.where(defined, (x * y).sum(-1) / variation, math.nan), centroid, bandwidth)
 
 
 def head_similarity(vectors, *, center=False, check=True):
@@ -177,8 +176,7 @@ def mean_off_diagonal(similarity, *, absolute=False):
     if x.ndim < 2 or x.shape[-2] != x.shape[-1] or x.shape[-1] < 2:
         refuse("similarity", x, "of shape (..., head, head) of 2 or more heads")
     x = x.abs() if absolute else x
-    apart = ~torch.eye(x.shape[-1], dtype=torch.bool, device=x.device)  # (head, head)
-    return x[..., apart].mean(-1)  # (...)
+    return x[..., ~torch.eye(x.shape[-1], dtype=torch.bool, device=x.device)].mean(-1)  # (...)
 
 
 def _as_set(x, name="vectors", entry="position", *, check):

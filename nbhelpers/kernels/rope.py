@@ -89,8 +89,7 @@ def alibi_slopes(n_heads):
 def alibi_bias(n_heads, length, *, dtype=torch.float32):
     """Return what causal ALiBi adds to the scores, −slope · lag, −∞ for later keys, (head, query, key)."""
     lag = -_relative_position(length)  # (query, key)
-    bias = (-alibi_slopes(n_heads)[:, None, None] * lag).to(dtype)  # (head, query, key)
-    return bias.masked_fill_(lag < 0, -math.inf)
+    return (-alibi_slopes(n_heads)[:, None, None] * lag).to(dtype).masked_fill_(lag < 0, -math.inf)
 
 
 @checked(n_buckets=whole(2), relative_position=token_ids)

@@ -20,8 +20,7 @@ def window(name, length, *, dtype=torch.float64, device=None):
     if name == "boxcar" or length == 1:
         return torch.ones(length, dtype=dtype, device=device)
     steps = torch.arange(1 - length, length, 2, dtype=torch.float64, device=device)  # (position,)
-    weights = 0.5 + 0.5 * torch.cos(math.pi * steps / (length - 1))  # (position,)
-    return weights.to(dtype)
+    return (0.5 + 0.5 * torch.cos(math.pi * steps / (length - 1))).to(dtype)  # (position,)
 
 
 def frequencies(length, *, pad=1, sided="one"):
@@ -102,8 +101,7 @@ def frequency_selectivity(psd):
     at = power.argmax(-1, keepdim=True)  # (..., 1)
     peak = power.gather(-1, at).squeeze(-1)  # (...)
     # The peak is cleared before the sum, not subtracted after it: a sharp spectrum would lose its digits.
-    rest = power.scatter(-1, at, 0.0).sum(-1)  # (...)
-    return peak / rest
+    return peak / power.scatter(-1, at, 0.0).sum(-1)  # (...)
 
 
 def spectral_entropy(psd, *, base=None):
@@ -112,8 +110,7 @@ def spectral_entropy(psd, *, base=None):
     NaN where a spectrum has no power.
     """
     power = as_power(psd)  # (..., freq)
-    share = power / power.sum(-1, keepdim=True)  # (..., freq)
-    return negative_p_log_p(share).sum(-1) / log_base(base)
+    return negative_p_log_p(power / power.sum(-1, keepdim=True)).sum(-1) / log_base(base)  # (...)
 
 
 @checked(n=whole(1))

@@ -73,8 +73,7 @@ def iid_softmax(profiles, *, seed=0):
 
     def of_equal_support(signal, *, seed):
         support = 1 / (signal / signal.sum(-1, keepdim=True)).square().sum(-1)
-        generator = torch.Generator().manual_seed(seed)
-        scores = torch.randn(signal.shape, generator=generator, dtype=torch.float64)
+        scores = torch.randn(signal.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         return softmax_of_support(scores, support) * signal.sum(-1, keepdim=True)
 
     return _each_signal(profiles, "N3 iid softmax", of_equal_support, seed)
@@ -130,8 +129,7 @@ def random_tokens(token_ids, vocab_size, *, seed=0, keep=()):
 
 def permuted_heads(profiles, *, seed=0):
     """N8: head labels exchanged within each layer, alike for all sequences, arrays and lengths."""
-    first = next(iter(profiles.arrays.values()))  # (sequence, layer, head, ...)
-    n_layers, n_heads = first.shape[1:3]
+    n_layers, n_heads = next(iter(profiles.arrays.values())).shape[1:3]
     if n_heads < 2:
         raise ValueError("a layer of 1 head has no labels to exchange")
     order = torch.rand(n_layers, n_heads, generator=torch.Generator().manual_seed(seed)).argsort(-1)
@@ -234,8 +232,7 @@ def power_law_exponent(psd, frequency):
     weight = ((frequency > 0) & (psd > 0)).double()  # (..., freq)
     u = torch.where(weight > 0, frequency, 1.0).log()
     v = torch.where(weight > 0, psd, 1.0).log()
-    count = weight.sum(-1)  # (...)
-    centred = weight * (u - ((weight * u).sum(-1) / count)[..., None])
+    centred = weight * (u - ((weight * u).sum(-1) / weight.sum(-1))[..., None])
     return -(centred * v).sum(-1) / (centred * u).sum(-1)
 
 
@@ -363,5 +360,4 @@ def _null(profiles, name, made, *, seed=None):
         lags, distances = (profiles.coordinates[own] for own in ("lag_profile", "local_mass"))
         made["local_mass"] = local_mass_of(made["lag_profile"], lags, distances)
     provenance = profiles.provenance | {"null": {"name": name, "seed": seed}}
-    arrays = {array: made[array] for array in profiles.arrays}
-    return replace(profiles, arrays=arrays, provenance=provenance)
+    return replace(profiles, arrays={array: made[array] for array in profiles.arrays}, provenance=provenance)
