@@ -19,6 +19,7 @@ from .wavelets import wavedec, wavelet_entropy, weighted_sum
 
 __all__ = ["band_runs", "drop_sink", "row_psd", "row_spectral_metrics", "row_wavelet_entropies"]
 
+_window = lru_cache(maxsize=16)(window)
 AWKWARD = range(17, 100)  # prime factors of a length that torch's transform is slow at
 
 
@@ -41,7 +42,7 @@ def row_psd(rows, length, *, relative=False, **options):
         return psd(torch.nn.functional.pad(rows, (0, length - n_given)), check=False, **options)
     n_bins = len(frequencies(length, pad=options["pad"], sided="two"))
     tapered = rows.new_zeros(*rows.shape[:-1], n_bins)  # (..., padded)
-    taper = _window(options["window"], length, rows.dtype, rows.device)
+    taper = _window(options["window"], length, dtype=rows.dtype, device=rows.device)
     kept = torch.mul(rows, taper[:n_given], out=tapered[..., :n_given])  # (..., key)
     if relative and n_given:
         largest = kept.amax(-1, keepdim=True)  # (..., 1)
@@ -72,11 +73,6 @@ def _largest_prime_factor(n):
     while factor * factor <= n:
         n, factor = (n, factor + 1) if n % factor else (n // factor, factor)
     return n
-
-
-@lru_cache(maxsize=16)
-def _window(name, length, dtype, device):
-    return window(name, length, dtype=dtype, device=device)
 
 
 def band_runs(frequency, edges):

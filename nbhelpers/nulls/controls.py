@@ -21,17 +21,9 @@ from .models import random_tokens, shuffled_tokens, uniform_profiles
 
 CONTROL_SEQUENCES = 4  # untrained attention hardly differs between passages
 SHUFFLED, RANDOM = "shuffled tokens", "random tokens"
+control_label = "random weights, seed {}".format  # of the untrained control of a seed
+bare_label = "{}, no special tokens".format  # of an encoder that reads no special tokens
 CORRELATION = "position_spectrum_correlation"
-
-
-def control_label(seed):
-    """Return the label of the untrained control of a seed."""
-    return f"random weights, seed {seed}"
-
-
-def bare_label(encoder):
-    """Return the label of an encoder that reads no special tokens."""
-    return f"{encoder}, no special tokens"
 
 
 def white_noise(uniform, *, protocol=PAPER, seed=0):
@@ -94,12 +86,10 @@ def summarise(table, *, null=None):
     try:
         rho = position_spectrum_correlation(table, over="heads of a layer")
     except ValueError:  # too few sequences, or attention that is the same everywhere: no such number
-        pass
-    else:
-        row = {"metric": CORRELATION, "mean": rho.value, "low": rho.low, "high": rho.high}
-        sizes = summary[["n_sequences", "n_heads"]].iloc[0].to_dict()
-        summary = pd.concat([summary, pd.DataFrame([row | sizes])], ignore_index=True)
-    return summary
+        return summary
+    row = {"metric": CORRELATION, "mean": rho.value, "low": rho.low, "high": rho.high}
+    sizes = summary[["n_sequences", "n_heads"]].iloc[0].to_dict()
+    return pd.concat([summary, pd.DataFrame([row | sizes])], ignore_index=True)
 
 
 def uniform_null(length, protocol, *, causal):
@@ -109,9 +99,7 @@ def uniform_null(length, protocol, *, causal):
     """
     if protocol.signal == "rows":
         return {}
-
     uniform = partial(uniform_profiles, causal=causal, distances=[protocol.local_distance])
-
     # As nbhelpers.inputs.text.scaled_variant draws them: floor(α n) tokens, up to rounding of α n.
     scaled = {factor: uniform(math.floor(factor * length + 1e-9)) for factor in protocol.factors}
     table = measure(Observation(uniform(length), scaled, protocol.scaled_variant), protocol)
