@@ -49,10 +49,7 @@ def as_power(psd):
 
 
 def require_finite(x, name):
-    """Raise a ValueError if a tensor holds NaN or infinity, saying how many and where the first one is.
-
-    Reading the answer makes the host wait for a CUDA device: what calls this takes ``check=False``.
-    """
+    """Raise a ValueError if a tensor has NaN or infinity, with how many and where; CUDA devices are awaited."""
     # NaN and infinity survive a sum, so one reduction settles the usual case without a mask of the size of x.
     if torch.isfinite(x.detach().sum()):
         return

@@ -17,11 +17,7 @@ SPREAD_FLOOR = 1e-6  # of log frequency: centroids closer than this do not defin
 
 
 class FrameBounds(NamedTuple):
-    """The largest A and smallest B of eq. 16 on the span of a set of vectors, and its rank, (...) each.
-
-    A set of rank below the length of its vectors is a frame of its span only: on the whole space its lower
-    bound is 0.
-    """
+    """The largest A and smallest B of eq. 16 on the span of a set, and its rank; A is 0 off the span."""
 
     lower: torch.Tensor
     upper: torch.Tensor
@@ -78,9 +74,8 @@ def random_frame_bounds(n_vectors, length, *, effective_support, n_draws=100, no
     """Return the frame bounds (draw,) of random sets of attention vectors, the null of `frame_bounds`.
 
     The vectors of a set have `length` entries, made by `softmax_of_support` of independent normal scores,
-    with an `effective_support` (in tokens) that broadcasts to (draw, head). They are normalised by default:
-    attention vectors differ in norm, which is a matter of their support and not of how they lie to each
-    other. float64.
+    with an `effective_support` (in tokens) that broadcasts to (draw, head); normalised by default, as the
+    norm of attention is a matter of its support. float64.
     """
     generator = torch.Generator().manual_seed(seed)
     scores = torch.randn(n_draws, n_vectors, length, dtype=torch.float64, generator=generator)
@@ -168,10 +163,7 @@ def head_similarity(vectors, *, center=False, check=True):
 
 
 def mean_off_diagonal(similarity, *, absolute=False):
-    """Return the mean of a matrix (..., head, head) over pairs of different heads, (...).
-
-    `absolute` takes absolute values first: 0 then means that every pair is orthogonal, not that signs cancel.
-    """
+    """Return the mean of (..., head, head) over pairs of different heads, (...), `absolute` or with signs."""
     x = as_real(similarity, "similarity")  # (..., head, head)
     if x.ndim < 2 or x.shape[-2] != x.shape[-1] or x.shape[-1] < 2:
         refuse("similarity", x, "of shape (..., head, head) of 2 or more heads")

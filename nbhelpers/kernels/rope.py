@@ -65,8 +65,8 @@ def rotate(x, positions, inverse_frequencies, *, interleaved=False):
 def lag_kernel(inverse_frequencies, lags):
     """Return the score (...) that rotation alone gives to lags (...), the mean of cos(θ_k · lag) over pairs.
 
-    It is the scaled dot product of a rotated query and key that are equal before and have the same energy in
-    each pair. Frequencies (pair,) are in radians/token; float64, in [−1, 1], 1 at lag 0.
+    Of a query and key that are equal before and have the same energy in each pair. Frequencies (pair,) are in
+    radians/token; float64, 1 at lag 0.
     """
     frequency = as_double(inverse_frequencies, "inverse_frequencies", length=-1)  # (pair,)
     lags = as_double(lags, "lags", device=frequency.device)  # (...)
@@ -135,9 +135,8 @@ def t5_bias(table, length, **options):
 def sinusoidal_embedding(length, dim, *, theta=10000.0):
     """Return the fixed sinusoidal embedding (position, dim), float64, on the CPU (arXiv:1706.03762).
 
-    Sines in the even dimensions, cosines in the odd; `theta` is the base of the geometric series of
-    frequencies. The dot product of two positions depends on their lag alone: it is ``dim / 2`` times
-    `lag_kernel`.
+    Sines in the even dimensions, cosines in the odd; `theta` is the base of the frequencies. The dot product
+    of two positions is ``dim / 2`` times `lag_kernel`.
     """
     angle = torch.arange(length, dtype=torch.float64)[:, None] * inverse_frequencies(dim, theta=theta)
     return torch.stack([angle.sin(), angle.cos()], -1).flatten(-2)  # (position, dim)

@@ -1,8 +1,7 @@
 """The metrics of very many attention rows at once, without needless passes over memory.
 
-The definitions are those of :mod:`~nbhelpers.kernels.spectra` and :mod:`~nbhelpers.kernels.wavelets`, which
-the tests hold this module to. Two facts make it fast: a causal row is zero beyond its query, and the metrics
-need sums over a row, not the normalised row itself.
+The definitions are those of :mod:`~nbhelpers.kernels.spectra` and :mod:`~nbhelpers.kernels.wavelets`. Two
+facts make it fast: a causal row is zero beyond its query, and the metrics need sums over a row alone.
 """
 
 import itertools
@@ -56,11 +55,7 @@ def row_psd(rows, length, *, relative=False, **options):
 
 
 def real_fft(signals):
-    """Return the one-sided transform (..., freq) of real signals (..., position), by the quicker library.
-
-    On a CPU that is scipy where the largest prime factor of the length is in `AWKWARD` (517, 1023, 2047),
-    else torch.
-    """
+    """Return the one-sided transform of real signals, on a CPU by scipy for lengths such as 517 and 1023."""
     factor = _largest_prime_factor(signals.shape[-1])
     if factor not in AWKWARD or signals.device.type != "cpu" or signals.requires_grad:
         return torch.fft.rfft(signals)
@@ -76,12 +71,11 @@ def _largest_prime_factor(n):
 
 
 def band_runs(frequency, edges):
-    """Return where the bins of each band lie in a spectrum, as a list of slices for each band.
+    """Return where the bins of each band lie in a spectrum, slices for each, from the lowest to the highest.
 
-    From the lowest band to the highest; `frequency` (freq,) is in cycles/token, `edges` are fractions of
-    Nyquist, and a bin at an edge belongs to the band above (eq. 2). A band of a two-sided spectrum may be in
-    two places; one without bins has no run. Slices, unlike an index tensor, need not be brought to the device
-    of the spectrum.
+    `frequency` (freq,) is in cycles/token, `edges` are fractions of Nyquist, and a bin at an edge belongs to
+    the band above (eq. 2). A band of a two-sided spectrum may be in two places; one without bins has no run.
+    Slices need not be brought to the device of the spectrum, as an index tensor would.
     """
     band = np.digitize(np.abs(np.asarray(frequency)), 0.5 * np.asarray(edges, dtype=float))  # (freq,)
     cuts = [0, *(np.flatnonzero(np.diff(band)) + 1).tolist(), len(band)]

@@ -105,10 +105,7 @@ def frequency_selectivity(psd):
 
 
 def spectral_entropy(psd, *, base=None):
-    """Return the entropy (...) of normalised power spectra (..., freq), in [0, log(freq)] (eq. 7).
-
-    NaN where a spectrum has no power.
-    """
+    """Return the entropy (...) of normalised power spectra (..., freq) (eq. 7); NaN without power."""
     power = as_power(psd)  # (..., freq)
     return negative_p_log_p(power / power.sum(-1, keepdim=True)).sum(-1) / log_base(base)  # (...)
 
@@ -117,9 +114,8 @@ def spectral_entropy(psd, *, base=None):
 def spikes(signal, n=5, *, window="hann", check=True):
     """Return which n entries of windowed signals (..., position) hold most energy, and the share they hold.
 
-    An impulse has a flat spectrum: where a few entries hold most energy, the bands tell little else. The
-    indices are (..., n), the largest first; the share is (...), from n / length to 1, NaN where the windowed
-    signal is 0.
+    The indices are (..., n), the largest first; the share is (...), NaN where the windowed signal is 0. An
+    impulse has a flat spectrum: where a few entries hold most energy, the bands tell little else.
     """
     energy = _apply_window(as_signal(signal, check=check), window).square()
     if n > energy.shape[-1]:
