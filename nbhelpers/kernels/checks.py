@@ -49,7 +49,7 @@ def as_power(psd):
 
 
 def require_finite(x, name):
-    """Raise a ValueError if a tensor has NaN or infinity, with how many and where; CUDA devices are awaited."""
+    """Raise a ValueError if a tensor has NaN or infinity, with how many and where; waits for CUDA."""
     # NaN and infinity survive a sum, so one reduction settles the usual case without a mask of the size of x.
     if torch.isfinite(x.detach().sum()):
         return
