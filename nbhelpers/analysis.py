@@ -172,13 +172,10 @@ def signals_of(observation, protocol=PAPER):
         profile = part[protocol.signal].double()
         return prepare(rows.drop_sink(profile) if drops_sink else profile)
 
-    return Signals(
-        signal=signal(profiles),
-        scaled={factor: signal(observation.scaled[factor]) for factor in protocol.factors},
-        protocol=protocol,
-        origin=0 if drops_sink else profiles.coordinates[protocol.signal].index(0),
-        local_mass={protocol.local_distance: prepare(_local_mass(profiles, protocol))},
-    )
+    scaled = {factor: signal(observation.scaled[factor]) for factor in protocol.factors}
+    origin = 0 if drops_sink else profiles.coordinates[protocol.signal].index(0)
+    local_mass = {protocol.local_distance: prepare(_local_mass(profiles, protocol))}
+    return Signals(signal(profiles), scaled, protocol, origin, local_mass)
 
 
 def _captured(model, token_ids, reductions, *, corpus, seed, **options):

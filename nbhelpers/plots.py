@@ -261,9 +261,9 @@ def draw_heads(views, signal):
         ax.set_title(view.name, color=colour, fontsize=10)
         ax.set(xlabel="key (token number)", ylabel="query (token number)")
         line = {"color": colour, "ls": style, "lw": 1.2, "label": view.name}
-        shown = (view.key_profile, view.lag_profile, view.psd)
-        for at, x, y in zip(curves, (None, view.lags, view.frequency), shown, strict=True):
-            at.plot(np.arange(len(y)) if x is None else x, np.clip(y, LEAST_SHARE, 1), **line)
+        places = np.arange(len(view.key_profile)), view.lags, view.frequency
+        for at, x, y in zip(curves, places, (view.key_profile, view.lag_profile, view.psd), strict=True):
+            at.plot(x, np.clip(y, LEAST_SHARE, 1), **line)
     first = views[0]
     nulls = first.null_key_profile, first.null_lag_profile, first.null_psd
     labels = "key (token number)", "lag (tokens)", "frequency (cycles/token)"

@@ -164,12 +164,10 @@ class Profiles:
         if "proof" in first.provenance:
             proofs = [part.provenance["proof"] for part in parts]  # the largest, or the first that is none
             facts["proof"] = next((p for p in proofs if isinstance(p, str)), None) or max(proofs)
-        return dataclasses.replace(
-            first,
-            arrays={name: torch.cat([part[name] for part in parts]) for name in first.arrays},
-            n_real=torch.cat([part.n_real for part in parts]),
-            provenance=first.provenance | (facts if first.provenance else {}),
-        )
+        arrays = {name: torch.cat([part[name] for part in parts]) for name in first.arrays}
+        n_real, told = torch.cat([part.n_real for part in parts]), first.provenance
+        told = told | facts if told else told
+        return dataclasses.replace(first, arrays=arrays, n_real=n_real, provenance=told)
 
 
 def _checksum(header, tensors):

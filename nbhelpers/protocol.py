@@ -116,10 +116,8 @@ class Protocol:
     def explain(self):
         """Return rows (field, value, what the paper says, why PAPER's value), ready for a table."""
         literal, (said, why) = PAPER.to_dict(), ("the paper", "the literal choice, and why")
-        return [
-            {"field": field, "value": value, said: paper, why: f"{literal[field]}: {reason}"}
-            for (field, value), (paper, reason) in zip(self.to_dict().items(), REASONS.values(), strict=True)
-        ]
+        rows = zip(self.to_dict().items(), REASONS.values(), strict=True)
+        return [{"field": f, "value": v, said: s, why: f"{literal[f]}: {r}"} for (f, v), (s, r) in rows]
 
 
 PAPER = Protocol()

@@ -121,11 +121,8 @@ def measure_second(profile, *claims, nulls=()):
 
 
 def _estimates(kernels):
-    found = {}
-    for name, (statistic, possible) in STATISTICS.items():
-        value, *left_out = statistic(kernels).tolist()
-        found[name] = jackknife_interval(value, left_out, possible=possible).widened()
-    return found
+    drawn = {name: (statistic(kernels).tolist(), end) for name, (statistic, end) in STATISTICS.items()}
+    return {name: jackknife_interval(v[0], v[1:], possible=end).widened() for name, (v, end) in drawn.items()}
 
 
 def _leaving_out(values):

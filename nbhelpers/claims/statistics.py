@@ -92,9 +92,8 @@ def measure_criteria(table, profiles, claim, *, nulls, protocol=PAPER, seed=0):
 def rules_digest():
     """Return a hash (12 digits) of every number and null in the rules; `paper.rule_changes` ends with it."""
     parts = [LEAST_RATE, LOCAL, GLOBAL, *lag_kernels.CONSTANTS]
-    for known in paper.CLAIMS:
-        for c in known.criteria + known.second:
-            parts.append((c.name, c.claimed, c.nulls, c.less, c.away, c.margin))
+    rules = (c for known in paper.CLAIMS for c in known.criteria + known.second)
+    parts += [(c.name, c.claimed, c.nulls, c.less, c.away, c.margin) for c in rules]
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
 
 
@@ -117,11 +116,8 @@ def values_of(statistic, table, n):
 
 def null_values(name, nulls, *, protocol=PAPER):
     """Return the mean `criterion_value` of every null, by name; NaN where the number is not defined."""
-    values = {}
-    for label, of in nulls.items():
-        found = np.array([criterion_value(name, *one, protocol=protocol) for one in _seeds(of)])
-        values[label] = float(known_mean(found, 0))
-    return values
+    found = {n: [criterion_value(name, *one, protocol=protocol) for one in _seeds(nulls[n])] for n in nulls}
+    return {label: float(known_mean(np.array(values), 0)) for label, values in found.items()}
 
 
 def _held_against(found, label, columns, nulls, statistic, protocol):

@@ -136,9 +136,7 @@ def constant_q_slope(psd, frequency):
     known = pair[0].isfinite() & pair[1].isfinite()  # (..., head)
     count = known.sum(-1)  # (...)
     means = (torch.where(known, v, 0.0).sum(-1, keepdim=True) / count.clamp_min(1)[..., None] for v in pair)
-    x, y = (
-        torch.where(known, v - mean, 0.0) for v, mean in zip(pair, means, strict=True)
-    )  # (..., head) each
+    x, y = (torch.where(known, v - mean, 0.0) for v, mean in zip(pair, means, strict=True))  # (..., head)
     variation = x.square().sum(-1)  # (...)
     defined = (count >= 3) & ((variation / (count - 1).clamp_min(1)).sqrt() > SPREAD_FLOOR)  # (...)
     return ConstantQ(torch.where(defined, (x * y).sum(-1) / variation, math.nan), centroid, bandwidth)

@@ -245,9 +245,7 @@ def power_law_order(signal, *, seed=0):
     # A constant signal has no spectrum to fit; its values are equal, so any order is the same.
     chi = exponent.nan_to_num(0.0)[..., None]
     shape = (*x.shape[:-1], len(frequency))
-    noise = torch.randn(
-        shape, generator=torch.Generator().manual_seed(seed), dtype=torch.complex128
-    )  # (..., freq)
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.complex128)
     noise = noise * torch.where(frequency > 0, frequency, 1.0) ** (-chi / 2)
     noise[..., 0] = 0
     return _in_order_of(x.sort(-1).values, torch.fft.irfft(noise, n=n))
