@@ -111,8 +111,8 @@ def layer_kernels(cache, layer, rotations, n_lags, *, causal):
 def head_kernels(model, calibration, held_out, **options):
     """Return the :class:`HeadKernels` of passages, (sequence, position) of one length, without padding.
 
-    Mean query and key are of `calibration`, logits of `held_out`; compared are the lags below half of their
-    length. `options` are `batch_size`, `chunk`, `cache` and `progress` of :func:`nbhelpers.capture`.
+    Mean query and key are of `calibration`, logits of `held_out`, at lags below half of their length;
+    `options` are those of :func:`nbhelpers.capture`.
     """
     n_lags = held_out.shape[-1] // 2
     if calibration.shape[-1] != held_out.shape[-1]:
@@ -130,8 +130,8 @@ def head_kernels(model, calibration, held_out, **options):
 def dilation(usual, changed, alpha):
     """Return g for which changed curves are the usual ones at α^g times the lag: 1 dilates, 0 stays.
 
-    Curves are (..., lag), from lag 1 on. Of g from −0.5 to 1.5 the least squares one is taken, with weights
-    1 / lag, means off, and a parabola through the nearest three of a grid.
+    Curves are (..., lag), from lag 1 on. Of g from −0.5 to 1.5 the least squares one is taken, weights 1 /
+    lag.
     """
     n, tried, misses = min(usual.shape[-1], changed.shape[-1]), np.linspace(-0.5, 1.5, 41), []
     lag = np.arange(1, int(0.75 * n / max(alpha, 1) ** 1.5))

@@ -14,11 +14,10 @@ from nbhelpers.protocol import PAPER, Protocol
 
 @dataclass(frozen=True)
 class Metric:
-    """A number of a head, or a family of numbers such as the window entropies.
+    """A number of a head, or a family of numbers with ``*`` in name and label, such as the window entropies.
 
-    A family has ``*`` in its name and label, in the place of what tells its members apart. The function takes
-    :class:`Signals` and returns (sequence, layer, head), a dict of these by member, or None where the
-    protocol does not define the metric; without one, the metric is not measured from signals.
+    The function takes :class:`Signals` and returns (sequence, layer, head), a dict of these by member, or
+    None where the protocol does not define the metric; without one, the metric is not measured from signals.
     """
 
     name: str

@@ -196,8 +196,7 @@ def local_mass_of(lag_profile, lags, distances):
 def sum_over_second_half(attn, n, start, weight=None):
     """Return the sum of attention at the lags 0 to n // 2 − 1 over the last n // 2 of n queries, (..., lag).
 
-    `attn` (..., query, key) holds the queries from `start` on and all keys up to the last; `weight` of its
-    queries broadcasts to (..., query, 1). Key 0 is never reached.
+    `attn` (..., query, key) has the queries from `start` on; `weight` of them broadcasts to (..., query, 1).
     """
     n_lags, first = n // 2, max(n - n // 2 - start, 0)
     n_rows = attn.shape[-2] - first

@@ -1,8 +1,7 @@
 """What the heads of a model do with distance: statistics of stationary lag profiles, for the second rules.
 
 A stationary lag profile K(d) is the mean attention at d tokens back over queries that all see d; neither the
-causal mask nor the first token is in it. Every statistic is made of K averaged over sequences and of its
-cross-power, and comes with its values that leave one sequence out.
+causal mask nor the first token is in it. Statistics come with their values that leave one sequence out.
 """
 
 import math
@@ -39,10 +38,9 @@ class LagKernels(NamedTuple):
 def lag_kernels(profile):
     """Return the :class:`LagKernels` of profiles (sequence, layer, head, lag), 3 sequences or more.
 
-    Over sequences the geometric mean is taken, which few strong tokens do not move; the kernel is what lies
-    over the median of its lags. The cross-power of S sequences is
-    (|Σ F|² − Σ |F|²) / (S (S − 1)), F the transform of K under the falling half of a Hann window, padded to
-    twice its length: noise that sequences do not share has expectation 0 in it.
+    Over sequences the geometric mean is taken; the kernel is what lies over the median of its lags. The
+    cross-power of S sequences is (|Σ F|² − Σ |F|²) / (S (S − 1)), F the transform of K under the falling half
+    of a Hann window, padded to twice its length: noise that sequences do not share has expectation 0 in it.
     """
     profile = torch.as_tensor(profile).double()
     n, n_lags = len(profile), profile.shape[-1]

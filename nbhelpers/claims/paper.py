@@ -21,9 +21,9 @@ TABLES = {int(file.name[5]): file.name for file in sorted(PRINTED.glob("table*.c
 def paper_table(number):
     """Return a table of the paper as :data:`VERSION` prints it, a row per model (table 5: per checkpoint).
 
-    1 scale sensitivity, position-spectrum correlation and reconstruction error; 2 window entropy;
-    3 distribution over heads of spectral entropy and selectivity; 4 position encodings; 5 training
-    checkpoints; 6 sizes of Pythia; 7 wavelet entropy per scale.
+    1 scale sensitivity, correlation and reconstruction error; 2 window entropy; 3 spectral entropy and
+    selectivity over heads; 4 position encodings; 5 checkpoints; 6 sizes of Pythia; 7 wavelet entropy per
+    scale.
     """
     return pd.read_csv(PRINTED / TABLES[number])
 

@@ -54,10 +54,7 @@ def _that_fit(made, reach, lag):
 
 
 def _morlet(n_heads, lag, generator, *, ratio=2**0.5, place=4.0, period=1.0, hats=False):
-    """Gaussian envelope of sd s at place · s, times 1 + cos of period · s; s grows by `ratio`, 0 at random.
-
-    With `hats`, the crests are Mexican hats, lifted until they are nowhere negative.
-    """
+    """Gaussian envelope of sd s at place · s, times 1 + cos of period · s, or `hats`; s grows by `ratio`."""
     scale = _scales(n_heads, ratio or 1.0, SHORTEST / period)
     if not ratio:
         widest = (len(lag) / 2 - 1) / (place + 2)
@@ -275,9 +272,9 @@ def kernels(kind, *, n_layers, n_heads, length, seed=0):
 def noise_strength(attn):
     """Return how strongly real attention departs from a function of the lag, in the units of planted noise.
 
-    The logarithm of causal attention (..., query, key) is fitted by a sum of effects of the query, of the lag
-    and of the key, by turns, without key 0 and where few keys or queries are. The spread of the effect of the
-    key around a line is `key_noise`, that of what is left over is `noise`.
+    The logarithm of causal attention (..., query, key) is fitted by effects of the query, of the lag and of
+    the key, by turns. The spread of the last around a line is `key_noise`, that of what is left over is
+    `noise`.
     """
     n, first_query = attn.shape[-1], 16
     if n < 2 * first_query:

@@ -36,9 +36,8 @@ class Statistic(NamedTuple):
 
     ``columns`` takes a table, its profiles and the protocol, and returns an array (sequence, column);
     ``combine`` takes means over sequences, (..., column), and returns the number, (...), in the range
-    ``possible``. ``null`` makes an Estimate of profiles and a seed, where the null is not attention.
-    ``by_sequence`` is for what the mean over the others hides, such as ranks: its interval is as wide as that
-    of the numbers of single sequences.
+    ``possible``. ``null`` makes an Estimate of profiles and a seed, where the null is not attention. The
+    interval ``by_sequence``, for ranks, is as wide as that of the numbers of single sequences.
     """
 
     columns: object
@@ -61,11 +60,11 @@ class Statistic(NamedTuple):
 def measure_criteria(table, profiles, claim, *, nulls, protocol=PAPER, seed=0):
     """Return an Estimate of everything that the rule of a claim (or its number) needs, by name of criterion.
 
-    `table` is of the key profile, one number for each of 3 or more sequences, measured with `protocol` from
-    `profiles`. `nulls` has, by the names that criteria use, such as "N2", pairs (HeadTable, Profiles), or
-    lists of pairs (seeds) of which the mean counts. The null of an estimate is the most conservative, None
-    where no null defines the statistic; its interval is over sequences, paired with those of `table`, or over
-    untrained networks if 3 or more are given. `seed` is of a null that is drawn anew.
+    `table` is of the key profile, measured with `protocol` from `profiles`. `nulls` has, by the names that
+    criteria use, such as "N2", pairs (HeadTable, Profiles), or lists of pairs (seeds) of which the mean
+    counts. The null of an estimate is the most conservative, None where no null defines the statistic; its
+    interval is over sequences, paired with those of `table`, or over untrained networks if 3 or more are
+    given.
     """
     claim = claim if isinstance(claim, Claim) else paper.claim(claim)
     records = {}

@@ -60,11 +60,7 @@ def require_finite(x, name):
 
 
 def negative_p_log_p(p):
-    """Return −p log p element by element, in nats, with the value 0 and the derivative 0 at p = 0.
-
-    The one-sided derivative at 0 is infinite: a masked position or an empty bin would turn the gradient of
-    everything before it into NaN (0 · ∞), so it is taken as 0.
-    """
+    """Return −p log p in nats, element by element; 0 at p = 0, as is its derivative (else 0 · ∞ = NaN)."""
     if p.requires_grad and torch.is_grad_enabled():
         return -p * torch.where(p > 0, p, 1.0).log()
     return torch.special.entr(p)

@@ -51,10 +51,10 @@ def positional_entropy(attn, *, base=None, check=True):
 def window_entropy(attn, window, *, check=True):
     """Return the mean entropy of attention (..., key) within windows of keys (Table 2), (...), in [0, 1].
 
-    The paper prints window entropies but gives no equation. The reading here is ours: the keys are cut into
-    consecutive windows of `window` keys, 2 or more, the attention within each is divided by its sum, the
-    entropy of each is taken relative to its largest value log(window), and the mean is over the windows that
-    hold any mass; NaN where none does. Keys after the last complete window are left out.
+    The paper gives no equation. The reading here: the keys are cut into consecutive windows of `window` keys,
+    the attention within each is divided by its sum, its entropy taken relative to log(window), and the mean
+    is over the windows that hold any mass; NaN where none does. Keys after the last complete window are left
+    out.
     """
     attn = _distribution(attn, check)  # (..., key)
     n_keys = attn.shape[-1]
@@ -79,12 +79,11 @@ def entropic_slack(signal, *, check=True):
 
     For a of norm 1 and the unitary discrete Fourier transform F, H(|a|²) + H(|Fa|²) ≥ −2 log max|F_jk| =
     log(length) (Maassen and Uffink, Phys. Rev. Lett. 60, 1988): every signal obeys it, learned or not, so the
-    slack, not the bound, is what a head can be compared by. A comb, a single spike and a constant meet it
-    exactly. It needs all frequencies, two-sided, and no window or padding: half of the bins do not obey it.
+    slack, not the bound, is what a head can be compared by. It needs all frequencies and no window or
+    padding.
 
     Signals are real amplitudes, divided by their norm here: ``attn.sqrt()`` makes H(|a|²) the positional
-    entropy, `attn` makes |Fa|² the spectrum of eq. 1 without window. In nats, in [0, log(length)] up to
-    rounding; NaN for zeros.
+    entropy. In nats, in [0, log(length)] up to rounding; NaN for zeros.
     """
     x = as_signal(signal, check=check)  # (..., position)
     if x.numel() == 0:

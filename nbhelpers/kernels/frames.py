@@ -47,14 +47,11 @@ def frame_bounds(vectors, *, normalize=False, rtol=None, check=True):
 
     They are the smallest and largest eigenvalue of the frame operator Σ_h v_h v_hᵀ on the span, and its rank;
     NaN, NaN and 0 where all vectors are zero. Any finite set has 0 < A ≤ B < ∞ on its span, so that the
-    bounds exist says nothing; B / A beside that of a random set does. They are squared singular values, which
-    keeps the digits that forming the operator would lose, at a cost of O(head · position · min(head,
-    position)).
+    bounds exist says nothing; B / A beside that of a random set does. They are squared singular values.
 
-    `normalize` divides each vector by its norm first, so that only directions count; a zero vector stays
-    zero. Singular values above `rtol` times the largest one span; by default the larger of the two last
-    lengths times the resolution of the dtype, as in `numpy.linalg.matrix_rank`. Pass about 1e-6 for vectors
-    that were computed in float32, whatever their dtype now.
+    `normalize` divides each vector by its norm first; a zero vector stays zero. Singular values above `rtol`
+    times the largest one span, by default as in `numpy.linalg.matrix_rank`; pass about 1e-6 for vectors that
+    were computed in float32, whatever their dtype now.
     """
     x = _as_set(vectors, check=check)  # (..., head, position)
     if rtol is None:
@@ -117,12 +114,11 @@ def constant_q_slope(psd, frequency):
     """Return how the bandwidth of the heads grows with their centre frequency, a :class:`ConstantQ`.
 
     Each spectrum of `psd` (..., head, freq), over frequencies (freq,) in cycles/token, has the centroid f = Σ
-    |f| P / Σ P and as bandwidth the standard deviation of |f| under P, without the zero-frequency line, which
-    the sum of attention fixes. The slope is that of log bandwidth on log centroid over the heads: 1 for
-    dilated copies of one shape (wavelets, constant Q), 0 for one window at many frequencies (STFT, Gabor);
-    NaN for fewer than 3 heads with power at two frequencies, and where their centroids differ by no more than
-    rounding. Dilated low-pass shapes, such as exponential kernels of different lengths, have a slope of 1 as
-    well; `ConstantQ.quality` tells them from wavelets.
+    |f| P / Σ P and as bandwidth the standard deviation of |f| under P, without the zero-frequency line. The
+    slope is that of log bandwidth on log centroid over the heads: 1 for dilated copies of one shape (constant
+    Q), 0 for one window at many frequencies; NaN for fewer than 3 heads with power at two frequencies or
+    centroids that differ by rounding. Dilated low-pass shapes have 1 as well; `ConstantQ.quality` tells them
+    from wavelets.
     """
     power = as_power(_as_set(psd, "psd", "freq", check=False))  # (..., head, freq)
     frequency = as_double(frequency, "frequency", length=power.shape[-1]).abs()  # (freq,)
