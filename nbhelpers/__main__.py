@@ -166,7 +166,7 @@ def _families(options):
 
 
 def _kernels(options):
-    from nbhelpers.files import replacing
+    from nbhelpers.files import replacing, write_text
     from nbhelpers.head_kernels import draw_kernels, head_kernels
     from nbhelpers.inputs.models import load_model
     from nbhelpers.inputs.text import load_text
@@ -175,8 +175,7 @@ def _kernels(options):
     ids = load_text(options.text, model, n_sequences=2 * n, length=options.length, seed=options.seed)
     kernels = head_kernels(model, ids[:n], ids[n:])
     folder = Path(options.out)
-    with replacing(folder / "kernels.csv") as partial:
-        kernels.table().to_csv(partial, index=False)
+    write_text(folder / "kernels.csv", kernels.table().to_csv(index=False))
     with replacing(folder / "kernels.png") as partial:
         draw_kernels(kernels)[0].figure.savefig(partial, format="png", dpi=100)
     print(model, f"computed from {n} passages, measured on {n} others", sep="\n")
@@ -190,7 +189,7 @@ def _kernels(options):
 def _report(options):
     from nbhelpers.collection import scorecard as cards
     from nbhelpers.collection.results import load_results
-    from nbhelpers.files import replacing, write_text
+    from nbhelpers.files import write_text
 
     numbers = load_results(options.folder)
     for notebook, rows in numbers.groupby("notebook") if options.numbers else ():
@@ -199,8 +198,7 @@ def _report(options):
         print(shown.to_string(index=False, float_format="{:.4g}".format, na_rep=""), end="\n\n")
     card = cards.scorecard(options.folder)
     path = Path(options.folder) / "scorecard.csv"
-    with replacing(path) as partial:
-        card.to_csv(partial, index=False)
+    write_text(path, card.to_csv(index=False))
     write_text(path.with_suffix(".md"), cards.scorecard_markdown(card, cards.ANSWERS))
     for group, rows in card.groupby("group", sort=False):
         print(f"{group[0].upper()}{group[1:]}")
