@@ -46,7 +46,7 @@ class Statistic(NamedTuple):
     possible: tuple = ANY
     by_sequence: bool = False
 
-    def interval(self, columns, of_mean, possible):
+    def interval(self, columns, of_mean, possible=ANY):
         """Return an Estimate of a function of the mean of (sequence, ...) over sequences."""
         if not self.by_sequence:
             return student_interval(columns, of_mean, possible=possible)
@@ -135,7 +135,7 @@ def _held_against(found, label, columns, nulls, statistic, protocol):
     both = both.reshape(len(both), 1 + len(each), -1)  # (sequence, itself and seeds, column)
 
     null = statistic.interval(both, lambda means: combine(means[1:]).mean(0), possible)
-    gap = statistic.interval(both, lambda means: combine(means[0]) - combine(means[1:]).mean(0), ANY)
+    gap = statistic.interval(both, lambda means: combine(means[0]) - combine(means[1:]).mean(0))
     return found.against(null._replace(value=float(values.mean())).widened(), gap)
 
 
