@@ -162,7 +162,7 @@ _NAMES = {
     "seed": whole(0, 2**63 - 1),
     "confidence alpha": share,
     "margin timeout cell_timeout total_timeout theta": positive,
-    "noise key_noise rtol": real(0),
+    "noise key_noise rtol tolerance": real(0),
     "absolute averaged beyond bidirectional causal center check": flag,
     "fresh fused interleaved normalize progress resume": flag,
     "values other x y curves means": array,

@@ -45,7 +45,7 @@ GOOD = {
     "psd": PSD, "frequency": FREQUENCY, "coefficients": LEVELS, "coefficients_scaled": LEVELS,
     "similarity": np.eye(3), "inverse_frequencies": [1.0, 0.1], "positions": [0, 1, 2], "lags": [0, 1],
     "relative_position": [0, 1], "effective_support": 2.0, "edges": (0.2, 0.4), "base": 2.0, "theta": 10.0,
-    "fraction": 0.5, "rtol": 0.1, "length": 16, "n_vectors": 3, "n_draws": 2, "n_heads": 6,
+    "fraction": 0.5, "tolerance": 0.1, "rtol": 0.1, "length": 16, "n_vectors": 3, "n_draws": 2, "n_heads": 6,
     "head_dim": 8, "dim": 4, "n_buckets": 8, "max_distance": 9, "level": 2, "pad": 2, "seed": 0,
     "window": "hann", "detrend": "mean", "sided": "two", "wavelet": "db2", "mode": "symmetric",
     "alignment": "per-level", "check": True, "normalize": True, "center": True, "absolute": True,

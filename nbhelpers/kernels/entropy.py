@@ -15,20 +15,22 @@ from .checks import as_signal, log_base, negative_p_log_p
 SUM_TOLERANCE, SUM_TOLERANCE_HALF = 1e-3, 1e-2
 
 
-def require_distribution(attn):
+def require_distribution(attn, name="attn", tolerance=None):
     """Raise a ValueError unless `attn` (..., key) is finite, non-negative and sums to 1 over its keys.
 
-    The message gives the worst value and its index. A sum may be off by 1e-3, or 1e-2 for half precision.
+    The message calls it `name` and gives the worst value and its index. A sum may be off by `tolerance`, by
+    default 1e-3, or 1e-2 for half precision.
     """
-    half = getattr(attn, "dtype", None) in (torch.float16, torch.bfloat16)
-    tolerance = SUM_TOLERANCE_HALF if half else SUM_TOLERANCE
-    attn = as_signal(attn, "attn").detach()  # (..., key)
+    if tolerance is None:
+        half = getattr(attn, "dtype", None) in (torch.float16, torch.bfloat16)
+        tolerance = SUM_TOLERANCE_HALF if half else SUM_TOLERANCE
+    attn = as_signal(attn, name).detach()  # (..., key)
     if attn.numel() == 0:
         return
     smallest = attn.amin()
     if smallest < 0:
         told = f"the lowest {float(smallest):.4g} at index {_index(attn.argmin(), attn)}"
-        raise ValueError(f"attn has negative entries, {told}. Pass scores through softmax first.")
+        raise ValueError(f"{name} has negative entries, {told}. Pass scores through softmax first.")
     sums = attn.sum(-1)  # (...)
     off = (sums - 1).abs()  # (...)
     if off.max() > tolerance:
@@ -36,8 +38,8 @@ def require_distribution(attn):
         found = f"{n_off} of {off.numel()} rows do not, the worst at index {_index(worst, off)} with sum"
         way_out = "Drop rows without mass (padded queries), and divide the others by their sum:"
         raise ValueError(
-            f"attn must sum to 1 along its last axis within {tolerance:g}, but {found} "
-            f"{sums.flatten()[worst]:.6g}. {way_out} attn / attn.sum(-1, keepdim=True)."
+            f"{name} must sum to 1 along its last axis within {tolerance:g}, but {found} "
+            f"{sums.flatten()[worst]:.6g}. {way_out} {name} / {name}.sum(-1, keepdim=True)."
         )
 
 

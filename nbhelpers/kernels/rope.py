@@ -88,7 +88,7 @@ def alibi_slopes(n_heads):
 @checked(dtype=such_that(lambda dtype: isinstance(dtype, torch.dtype), "a torch.dtype"))
 def alibi_bias(n_heads, length, *, dtype=torch.float32):
     """Return what causal ALiBi adds to the scores, −slope · lag, −∞ for later keys, (head, query, key)."""
-    lag = -_relative_position(length)  # (query, key)
+    lag = torch.arange(length)[:, None] - torch.arange(length)  # (query, key)
     return (-alibi_slopes(n_heads)[:, None, None] * lag).to(dtype).masked_fill_(lag < 0, -math.inf)
 
 
@@ -127,8 +127,8 @@ def t5_bias(table, length, **options):
     table = as_real(table, "table")  # (bucket, head)
     if table.ndim != 2:
         refuse("table", table, "of shape (bucket, head)")
-    relative_position = _relative_position(length, table.device)  # (query, key)
-    bucket = t5_bucket(relative_position, n_buckets=len(table), **options)  # (query, key)
+    position = torch.arange(length, device=table.device)  # (position,)
+    bucket = t5_bucket(position - position[:, None], n_buckets=len(table), **options)  # (query, key)
     return table[bucket].permute(2, 0, 1)  # (head, query, key)
 
 
@@ -140,12 +140,6 @@ def sinusoidal_embedding(length, dim, *, theta=10000.0):
     """
     angle = torch.arange(length, dtype=torch.float64)[:, None] * inverse_frequencies(dim, theta=theta)
     return torch.stack([angle.sin(), angle.cos()], -1).flatten(-2)  # (position, dim)
-
-
-def _relative_position(length, device=None):
-    """Return key minus query, shape (query, key)."""
-    position = torch.arange(length, device=device)  # (position,)
-    return position - position[:, None]
 
 
 __all__ = [*check_all(globals())]

@@ -8,9 +8,9 @@ stream for each profile and length; nulls that draw nothing take it too.
 
 import csv
 import math
+from collections import namedtuple
 from dataclasses import replace
 from importlib import resources
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -219,9 +219,22 @@ def iaaft(signal, *, seed=0):
     spectrum and the values are put right in turn, the values last and so exactly.
     """
     x = as_signal(signal).double()  # (..., position)
-    start = random_order(x, seed=seed)
-    rows, orders = (each.reshape(-1, x.shape[-1]).split(ROWS_AT_ONCE) for each in (x, start))
-    return torch.cat([_iterate(*some) for some in zip(rows, orders, strict=True)]).reshape(x.shape)
+    made = random_order(x, seed=seed)
+    parts = (each.view(-1, x.shape[-1]).split(ROWS_AT_ONCE) for each in (x.contiguous(), made))
+    for values, surrogate in zip(*parts, strict=True):  # (row, position) each, the surrogate a part of `made`
+        ranked, amplitude = values.sort(-1).values, torch.fft.rfft(values).abs()
+        rows = torch.arange(len(values))  # those that still change
+        for _ in range(ITERATIONS):
+            spectrum = torch.fft.rfft(surrogate[rows])  # (row, freq)
+            phasor = spectrum / spectrum.abs().clamp_min(torch.finfo(spectrum.real.dtype).tiny)
+            smooth = torch.fft.irfft(amplitude[rows] * phasor, n=x.shape[-1])
+            new = _in_order_of(ranked[rows], smooth)  # (row, position)
+            changed = (new != surrogate[rows]).any(-1)
+            surrogate[rows] = new
+            rows = rows[changed]
+            if len(rows) == 0:
+                break
+    return made
 
 
 def power_law_exponent(psd, frequency):
@@ -251,24 +264,6 @@ def power_law_order(signal, *, seed=0):
     return _in_order_of(x.sort(-1).values, torch.fft.irfft(noise, n=n))
 
 
-def _iterate(values, surrogate):
-    """Return the IAAFT surrogates of (row, position); rows that no longer change are left out."""
-    ranked, amplitude = values.sort(-1).values, torch.fft.rfft(values).abs()
-    surrogate = surrogate.clone()
-    rows = torch.arange(len(values))
-    for _ in range(ITERATIONS):
-        spectrum = torch.fft.rfft(surrogate[rows])  # (row, freq)
-        phasor = spectrum / spectrum.abs().clamp_min(torch.finfo(spectrum.real.dtype).tiny)
-        smooth = torch.fft.irfft(amplitude[rows] * phasor, n=values.shape[-1])
-        new = _in_order_of(ranked[rows], smooth)  # (row, position)
-        changed = (new != surrogate[rows]).any(-1)
-        surrogate[rows] = new
-        rows = rows[changed]
-        if len(rows) == 0:
-            break
-    return surrogate
-
-
 def _in_order_of(ranked, example):
     """Return ascending values so placed that their ranks are those of `example`, (..., position)."""
     order = torch.from_numpy(np.argsort(example.numpy(), axis=-1))  # several times as fast as torch's
@@ -294,18 +289,8 @@ def _mean_distance(s, length, causal):
     return torch.where(far, moment / total, near).mean(-1)
 
 
-class Null(NamedTuple):
-    """A null model: a `function` of what it is `made_of` and ``seed=``; None of models, which load makes."""
-
-    number: str
-    name: str
-    made_of: str
-    drawn: bool  # whether another seed makes another null
-    keeps: str
-    destroys: str
-    function: object
-
-
+# A `function` of what a null is `made_of` and ``seed=``, None of models; `drawn` says whether a seed counts.
+Null = namedtuple("Null", ("number", "name", "made_of", "drawn", "keeps", "destroys", "function"))
 check_all(globals())
 with resources.files("nbhelpers.data").joinpath("nulls.csv").open(encoding="utf-8") as file:
     NULLS = tuple(
