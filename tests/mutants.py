@@ -12,14 +12,13 @@ import ast
 import copy
 import csv
 import importlib
-import importlib.abc
-import importlib.util
 import multiprocessing
 import os
 import random
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -85,21 +84,6 @@ def mutated(tree, number):
     return ast.fix_missing_locations(tree)
 
 
-class Replaced(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Import one module from a tree instead of its file."""
-
-    def __init__(self, name, file, tree):
-        self.name, self.file, self.tree = name, file, tree
-
-    def find_spec(self, name, path=None, target=None):
-        if name == self.name:
-            return importlib.util.spec_from_file_location(name, self.file, loader=self)
-        return None
-
-    def exec_module(self, module):
-        exec(compile(self.tree, self.file, "exec"), module.__dict__)  # the project's own source, changed
-
-
 def test_files(function, module):
     """Return the test files of the rooms, first those that speak most of a function, then of its module."""
     files = [file for room in ROOMS for file in sorted((ROOT / "tests" / room).glob("test_*.py"))]
@@ -116,8 +100,8 @@ def run_mutant(file, number, log):
     if number is not None:
         function = list(places(tree))[number][0]
         tree = mutated(tree, number)
-    name = ".".join(file.relative_to(ROOT).with_suffix("").parts)
-    sys.meta_path.insert(0, Replaced(name, str(file), tree))
+    code, own = SourceFileLoader.get_code, compile(tree, file, "exec")
+    SourceFileLoader.get_code = lambda self, name: own if self.path == str(file) else code(self, name)
     options = ["-x", "-q", "-W", "ignore::pytest.PytestAssertRewriteWarning", "--timeout=240"]
     options += ["-p", "no:cacheprovider", "-p", "no:xdist"]
     os._exit(pytest.main([*options, *map(str, test_files(function, file.stem))]))

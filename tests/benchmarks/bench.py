@@ -2,7 +2,7 @@
 
 Every variant lives in a process of its own that has loaded the model; they are called in turn, round after
 round, so that a machine whose speed drifts slows all alike. Where there is a GPU, it gets a table of its own
-beside that of the CPU. It writes a CSV, the table of the README and a figure.
+beside that of the CPU. It writes a CSV and the table of the README.
 
     python tests/benchmarks/bench.py --out build/bench
 """
@@ -12,7 +12,7 @@ import contextlib
 import ctypes
 import gc
 import importlib.util
-import json
+import multiprocessing
 import os
 import platform
 import subprocess
@@ -20,7 +20,6 @@ import sys
 import time
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pywt
@@ -70,8 +69,8 @@ VARIANTS = {
 }
 
 
-def serve(variant, model_name, device, dtype, threads):
-    """Load the model, then run the variant for each length read from standard input; answer in JSON lines."""
+def serve(pipe, variant, model_name, device, dtype, threads):
+    """Load the model, send facts, then run the variant for each length that comes and send what it took."""
     torch.set_num_threads(threads)
     model = load_model(model_name, device=device, dtype=dtype)
     if variant in EAGER:
@@ -86,19 +85,18 @@ def serve(variant, model_name, device, dtype, threads):
 
         network, own = model.model, {"tokenizer": model.tokenizer}
         model = TransformerBridge.boot_transformers(network.config.name_or_path, hf_model=network, **own)
-    print(json.dumps(facts), flush=True)
-    for line in sys.stdin:
-        ids = load_text("moby-dick", model, n_sequences=1, length=int(line)).to(place)
+    pipe.send(facts)
+    while length := pipe.recv():
+        ids = load_text("moby-dick", model, n_sequences=1, length=length).to(place)
         gc.collect()
         try:
             with torch.inference_mode(), meter:
                 VARIANTS[variant](model, ids)
-            answer = {"seconds": meter.seconds, "peak_mb": meter.peak_mb}
+            pipe.send({"seconds": meter.seconds, "peak_mb": meter.peak_mb})
         except (MemoryError, torch.OutOfMemoryError) as error:
-            print(f"{variant}, T = {int(line)}: {str(error).splitlines()[0]}", file=sys.stderr)
-            answer = {"seconds": None, "peak_mb": None}
+            print(f"{variant}, T = {length}: {str(error).splitlines()[0]}", file=sys.stderr)
+            pipe.send({"seconds": None, "peak_mb": None})
             torch.cuda.empty_cache()  # or the other variants miss it; nothing happens without a GPU
-        print(json.dumps(answer), flush=True)
 
 
 class _HostMeter:
@@ -154,29 +152,25 @@ def _machine(threads, device):
 class _Worker:
     """A process that serves one variant on one device."""
 
-    def __init__(self, variant, device, arguments):
-        command = [sys.executable, __file__, "--serve", variant, "--model", arguments.model]
-        command += ["--device", device, "--threads", str(arguments.threads)]
-        command += ["--dtype", arguments.dtype] if arguments.dtype else []
-        environment = os.environ | {"TQDM_DISABLE": "1"}
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        self.process = subprocess.Popen(command, text=True, env=environment, **pipes)
+    def __init__(self, *given):
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=serve, args=(theirs, *given), daemon=True)
+        self.process.start()
+        theirs.close()
         self.facts = self._answer()
 
     def run(self, length):
-        self.process.stdin.write(f"{length}\n")
-        self.process.stdin.flush()
+        self.pipe.send(length)
         return self._answer()
 
     def _answer(self):
-        line = self.process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"a worker died (exit status {self.process.wait()}); its message stands above")
-        return json.loads(line)
-
-    def close(self):
-        self.process.stdin.close()
-        self.process.wait()
+        try:
+            return self.pipe.recv()
+        except EOFError:
+            self.process.join()
+            status = f"exit status {self.process.exitcode}"
+            raise RuntimeError(f"a worker died ({status}); its message stands above") from None
 
 
 def devices_here():
@@ -191,7 +185,8 @@ def measure(device, arguments):
     possible = {LOOPS: device == "cpu" and found["numba"], LENS: found["transformer_lens"]}
     names = [name for name in VARIANTS if possible.get(name, True)]
     names = [name for name in names if name == FLOOR or any(part in name for part in only)]
-    workers = {name: _Worker(name, device, arguments) for name in names}
+    given = arguments.model, device, arguments.dtype, arguments.threads
+    workers = {name: _Worker(name, *given) for name in names}
     facts = workers[FLOOR].facts
     print("{}, {dtype}, {machine}".format(arguments.model, **facts), flush=True)
     rows, began = [], time.perf_counter()
@@ -202,7 +197,8 @@ def measure(device, arguments):
         print(f"  T = {length} done after {time.perf_counter() - began:.0f} s", flush=True)
         yield pd.DataFrame(rows).astype({"seconds": float, "peak_mb": float}).assign(**facts)
     for worker in workers.values():
-        worker.close()
+        worker.pipe.send(0)
+        worker.process.join()
 
 
 def summarise(frame):
@@ -242,20 +238,8 @@ def markdown(table):
     return "\n".join([f"| {' | '.join(line)} |" for line in lines] + ["", measured, ""])
 
 
-def figure(table):
-    """Return a figure of the ratios of each variant by length: minima as lines, medians as dots."""
-    drawn, ax = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    for variant, part in table.groupby("variant", sort=False):
-        (line,) = ax.plot(part.length, part.ratio_of_minima, label=variant)
-        ax.plot(part.length, part.ratio_of_medians, "o", color=line.get_color())
-    ax.set(xscale="log", yscale="log", xlabel="length (tokens)", ylabel="time over a plain forward pass")
-    ax.set_title(table.machine.iloc[0], fontsize="small")
-    ax.legend(fontsize="small")
-    return drawn
-
-
 def main(argv=None):
-    """Measure, print the table, and write it as CSV, as Markdown and as a figure."""
+    """Measure, print the table, and write it as CSV and as Markdown."""
     parser = argparse.ArgumentParser(prog="python tests/benchmarks/bench.py", description=__doc__)
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--device", help="cpu, cuda or cuda:1; if not given the CPU and, if any, the GPU")
@@ -266,11 +250,7 @@ def main(argv=None):
     parser.add_argument("--only", nargs="+", help="parts of names of variants to measure beside the floor")
     parser.add_argument("--busy", type=int, default=0, help="loops of other processes that run beside it")
     parser.add_argument("--out", type=Path, default=Path("build/bench"))
-    parser.add_argument("--serve", choices=VARIANTS, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
-    if arguments.serve:
-        serve(arguments.serve, arguments.model, arguments.device, arguments.dtype, arguments.threads)
-        return
     arguments.out.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as beside:
         for _ in range(arguments.busy):
@@ -288,7 +268,6 @@ def _bench(device, arguments):
         table = summarise(frame).assign(busy_loops=arguments.busy)
         table.to_csv(arguments.out / f"{name}.csv", index=False)
         (arguments.out / f"{name}.md").write_text(markdown(table), encoding="utf-8")
-        figure(table).savefig(arguments.out / f"{name}.png", dpi=150)
     print(f"\n{markdown(table)}")
 
 

@@ -1,6 +1,5 @@
-import io
-import json
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pandas as pd
@@ -42,28 +41,28 @@ def test_minima_and_their_ratios_are_in_the_table_of_the_readme(table):
     assert lines[5] == "one, 2 threads; dtype default, minima of 3 rounds"
 
 
-def served(folder, monkeypatch, capsys, *, device, variant="key profile"):
-    monkeypatch.setattr("sys.stdin", io.StringIO("16\n48\n"))
-    serve(variant, str(folder), device, None, torch.get_num_threads())
-    return [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+def served(folder, *, device, variant="key profile"):
+    pipe = Mock(recv=Mock(side_effect=[16, 48, 0]))
+    serve(pipe, variant, str(folder), device, None, torch.get_num_threads())
+    return [call.args[0] for call in pipe.send.call_args_list]
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=gpu_marks())])
-def test_a_worker_names_its_machine_and_measures(tiny_llama_folder, monkeypatch, capsys, device):
-    facts, *answers = served(tiny_llama_folder, monkeypatch, capsys, device=device)
+def test_a_worker_names_its_machine_and_measures(tiny_llama_folder, device):
+    facts, *answers = served(tiny_llama_folder, device=device)
     assert ("threads" in facts["machine"], facts["dtype"]) == (device == "cpu", "float32")
     assert len(answers) == 2
     assert all(answer["seconds"] > 0 for answer in answers)
     assert all(np.isfinite(answer["peak_mb"]) for answer in answers)
 
 
-def test_out_of_memory_is_an_answer(tiny_llama_folder, monkeypatch, capsys):
+def test_out_of_memory_is_an_answer(tiny_llama_folder, monkeypatch):
     def exhausted(model, ids):
         if ids.shape[1] > 16:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     monkeypatch.setitem(bench.VARIANTS, "exhausted", exhausted)
-    answers = served(tiny_llama_folder, monkeypatch, capsys, device="cpu", variant="exhausted")[1:]
+    answers = served(tiny_llama_folder, device="cpu", variant="exhausted")[1:]
     assert answers[0]["seconds"] > 0
     assert answers[1] == {"seconds": None, "peak_mb": None}
 

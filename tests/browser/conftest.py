@@ -27,7 +27,7 @@ SETTINGS = {
 
 def pytest_collection_modifyitems(items):
     for item in items:
-        if Path(__file__).parent in item.path.parents:
+        if "browser" in item.fixturenames:
             item.add_marker(pytest.mark.browser)
             if not CHROMIUM:
                 item.add_marker(pytest.mark.skip(reason="no Chromium here: apt-get install chromium"))

@@ -16,6 +16,9 @@ from nbhelpers.collection.run import load_runs, run_notebooks
 RECORDING = """from nbhelpers.collection.results import Results
 store = Results("02_good", results)
 store.record("double", 2 * length)"""
+# The same without the import of the package, which takes seconds.
+WRITING = """import json, pathlib
+pathlib.Path(results, "02_good.json").write_text(json.dumps({"double": 2 * length}))"""
 GOOD_PARAMETERS = 'length = 8  # tokens\nresults = "results"  # folder of the results store'
 
 
@@ -56,6 +59,7 @@ def test_failure_does_not_stop_the_others_and_the_next_run_resumes(collection, n
 
 def test_what_makes_a_notebook_run_again(collection, notebook, tmp_path, capsys):
     run = {"names": ["02"], "folder": collection, "out": tmp_path}
+    notebook("02_good", WRITING, parameters=GOOD_PARAMETERS)
     run_notebooks(**run)
     (tmp_path / "runs" / "02_good.json").write_text("{")
     assert statuses(run_notebooks(**run)) == {"02_good": "passed"}
@@ -71,16 +75,20 @@ def test_what_makes_a_notebook_run_again(collection, notebook, tmp_path, capsys)
 
 
 def test_notebooks_run_again_when_the_results_they_read_change(collection, notebook, tmp_path):
-    reading = "from nbhelpers.collection.results import load_results\nload_results(results)"
-    planting = RECORDING.replace("02_good", "03_plants").replace("double", "planted_sensitivity_C5")
+    planting = WRITING.replace("02_good", "03_plants").replace("double", "planted_sensitivity_C5")
+    notebook("02_good", WRITING, parameters=GOOD_PARAMETERS)
     notebook("03_plants", planting, parameters=GOOD_PARAMETERS)
+    reading = (
+        "# load_results(\nimport pathlib\nprint(*sorted(p.stem for p in pathlib.Path(results).glob('*')))"
+    )
     notebook("04_reads", reading, parameters=GOOD_PARAMETERS)
     notebook("05_judges", "# planted_rates(results)", parameters=GOOD_PARAMETERS)
     run = {"names": ["02", "03", "04", "05"], "folder": collection, "out": tmp_path}
-    run |= {"progress": False, "jobs": 3}
-    run_notebooks(**run)
+    run["progress"] = False
+    *_, reads, _ = run_notebooks(**run, jobs=3)
+    assert "02_good 03_plants" in reads.output.read_text(), "it waited for what it reads"
     assert set(statuses(run_notebooks(**run)).values()) == {"kept"}
-    notebook("02_good", RECORDING.replace("2 *", "3 *"), parameters=GOOD_PARAMETERS)
+    notebook("02_good", WRITING.replace("2 *", "3 *"), parameters=GOOD_PARAMETERS)
     again = statuses(run_notebooks(**run))
     assert again == {"02_good": "passed", "03_plants": "kept", "04_reads": "passed", "05_judges": "kept"}
     notebook("03_plants", planting.replace("2 *", "3 *"), parameters=GOOD_PARAMETERS)

@@ -21,12 +21,12 @@ _STATIC = ("site.css", "site.js", "widgets-embed.js", "1551f4f60c37af51121f.woff
 _ASSETS = Path(__file__).parent / "assets"
 
 
-def build_site(executed_folder, out, *, reference=True):
+def build_site(executed_folder, out):
     """Build pages from executed notebooks, without running them and without a network; return the index.
 
     Where a folder ``runs`` lies beside the notebooks (see `run_notebooks`), the pages say how each run ended;
-    a folder ``results`` gives the home page its scorecard. `reference` adds the reference of the package,
-    from its docstrings. Sphinx's warnings are kept in ``<out>/sphinx-warnings.txt`` and printed on stderr.
+    a folder ``results`` gives the home page its scorecard. Sphinx's warnings are kept in
+    ``<out>/sphinx-warnings.txt`` and printed on stderr.
     """
     executed, out = Path(executed_folder), Path(out)
     if not (notebooks := sorted(executed.glob("*.ipynb"))):
@@ -41,7 +41,7 @@ def build_site(executed_folder, out, *, reference=True):
         texts = sorted(find_notebook_folder().glob("*.md"))  # glossary and references
         for path in [*texts, *find_notebook_folder().glob("*.bib")]:
             shutil.copy(path, source)
-        names = [path.stem for path in texts] + (write_reference(source) if reference else [])
+        names = [path.stem for path in texts] + write_reference(source)
         home = home_page(pages, names, executed.parent, source / "_static")
         (source / "index.md").write_text(home, encoding="utf-8")
         warnings = _run_sphinx(source, out.resolve())

@@ -34,7 +34,7 @@ def home_page(pages, reference, folder, static):
         rows="\n".join(map(_row, pages)),
         reference="\n" + " · ".join(f"[]({name}.md)" for name in shown) + "\n",
         names="\n".join(page.name for page in pages),
-        reference_tree=f"```{{toctree}}\n:hidden:\n:caption: Reference\n\n{tree}\n```\n" if tree else "",
+        reference_tree=f"```{{toctree}}\n:hidden:\n:caption: Reference\n\n{tree}\n```\n",
     )
 
 
