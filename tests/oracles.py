@@ -36,10 +36,10 @@ def assert_near(numbers, expected):
         assert np.isnan(row.low) or row.low <= row.value <= row.high, name
 
 
-def uniform_row_correlation(n, window, *, demeaned, least=1):
-    """Return ρ of both entropies over rows with power of A[i, j] = 1/(i + 1), seeing `least` keys or more."""
+def uniform_row_correlation(n, window, *, demeaned):
+    """Return ρ of both entropies over rows with power of A[i, j] = 1/(i + 1)."""
     pairs = []
-    for n_seen in range(least, n + 1):
+    for n_seen in range(1, n + 1):
         row = np.where(np.arange(n) < n_seen, 1 / n_seen, 0.0)
         spectrum = power(row - row.mean() if demeaned else row, window)
         if spectrum.sum() > 1e-20:

@@ -67,24 +67,6 @@ def test_out_of_memory_is_an_answer(tiny_llama_folder, monkeypatch):
     assert answers[1] == {"seconds": None, "peak_mb": None}
 
 
-@pytest.mark.parametrize("available", [True, False])
-def test_a_gpu_is_measured_beside_the_cpu(monkeypatch, tmp_path, capsys, available):
-    def measure(device, arguments):
-        rows = [(FLOOR, 64, 1, 1.0, 2.0, f"the {device}", "float32")]
-        columns = ["variant", "length", "round", "seconds", "peak_mb", "machine", "dtype"]
-        yield pd.DataFrame(rows, columns=columns)
-
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
-    monkeypatch.setattr(bench, "measure", measure)
-    bench.main(["--out", str(tmp_path)])
-    expected = ["cpu", "cuda"] if available else ["cpu"]
-    for kind in ("csv", "md"):
-        assert sorted(path.name.split("-")[1] for path in tmp_path.glob(f"*.{kind}")) == expected
-    printed = capsys.readouterr().out
-    for device in expected:
-        assert (tmp_path / f"bench-{device}-default.md").read_text() in printed
-
-
 @needs_gpus()
 def test_the_meter_of_a_gpu_waits_and_sees_the_peak():
     device = torch.device("cuda", torch.cuda.current_device())

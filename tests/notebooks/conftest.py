@@ -7,14 +7,11 @@ import pandas as pd
 import pytest
 import warm_kernels
 from filelock import FileLock
-from tiny_measurements import write_zoo
 
 from nbhelpers.claims.paper import claim
 from nbhelpers.claims.verdicts import judge
 from nbhelpers.collection.results import estimate_of, load_results
 from nbhelpers.collection.run import load_runs, run_notebooks
-from nbhelpers.sweeps.engine import run_sweep
-from nbhelpers.sweeps.grid import make_grid
 from nbhelpers.zoo.tables import ZooTables
 
 
@@ -117,27 +114,3 @@ def run_on():
         return numbers, tables, done.output.read_text()
 
     return run
-
-
-@pytest.fixture(scope="module")
-def whole(request, run_on, tmp_path_factory):
-    """What `run_on` gives of the module's notebook on a zoo of the runs it keeps, with planted effects."""
-    folder, name = tmp_path_factory.mktemp("zoo"), request.path.stem.split("_")[1]
-    zoo = write_zoo(folder / "collected", request.module.kept)
-    return run_on(name, zoo, folder / "out", **getattr(request.module, "GIVEN", {}))
-
-
-@pytest.fixture(scope="session")
-def small_sweep(tmp_path_factory):
-    """The folder of a finished sweep: two models of the zoo, and the notebooks' own at the smoke size of 07.
-
-    The workers of xdist share it, as they share the runs of `smoke_run`.
-    """
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "small-sweep"
-    models = ["zoo:rope@step1000", {"name": "zoo:prope", "paper": "Llama-3.2-1B"}, "smollm2-135m"]
-    raw = {"model": models, "corpus": "moby-dick", "n_sequences": 4, "length": 128, "paper_table": 3}
-    with FileLock(f"{folder}.lock"):
-        sweep = run_sweep(make_grid(raw, name="small"), folder, timeout=600, progress=False)
-    assert sweep.failed == {}
-    return folder

@@ -2,31 +2,11 @@ import re
 
 import nbformat
 import numpy as np
-import pytest
-from oracles import entropy, power, scale_sensitivities, uniform_profile
 
 from nbhelpers.collection.plan import list_notebooks
 
 NAME = "00_start_here"
 LENGTH = 64  # of the smoke size
-FREQUENCY = np.fft.rfftfreq(LENGTH)  # cycles/token
-
-
-def test_nulls_are_those_of_the_uniform_causal_matrix(numbers):
-    spectrum = power(uniform_profile(LENGTH))
-    half, quarter = scale_sensitivities([uniform_profile(LENGTH // k) for k in (1, 2, 4)])
-    expected = {
-        "spectral_entropy": entropy(spectrum),
-        "frequency_selectivity": spectrum.max() / (spectrum.sum() - spectrum.max()),
-        "low_band": spectrum[FREQUENCY < 0.125].sum() / spectrum.sum(),
-        "sink_mass": (1 / np.arange(1, LENGTH + 1)).mean(),
-        "scale_sensitivity_0.5": half,
-        "scale_sensitivity_0.25": quarter,
-        "spectral_entropy_boxcar": entropy(power(uniform_profile(LENGTH), "boxcar")),
-    }
-    for name, value in expected.items():
-        assert numbers[name].null == pytest.approx(value, rel=1e-5), name
-    assert (round(half, 3), round(quarter, 3)) == (0.031, 0.082), "as known before"
 
 
 def test_the_model_is_where_it_was_seen_before_and_its_sink_widens_the_spectrum(numbers):

@@ -6,16 +6,6 @@ from oracles import assert_near, scale_sensitivities
 LENGTH = 128
 
 
-def test_the_null_of_the_profiles_is_the_closed_form_too(numbers):
-    both_ways = scale_sensitivities([np.full(n, 1 / n) for n in (LENGTH, LENGTH // 2, LENGTH // 4)])
-    for name, expected in zip(("half", "quarter"), both_ways, strict=True):
-        found = numbers[f"{name}_of_N0_uniform"].value
-        assert found == pytest.approx(numbers[f"uniform_{LENGTH}_{name}"].value, abs=1e-12)
-        assert numbers[f"{name}_of_N1_random_weights"].value == pytest.approx(found, abs=0.003)
-        found = numbers[f"{name}_of_N0_uniform_as_minilm-l6_sees"].value
-        assert found == pytest.approx(expected, abs=1e-9)
-
-
 def test_what_learned_nothing_has_a_lower_s_and_the_doubling(numbers):
     assert_near(numbers, {"half_of_model": (0.168, 0.025), "quarter_of_model": (0.131, 0.020)})
     for name in ("N0_uniform", "N1_random_weights", "N4_exponential"):

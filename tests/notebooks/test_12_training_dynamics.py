@@ -8,8 +8,12 @@ from nbhelpers.zoo import ENCODINGS
 GIVEN = {"live_seconds": 0.5}
 
 
-def kept(settings):
-    return settings.preset == "nano" and settings.causal and not settings.bos
+@pytest.fixture(scope="module")
+def whole(run_on, tmp_path_factory):
+    """The causal arms of one size, with planted effects."""
+    folder = tmp_path_factory.mktemp("zoo")
+    zoo = write_zoo(folder / "collected", lambda s: s.preset == "nano" and s.causal and not s.bos)
+    return run_on("12", zoo, folder / "out", **GIVEN)
 
 
 def test_every_arm_has_its_table_5(tables, shipped):
@@ -34,14 +38,13 @@ def test_claims_are_recorded_and_the_picture_of_the_live_model_stays(numbers, sm
 
 
 def test_the_planted_peak_and_two_steps_are_found(whole, verdict):
-    numbers, _, _ = whole
+    numbers, tables, _ = whole
     row = numbers["C9_interior_peak"]
     assert (row.value, row.null) == pytest.approx((0.5, 0.5), abs=0.02)
     assert verdict("C9", numbers) == "explained by the null"
     row = numbers["C10_rise"]
     assert row.value == pytest.approx(LEVEL["rope"] - 0.02, abs=0.01)
     assert row.null == pytest.approx(LEVEL["learned"] - 0.02, abs=0.01)
-    numbers, tables, _ = whole
     row = numbers["C10_steps"]
     assert (row.value, row.low, row.high) == (2, 2, 2)
     for arm in ENCODINGS:
