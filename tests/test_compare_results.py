@@ -20,7 +20,7 @@ def test_the_last_digit_a_missing_number_and_a_table_are_seen(tmp_path, capsys):
     assert missing == "05_bands: other only in the old run"
     assert low.startswith("05_bands: table heads: low: ")
     assert low.endswith("At positional index 1, first diff: 2.0 != 2.5")
-    assert of.endswith("At positional index 1, first diff: b != c")
+    assert of.endswith("first diff: 'b' != 'c'")
     numbers = {"low": 0.1 + 2e-16, "other": 2.0, "seconds": 3.0}
     new = run(tmp_path / "newer", numbers, low=[1.0, 2.0], of=[None, "b"])
     assert len(list(differences(old, new))) == 1
