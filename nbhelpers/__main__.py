@@ -137,7 +137,7 @@ def _models(options):
         return input("Fetch it under this licence? [y/N] ").strip().lower() in ("y", "yes")
 
     if options.action:
-        files = get_model(options.name, accept, source=options.source)
+        files = get_model(options.name, accept)
         print(f"{options.name} is in {files.path} ({files.revision})")
         return
     for name, about in available_models().items():

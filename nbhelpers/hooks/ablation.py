@@ -65,8 +65,7 @@ def _heads_by_layer(network, heads):
     for layer, head in several(several(whole(-MOST)))("heads", heads):
         require_layer(layer, modules)
         if not 0 <= head < counts[layer]:
-            has = f"layer {layer} has the heads 0 to {counts[layer] - 1}"
-            raise IndexError(f"head {head} was asked for; {has}")
+            raise IndexError(f"head {head} was asked for; layer {layer} has heads 0 to {counts[layer] - 1}")
         asked.setdefault(layer, []).append(head)
     return asked
 
@@ -77,30 +76,24 @@ def ablate_heads(model, heads, *, means=None):
     or, with `means`, {layer: (head · width,)}, the same at every token."""
     network = unwrap(model)
     config = network.config.get_text_config()
-    counts, widths = n_heads_of(config), value_dim_of(config)
-    silent = _heads_by_layer(network, heads)
-    projections = {layer: output_projection(network, layer) for layer in silent}
+    each = n_heads_of(config), value_dim_of(config)
 
-    def hook_of(layer):
-        n_heads, width = (own[layer] if isinstance(own, tuple) else own for own in (counts, widths))
-
-        def silence(module, args):
-            mixed = args[0]  # (batch, query, head · head_dim)
-            if mixed.shape[-1] != n_heads * width:
-                raise NotImplementedError(
-                    f"the output projection of layer {layer} reads {mixed.shape[-1]} features, not "
-                    f"{n_heads} heads of {width} side by side"
-                )
-            kept = mixed.clone()
-            fixed = 0 if means is None else means[layer].unflatten(0, (n_heads, width))[silent[layer]]
-            kept.unflatten(-1, (n_heads, width))[..., silent[layer], :] = fixed
-            return (kept, *args[1:])
-
-        return silence
+    def silence(layer, heads, module, args):
+        n_heads, width = (own[layer] if isinstance(own, tuple) else own for own in each)
+        kept = args[0].clone()  # (batch, query, head · width)
+        if kept.shape[-1] != n_heads * width:
+            raise NotImplementedError(
+                f"the output projection of layer {layer} reads {kept.shape[-1]} features, not "
+                f"{n_heads} heads of {width} side by side"
+            )
+        fixed = 0 if means is None else means[layer].unflatten(0, (n_heads, width))[heads]
+        kept.unflatten(-1, (n_heads, width))[..., heads, :] = fixed
+        return (kept, *args[1:])
 
     with contextlib.ExitStack() as undo:
-        for layer, projection in projections.items():
-            undo.callback(projection.register_forward_pre_hook(hook_of(layer)).remove)
+        for layer, own in _heads_by_layer(network, heads).items():
+            projection = output_projection(network, layer)
+            undo.callback(projection.register_forward_pre_hook(partial(silence, layer, own)).remove)
         yield model
 
 
@@ -146,15 +139,14 @@ def _changed(model, pairs, moved, heads, length):
         raise ValueError(f"{name}: rotations depend on the length of the text; say it, as in length=256")
     known = "rope" in encoding or encoding == "unknown"
     rotations = rotations_of(network, length or SHORT) if known else []
-    turning = [bool(rotation.frequencies.any()) for rotation in rotations]
-    if not any(turning):
+    if not any(rotation.frequencies.any() for rotation in rotations):
         raise ValueError(
             f"{name}: no layer rotates its queries and keys (positions: {encoding}), so there are no rotary "
             "pairs to change"
         )
     modules, changes = layer_modules(network), {}
     rotation_of = dict(zip(modules, rotations, strict=True))
-    rotating = [layer for layer, turns in zip(modules, turning, strict=True) if turns]
+    rotating = [layer for layer, rotation in rotation_of.items() if rotation.frequencies.any()]
     for layer, own in _heads_by_layer(network, heads).items():
         n = len(rotation_of[layer].frequencies)
         beyond = [pair for pair in pairs or () if pair >= n]
@@ -174,8 +166,8 @@ def _change(rotation, pairs, moved, heads, length):
     """Return what takes query, key and options of an attention call to changed ones."""
     at, n_pairs = torch.tensor(pairs, dtype=torch.long), len(rotation.frequencies)
     columns = torch.cat([2 * at, 2 * at + 1] if rotation.interleaved else [at, at + n_pairs])
-    kept = _marked(n_pairs, at, rotation.frequencies.device)
-    part = dataclasses.replace(rotation, frequencies=rotation.frequencies * kept)
+    chosen = rotation.frequencies * torch.isin(torch.arange(n_pairs), at)
+    part = dataclasses.replace(rotation, frequencies=chosen)
 
     def change(query, key, options):
         n_heads, n, width = query.shape[1:]
@@ -184,9 +176,9 @@ def _change(rotation, pairs, moved, heads, length):
                 f"positions are changed in whole texts{f' of {length} tokens' if length else ''}, without a "
                 f"cache; {n} queries met {key.shape[2]} keys"
             )
-        mine = _marked(n_heads, heads, query.device)[:, None, None]
+        mine = torch.isin(torch.arange(n_heads), torch.tensor(heads)).to(query.device)[:, None, None]
         if moved is None:
-            out = _marked(width, rotation.first + columns, query.device)
+            out = torch.isin(torch.arange(width), rotation.first + columns).to(query.device)
             return query.masked_fill(mine & out, 0), key, options
         shift = moved(n).to(query.device)
         new_query, new_key = (part.turn(x, shift).to(x.dtype) for x in (query, key))
@@ -199,11 +191,6 @@ def _change(rotation, pairs, moved, heads, length):
         return query, torch.cat([key, new_key], -1), options
 
     return change
-
-
-def _marked(n, places, device):
-    """Return n booleans that are True at some places."""
-    return torch.zeros(n, dtype=torch.bool).index_fill(0, torch.as_tensor(places), True).to(device)
 
 
 @checked

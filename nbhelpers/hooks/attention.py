@@ -136,24 +136,21 @@ class Recorder:
         # A softmax sums to 1 unless a score is not finite: 0 times the sums is 0, or NaN if anything is not.
         self.errors.append(0 * (query.sum(dtype=torch.float32) + key.sum(dtype=torch.float32)))
         with torch.autocast(query.device.type, enabled=False):
+            found = {}
             if flash.suits(self.reductions, layout, self.attention_mask, mask, options):
                 sums = flash.key_sums(query, key, scaling=scaling, causal=causal)
-                for reduction in self.reductions:
-                    self.arrays[reduction.name].append(reduction.finish(sums, layout))
+                found = {each.name: each.finish(sums, layout) for each in self.reductions}
                 self.prove(module, query, key, value, mask, output, **options)
-                return
-            left = self.reductions
-            if self.kernels and fused.suits(layout, query, causal, self.attention_mask, mask, options):
-                found, attn = fused.measure(self.kernels, left, query, key, layout, scaling)
-                for name, array in found.items():
-                    self.arrays[name].append(array)
+            elif self.kernels and fused.suits(layout, query, causal, self.attention_mask, mask, options):
+                found, attn = fused.measure(self.kernels, self.reductions, query, key, layout, scaling)
                 self._hold(attn, layout.n_queries - attn.shape[2], value, mask, output)
-                left = [reduction for reduction in left if reduction.name not in found]
-            if left:
+            for name, array in found.items():
+                self.arrays[name].append(array)
+            self.fused.append(bool(found))
+            if left := [each for each in self.reductions if each.name not in found]:
                 blocks = score_blocks(module, query, key, mask, self._rows(layout), **options)
                 self._reduce(layout, self._proved(layout, blocks, value, mask, output), left)
-            self.fused.append(left is not self.reductions)
-            if left and self.fused[-1]:  # held twice: one number for each layer
+            if left and found:  # held twice: one number for each layer
                 self.differences[-2:] = [torch.maximum(*self.differences[-2:])]
 
     def prove(self, module, query, key, value, mask, output, **options):
@@ -344,9 +341,14 @@ def score_blocks(
         scores = torch.bmm(queries.reshape(batch * n_kv, -1, head_dim), keys[:, :, :visible])
         scores = scores.view(batch, n_heads, stop - start, visible)
         scores = _adjust(scores, mask, start, stop, triangular, softcap, options)
-        sinks = options.get("s_aux")
-        # Beside a sink rows sum to less than 1, and what reductions read off the scores would not hold.
-        yield start, (scores if sinks is None else None), _softmax(scores, sinks, start)
+        if (sinks := options.get("s_aux")) is None:
+            yield start, scores, torch.softmax(scores, -1)
+            continue
+        # Attention sinks: a score per head, (head,) in GPT-OSS, or per query, (batch, head, query, 1) in
+        # Inkling 2, takes its share away: rows sum to less than 1, and scores do not tell entropies.
+        sinks = sinks.reshape(1, -1, 1, 1) if sinks.ndim == 1 else sinks[:, :, start:stop]
+        column = sinks.float().expand(*scores.shape[:3], 1)
+        yield start, None, torch.softmax(torch.cat([scores, column], -1), -1)[..., :-1]
 
 
 def scores_of(module, query, mask, *, is_causal=None, scaling=None, **options):
@@ -375,17 +377,6 @@ def _adjust(scores, mask, start, stop, triangular, softcap, options):
         else:
             scores.add_(rows).clamp_(min=MASKED)
     return scores
-
-
-def _softmax(scores, sinks, start):
-    if sinks is None:
-        return torch.softmax(scores, -1)
-    # Attention sinks: a score per head, (head,) in GPT-OSS, or per query, (batch, head, query, 1) in Inkling
-    # 2, joins the softmax and takes its share away.
-    batch, n_heads, rows, _ = scores.shape
-    sinks = sinks.reshape(1, -1, 1, 1) if sinks.ndim == 1 else sinks[:, :, start : start + rows]
-    column = sinks.float().expand(batch, n_heads, rows, 1)
-    return torch.softmax(torch.cat([scores, column], -1), -1)[..., :-1]
 
 
 def recorded(original):

