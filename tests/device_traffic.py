@@ -73,15 +73,3 @@ class _Called(TorchDispatchMode):
 def _note_copy(seen, source, target):
     if source != target:
         seen.append(f"copy from {source.type} to {target.type}")
-
-
-class Largest(TorchDispatchMode):
-    """Keeps the most entries that a tensor had which was made inside."""
-
-    entries = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        made = [leaf.numel() for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
-        self.entries = max([self.entries, *made])
-        return result

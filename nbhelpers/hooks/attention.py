@@ -22,7 +22,7 @@ from nbhelpers.inputs.probes import fresh_rotations, innermost_attention
 from nbhelpers.kernels.entropy import SUM_TOLERANCE, SUM_TOLERANCE_HALF
 from nbhelpers.profiles import Profiles
 
-from . import flash, fused, proof
+from . import fused, proof
 from .exchange import as_written, attention_entries, exchanged, holding
 from .layers import layer_numbers, names_of
 from .reductions import Block, Layout
@@ -136,28 +136,19 @@ class Recorder:
         # A softmax sums to 1 unless a score is not finite: 0 times the sums is 0, or NaN if anything is not.
         self.errors.append(0 * (query.sum(dtype=torch.float32) + key.sum(dtype=torch.float32)))
         with torch.autocast(query.device.type, enabled=False):
-            found = {}
-            if flash.suits(self.reductions, layout, self.attention_mask, mask, options):
-                sums = flash.key_sums(query, key, scaling=scaling, causal=causal)
-                found = {each.name: each.finish(sums, layout) for each in self.reductions}
-                self.prove(module, query, key, value, mask, output, **options)
-            elif self.kernels and fused.suits(layout, query, causal, self.attention_mask, mask, options):
-                found, attn = fused.measure(self.kernels, self.reductions, query, key, layout, scaling)
+            found, left = {}, self.reductions
+            if self.kernels and fused.suits(layout, query, causal, self.attention_mask, mask, options):
+                found, attn = fused.measure(self.kernels, left, query, key, layout, scaling)
                 self._hold(attn, layout.n_queries - attn.shape[2], value, mask, output)
+                left = [reduction for reduction in left if reduction.name not in found]
             for name, array in found.items():
                 self.arrays[name].append(array)
             self.fused.append(bool(found))
-            if left := [each for each in self.reductions if each.name not in found]:
+            if left:
                 blocks = score_blocks(module, query, key, mask, self._rows(layout), **options)
                 self._reduce(layout, self._proved(layout, blocks, value, mask, output), left)
             if left and found:  # held twice: one number for each layer
                 self.differences[-2:] = [torch.maximum(*self.differences[-2:])]
-
-    def prove(self, module, query, key, value, mask, output, **options):
-        """Hold the last rows, where they are not formed anyway, against the model's output."""
-        first = max(0, query.shape[2] - proof.ROWS)
-        for start, _, attn in score_blocks(module, query, key, mask, proof.ROWS, first=first, **options):
-            self._hold(attn, start, value, mask, output)
 
     def _proved(self, layout, blocks, value, mask, output):
         """Pass blocks on, and hold the last rows that are not padding in every sequence."""
@@ -312,7 +303,9 @@ class Calls(Recorder):
 
     def observe(self, module, query, key, value, mask, output, **options):
         self.take(module, query, key, mask, options)
-        self.prove(module, query, key, value, mask, output, **options)
+        first = max(0, query.shape[2] - proof.ROWS)  # the last rows are held against the model's output
+        for start, _, attn in score_blocks(module, query, key, mask, proof.ROWS, first=first, **options):
+            self._hold(attn, start, value, mask, output)
 
 
 def gathered(layers, dim):

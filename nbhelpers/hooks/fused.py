@@ -18,7 +18,7 @@ from nbhelpers.kernels.rows import real_fft
 from nbhelpers.kernels.spectra import frequencies, window
 from nbhelpers.words import warn
 
-from . import flash, proof
+from . import proof
 from .reductions import RowEntropy, RowMetrics
 
 BLOCK_BYTES = 1000 * 1024  # of scores; as much is tapered and as much transformed
@@ -34,7 +34,9 @@ def compiled(reductions):
 def suits(layout, query, causal, weight, mask, options):
     """Return whether a layer's attention is plain, causal and float32 on a CPU, and no gradient is wanted."""
     here = layout.device.type == "cpu" and query.dtype != torch.float64 and not query.requires_grad
-    return here and causal and flash.plain(layout, weight, mask, options)
+    whole = mask is None and weight is None and layout.n_queries == layout.n_keys
+    bare = all(options.get(name) is None for name in ("softcap", "position_bias", "s_aux"))
+    return here and causal and whole and bare
 
 
 def measure(kernels, reductions, query, key, layout, scaling):

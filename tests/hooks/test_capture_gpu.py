@@ -6,7 +6,6 @@ from device_traffic import gpu_marks
 from tiny_models import assert_same_profiles, capture_quietly, make_model, make_padding, make_tokens
 
 from nbhelpers import analyze
-from nbhelpers.hooks import flash
 from nbhelpers.hooks.ablation import token_losses
 from nbhelpers.hooks.recompute import cache_attention
 from nbhelpers.hooks.reductions import REDUCTIONS, RowMetrics
@@ -27,15 +26,6 @@ def model():
 @pytest.fixture(scope="module")
 def on_gpu(model):
     return copy.deepcopy(model).cuda()
-
-
-def peak_of(call):
-    torch.cuda.synchronize()
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    result = call()
-    torch.cuda.synchronize()
-    return result, torch.cuda.max_memory_allocated() - before
 
 
 @pytest.mark.parametrize("length", [5, 64, 300])
@@ -86,22 +76,3 @@ def test_bfloat16_is_upcast_before_the_scores(model):
     profiles = capture_quietly(half, make_tokens(128, n=3), ["key_profile", "row_entropy"])
     assert profiles.key_profile.dtype == torch.float32
     assert (profiles.key_profile.sum(-1) - 1).abs().max() < 1e-5
-
-
-@pytest.mark.parametrize("length", [flash.LEAST_KEYS, flash.LEAST_KEYS + 33, 4096])
-def test_fused_passes_equal_blocks_and_hold_no_matrix(on_gpu, length):
-    ids = make_tokens(length, n=1)
-    by_blocks = capture_quietly(on_gpu, ids, ["key_profile", "last_query"])
-    fused, peak = peak_of(lambda: capture_quietly(on_gpu, ids))
-    assert peak < 4 * 4 * length * length / 4  # a quarter of one layer's matrices
-    torch.testing.assert_close(fused.key_profile, by_blocks.key_profile, rtol=1e-5, atol=1e-5)
-
-
-def test_32k_tokens_take_memory_in_proportion(on_gpu):
-    peaks = {}
-    for length in (16384, 32768):
-        ids = make_tokens(length, n=1)
-        found, peaks[length] = peak_of(lambda ids=ids: capture_quietly(on_gpu, ids).key_profile)
-        torch.testing.assert_close(found.sum(-1), torch.ones(found.shape[:-1]), rtol=1e-4, atol=0)
-    assert peaks[32768] < 2.5 * peaks[16384], "the square would give 4"
-    assert peaks[32768] < 4 * 32768**2 / 8, "an eighth of the matrix of one head"
