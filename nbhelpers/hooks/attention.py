@@ -1,10 +1,9 @@
 """Where attention is met inside a transformers model: one recorder, two routes, one forward pass.
 
-*interface*: the functions that the model finds under the name of its implementation are exchanged for ones
-that return what they return, so nothing changes for the model, and give query, key, value and mask to the
-recorder, which forms the probabilities itself. *module*: families that compute attention without the
-interface are asked for their probabilities, which a forward hook takes out of each attention module's output.
-Whose call it is, the context says: other threads, other models and captures inside a capture do not meet.
+*interface*: the model's attention functions are exchanged for ones that return the same and give query, key,
+value and mask to the recorder, which forms the probabilities itself. *module*: families that compute attention
+without the interface give theirs, which a forward hook takes out of each attention module's output. Whose call
+it is, the context says: other threads, other models and captures inside a capture do not meet.
 """
 
 import contextlib
@@ -32,8 +31,7 @@ RECORDER = ContextVar("nbhelpers_recorder", default=None)
 UNCHANGED = types.MappingProxyType({})
 CHANGES = ContextVar("nbhelpers_changes", default=UNCHANGED)  # see `hooks.ablation`
 BY_MODULE = "register_family(Family(..., route='module'), replace=True)"  # what a way out says
-SYNONYMS = {"sinks": "s_aux"}  # of options of an attention call
-UNDERSTOOD = {"scaling", "is_causal", "softcap", "position_bias", "s_aux"}
+UNDERSTOOD = {"scaling", "is_causal", "softcap", "position_bias", "s_aux"}  # of an attention call
 # What has no influence on the weights, or acts through the mask.
 WITHOUT_INFLUENCE = {
     "position_ids", "cache_position", "use_cache", "sliding_window", "output_attentions", "logits_to_keep",
@@ -318,8 +316,8 @@ def score_blocks(
 ):
     """Yield (first row, scores, probabilities) in float32 for blocks of so many query rows, from `first` on.
 
-    Query (batch, head, query, head_dim) and key (batch, kv_head, key, head_dim) are as the model gives them.
-    The mask is boolean (True is visible) or additive; None means what `is_causal` says.
+    Query (batch, head, query, head_dim) and key (batch, kv_head, key, head_dim) are as the model gives them,
+    the mask boolean (True is visible) or additive; None means what `is_causal` says.
     """
     batch, n_heads, n_queries, head_dim = query.shape
     n_kv, n_keys = key.shape[1], key.shape[2]
@@ -398,7 +396,7 @@ def recorded(original):
 
 def known_options(module, options):
     """Return those options of an attention call, by the names used here, that say what the weights are."""
-    options = {SYNONYMS.get(name, name): value for name, value in options.items()}
+    options = {"s_aux" if name == "sinks" else name: value for name, value in options.items()}
     for name, value in options.items():
         if name in UNDERSTOOD | WITHOUT_INFLUENCE or (not torch.is_tensor(value) and not value):
             continue

@@ -37,7 +37,13 @@ class AttentionCache:
         """Return the attention of a layer, (head, query, key), float32 on the CPU; the last one is kept."""
         require_layer(layer, self.layers)
         if self._last[0] != layer:
-            attn = self.first_rows(layer, self._ids.shape[1]) if self._calls else self._from_the_model(layer)
+            if self._calls:
+                attn = self.first_rows(layer, self._ids.shape[1])
+            else:
+                recorder = _OneLayer(self._network, self.layers.index(layer))
+                forward(self._network, recorder, self._ids)
+                recorder.require_layers(recorder.found)
+                attn = recorder.found[0][0]
             self._last = (layer, attn.float().cpu())
         return self._last[1]
 
@@ -49,8 +55,8 @@ class AttentionCache:
     def lag_logits(self, layer, *, causal):
         """Return the mean score before the softmax at each distance, (head, lag), as `LagLogits` has it."""
         module, query, key, mask, options = self.call(layer)
-        n = query.shape[2]
-        layout = Layout(1, query.shape[1], n, n, causal, query.device, (n - 1,), torch.tensor([n]))
+        _, n_heads, n, _ = query.shape
+        layout = Layout(1, n_heads, n, n, causal, query.device, (n - 1,), torch.tensor([n]))
         reduction = LagLogits()
         state = reduction.start(layout)
         for start, scores, attn in score_blocks(module, query, key, mask, ROWS, **options):
@@ -64,12 +70,6 @@ class AttentionCache:
         with torch.autocast(query.device.type, enabled=False):
             _, _, attn = next(score_blocks(module, query, key, mask, rows, **options))
         return attn[0]
-
-    def _from_the_model(self, layer):
-        recorder = _OneLayer(self._network, self.layers.index(layer))
-        forward(self._network, recorder, self._ids)
-        recorder.require_layers(recorder.found)
-        return recorder.found[0][0]  # (head, query, key)
 
 
 class _OneLayer(Recorder):
@@ -85,12 +85,9 @@ class _OneLayer(Recorder):
 
 
 def cache_attention(model, token_ids):
-    """Run a model over one sequence, (1, position), and keep what its attention is computed from.
-
-    Families that do not show queries and keys keep nothing; their model runs again for another layer.
-    """
-    network = unwrap(model)
-    ids = torch.as_tensor(token_ids)
+    """Run a model over one sequence, (1, position), and keep what its attention is computed from; families
+    that do not show queries and keys keep nothing, and their model runs again for another layer."""
+    network, ids = unwrap(model), torch.as_tensor(token_ids)
     if ids.ndim != 2 or len(ids) != 1:
         raise ValueError(f"cache_attention takes one sequence (1, position), got {tuple(ids.shape)}")
     config = network.config.get_text_config()

@@ -29,7 +29,10 @@ class BatchStore:
         self.folder = None
         if folder is None:
             return
-        if _has_foreign_hooks(network):
+        tables = [table for m in network.modules() for table in (m._forward_hooks, m._forward_pre_hooks)]
+        owners = [getattr(hook, "__module__", None) or "" for table in tables for hook in table.values()]
+        changed = not CHANGES.get().keys().isdisjoint(network.modules())
+        if changed or not all(owner.startswith("transformers.") for owner in owners):  # which hooks outputs
             raise ValueError(
                 "The model carries forward hooks or changed positions, which a cache cannot tell apart; "
                 "capture without cache=."
@@ -50,40 +53,30 @@ class BatchStore:
 
     def load(self, rows):
         """Return the Profiles of a slice of sequences, None if they are to be captured."""
-        if self.folder is None:
-            return None
-        path, label = self._place(rows)
-        try:
-            return Profiles.load(path, label=label)
-        except FileNotFoundError:
-            return None
-        except (ValueError, OSError) as error:
-            warn(f"{error} It is captured again.")
-            return None
+        if self.folder is not None:
+            path, label = self._place(rows)
+            try:
+                return Profiles.load(path, label=label)
+            except FileNotFoundError:
+                pass
+            except (ValueError, OSError) as error:
+                warn(f"{error} It is captured again.")
+        return None
 
     def save(self, rows, part):
         """Keep the Profiles of a slice of sequences."""
-        if self.folder is None:
-            return
-        path, label = self._place(rows)
-        try:
-            part.save(path, label=label)
-        except OSError as error:
-            warn(f"{error}. The capture goes on without its cache.")
-            self.folder = None
+        if self.folder is not None:
+            path, label = self._place(rows)
+            try:
+                part.save(path, label=label)
+            except OSError as error:
+                warn(f"{error}. The capture goes on without its cache.")
+                self.folder = None
 
 
 def hashed_once():
     """Return a block in which a model, which must not change, is hashed once for all captures."""
     return holding(_HASHED, {})
-
-
-def _has_foreign_hooks(network):
-    """Whether anybody but transformers (which records outputs with hooks) hooked or changed the model."""
-    tables = [table for m in network.modules() for table in (m._forward_hooks, m._forward_pre_hooks)]
-    owners = [getattr(hook, "__module__", "") or "" for table in tables for hook in table.values()]
-    changed = not CHANGES.get().keys().isdisjoint(network.modules())
-    return changed or any(not owner.startswith("transformers.") for owner in owners)
 
 
 def weight_fingerprint(network):

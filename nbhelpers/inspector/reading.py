@@ -179,8 +179,10 @@ class Reading:
         rows = {}
         for metric in self.metrics:
             values = self.values(metric)  # (layer, head)
-            own = values[layer, head]
-            rows[metric] = own, self.null_value(metric), percentile(values, own)
+            own, known = values[layer, head], values[np.isfinite(values)]
+            below = float((known < own).sum() + 0.5 * (known == own).sum())
+            percentile = 100 * below / known.size if np.isfinite(own) else np.nan
+            rows[metric] = own, self.null_value(metric), percentile
         columns = ["value", "uniform", "percentile"]
         return pd.DataFrame.from_dict(rows, "index", columns=columns).rename_axis("metric")
 
@@ -258,14 +260,6 @@ class Reading:
     def nearest_head(self, layer, head):
         """Return the head itself or, if the model has fewer or its layer no attention, the nearest one."""
         return min(self.layers, key=lambda other: abs(other - layer)), min(head, len(self.kv_groups) - 1)
-
-
-def percentile(values, value):
-    """Return the share of `values` below `value` in %, ties counting half; NaN where the value is NaN."""
-    values = values[np.isfinite(values)]
-    if not np.isfinite(value):
-        return float("nan")
-    return 100 * float((values < value).sum() + 0.5 * (values == value).sum()) / values.size
 
 
 @checked(

@@ -27,8 +27,7 @@ from nbhelpers.inputs.models import LoadedModel, available_models, load_model
 from nbhelpers.plots import draw_heads
 from nbhelpers.protocol import OPTIONS, PAPER, SIGNALS, Protocol
 
-from .export import export_heads, to_page
-from .packing import pack_layer, pack_reading
+from .export import export_heads, pack_layer, pack_reading, to_page
 from .reading import ModelBusy, Reading, Stopped, read_text, watched
 
 HERE = Path(__file__).parent

@@ -4,8 +4,7 @@ import re
 import numpy as np
 import pytest
 
-from nbhelpers.inspector.export import to_page
-from nbhelpers.inspector.packing import LOWEST, STEPS, pack_layer, pack_reading, to_bytes
+from nbhelpers.inspector.export import LOWEST, STEPS, pack_layer, pack_reading, to_bytes, to_page
 from nbhelpers.inspector.reading import read_text
 from nbhelpers.plots import block_max, draw_heads
 from nbhelpers.protocol import PAPER
