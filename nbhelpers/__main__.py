@@ -159,10 +159,10 @@ def _specs(options):
 
 
 def _families(options):
-    from nbhelpers.inputs.tested import summary, tested_families
+    from nbhelpers.inputs.families import tested_families
 
     table = tested_families()
-    print(table.to_string(index=False), summary(table), sep="\n\n")
+    print(table.to_string(index=False), table.attrs["summary"], sep="\n\n")
 
 
 def _kernels(options):

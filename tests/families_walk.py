@@ -23,8 +23,7 @@ from transformers.models.auto import modeling_auto
 
 from nbhelpers.hooks.attention import streams_of
 from nbhelpers.hooks.capture import capture
-from nbhelpers.inputs.families import family_of
-from nbhelpers.inputs.tested import TABLE, tested_families
+from nbhelpers.inputs.families import TESTED, family_of, tested_families
 
 COLUMNS = ("type", "task", "stream", "verdict", "route", "layers", "difference", "said")
 TASKS = {
@@ -196,7 +195,7 @@ def main():
         rows = [row for found in pool.map(in_child, todo) for row in found]
     if options.store:
         table = pd.DataFrame(rows, columns=COLUMNS).to_csv(index=False)
-        TABLE.write_text(f"# {versions()}\n{table}", encoding="utf-8")
+        TESTED.write_text(f"# {versions()}\n{table}", encoding="utf-8")
     stored = {tuple(row[:3]): row[3] for row in tested_families().to_numpy()}
     bad = 0
     for row in rows:

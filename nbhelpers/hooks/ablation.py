@@ -18,7 +18,7 @@ from nbhelpers.files import read_parquet, write_parquet
 from nbhelpers.inputs.families import n_heads_of, position_encoding_of, rotations_by_length, value_dim_of
 from nbhelpers.inputs.models import input_device, is_causal, unwrap
 from nbhelpers.inputs.probes import fresh_rotations
-from nbhelpers.inputs.token_classes import token_classes
+from nbhelpers.inputs.text import token_classes
 from nbhelpers.words import listed
 
 from .attention import CHANGES, Recorder, interface_route, recorded

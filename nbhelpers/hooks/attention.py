@@ -1,9 +1,9 @@
 """Where attention is met inside a transformers model: one recorder, two routes, one forward pass.
 
-*interface*: the model's attention functions are exchanged for ones that return the same and give query, key,
-value and mask to the recorder, which forms the probabilities itself. *module*: families that compute attention
-without the interface give theirs, which a forward hook takes out of each attention module's output. Whose call
-it is, the context says: other threads, other models and captures inside a capture do not meet.
+*interface*: the model's attention functions are exchanged for ones that return the same and give query,
+key, value and mask to the recorder, which forms the probabilities itself. *module*: families that compute
+attention by themselves give their probabilities, which a forward hook takes out of each attention module's
+output. Whose call it is, the context says: other threads, models and captures inside a capture do not meet.
 """
 
 import contextlib
@@ -476,8 +476,7 @@ def cross_attention_seen(model, recorder):
         if recorder.stream in ("decoder", "cross"):
             undo.callback(model.get_encoder().register_forward_hook(keep).remove)
             for module in innermost_attention(model):
-                handle = module.register_forward_pre_hook(compare, with_kwargs=True)
-                undo.callback(handle.remove)
+                undo.callback(module.register_forward_pre_hook(compare, with_kwargs=True).remove)
         yield
 
 
@@ -518,8 +517,7 @@ def positions_of(model, stream, ids, mask, name="position_ids"):
     if not bool((mask.diff(dim=1) > 0).any()) and families.rotations_by_length(config, 0) is None:
         return None
     if takes(model, stream, name):
-        limit = families.max_positions_of(config)
-        reserved = families.n_reserved(limit, model)
+        reserved = families.n_reserved(families.max_positions_of(config), model)
         if not reserved:
             return (mask.cumsum(1) - 1).clamp(min=0)
         counted = mask * (ids != reserved - 1)  # such tables count tokens that are not the padding token

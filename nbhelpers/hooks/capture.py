@@ -54,7 +54,7 @@ def capture(
     cache=None,
     progress=True,
 ):
-    """Run the model over sequences and keep reductions of its attention.
+    """Run the model over sequences and return reductions of its attention, `Profiles`.
 
     Parameters
     ----------
@@ -79,16 +79,11 @@ def capture(
         Whether sequences may be longer than those of the training, where positions go on (rotations, ALiBi).
     fused : bool
         Whether compiled loops (``pip install 'nbhelpers[fast]'``) measure ``row_metrics``, and
-        ``row_entropy`` beside it, where they can: on a CPU, of causal attention without padding, window, soft
-        cap, bias or sink term, under a protocol near :data:`nbhelpers.PAPER`; provenance names the layers.
+        ``row_entropy`` beside it, where they can (README says where); the provenance names the layers.
     cache : path, optional
         A folder for finished batches, which the same call finds again: an interrupted run resumes.
     progress : bool
         Show a bar (not when TQDM_DISABLE is set).
-
-    Returns
-    -------
-    Profiles
 
     Raises
     ------
@@ -96,10 +91,8 @@ def capture(
         For sequences longer than the model's positions, inputs that it does not take, ids outside its
         vocabulary, a fully padded sequence, an unknown reduction or stream, a model in train mode, attention
         that is not finite or does not sum to 1.
-    MemoryError
-        When memory does not suffice for one sequence; the message holds the estimate and the ways out.
-    RuntimeError
-        When no attention was seen, or it is not the one that the model uses.
+    MemoryError, RuntimeError
+        When memory does not suffice for one sequence; no attention was seen, or not what the model uses.
     """
     network = unwrap(model)
     made = resolve(reductions)
@@ -162,7 +155,6 @@ def capture(
 
 
 def _run_batch(network, inputs, reductions, stream, todo, kernels):
-    """Return the Profiles of one forward pass."""
     with contextlib.suppress(RuntimeError):  # a hint: where there is no room for it, blocks may still fit
         torch.empty(LARGEST_KEPT_BYTES, dtype=torch.uint8)  # allocated and freed untouched: costs nothing
     mask = inputs["decoder_mask" if stream in ("decoder", "cross") else "attention_mask"]  # of the queries

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from nbhelpers.arguments import checked
+from nbhelpers.arguments import checked, refuse
 from nbhelpers.inputs import zoo
 from nbhelpers.inputs.families import family_of, position_encoding_of, rope_of
 from nbhelpers.inputs.models import unwrap
@@ -163,12 +163,11 @@ def rotations_of(model, length):
 @checked
 def query_key_moments(model, token_ids):
     """Return :class:`Moments` over sequences (sequence, position) without padding, from :data:`EARLY` on."""
-    network, ids = unwrap(model), token_ids
-    if ids.ndim != 2 or ids.shape[1] <= EARLY:
-        expected = f"token_ids must be (sequence, position) with more than {EARLY} positions"
-        raise ValueError(f"{expected}; got {tuple(ids.shape)}")
-    rotations, kept = rotations_of(network, ids.shape[1]), []
+    network = unwrap(model)
+    if token_ids.ndim != 2 or token_ids.shape[1] <= EARLY:
+        refuse("token_ids", token_ids, f"(sequence, position) with more than {EARLY} positions")
+    rotations, kept = rotations_of(network, token_ids.shape[1]), []
     recorder = Calls(network, lambda *call: kept.append(_moments_of(rotations[len(kept)], *call)))
-    forward(network, recorder, ids)
+    forward(network, recorder, token_ids)
     recorder.proof()
     return Moments(recorder.layers(), *map(list, zip(*kept, strict=True)))

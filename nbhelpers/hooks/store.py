@@ -87,8 +87,7 @@ def weight_fingerprint(network):
     names = {name for name, _ in [*network.named_parameters(), *network.named_buffers()]}  # tied ones once
     for path, module in network.named_modules():
         with align_module_device(module):  # weights that wait on a disk are read in turn
-            own = *module.named_parameters(path, False), *module.named_buffers(path, False)
-            for name, tensor in own:
+            for name, tensor in (*module.named_parameters(path, False), *module.named_buffers(path, False)):
                 if name in names:
                     digest.update(f"{name} {_content(tensor, {})}".encode())
     return digest.digest()
@@ -99,8 +98,7 @@ def computation_fingerprint(network):
     digest, known = hashlib.sha256(), {}
     for path, module in network.named_modules():
         own = {name: value for name, value in vars(module).items() if name not in BOOKKEEPING}
-        stated = _content([type(module), type(module).forward, own], known)
-        digest.update(f"{path} {stated}".encode())
+        digest.update(f"{path} {_content([type(module), type(module).forward, own], known)}".encode())
     return digest.digest()
 
 

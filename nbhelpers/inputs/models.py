@@ -90,7 +90,7 @@ def available_models():
 
 @checked(name=path, dtype=such_that(lambda d: not hasattr(d, "shape"), "a dtype"), device=device)
 def load_model(name, *, device="auto", dtype=None, revision=None, seed=0, max_memory=None, offload=None):
-    """Load a model and its tokenizer.
+    """Load a model and its tokenizer; return a :class:`LoadedModel`.
 
     Only safetensors and GGUF weights are read, never pickles, and no code from a repository is run.
 
@@ -114,10 +114,6 @@ def load_model(name, *, device="auto", dtype=None, revision=None, seed=0, max_me
     max_memory, offload : dict and path, optional
         With "spread": the most that a device (0, 1, ..., "cpu") may hold, in bytes or as "20GB", and a folder
         for weights that wait on disk, unless they can be read where they are.
-
-    Returns
-    -------
-    LoadedModel
 
     Raises
     ------

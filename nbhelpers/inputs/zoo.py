@@ -250,19 +250,13 @@ class ZooModel(ZooPreTrainedModel):
 class ZooForLanguageModeling(ZooPreTrainedModel):
     """Logits over the vocabulary: of the next token if causal, of the token itself otherwise."""
 
-    _tied_weights_keys = {"head.weight": "model.token.weight"}  # noqa: RUF012 (as transformers declares it)
+    _tied_weights_keys = {"lm_head.weight": "model.token.weight"}  # noqa: RUF012 (as transformers declares it)
 
     def __init__(self, config):
         super().__init__(config)
         self.model = ZooModel(config)
-        self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
-
-    def get_output_embeddings(self):
-        return self.head
-
-    def set_output_embeddings(self, value):
-        self.head = value
 
     def forward(self, input_ids, attention_mask=None, labels=None, **options):
         """Return logits, (batch, position, vocabulary), and the mean loss in nats of labels (−100: none)."""
@@ -271,7 +265,7 @@ class ZooForLanguageModeling(ZooPreTrainedModel):
         if labels is not None:  # logits only where they are needed: they cost as much as two layers
             predicts = labels != -100
             hidden, labels = hidden[predicts], labels[predicts]  # (target, hidden), (target,)
-        logits = self.head(hidden)
+        logits = self.lm_head(hidden)
         loss = None if labels is None else functional.cross_entropy(logits.float(), labels)
         return CausalLMOutput(loss=loss, logits=logits, attentions=output.attentions)
 
@@ -281,9 +275,8 @@ def build(config, *, seed=0):
     with torch.random.fork_rng(devices=[]):
         model = ZooForLanguageModeling(config)
     for name, module in model.named_modules():
-        if name != "head":  # tied to the token embedding
-            generator = torch.Generator().manual_seed(stable_seed(seed, name))
-            model._init_weights(module, generator)
+        if name != "lm_head":  # tied to the token embedding
+            model._init_weights(module, torch.Generator().manual_seed(stable_seed(seed, name)))
     return model.train()
 
 

@@ -87,9 +87,9 @@ class HeadInspector(anywidget.AnyWidget):
     """The widget of :func:`inspect_heads`.
 
     `reading` is the last good one, from which all that is shown is read; `selected` and `pinned` (None
-    without one) are (layer, head); `ablations` are those of this reading, the latest last. `click_seconds`
-    holds the time from each selection in another layer to what the page is sent, `error` what ended the last
-    work, if anything.
+    without one), which can be set, are (layer, head); `ablations` are those of this reading, the latest last;
+    `click_seconds` holds the time from each selection in another layer to what the page is sent, `error` what
+    ended the last work, if anything.
     """
 
     _esm = "".join((HERE / name).read_text(encoding="utf-8") for name in SCRIPTS)
@@ -135,14 +135,6 @@ class HeadInspector(anywidget.AnyWidget):
                 self.click_seconds.append(time.perf_counter() - started)
             self.selected = (layer, head)
 
-    def pin(self):
-        """Keep the selected head beside those selected later."""
-        self.pinned = self.selected
-
-    def unpin(self):
-        """Show one head only."""
-        self.pinned = None
-
     def measure(self, *, model=None, text=None, length=None, protocol=None):
         """Read a text with a model, given by name, in the other thread; what is not given stays."""
         name = model or self.reading.model.description.name
@@ -169,8 +161,8 @@ class HeadInspector(anywidget.AnyWidget):
         protocol = self.reading.protocol.replace(**changes)
         if protocol.scaled_variant != self.reading.protocol.scaled_variant:
             return self.measure(protocol=protocol)
-        started = time.perf_counter()
-        return self._show_reading(self.reading.under(protocol), time.perf_counter() - started)
+        started, reading = time.perf_counter(), self.reading.under(protocol)
+        return self._show_reading(reading, time.perf_counter() - started)
 
     def ablate(self):
         """Set the selected head to zero and measure the loss of the text, in the other thread."""

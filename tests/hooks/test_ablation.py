@@ -12,7 +12,6 @@ from tiny_models import make_model, make_tokens, n_hooks
 from nbhelpers import load_model, load_text
 from nbhelpers.hooks import ablation
 from nbhelpers.hooks.capture import capture
-from nbhelpers.inputs.token_classes import token_classes
 
 WITH_INTERFACE = ["llama", "gemma", "gpt_neox", "gpt2", "phi", "opt"]
 
@@ -99,7 +98,7 @@ def test_a_table_of_changes_goes_on_where_it_was_interrupted(tmp_path, monkeypat
     before = ablation.token_losses(loaded, ids)
     with ablation.ablate_heads(loaded, [(2, 0)]):
         added = (ablation.token_losses(loaded, ids) - before).numpy()
-    where = token_classes(loaded.tokenizer, ids)["content word"]
+    where = ablation.token_classes(loaded.tokenizer, ids)["content word"]
     of = whole[(whole.name == "2 0") & (whole["class"] == "content word")]
     assert of.nats.to_numpy() == pytest.approx((added * where).sum(1), abs=1e-5)
     assert of.tokens.tolist() == where.sum(1).tolist()

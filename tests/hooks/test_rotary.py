@@ -138,7 +138,7 @@ def test_what_has_no_kernel_is_refused_in_words():
     ):
         with pytest.raises(ValueError, match=f"{family}: {said}"):
             rotations_of(tiny.make_model(family, **changes), LENGTH)
-    with pytest.raises(ValueError, match=r"more than 8 positions; got \(2, 8\)"):
+    with pytest.raises(ValueError, match=r"more than 8 positions; got .* \(2, 8\)"):
         query_key_moments(tiny.make_model(), tiny.make_tokens(8))
     with pytest.raises(ValueError, match="from 1 to 40, the tokens that were read; got 41"):
         query_key_moments(tiny.make_model(), tiny.make_tokens(LENGTH)).kernels(41)

