@@ -64,8 +64,7 @@ def inspect_heads(
         if missing := {"model", "text", "length", "protocol", "selected", "metric"} - set(state):
             raise ValueError(f"state lacks {', '.join(sorted(missing))}; it must be one that Export wrote")
         model, text = model or state["model"], text or state["text"]
-        fields = {k: tuple(v) if isinstance(v, list) else v for k, v in state["protocol"].items()}
-        protocol, length, metric = Protocol(**fields), state["length"], state["metric"]
+        protocol, length, metric = Protocol(**state["protocol"]), state["length"], state["metric"]
         (layer, head), pinned = state["selected"], state.get("pinned")
     if model is None or text is None:
         raise ValueError("inspect_heads needs a model and a text, or a state that has both")
