@@ -169,8 +169,7 @@ def verdict_figure(card, *, narrow=False):
     """Draw a scorecard in one figure: a row per claim, the number that decides it, what was seen in words.
 
     Numbers are rescaled so that the claimed range, grey, is 0 to 1; a range without an end is one |other end|
-    wide (|value| where that is 0) and its grey runs on. Arrows stand for what lies further off. `narrow`
-    stacks each row for a phone: 4.5 inches wide, letters of 9 pixels or more at 328.
+    wide and its grey runs on. Arrows stand for what lies further off. `narrow` stacks each row for a phone.
     """
     width, size = (4.5, 9.1) if narrow else (10.0, 10.4)
     line = size * 0.0178  # inches

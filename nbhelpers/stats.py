@@ -13,7 +13,6 @@ LEAST_SEQUENCES = LEAST_SEEDS = 3  # for an interval
 ANY, CORRELATION = (-np.inf, np.inf), (-1.0, 1.0)  # what a statistic may possibly be
 SHARE, NOT_NEGATIVE = (0.0, 1.0), (0.0, np.inf)
 SPREAD_FLOOR = 1e-6  # relative; attention is captured in float32, so a smaller spread is rounding
-OVER = ("heads", "heads of a layer", "sequences")
 
 
 class Estimate(NamedTuple):
@@ -121,7 +120,7 @@ def distribution_over_heads(table, metric):
     return {name: student_interval(table.values(metric), f) for name, f in statistics.items()}
 
 
-@checked(table=head_table, over=one_of(*OVER))
+@checked(table=head_table, over=one_of("heads", "heads of a layer", "sequences"))
 def position_spectrum_correlation(table, *, over="heads"):
     """Return the Pearson correlation of positional and spectral entropy (eqs. 8 and 9).
 

@@ -2,9 +2,8 @@
 
 A rule that judges a model is first run on these, without being told which it is given. What a bank is was
 decided by its kernels and written down in ``nbhelpers/data/banks.yaml`` before any rule was run. Its makers
-return kernels (head, lag) of one layer: the weight of a key so many tokens back, non-negative. A row of
-attention is non-negative and cannot be a wavelet; what is planted is the nearest thing. A head whose kernel
-does not fit into half of the sequence looks evenly.
+return kernels (head, lag) of one layer: the weight of a key so many tokens back. A row of attention is
+non-negative and cannot be a wavelet; what is planted is the nearest thing.
 """
 
 from collections import namedtuple
@@ -228,8 +227,7 @@ def planted_attention(kind, *, n_layers, n_heads, length, noise=0.0, key_noise=0
     """Return causal attention (layer, head, query, key), float32, of one sequence of a kind of known truth.
 
     Every entry of the kernels' attention is multiplied by exp(noise · z), z standard normal, and rows divided
-    by their sum; `key_noise` is the same with one z for all queries of a key. Its first t rows and columns
-    are the attention of the prefix of t tokens, as in any causal model.
+    by their sum; `key_noise` is the same with one z for all queries of a key.
     """
     shape = (n_layers, n_heads, length)
     made = []

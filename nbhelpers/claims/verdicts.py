@@ -146,12 +146,11 @@ Verdict = namedtuple("Verdict", ("verdict", "reason"))  # one of VERDICTS, and w
 def judge(claim, records, *, planted=None):
     """Judge a claim by its criteria, from what was measured: `records`, an Estimate by name of criterion.
 
-    `planted`, a :class:`Planted`, tells how often the rule is right where the truth is known. *out of reach
-    here*: the claim is about models of another kind. *not measured*: there are no criteria, or one has no
-    record. *the quantity cannot tell*: the rule is not :attr:`Planted.usable`, or the claim says by what
-    demonstration its quantity cannot carry it. *contradicted*: an interval lies outside the claimed range.
-    *supported*: all lie inside and beyond their nulls. *explained by the null*: all lie inside, one or more
-    within the margin of its null. *undecided*: anything else. The second criteria are judged as
+    *out of reach here*: the claim is about models of another kind. *not measured*: there are no criteria, or
+    one has no record. *the quantity cannot tell*: the rule is not :attr:`Planted.usable`, or the claim says
+    by what demonstration its quantity cannot carry it. *contradicted*: an interval lies outside the claimed
+    range. *supported*: all lie inside and beyond their nulls. *explained by the null*: all lie inside, one or
+    more within the margin of its null. *undecided*: anything else. Second criteria are judged as
     ``judge(claim.other, ...)``.
     """
     if claim.reach:

@@ -82,9 +82,9 @@ def random_frame_bounds(n_vectors, length, *, effective_support, n_draws=100, no
 def softmax_of_support(scores, effective_support):
     """Return the softmax, float64, of scores (..., key) at the temperature of an effective support (...).
 
-    The support, 1 / Σ a² in tokens, is met to about 1e-12: Σ a² grows with the inverse temperature β, so β is
-    found by bisection, for all rows at once. Scores are finite, with a single largest one in each row. The
-    support is from 1 to key; beyond the ends by less than one part in a thousand, it is taken as the end.
+    The support, 1 / Σ a² in tokens, is met to about 1e-12: the inverse temperature β is found by bisection,
+    for all rows at once. Scores have a single largest one in each row. The support is from 1 to key; beyond
+    the ends by less than one part in a thousand, it is taken as the end.
     """
     z = as_signal(scores, "scores").double()  # (..., key)
     n_keys = z.shape[-1]

@@ -96,10 +96,9 @@ def alibi_bias(n_heads, length, *, dtype=torch.float32):
 def t5_bucket(relative_position, *, bidirectional=True, n_buckets=32, max_distance=128):
     """Return the buckets (...), int64, of relative positions (...) in T5 (Raffel et al., arXiv:1910.10683).
 
-    A relative position is key minus query, in tokens. If `bidirectional`, the encoder, half of the buckets
-    are for keys after the query; else, the decoder, all are for keys at or before it, and every later key is
-    in bucket 0. Half of the buckets of a side hold one distance each, the others grow logarithmically; from
-    `max_distance` on, all share the last.
+    A relative position is key minus query, in tokens. If `bidirectional`, half of the buckets are for keys
+    after the query; else every later key is in bucket 0. Half of the buckets of a side hold one distance
+    each, the others grow logarithmically; from `max_distance` on, all share the last.
     """
     n_side = n_buckets // 2 if bidirectional else n_buckets
     n_exact = n_side // 2
@@ -119,10 +118,8 @@ def t5_bucket(relative_position, *, bidirectional=True, n_buckets=32, max_distan
 def t5_bias(table, length, **options):
     """Return what T5 adds to the scores, (head, query, key): a learned bias for each bucket of `t5_bucket`.
 
-    `table` (bucket, head) is the model's `relative_attention_bias.weight`, in which the result is
-    differentiable; `options` are `bidirectional` and `max_distance` of `t5_bucket`. As in T5 no causal mask
-    is applied: with ``bidirectional=False`` keys after the query get the bias of bucket 0, and the mask is
-    the caller's.
+    `table` (bucket, head) is the model's `relative_attention_bias.weight`; `options` are `bidirectional` and
+    `max_distance` of `t5_bucket`. As in T5 no causal mask is applied.
     """
     table = as_real(table, "table")  # (bucket, head)
     if table.ndim != 2:

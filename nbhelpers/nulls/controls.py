@@ -32,9 +32,9 @@ def white_noise(uniform, *, protocol=PAPER, seed=0):
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(profiles.key_profile.shape, generator=generator, dtype=torch.float64).float()
     level = wavelets.dwt_max_level(protocol.shortest(noise.shape[-1]), protocol.wavelet)
-    options = {"wavelet": protocol.wavelet, "mode": protocol.mode, "level": level}
-    error = wavelets.reconstruction_error(noise, **options).double().numpy()
-    return HeadTable(table.arrays | {"reconstruction_error": error}, table.kv_groups), profiles
+    error = wavelets.reconstruction_error(noise, wavelet=protocol.wavelet, mode=protocol.mode, level=level)
+    arrays = table.arrays | {"reconstruction_error": error.double().numpy()}
+    return HeadTable(arrays, table.kv_groups), profiles
 
 
 @checked(model=path, text=path)
@@ -45,8 +45,7 @@ def panel(
 
     The model by its own name, shuffled tokens, random tokens and "random weights, seed k" (these of 4
     sequences at most), the encoder by its name, and without special tokens; no encoder if it is None or the
-    model itself. Arguments are those of :func:`nbhelpers.load_model`, :func:`nbhelpers.load_text` and
-    :func:`nbhelpers.capture`.
+    model itself.
     """
     encoder = None if encoder == model else encoder
     sizes = {"n_sequences": n_sequences, "length": length, "seed": seed}

@@ -43,8 +43,8 @@ def uniform(profiles, *, seed=0):
 def uniform_profiles(length, *, causal, distances=()):
     """Return the profiles of the uniform matrix over n tokens, of one sequence, layer and head, float64.
 
-    If `causal`, A[i, j] is 1/(i+1) for j ≤ i, so key j receives (1/n) Σ_{i≥j} 1/(i+1); else 1/n everywhere.
-    `distances` are those of the local mass, in tokens; none is made without.
+    If `causal`, A[i, j] is 1/(i+1) for j ≤ i; else 1/n everywhere. `distances` in tokens are those of the
+    local mass; none is made without.
     """
     lags = torch.arange(0 if causal else 1 - length, length)
     flat = torch.full((length,), 1 / length, dtype=torch.float64)  # (key,)
@@ -216,7 +216,7 @@ def iaaft(signal, *, seed=0):
     """Return surrogates with the values of each signal (..., position) and nearly its power spectrum (N5).
 
     Iterated amplitude-adjusted Fourier transform (Schreiber and Schmitz, Phys. Rev. Lett. 77, 1996): the
-    spectrum and the values are put right in turn, the values last and so exactly.
+    spectrum and the values in turn, the values last.
     """
     x = as_signal(signal).double()  # (..., position)
     made = random_order(x, seed=seed)
