@@ -90,9 +90,11 @@ def exponential(profiles, *, seed=0):
     if causal:
         made = exponential_profiles(decay, n)
     else:  # from a few matrices at a time
-        parts = decay.flatten().split(max(1, MATRIX_BYTES // (8 * n * n)))
-        parts = [exponential_attention(part, n)[None, None] for part in parts]
-        parts = [Profiles.from_attention(attn, causal=False) for attn in parts]
+        position = torch.arange(n, dtype=torch.float64)
+        apart = (position[:, None] - position).abs()  # (query, key)
+        some = decay.flatten().split(max(1, MATRIX_BYTES // (8 * n * n)))
+        matrices = ((s[:, None, None] * apart).softmax(-1)[None, None] for s in some)
+        parts = [Profiles.from_attention(attn, causal=False) for attn in matrices]
         made = {name: torch.cat([p[name][0, 0] for p in parts]).view(*decay.shape, -1) for name in DRAWN}
     return _null(profiles, "N4 exponential", {name: made[name] for name in DRAWN if name in profiles})
 
@@ -204,12 +206,6 @@ def exponential_profiles(decay, length):
         "lag_profile": torch.where(far, light, heavy),
         "stationary_profile": (s[..., None] * lag[: n // 2] + late).exp(),
     }
-
-
-def exponential_attention(decay, length):
-    """Return two-sided attention (..., query, key) of an exponential kernel, the softmax of s·|i − j|."""
-    position = torch.arange(length, dtype=torch.float64)
-    return (as_double(decay, "decay")[..., None, None] * (position[:, None] - position).abs()).softmax(-1)
 
 
 def iaaft(signal, *, seed=0):
