@@ -130,8 +130,7 @@ def head_kernels(model, calibration, held_out, **options):
 def dilation(usual, changed, alpha):
     """Return g for which changed curves are the usual ones at α^g times the lag: 1 dilates, 0 stays.
 
-    Curves are (..., lag), from lag 1 on. Of g from −0.5 to 1.5 the least squares one is taken, weights 1 /
-    lag.
+    Curves are (..., lag), from lag 1 on. Of g from −0.5 to 1.5 it is the best by squares over lag.
     """
     n, tried, misses = min(usual.shape[-1], changed.shape[-1]), np.linspace(-0.5, 1.5, 41), []
     lag = np.arange(1, int(0.75 * n / max(alpha, 1) ** 1.5))

@@ -125,8 +125,7 @@ def position_spectrum_correlation(table, *, over="heads"):
     """Return the Pearson correlation of positional and spectral entropy (eqs. 8 and 9).
 
     The paper does not say what it is taken over. `over` is "heads" of the model, for each sequence; "heads of
-    a layer", for each layer and sequence; "sequences", for each head. The mean is over those that are
-    defined.
+    a layer", for each layer and sequence; "sequences", for each head. The mean is over those defined.
     """
     _require_sequences_kept(table)
     pair = [table.values(metric) for metric in ("positional_entropy", "spectral_entropy")]

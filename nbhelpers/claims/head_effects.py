@@ -48,8 +48,7 @@ def measure_roles(shares, heads, groups):
     """Return the Estimates of C15, by name of criterion; intervals are over layers, of groups over passages.
 
     `shares` are those of power, (layer, head) by band; `heads` the sums of :func:`roles` for each head alone,
-    (passage, layer · head + 1, class); `groups` those of one head a layer: of each role's band, then at
-    random.
+    (passage, layer · head + 1, class); `groups` those of one head a layer: of a role's band, or random.
     """
     found = {}
     for (name, (band, _)), role in zip(ROLES.items(), roles(heads.mean(0)), strict=True):

@@ -22,8 +22,7 @@ def paper_table(number):
     """Return a table of the paper as :data:`VERSION` prints it, a row per model (table 5: per checkpoint).
 
     1 scale sensitivity, correlation and reconstruction error; 2 window entropy; 3 spectral entropy and
-    selectivity over heads; 4 position encodings; 5 checkpoints; 6 sizes of Pythia; 7 wavelet entropy per
-    scale.
+    selectivity over heads; 4 position encodings; 5 checkpoints; 6 sizes; 7 wavelet entropy.
     """
     return pd.read_csv(PRINTED / TABLES[number])
 

@@ -271,8 +271,7 @@ def noise_strength(attn):
     """Return how strongly real attention departs from a function of the lag, in the units of planted noise.
 
     The logarithm of causal attention (..., query, key) is fitted by effects of the query, of the lag and of
-    the key, by turns. The spread of the last around a line is `key_noise`, that of what is left over is
-    `noise`.
+    the key, by turns. The spread of the last around a line is `key_noise`, that of the rest is `noise`.
     """
     n, first_query = attn.shape[-1], 16
     if n < 2 * first_query:

@@ -63,8 +63,7 @@ def measure_criteria(table, profiles, claim, *, nulls, protocol=PAPER, seed=0):
     `table` is of the key profile, measured with `protocol` from `profiles`. `nulls` has, by the names that
     criteria use, such as "N2", pairs (HeadTable, Profiles), or lists of pairs (seeds) of which the mean
     counts. The null of an estimate is the most conservative, None where no null defines the statistic; its
-    interval is over sequences, paired with those of `table`, or over untrained networks if 3 or more are
-    given.
+    interval is over sequences, paired with those of `table`, or over 3 or more untrained networks.
     """
     claim = claim if isinstance(claim, Claim) else paper.claim(claim)
     records = {}

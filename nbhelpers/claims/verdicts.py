@@ -150,8 +150,7 @@ def judge(claim, records, *, planted=None):
     one has no record. *the quantity cannot tell*: the rule is not :attr:`Planted.usable`, or the claim says
     by what demonstration its quantity cannot carry it. *contradicted*: an interval lies outside the claimed
     range. *supported*: all lie inside and beyond their nulls. *explained by the null*: all lie inside, one or
-    more within the margin of its null. *undecided*: anything else. Second criteria are judged as
-    ``judge(claim.other, ...)``.
+    more within the margin of its null. *undecided*: else.
     """
     if claim.reach:
         return Verdict("out of reach here", claim.reach)

@@ -55,8 +55,7 @@ def window_entropy(attn, window, *, check=True):
 
     The paper gives no equation. The reading here: the keys are cut into consecutive windows of `window` keys,
     the attention within each is divided by its sum, its entropy taken relative to log(window), and the mean
-    is over the windows that hold any mass; NaN where none does. Keys after the last complete window are left
-    out.
+    is over the windows that hold any mass; NaN where none does. Keys after the last window are left out.
     """
     attn = _distribution(attn, check)  # (..., key)
     n_keys = attn.shape[-1]
@@ -81,8 +80,7 @@ def entropic_slack(signal, *, check=True):
 
     For a of norm 1 and the unitary discrete Fourier transform F, H(|a|²) + H(|Fa|²) ≥ −2 log max|F_jk| =
     log(length) (Maassen and Uffink, Phys. Rev. Lett. 60, 1988): every signal obeys it, learned or not, so the
-    slack, not the bound, is what a head can be compared by. It needs all frequencies and no window or
-    padding.
+    slack, not the bound, is what a head can be compared by. It needs all frequencies and no window.
 
     Signals are real amplitudes, divided by their norm here: ``attn.sqrt()`` makes H(|a|²) the positional
     entropy. In nats, in [0, log(length)] up to rounding; NaN for zeros.

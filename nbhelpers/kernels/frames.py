@@ -117,8 +117,7 @@ def constant_q_slope(psd, frequency):
     |f| P / Σ P and as bandwidth the standard deviation of |f| under P, without the zero-frequency line. The
     slope is that of log bandwidth on log centroid over the heads: 1 for dilated copies of one shape (constant
     Q), 0 for one window at many frequencies; NaN for fewer than 3 heads with power at two frequencies or
-    centroids that differ by rounding. Dilated low-pass shapes have 1 as well; `ConstantQ.quality` tells them
-    from wavelets.
+    centroids that differ by rounding. Dilated low-pass shapes have 1 as well; `ConstantQ.quality` tells them.
     """
     power = as_power(_as_set(psd, "psd", "freq", check=False))  # (..., head, freq)
     frequency = as_double(frequency, "frequency", length=power.shape[-1]).abs()  # (freq,)

@@ -39,8 +39,8 @@ def rotate(x, positions, inverse_frequencies, *, interleaved=False):
     `positions`, in tokens, broadcast to (..., position); fractions are allowed (position interpolation). The
     `inverse_frequencies` (pair,) are in radians/token: the first ``2 * pair`` dimensions are rotated, the
     others pass through. Angles are computed in float64, so distant positions keep their phase. Dimension k is
-    paired with k + pair, the layout of Llama and GPT-NeoX in transformers; if `interleaved`, 2k with 2k + 1,
-    that of GPT-J.
+    paired with k + pair, the layout of Llama and GPT-NeoX in transformers; if `interleaved`, 2k with 2k + 1
+    (GPT-J).
     """
     x = as_real(x, "x")  # (..., position, head_dim)
     frequency = as_double(inverse_frequencies, "inverse_frequencies", device=x.device, length=-1)  # (pair,)

@@ -14,7 +14,7 @@ def window(name, length, *, dtype=torch.float64, device=None):
     """Return a symmetric window (position,), to be multiplied into a signal before its Fourier transform.
 
     "hann" is `numpy.hanning`: zero at both ends, so the first and the last token do not contribute (an
-    attention sink at key 0 is removed); of length 1 it is ``[1.]``, of length 2 ``[0., 0.]``. "boxcar" is all
+    attention sink at key 0 is removed); of length 1 it is ``[1.]``, of length 2 ``[0., 0.]``. "boxcar" is
     ones.
     """
     if name == "boxcar" or length == 1:
@@ -27,8 +27,7 @@ def frequencies(length, *, pad=1, sided="one"):
     """Return the frequencies of the bins of `psd` for signals of `length` tokens, in cycles/token, (freq,).
 
     float64, on the CPU. One-sided: k/N for k = 0 … N//2, the last one 0.5 where N, the padded length, is
-    even. Two-sided: in the order of the DFT, 0 first, the negative frequencies in the second half (−0.5 where
-    N is even).
+    even. Two-sided: in the order of the DFT, 0 first, the negative frequencies last (−0.5 if N is even).
     """
     n = _padded_length(length, pad)
     if sided == "one":

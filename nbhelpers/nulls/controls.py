@@ -44,8 +44,7 @@ def panel(
     """Observe a model beside what learned nothing and beside a bidirectional encoder, by label, in order.
 
     The model by its own name, shuffled tokens, random tokens and "random weights, seed k" (these of 4
-    sequences at most), the encoder by its name, and without special tokens; no encoder if it is None or the
-    model itself.
+    sequences at most), the encoder by its name, and without special tokens; none if it is None or the model.
     """
     encoder = None if encoder == model else encoder
     sizes = {"n_sequences": n_sequences, "length": length, "seed": seed}
