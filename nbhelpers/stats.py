@@ -13,6 +13,8 @@ LEAST_SEQUENCES = LEAST_SEEDS = 3  # for an interval
 ANY, CORRELATION = (-np.inf, np.inf), (-1.0, 1.0)  # what a statistic may possibly be
 SHARE, NOT_NEGATIVE = (0.0, 1.0), (0.0, np.inf)
 SPREAD_FLOOR = 1e-6  # relative; attention is captured in float32, so a smaller spread is rounding
+# An observed statistic without an interval, its null the mean of the draws, and these, (draw,).
+Permutation = namedtuple("Permutation", ("estimate", "draws"))
 
 
 class Estimate(NamedTuple):
@@ -66,10 +68,6 @@ class Estimate(NamedTuple):
         if np.isnan(self.low):
             return f"{self.value:{spec}} ({'' if self.n is None else f'n = {self.n}, '}no interval)"
         return f"{self.value:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
-
-
-# An observed statistic without an interval, its null the mean of the draws, and these, (draw,).
-Permutation = namedtuple("Permutation", ("estimate", "draws"))
 
 
 def student_interval(values, of_mean=None, *, possible=ANY, confidence=0.95):

@@ -22,6 +22,8 @@ SHORTEST = 2.2  # tokens, the shortest period of a bank
 FLOOR = 1e-4  # of the largest weight of a kernel; a query without a key at its distance looks evenly
 SIZES = {"n_layers": 6, "n_heads": 6, "length": 128, "noise": 0.0, "key_noise": 0.0, "seed": 0}
 POOL = 2**22  # factors of noise that are drawn once; every head takes its own from a random place
+# Standard deviations of log attention, (...): of its entries, and of keys for all queries.
+NoiseStrength = namedtuple("NoiseStrength", ("noise", "key_noise"))
 
 
 class Kind(NamedTuple):
@@ -201,10 +203,6 @@ def _kind(given):
 _BANKS = yaml.safe_load((resources.files("nbhelpers.data") / "banks.yaml").read_text(encoding="utf-8"))
 DESIGN, TEST = ({name: _kind(of) for name, of in _BANKS[part].items()} for part in ("design", "test"))
 KINDS = DESIGN | TEST
-
-
-# Standard deviations of log attention, (...): of its entries, and of keys for all queries.
-NoiseStrength = namedtuple("NoiseStrength", ("noise", "key_noise"))
 
 
 @checked(kind=one_of(*KINDS))

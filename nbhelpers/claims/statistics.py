@@ -26,8 +26,6 @@ FLOAT32_RANK = 1e-6  # profiles are float32: smaller singular values, relatively
 RANDOM_SETS = 64
 TABLE7 = paper.paper_table(7).drop(columns="model").mean().to_numpy()  # (scale,), mean of the paper's models
 ANY, SHARE, POSITIVE, CORRELATION = stats.ANY, stats.SHARE, stats.NOT_NEGATIVE, stats.CORRELATION
-
-
 Measured = namedtuple("Measured", ("table", "profiles"))  # attention as a rule sees it
 
 

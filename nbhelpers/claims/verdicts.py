@@ -46,6 +46,7 @@ NATURAL = (-math.inf, -1, 0), (1, math.inf)  # ends of a range that no share or 
 TINY = 1e-4  # smaller numbers are told with a power of ten
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 UNLEARNED = "attention that learned nothing"
+Verdict = namedtuple("Verdict", ("verdict", "reason"))  # one of VERDICTS, and what decided it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,9 +139,6 @@ class Planted(NamedTuple):
     def usable(self):
         """Whether both intervals lie above :data:`LEAST_RATE`."""
         return min(rate.low for rate in self) >= LEAST_RATE
-
-
-Verdict = namedtuple("Verdict", ("verdict", "reason"))  # one of VERDICTS, and what decided it
 
 
 def judge(claim, records, *, planted=None):
