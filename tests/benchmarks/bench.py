@@ -173,11 +173,6 @@ class _Worker:
             raise RuntimeError(f"a worker died ({status}); its message stands above") from None
 
 
-def devices_here():
-    """Return what the bench measures if no device is named: the CPU, and the GPU where there is one."""
-    return ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
-
-
 def measure(device, arguments):
     """Yield, after each length, a row per variant and round so far: seconds and peak MB."""
     only = arguments.only or [""]
@@ -256,7 +251,8 @@ def main(argv=None):
         for _ in range(arguments.busy):
             loop = subprocess.Popen([sys.executable, "-c", "while True: pass"])
             beside.callback(loop.kill)
-        for device in [arguments.device] if arguments.device else devices_here():
+        here = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+        for device in [arguments.device] if arguments.device else here:
             _bench(device, arguments)
 
 

@@ -1,20 +1,11 @@
 import pandas as pd
 import pytest
 
-from nbhelpers.claims.paper import CLAIMS
-from nbhelpers.collection.results import Results, load_results
+from nbhelpers.collection.results import Results
 from nbhelpers.collection.run import run_notebooks
 from nbhelpers.stats import Estimate
 
 NAME = "20_scorecard"
-
-
-def test_without_measurements_nothing_is_judged(tmp_path):
-    (run,) = run_notebooks([NAME], size="smoke", out=tmp_path, progress=False)
-    assert run.status == "passed", run.error
-    counts = load_results(tmp_path).set_index("name").value
-    assert counts["claims_not_measured"] + counts["claims_out_of_reach_here"] == len(CLAIMS)
-    assert "python -m nbhelpers run" in run.output.read_text()
 
 
 def test_what_was_recorded_is_judged(tmp_path):
@@ -30,7 +21,9 @@ def test_what_was_recorded_is_judged(tmp_path):
     assert card.verdict["C5"] == "the quantity cannot tell"
     criteria = pd.read_parquet(tmp_path / "results" / NAME / "criteria.parquet")
     assert criteria.value.tolist() == [0.2, 2.0]
+    assert (card.verdict == "not measured").sum() > 10
     shown = run.output.read_text()
+    assert "python -m nbhelpers run" in shown, "what is missing, and how to get it"
     assert "image/png" in shown, "the summary figure"
     assert "Of the paper's 19 claims none holds here" in shown
     assert "None that was tried here could**: 0 of 360 readings span them (0.0%)" in shown
