@@ -2,7 +2,7 @@
 
 Every variant lives in a process of its own that has loaded the model; they are called in turn, round after
 round, so that a machine whose speed drifts slows all alike. Where there is a GPU, it gets a table of its own
-beside that of the CPU. It writes a CSV and the table of the README.
+beside that of the CPU. It writes a CSV, the table of the README and a figure.
 
     python tests/benchmarks/bench.py --out build/bench
 """
@@ -20,9 +20,11 @@ import sys
 import time
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pywt
+import seaborn as sns
 import torch
 
 from nbhelpers.hooks.capture import capture
@@ -233,8 +235,19 @@ def markdown(table):
     return "\n".join([f"| {' | '.join(line)} |" for line in lines] + ["", measured, ""])
 
 
+def figure(table):
+    """Return a figure of the ratios of each variant by length: minima as lines, medians as dots."""
+    drawn, ax = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    options = {"x": "length", "hue": "variant", "ax": ax}
+    sns.lineplot(table, y="ratio_of_minima", **options)
+    sns.scatterplot(table, y="ratio_of_medians", legend=False, **options)
+    ax.set(xscale="log", yscale="log", xlabel="length (tokens)", ylabel="time over a plain forward pass")
+    ax.set_title(table.machine.iloc[0], fontsize="small")
+    return drawn
+
+
 def main(argv=None):
-    """Measure, print the table, and write it as CSV and as Markdown."""
+    """Measure, print the table, and write it as CSV, as Markdown and as a figure."""
     parser = argparse.ArgumentParser(prog="python tests/benchmarks/bench.py", description=__doc__)
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--device", help="cpu, cuda or cuda:1; if not given the CPU and, if any, the GPU")
@@ -264,6 +277,7 @@ def _bench(device, arguments):
         table = summarise(frame).assign(busy_loops=arguments.busy)
         table.to_csv(arguments.out / f"{name}.csv", index=False)
         (arguments.out / f"{name}.md").write_text(markdown(table), encoding="utf-8")
+        figure(table).savefig(arguments.out / f"{name}.png", dpi=150)
     print(f"\n{markdown(table)}")
 
 
