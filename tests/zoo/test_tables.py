@@ -9,7 +9,7 @@ from nbhelpers.nulls.controls import uniform_null
 from nbhelpers.protocol import PAPER
 from nbhelpers.stats import student_interval
 from nbhelpers.zoo import ENCODINGS
-from nbhelpers.zoo.tables import ZooTables, zoo_measurements, zoo_rows, zoo_runs
+from nbhelpers.zoo.tables import ZooTables, zoo_rows
 
 ENTROPY = "spectral_entropy"
 KEPT = ("rope-seed0", "rope-seed1", "rope-seed2", "alibi-seed0", "alibi-seed2")
@@ -66,20 +66,6 @@ def test_a_step_that_a_seed_lacks_takes_no_part(table, tmp_path, frame):
     shutil.copy(table.folder / "runs.parquet", tmp_path)
     curves = ZooTables.read(tmp_path).curves(ENTROPY, "rope")
     assert curves.steps.tolist() == np.delete(STEPS, 4).tolist()
-
-
-def test_rows_are_asked_for_by_column():
-    whole = zoo_measurements(metric="validation_loss")
-    got = zoo_measurements(metric="validation_loss", seed=[0], arm=["rope", "alibi"])
-    rows = (whole.seed == 0) & whole.arm.isin(["rope", "alibi"])
-    assert set(got.run.cat.categories) == {"rope-seed0", "alibi-seed0"}
-    assert got.value.tolist() == whole.value[rows].tolist()
-    assert set(zoo_runs(bos=True).arm) == {"rope-bos"}
-    assert got.attrs["protocols"]["key_profile"]["wavelet"] == "db2"
-    with pytest.raises(KeyError, match="no column 'name'"):
-        zoo_measurements(name="rope")
-    with pytest.raises(LookupError, match="has metric='entropy', seed=7"):
-        zoo_measurements(metric="entropy", seed=7)
 
 
 def test_arms_stand_beside_a_sweep_as_means_over_seeds(table):

