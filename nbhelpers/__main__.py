@@ -87,7 +87,7 @@ def _run(options):
 
     if (base := (options.model or "").removeprefix("random:")) in PACKAGED:
         locate(base)  # one sentence if it is not here, in place of one for each notebook
-    names = ("size", "model", "out", "cell_timeout", "total_timeout", "folder", "jobs")
+    names = ("size", "model", "out", "cell_timeout", "folder", "jobs")
     settings = {name: getattr(options, name) for name in names} | {"resume": not options.fresh}
     settings["parameters"] = {key: parse_value(value) for key, value in options.p}
     runs = run_notebooks(options.notebooks or None, **settings)

@@ -161,7 +161,7 @@ _NAMES = {
     "axis": whole(-8, 8),
     "seed": whole(0, 2**63 - 1),
     "confidence alpha": share,
-    "margin timeout cell_timeout total_timeout theta": positive,
+    "margin timeout cell_timeout theta": positive,
     "noise key_noise rtol tolerance": real(0),
     "absolute averaged beyond bidirectional causal center check": flag,
     "fresh fused interleaved normalize progress resume": flag,

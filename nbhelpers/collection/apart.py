@@ -27,14 +27,14 @@ _GRACE = 20.0  # seconds in which a process that is stopped must have saved what
 class Here:
     """A notebook executed in this process: `start` waits for its end, and then all else is known."""
 
-    def __init__(self, source, target, parameters, limits, *, bars=False):
-        self.given = source, target, parameters, limits
+    def __init__(self, source, target, parameters, cell_timeout, *, bars=False):
+        self.given = source, target, parameters, cell_timeout
         self.target, self.bars = target, bars
         self.failure, self.seconds, self.peak_mb = None, 0.0, 0.0
 
     def start(self):
-        *given, limits = self.given
-        started, watch = time.monotonic(), KernelWatch(**limits)
+        *given, cell_timeout = self.given
+        started, watch = time.monotonic(), KernelWatch(cell_timeout)
         try:
             self.failure = execute_strictly(*given, watch=watch, progress_bar=self.bars)
         except Exception as error:  # recorded whole, and the next notebook runs
@@ -103,9 +103,9 @@ def _main():
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are born without it
-    source, target, parameters, limits = json.loads(sys.stdin.readline())
+    source, target, parameters, cell_timeout = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_input, daemon=True).start()
-    notebook = Here(Path(source), Path(target), parameters, limits)
+    notebook = Here(Path(source), Path(target), parameters, cell_timeout)
     with contextlib.suppress(KeyboardInterrupt):
         notebook.start()
         failure = notebook.failure and dataclasses.asdict(notebook.failure)

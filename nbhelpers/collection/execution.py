@@ -87,13 +87,11 @@ class KernelWatch:
     """While the context is open, watch the children of this process that were not there before: a kernel's.
 
     `peak_mb` is their largest resident memory, looked at five times a second. A cell that runs over
-    `cell_timeout`, see `CellClock`, or into the `deadline`, a value of ``time.monotonic()``, is interrupted,
-    and killed if it goes on; `stopped` then says why.
+    `cell_timeout`, see `CellClock`, is interrupted, and killed if it goes on; `stopped` then says why.
     """
 
-    def __init__(self, cell_timeout=600, deadline=None):
+    def __init__(self, cell_timeout=600):
         self.cell_timeout = cell_timeout
-        self.deadline = math.inf if deadline is None else deadline
         self.peak_mb, self.stopped = 0.0, None
         self._clock = None  # of the cell that runs
         self._closed = threading.Event()
@@ -120,14 +118,10 @@ class KernelWatch:
             kernel = [child for child in me.children(recursive=True) if child not in self._others]
             usage = [_usage(process) for process in kernel]
             self.peak_mb = max(self.peak_mb, sum(memory for memory, _ in usage))
-            clock, now = self._clock, time.monotonic()
-            if clock is None or not kernel:
-                continue
-            self.stopped = clock.overrun(now, sum(cpu for _, cpu in usage))
-            if now >= self.deadline:
-                self.stopped = "still running when the time of the whole run was spent (total_timeout)"
-            if self.stopped:
-                return self._stop(kernel[0].pid)
+            if (clock := self._clock) and kernel:
+                self.stopped = clock.overrun(time.monotonic(), sum(cpu for _, cpu in usage))
+                if self.stopped:
+                    return self._stop(kernel[0].pid)
 
     def _stop(self, kernel):
         with contextlib.suppress(ProcessLookupError):  # it has just ended

@@ -56,7 +56,6 @@ def run_notebooks(
     out,
     parameters=None,
     cell_timeout=600,
-    total_timeout=None,
     folder=None,
     resume=True,
     jobs=1,
@@ -69,8 +68,8 @@ def run_notebooks(
     profiles that notebooks share, ``<out>/profiles``. Up to `jobs` notebooks run at a time, as far as memory
     is free, each with its share of the cores; one that reads what others record waits for them.
 
-    `cell_timeout` is in seconds for one cell, longer where the machine is busy (see `execution.CellClock`);
-    `total_timeout` for the whole call. With `resume`, what ended well earlier in `out` with the same source,
+    `cell_timeout` is in seconds for one cell, longer where the machine is busy (see `execution.CellClock`).
+    With `resume`, what ended well earlier in `out` with the same source,
     package, versions, parameters and files that these name is kept. Wrong input raises before anything runs,
     Ctrl-C once the finished part of each notebook is saved.
     """
@@ -83,9 +82,8 @@ def run_notebooks(
     planned = plan_runs(paths, size=size, model=model, parameters=parameters, places=places)
     for sub in ("executed", "runs", "results"):
         writable_folder(out / sub)
-    deadline = None if total_timeout is None else time.monotonic() + total_timeout
     log = _Log(planned, out, jobs, enabled=progress)
-    runner = _Runner(out, _code_fingerprint(), cell_timeout, deadline, resume, jobs, log)
+    runner = _Runner(out, _code_fingerprint(), cell_timeout, resume, jobs, log)
     runs = runner.run(planned)
     log.summary(runs)
     return runs
@@ -102,7 +100,6 @@ class _Runner:
     out: Path
     code: str
     cell_timeout: float
-    deadline: float | None
     resume: bool
     jobs: int
     log: "_Log"
@@ -125,10 +122,6 @@ class _Runner:
                         continue
                     self.log.start(number, plan)
                     execution = self._execution(plan)
-                    if self.deadline is not None and time.monotonic() >= self.deadline:
-                        late = "not started: the time of the whole run was spent (total_timeout)"
-                        ended[number] = self._settled(number, record, _ending("failed", late))
-                        continue
                     running[number] = record, execution
                     execution.start()
                 for number, (record, execution) in list(running.items()):
@@ -184,8 +177,7 @@ class _Runner:
         # what an earlier run recorded: if this one fails, nothing stale is left
         self._file("results", plan.name).unlink(missing_ok=True)
         shutil.rmtree(self.out / "results" / plan.name, ignore_errors=True)
-        limits = {"cell_timeout": self.cell_timeout, "deadline": self.deadline}
-        given = plan.source, self._file("executed", plan.name), plan.parameters, limits
+        given = plan.source, self._file("executed", plan.name), plan.parameters, self.cell_timeout
         if self.jobs == 1:
             return Here(*given, bars=self.log.bars)
         return Apart(*given, threads=max(1, (os.cpu_count() or 1) // self.jobs))

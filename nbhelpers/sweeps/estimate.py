@@ -9,8 +9,7 @@ from typing import NamedTuple
 import torch
 
 from nbhelpers.arguments import checked, made_by
-from nbhelpers.hooks.attention import default_chunk
-from nbhelpers.hooks.memory import CUDA_BATCH_TOKENS, plan
+from nbhelpers.hooks.memory import plan
 from nbhelpers.inputs.models import load_skeleton
 from nbhelpers.sweeps.grid import read_run
 from nbhelpers.words import duration, memory
@@ -19,13 +18,10 @@ FACTOR = """Estimates are for this machine, from sizes alone: expect a factor of
 Once runs of a model are done their times are used instead."""
 LIBRARY_MB = 600  # torch, transformers and the rest before any model
 ITEM_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
-# Time of a capture over that of its matrix products at the speed of one large product: small products,
-# softmax and reductions make up the rest. With it, runs of SmolLM2-135M and MiniLM (8 sequences of 128 to 512
+# Time of a run over that of its matrix products at the speed of one large product: small products, softmax,
+# reductions and metrics make up the rest. With it, runs of SmolLM2-135M and MiniLM (8 sequences of 128 to 512
 # tokens) took 0.4 to 0.9 of the estimate on a busy CPU.
 OVERHEAD = 3.0
-LOADING_BYTES_PER_SECOND = 5e8
-# Metrics are taken on one core of the CPU: seconds for each token of each head's signal, all of PAPER's.
-METRIC_SECONDS = 8e-7
 
 
 class Cost(NamedTuple):
@@ -59,21 +55,18 @@ class Estimator:
         n_parameters = skeleton.description.n_parameters if known else run.n_parameters
         if n_parameters is None:
             return Cost(math.nan, math.nan, f"no estimate: {skeleton}")
-        stated = ITEM_BYTES.get(run.dtype)
-        size = skeleton.model.dtype.itemsize if known else stated or (4 if self.device == "cpu" else 2)
-        megabytes = LIBRARY_MB + n_parameters * size / 2**20
-        flops = matmul_speed(self.device)
-        seconds = OVERHEAD * 2 * n_parameters * run.n_tokens / flops
-        seconds += n_parameters * (stated or 4) / LOADING_BYTES_PER_SECOND
-        told = "as the grid says, without activations and metrics"
+        usual = 4 if self.device == "cpu" else 2
+        size = skeleton.model.dtype.itemsize if known else ITEM_BYTES.get(run.dtype, usual)
+        weights, flops = n_parameters * size / 2**20, matmul_speed(self.device)
+        told = "as the grid says, without activations"
         if known:
             told = "from the configuration, capture's plan"
-            megabytes *= 1 + (run.control_seeds > 0)  # an untrained control stands beside the model
-            megabytes += self._plan(run, skeleton).working_bytes / 2**20
-            model = skeleton.description
-            seconds += METRIC_SECONDS * model.n_layers * model.n_heads * run.n_tokens
+            weights *= 1 + (run.control_seeds > 0)  # an untrained control stands beside the model
+            options = {"batch_size": run.batch_size, "free_bytes": math.inf}  # of another machine, perhaps
+            weights += plan(skeleton, run.n_sequences, run.length, **options).working_bytes / 2**20
         speed = f"{flops / 1e9:.3g} GFLOP/s of a matrix product here"
-        return Cost(seconds, megabytes, f"{n_parameters / 1e6:.4g} M parameters {told}, {speed}")
+        basis = f"{n_parameters / 1e6:.4g} M parameters {told}, {speed}"
+        return Cost(OVERHEAD * 2 * n_parameters * run.n_tokens / flops, LIBRARY_MB + weights, basis)
 
     def _look_up(self, model, revision, dtype):
         """Return the model without its weights, or in words why there is none."""
@@ -86,14 +79,6 @@ class Estimator:
             return self._unreachable
         except (LookupError, OSError, ValueError, ImportError) as error:  # the run itself will say it again
             return str(error).splitlines()[0]
-
-    def _plan(self, run, skeleton):
-        batch, chunk = run.batch_size, None
-        if self.device == "cuda":
-            batch = batch or max(1, min(run.n_sequences, CUDA_BATCH_TOKENS // run.length))
-            chunk = min(run.length, default_chunk(batch, skeleton.description.n_heads, run.length, "cuda"))
-        options = {"batch_size": batch, "chunk": chunk, "free_bytes": math.inf}  # of another machine, perhaps
-        return plan(skeleton, run.n_sequences, run.length, **options)
 
 
 @cache

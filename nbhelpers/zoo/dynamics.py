@@ -149,7 +149,13 @@ def piecewise_linear(x, y, *, n_knots=None):
         if count:
             if (place := _best_place(x, y, hinges, chosen)) is None:
                 break
-            chosen = _settled(x, y, hinges, [*chosen, place])
+            chosen, before = [*chosen, place], None
+            for _ in range(SWEEPS):
+                if chosen == before:
+                    break
+                before = list(chosen)
+                for at in range(count):
+                    chosen[at] = _best_place(x, y, hinges, chosen[:at] + chosen[at + 1 :])
         basis = _basis(x, hinges, chosen)
         weights = np.linalg.lstsq(basis, y, rcond=None)[0]  # (2 + knot,)
         fitted = basis @ weights
@@ -227,17 +233,6 @@ def _best_place(x, y, hinges, chosen):
     size = (fresh**2).sum(0)
     gain = np.where(size > 1e-12, (fresh.T @ rest) ** 2 / np.maximum(size, 1e-12), 0.0)
     return int(places[gain.argmax()])
-
-
-def _settled(x, y, hinges, chosen):
-    """Return the knots after each was moved to its best place, given the others, until none moves."""
-    for _ in range(SWEEPS):
-        before = list(chosen)
-        for at in range(len(chosen)):
-            chosen[at] = _best_place(x, y, hinges, chosen[:at] + chosen[at + 1 :])
-        if chosen == before:
-            break
-    return chosen
 
 
 # Arms

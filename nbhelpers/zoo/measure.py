@@ -8,7 +8,6 @@ import torch
 
 from nbhelpers.analysis import measure, observe
 from nbhelpers.hooks.capture import capture
-from nbhelpers.hooks.reductions import Reduction
 from nbhelpers.protocol import PAPER
 from nbhelpers.table import HeadTable
 from nbhelpers.zoo.settings import LENGTH, VOCABULARY
@@ -23,27 +22,6 @@ BATCH = 16
 PROTOCOLS = {"key_profile": PAPER, "lag_profile": PAPER.replace(signal="lag_profile")}
 WHOLE = -1  # stands for "all" in the columns sequence, layer and head
 COLUMNS = ["step", "signal", "sequence", "layer", "head", "metric", "value"]
-
-
-class AttentionAtLag(Reduction):
-    """Mean attention to the key exactly `lag` tokens back, over the queries from `first` on."""
-
-    name = "attention_at_lag"
-
-    def __init__(self, lag, *, first):
-        self.lag, self.first = lag, first
-
-    def start(self, layout):
-        return layout.zeros(1)
-
-    def update(self, state, block, layout):
-        end = block.start + block.n_rows
-        queries = torch.arange(min(max(self.first, block.start), end), end)  # none in an early block
-        attn = block.attn[:, :, queries - block.start, queries - self.lag]  # (batch, head, query)
-        state[..., 0] += attn.sum(-1)
-
-    def finish(self, state, layout):
-        return state[..., 0] / (layout.n_queries - self.first)
 
 
 @dataclass(frozen=True)
@@ -125,9 +103,8 @@ def repeat_losses(model, repeated, *, bos):
 
 def induction_score(model, repeated, *, bos):
     """Return the attention to the token after the earlier occurrence of this one (arXiv:2209.11895)."""
-    ids = _with_bos(repeated, bos)
-    score = AttentionAtLag(PERIOD - 1, first=PERIOD + int(bos))
-    return capture(model, ids, [score], progress=False)[score.name].double()
+    seen = capture(model, _with_bos(repeated, bos), "stationary_profile", progress=False)
+    return seen.stationary_profile[..., PERIOD - 1].double()  # over the second saying
 
 
 def _with_bos(ids, bos):

@@ -14,7 +14,6 @@ from nbhelpers.nulls.controls import uniform_null
 from nbhelpers.protocol import PAPER
 from nbhelpers.stats import LEAST_SEEDS, student_interval
 from nbhelpers.sweeps.rows import HERE, tidy
-from nbhelpers.zoo import settings
 from nbhelpers.zoo.measure import WHOLE, Yardstick
 
 MEASUREMENTS, RUNS, TOKENS = "measurements.parquet", "runs.parquet", "tokens.safetensors"
@@ -138,15 +137,6 @@ class ZooTables:
         missing = [arm for arm, seeds in have.items() if not seeds]
         line = f"arms (seeds): {', '.join(shown) or 'none'}"
         return line + (f"; not trained yet: {', '.join(missing)} ({COMMANDS})" if missing else "")
-
-    def coverage(self):
-        """Return one row per arm of the collection: which seeds are there and which are not trained yet."""
-        planned = pd.DataFrame([(run.arm, run.seed) for run in settings.arms()], columns=["arm", "seed"])
-        rows = []
-        for arm, seeds in planned.groupby("arm", sort=False).seed:
-            there = self.seeds(arm)
-            rows.append((arm, _joined(there), _joined(seed for seed in seeds if seed not in there)))
-        return pd.DataFrame(rows, columns=["arm", "seeds", "not trained yet"]).replace("", "–")
 
 
 def zoo_rows(zoo, metrics, arms, *, steps=False):

@@ -96,16 +96,6 @@ def test_notebooks_run_again_when_the_results_they_read_change(collection, noteb
     assert again == {"02_good": "kept", "03_plants": "passed", "04_reads": "passed", "05_judges": "passed"}
 
 
-def test_total_timeout_fails_what_is_left(notebook, folder, tmp_path):
-    notebook("01_slow", "import time; time.sleep(60)")
-    notebook("02_late", "1")
-    slow, late = run_notebooks(folder=folder, out=tmp_path / "out", total_timeout=3, progress=False)
-    assert "total_timeout" in slow.error
-    assert late.status == "failed"
-    assert late.error.startswith("not started")
-    assert not late.output.exists()
-
-
 @pytest.mark.parametrize(("number", "jobs"), [(signal.SIGINT, 1), (signal.SIGTERM, 1), (signal.SIGINT, 2)])
 def test_a_signal_keeps_what_is_done_and_the_next_run_resumes(notebook, folder, tmp_path, number, jobs):
     marker = tmp_path / "running"

@@ -7,10 +7,9 @@ import torch
 from tiny_models import captured_matrix, make_model
 
 import nbhelpers
-from nbhelpers.hooks.reductions import Block, Layout
 from nbhelpers.protocol import PAPER
 from nbhelpers.zoo import measure
-from nbhelpers.zoo.measure import WHOLE, AttentionAtLag, Yardstick, measure_checkpoint
+from nbhelpers.zoo.measure import WHOLE, Yardstick, measure_checkpoint
 from nbhelpers.zoo.text import BOS_ID, MASK_ID, inputs_and_labels
 
 LENGTH, PERIOD = measure.LENGTH, measure.PERIOD
@@ -33,22 +32,6 @@ def make(encoding="nope", *, uniform=False, std=0.1, **options):
 def one(frame, metric, **where):
     asked = pd.Series({"metric": metric} | where)
     return frame[(frame[asked.index] == asked).all(axis=1)].value.item()
-
-
-@pytest.mark.parametrize("chunk", [1, 7, 40])
-def test_attention_at_a_lag_of_a_hand_made_matrix(chunk):
-    n, lag, first = 40, 5, 6
-    attn = torch.zeros(1, 1, n, n)
-    for query in range(first, n):
-        attn[..., query, query - 5], attn[..., query, query - 4] = 0.3, 0.1
-    attn[..., 5, 0] = 1.0  # a query before the first one counts for nothing
-    layout = Layout(1, 1, n, n, True, torch.device("cpu"), (n - 1,), torch.tensor([float(n)]))
-    score = AttentionAtLag(lag, first=first)
-    state = score.start(layout)
-    for start in range(0, n, chunk):
-        rows = attn[:, :, start : start + chunk]
-        score.update(state, Block(rows, None, start, None), layout)
-    assert float(score.finish(state, layout)) == pytest.approx(0.3, rel=1e-6)
 
 
 def test_induction_score_reads_the_token_after_the_earlier_occurrence(yardstick):
