@@ -69,9 +69,9 @@ def run_notebooks(
     is free, each with its share of the cores; one that reads what others record waits for them.
 
     `cell_timeout` is in seconds for one cell, longer where the machine is busy (see `execution.CellClock`).
-    With `resume`, what ended well earlier in `out` with the same source,
-    package, versions, parameters and files that these name is kept. Wrong input raises before anything runs,
-    Ctrl-C once the finished part of each notebook is saved.
+    With `resume`, what ended well earlier in `out` with the same source, package, versions, parameters and
+    files that these name is kept. Wrong input raises before anything runs, Ctrl-C once the finished part of
+    each notebook is saved.
     """
     out = Path(out).resolve()
     sweep = (parameters or {}).get("sweep")
@@ -83,8 +83,7 @@ def run_notebooks(
     for sub in ("executed", "runs", "results"):
         writable_folder(out / sub)
     log = _Log(planned, out, jobs, enabled=progress)
-    runner = _Runner(out, _code_fingerprint(), cell_timeout, resume, jobs, log)
-    runs = runner.run(planned)
+    runs = _Runner(out, cell_timeout, resume, jobs, log).run(planned)
     log.summary(runs)
     return runs
 
@@ -98,7 +97,6 @@ def load_runs(out):
 @dataclass(frozen=True)
 class _Runner:
     out: Path
-    code: str
     cell_timeout: float
     resume: bool
     jobs: int
@@ -202,9 +200,11 @@ class _Runner:
         return self.out / folder / f"{name}{'.ipynb' if folder == 'executed' else '.json'}"
 
     def _fingerprint(self, plan):
-        """Return a hash of all that a run depends on: package, cells (not outputs), files it reads."""
-        source = _source(plan)
-        digest = hashlib.sha256((self.code + source).encode())
+        """Return a hash of what a run depends on: package, versions, cells (not outputs), files it reads."""
+        source, root = _source(plan), Path(__file__).parents[1]
+        digest = hashlib.sha256((json.dumps(_versions(), sort_keys=True) + source).encode())
+        for file in sorted(root.rglob("*.py")):
+            digest.update(f"{file.relative_to(root)}\0".encode() + file.read_bytes())
         reads, planted = _reads(source), PLANTED["sensitivity"].encode()
         for file in sorted((self.out / "results").glob("*.json")) if reads else ():
             content = file.read_bytes()
@@ -228,15 +228,6 @@ def _reads(source):
     if any(word in source for word in _READERS):
         return "all"
     return "planted" if any(word in source for word in _JUDGES) else ""
-
-
-def _code_fingerprint():
-    """Return a hash of the package's source and of the versions beneath it."""
-    digest = hashlib.sha256(json.dumps(_versions(), sort_keys=True).encode())
-    root = Path(__file__).parents[1]
-    for file in sorted(root.rglob("*.py")):
-        digest.update(f"{file.relative_to(root)}\0".encode() + file.read_bytes())
-    return digest.hexdigest()
 
 
 def _versions():

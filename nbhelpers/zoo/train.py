@@ -1,7 +1,6 @@
 """One model of the zoo in training: an update at a time, a state to go on from, or while somebody watches."""
 
 import copy
-import dataclasses
 import tempfile
 import time
 from typing import NamedTuple
@@ -16,8 +15,8 @@ from nbhelpers.protocol import PAPER
 from nbhelpers.zoo.settings import BETAS, CLIP, LENGTH, WEIGHT_DECAY, Settings
 from nbhelpers.zoo.text import inputs_and_labels, prepare
 
-LIVE_PRESET = "test"  # 2 layers of 2 heads: the smallest, so that a minute holds many updates
-LIVE_UPDATES = 2000  # of the learning-rate schedule, about what a busy core makes in a minute
+LIVE = {"preset": "test", "precision": "float32"}  # 2 layers of 2 heads, so that a minute holds many updates
+LIVE_TOKENS = 2000 * 512  # of the learning-rate schedule, updates that a busy core makes in about a minute
 LIVE_SEQUENCES = 4  # held-out windows whose attention is measured
 
 
@@ -95,31 +94,26 @@ def live_training(*, seconds, encoding="rope", seed=0, n_snapshots=20):
     """Train from scratch on the bundled book for so many seconds, and yield Snapshots now and then."""
     if not seconds > 0:
         raise ValueError(f"seconds must be positive, got {seconds}")
-    first = Settings(preset=LIVE_PRESET, encoding=encoding, seed=seed, precision="float32")
-    settings = dataclasses.replace(first, n_tokens=LIVE_UPDATES * first.tokens_per_step)
+    settings = Settings(**LIVE, encoding=encoding, seed=seed, n_tokens=LIVE_TOKENS)
     with tempfile.TemporaryDirectory() as folder:
         corpus = prepare(["moby-dick"], folder)  # bundled: needs no network
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)  # so small a model trains fastest on one
     try:
-        yield from _trained(Trainer(settings, corpus), seconds, n_snapshots)
+        trainer, over = Trainer(settings, corpus), False
+        ids = corpus.windows("measurement", LIVE_SEQUENCES, LENGTH)  # (sequence, position)
+        started = due = time.perf_counter()
+        while not over:
+            now = time.perf_counter()
+            over = trainer.step == settings.n_steps or (trainer.step > 0 and now - started >= seconds)
+            if over or now >= due:
+                yield _snapshot(trainer, ids, now - started)
+                due = now + seconds / n_snapshots
+                trainer.history = []
+            if not over:
+                trainer.update()
     finally:
         torch.set_num_threads(n_threads)
-
-
-def _trained(trainer, seconds, n_snapshots):
-    ids = trainer.corpus.windows("measurement", LIVE_SEQUENCES, LENGTH)  # (sequence, position)
-    started = due = time.perf_counter()
-    while True:
-        now = time.perf_counter()
-        over = trainer.step == trainer.settings.n_steps or (trainer.step > 0 and now - started >= seconds)
-        if over or now >= due:
-            yield _snapshot(trainer, ids, now - started)
-            due = now + seconds / n_snapshots
-            trainer.history = []
-        if over:
-            return
-        trainer.update()
 
 
 def _snapshot(trainer, ids, seconds):

@@ -58,5 +58,3 @@ def test_weights_are_kept_of_core_runs_of_seed_0():
     assert set(Settings().kept_steps()) <= set(Settings().checkpoints())
     with pytest.raises(ValueError, match="no encoding 'rotary'; there are rope"):
         Settings(encoding="rotary")
-    with pytest.raises(ValueError, match="less than one step of 4096"):
-        Settings(n_tokens=100)

@@ -54,18 +54,14 @@ def build_site(executed_folder, out):
 def _write_static(source):
     """Write Sphinx's settings, the style sheet and the scripts."""
     (source / "_static").mkdir(parents=True)
-    conf = (_ASSETS / "conf.py").read_text(encoding="utf-8").replace("@repository@", repository_url())
+    every = importlib.metadata.metadata("nbhelpers").get_all("Project-URL")
+    urls = dict(entry.split(", ", 1) for entry in every)
+    conf = (_ASSETS / "conf.py").read_text(encoding="utf-8").replace("@repository@", urls["Repository"])
     (source / "conf.py").write_text(conf, encoding="utf-8")
     shutil.copy(_ASSETS / "mathjax-config.js", source)
     mathjax = importlib.metadata.distribution("sphinx-mathjax-offline").locate_file(_MATHJAX)
     for file in (str(mathjax), *(_ASSETS / name for name in _STATIC)):
         shutil.copy(file, source / "_static")
-
-
-def repository_url():
-    """Return the address of the repository, as pyproject.toml names it."""
-    urls = importlib.metadata.metadata("nbhelpers").get_all("Project-URL") or []
-    return dict(entry.split(", ", 1) for entry in urls).get("Repository", "")
 
 
 def _run_sphinx(source, out):
