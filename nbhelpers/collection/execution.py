@@ -1,7 +1,7 @@
 """Execute one notebook with papermill and miss no way in which it can fail.
 
-Papermill alone lets pass an error inside an output widget and a cell that leaves the kernel early, and says
-little of a hang or a dead kernel. `execute_strictly` turns each into a `Failure` that names the cell.
+Papermill lets pass an error inside an output widget and a cell that leaves the kernel early, and says little
+of a hang or a dead kernel; here each is a `Failure` that names the cell.
 """
 
 import contextlib

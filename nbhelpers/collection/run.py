@@ -124,7 +124,7 @@ class _Runner:
                     execution.start()
                 for number, (record, execution) in list(running.items()):
                     if execution.ended():
-                        ended[number] = self._settled(number, record, self._how_it_ended(execution))
+                        ended[number] = self._settled(number, record, execution)
                         del running[number]
                 if running:
                     time.sleep(_POLL_SECONDS)
@@ -138,8 +138,19 @@ class _Runner:
             raise
         return [ended[number] for number in range(len(planned))]
 
-    def _settled(self, number, record, how):
-        record = {**record, **how, "has_results": self._file("results", record["name"]).is_file()}
+    def _settled(self, number, record, execution):
+        """Record how a notebook ended; raise if the disk refused it, for it would refuse the next one too."""
+        failure, status = execution.failure, "passed"
+        if refused(failure):
+            if failure.kind == RUNNER:
+                execution.target.unlink(missing_ok=True)  # papermill may have written half of it
+                raise unwritable(execution.target, failure.message)
+            writable_folder(self.out)  # raises, unless it was another disk that refused a cell
+        if failure:
+            status = "skipped" if failure.kind == "skipped" else "failed"
+        error = failure and (failure.message if status == "skipped" else str(failure))
+        record = record | _ending(status, error, execution.seconds, execution.peak_mb)
+        record["has_results"] = self._file("results", record["name"]).is_file()
         self._write(record)
         run = _as_run(record, self.out)
         self.log.done(number, run)
@@ -179,18 +190,6 @@ class _Runner:
         if self.jobs == 1:
             return Here(*given, bars=self.log.bars)
         return Apart(*given, threads=max(1, (os.cpu_count() or 1) // self.jobs))
-
-    def _how_it_ended(self, execution):
-        failure = execution.failure
-        if refused(failure):
-            if failure.kind == RUNNER:
-                execution.target.unlink(missing_ok=True)  # papermill may have written half of it
-                raise unwritable(execution.target, failure.message)
-            writable_folder(self.out)  # raises, unless it was another disk that refused a cell
-        spent = execution.seconds, execution.peak_mb
-        if getattr(failure, "kind", "") == "skipped":
-            return _ending("skipped", failure.message, *spent)
-        return _ending("failed", str(failure), *spent) if failure else _ending("passed", None, *spent)
 
     def _write(self, record):
         text = json.dumps(record, indent=1, sort_keys=True, ensure_ascii=False)

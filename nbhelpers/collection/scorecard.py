@@ -280,7 +280,14 @@ def _row(claim, numbers, planted):
     records = {criterion.name: estimate for criterion, estimate in known}
     verdict, why = judge(claim, records, planted=planted.get(claim.number))
     row = {"claim": claim.number, "title": claim.title, "verdict": verdict, "why": why + "."}
-    row |= dict(zip(ANSWERS, _answers(claim, known, again, numbers, planted), strict=True))
+    untaught, tried = _untaught(known), "not tried"
+    if (other := _untaught(again)) != "no null":
+        untaught += f"; by another quantity: {other}"
+    if rates := planted.get(claim.number):
+        told = "sensitivity {:.0%}, specificity {:.0%}".format(*(rate.value for rate in rates))
+        tried = f"{'yes' if rates.usable else 'no'}: {told}"
+    row |= {SEEN: _share([c.place(e) for c, e in known]), UNTAUGHT: untaught, FOUND: tried}
+    row[READINGS] = _in_readings(claim, known, numbers)
     row |= {"group": _group(claim, verdict, row), BESIDE[0]: ""}
     if len(known) == len(claim.criteria) > 0:
         chosen = deciding(claim, records)[1]
@@ -290,17 +297,6 @@ def _row(claim, numbers, planted):
         other = judge(claim.other, records, planted=planted.get(claim.other.number))
         row[BESIDE[0]] = f"{other.verdict}: {other.reason}."
     return row
-
-
-def _answers(claim, known, again, numbers, planted):
-    """Return the four answers in words."""
-    untaught, tried = _untaught(known), "not tried"
-    if (other := _untaught(again)) != "no null":
-        untaught += f"; by another quantity: {other}"
-    if rates := planted.get(claim.number):
-        told = "sensitivity {:.0%}, specificity {:.0%}".format(*(rate.value for rate in rates))
-        tried = f"{'yes' if rates.usable else 'no'}: {told}"
-    return _share([c.place(e) for c, e in known]), untaught, tried, _in_readings(claim, known, numbers)
 
 
 def _untaught(measured):

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import yaml
 
 from nbhelpers.analysis import Observation, observe
 from nbhelpers.arguments import checked, mapping, such_that
@@ -68,11 +67,8 @@ def load_choices(given=None):
     """
     name, raw = "the grid", given
     if not isinstance(given, Mapping):
-        name = SHIPPED.name if given is None else given
-        try:
-            raw = read_small_yaml(SHIPPED if given is None else Path(given))
-        except (yaml.YAMLError, ValueError) as error:
-            raise ValueError(f"{name} is not YAML of the kind that is read: {error}") from error
+        file = SHIPPED if given is None else Path(given)
+        name, raw = file.name, read_small_yaml(file)
     known = dict.fromkeys(itertools.chain(*CHOICES.values()))
     if not isinstance(raw, Mapping) or not raw:
         raise ValueError(f"{name} holds no fields of a protocol with their options")

@@ -1,8 +1,7 @@
 """Do the runs of a grid that are not done: a process for each checkpoint, started here or by a Dask worker.
 
-A process is the only thing that can be stopped at any time, gives all its memory back, and takes nothing with
-it when the system kills it. What is done is a file (see `nbhelpers.sweeps.run`), so the same call resumes.
-This module imports neither torch nor a model: what waits for a process stays small beside it.
+What is done is a file (see `nbhelpers.sweeps.run`), so the same call resumes. This module imports neither
+torch nor a model: what waits for a process stays small beside it.
 """
 
 import contextlib
@@ -26,7 +25,6 @@ from filelock import FileLock, Timeout
 from nbhelpers.arguments import checked
 from nbhelpers.files import UnwritableError, writable_folder, write_text
 from nbhelpers.sweeps import grid as grids
-from nbhelpers.sweeps.grid import failure_file, unsettled
 from nbhelpers.sweeps.rows import load_sweep, write_tables
 from nbhelpers.words import duration, memory
 
@@ -48,7 +46,6 @@ def run_sweep(
     open, such as ``Client(cluster).get_executor(pure=False)``. A process that needs more than `timeout`
     seconds for a run, its start included, is killed. `fresh` does all runs again.
 
-    Wrong options and a folder that another sweep is running into raise before anything runs;
     `ConnectionError` says that the scheduler or the executor went away, `OSError` that the disk is full,
     `KeyboardInterrupt` comes after Ctrl-C or SIGTERM. What is done is kept, and the same call resumes.
     """
@@ -168,13 +165,18 @@ def _follow(submit, tasks, todo, out, lease, interrupted, say):
         while futures and not interrupted.is_set():
             for future in wait(futures, POLL_SECONDS, FIRST_COMPLETED).done:
                 _settle(future, futures.pop(future), out)
-            waiting = unsettled(out, left)
+            waiting = grids.unsettled(out, left)
             for run in [run for run in left.values() if run.id not in waiting]:
                 del left[run.id]
                 n_left = sum(other.n_tokens for other in left.values())
                 seconds = (time.monotonic() - started) * n_left / (n_tokens - n_left)
                 until = f"  (about {duration(seconds)} left)" if left else ""
-                say(f"[{len(todo) - len(left)}/{len(todo)}] {run.label}: {_ended(out, run)}{until}")
+                if (why := grids.read_failure(out, run)) is None:
+                    took = grids.read_run(out, run)["sweep"]
+                    told = f"done in {duration(took['seconds'])}, peak {memory(took['peak_mb'])}"
+                else:
+                    told = f"failed: {why}"
+                say(f"[{len(todo) - len(left)}/{len(todo)}] {run.label}: {told}{until}")
     except (CancelledError, BrokenExecutor) as error:
         gone = f"the executor went away ({type(error).__name__}); what is done is kept in {out}"
         raise ConnectionError(f"{gone}, and the same command resumes") from None
@@ -184,13 +186,6 @@ def _follow(submit, tasks, todo, out, lease, interrupted, say):
             future.cancel()
 
 
-def _ended(out, run):
-    if (why := grids.read_failure(out, run)) is not None:
-        return f"failed: {why}"
-    took = grids.read_run(out, run)["sweep"]
-    return f"done in {duration(took['seconds'])}, peak {memory(took['peak_mb'])}"
-
-
 def _settle(future, ids, out):
     """Say of the runs of a task that was given up why they failed; raise where no further run can be done."""
     try:
@@ -198,19 +193,19 @@ def _settle(future, ids, out):
     except (CancelledError, BrokenExecutor, OSError):
         raise
     except Exception as error:  # such as Dask's of a task whose workers were killed again and again
-        for run_id in unsettled(out, ids):
+        for run_id in grids.unsettled(out, ids):
             why = f"the executor gave it up: {type(error).__name__}: {error}"
-            write_text(failure_file(out, run_id), why)
+            write_text(grids.failure_file(out, run_id), why)
 
 
 def do_runs(out, ids, *, lease, timeout, threads):
     """Do runs of one checkpoint in a process, and in another one after a run that hangs or brings it down."""
-    while (left := unsettled(out, ids)) and Path(lease).exists():
+    while (left := grids.unsettled(out, ids)) and Path(lease).exists():
         code, why = _run_process(out, left, lease, timeout, threads)
         if code == NO_SPACE:
             raise UnwritableError(f"no space is left for {out}; make room, and the same command resumes")
-        if (left := unsettled(out, left)) and Path(lease).exists():
-            write_text(failure_file(out, left[0]), why)
+        if (left := grids.unsettled(out, left)) and Path(lease).exists():
+            write_text(grids.failure_file(out, left[0]), why)
 
 
 def _run_process(out, ids, lease, timeout, threads):
@@ -229,7 +224,7 @@ def _run_process(out, ids, lease, timeout, threads):
     while why is None and process.poll() is None:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(POLL_SECONDS)
-        if (now := len(unsettled(out, ids))) < n_left:
+        if (now := len(grids.unsettled(out, ids))) < n_left:
             n_left, since = now, time.monotonic()
         elif timeout is not None and time.monotonic() - since > timeout:
             why = f"still running after {timeout:g} s (timeout); its process was killed"

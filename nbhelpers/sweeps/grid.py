@@ -1,8 +1,6 @@
 """Grids of runs, read from YAML and checked whole before anything runs; the files of a sweep's folder.
 
-A grid is a product of axes (model, revision, corpus, n_sequences, length, protocol, seed); each axis is one
-value or a list. A run is known by a hash of its settings. ``nbhelpers/data/grids`` holds the grids of the
-paper and a README with the format.
+``nbhelpers/data/grids`` has the grids of the paper, and a README with the format.
 """
 
 import hashlib
@@ -36,7 +34,6 @@ CHECKED |= {"control_seeds": whole(0), "device": text, "about": text, "paper_tab
 REVISION = such_that(lambda name: name is None or type(name) in (str, int), "a branch, tag or commit")
 OF_A_MODEL = {"name": text, "paper": text, "dtype": RULES["dtype"], "n_parameters": real(0, ends=False)}
 MOST_RUNS, MOST_BYTES, MOST_LEVELS = 10_000, 100_000, 20  # beyond is a slip, or a bomb
-MODEL_KEYS = ("name", "paper", "revision", "dtype", "n_parameters")
 SHIPPED = Path(str(resources.files("nbhelpers.data"))) / "grids"
 PLAN = "grid.json"
 CONTROL_SEQUENCES = 4  # passages that an untrained control reads: it hardly differs between them
@@ -146,28 +143,27 @@ def load_grid(name):
         if str(name) not in (shipped := shipped_grids()):
             names = ", ".join(shipped)
             raise FileNotFoundError(f"there is no grid file {str(name)!r}; the package comes with {names}")
-    try:
-        raw = read_small_yaml(path)
-    except (yaml.YAMLError, ValueError) as error:
-        raise ValueError(f"the grid {name} is not YAML of the kind that is read: {error}") from error
-    return make_grid(raw, name=path.stem)
+    return make_grid(read_small_yaml(path), name=path.stem)
 
 
 def read_small_yaml(file):
     """Return what YAML holds; refuse, before it is made, what is or would grow beyond any memory."""
     with file.open("rb") as opened:
         raw = opened.read(MOST_BYTES + 1)
-    if len(raw) > MOST_BYTES:
-        raise ValueError(f"at most {MOST_BYTES:,} bytes are read")
-    depth, content = 0, raw.decode("utf-8")
-    for event in yaml.parse(content, Loader=yaml.SafeLoader):
-        where = f"line {event.start_mark.line + 1}"
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if isinstance(event, yaml.AliasEvent):
-            raise ValueError(f"{where} repeats another part (*{event.anchor}); write it out")
-        if depth > MOST_LEVELS:
-            raise ValueError(f"{where} is more than {MOST_LEVELS} levels deep")
-    return yaml.safe_load(content)
+    try:
+        if len(raw) > MOST_BYTES:
+            raise ValueError(f"at most {MOST_BYTES:,} bytes are read")
+        depth, content = 0, raw.decode("utf-8")
+        for event in yaml.parse(content, Loader=yaml.SafeLoader):
+            where = f"line {event.start_mark.line + 1}"
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if isinstance(event, yaml.AliasEvent):
+                raise ValueError(f"{where} repeats another part (*{event.anchor}); write it out")
+            if depth > MOST_LEVELS:
+                raise ValueError(f"{where} is more than {MOST_LEVELS} levels deep")
+        return yaml.safe_load(content)
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(f"{file.name} is not YAML of the kind that is read: {error}") from error
 
 
 def make_grid(raw, *, name="grid"):
@@ -190,7 +186,7 @@ def make_grid(raw, *, name="grid"):
 def _product(raw):
     _check_keys(raw)
     axes = {axis: _listed(raw.get(axis, DEFAULTS.get(axis))) for axis in AXES}
-    options = OPTIONS | {key: raw[key] for key in OPTIONS if key in raw}
+    options = {key: raw.get(key, usual) for key, usual in OPTIONS.items()}
     for key, rule in CHECKED.items():
         for value in axes.get(key) or _listed(options.get(key, raw.get(key))):
             if value is not None or key in REQUIRED:
@@ -242,8 +238,8 @@ def _protocol(fields):
 def _model(entry, revisions, dtype):
     """Return what an entry of the model axis gives: fields of a Run and a hash of its files; revisions."""
     given = dict(entry) if isinstance(entry, Mapping) else {"name": entry}
-    if set(given) - set(MODEL_KEYS) or not isinstance(given.get("name"), str):
-        refuse("a model", entry, f"a name or a mapping with {', '.join(MODEL_KEYS)}")
+    if set(given) - {"revision", *OF_A_MODEL} or not isinstance(given.get("name"), str):
+        refuse("a model", entry, f"a name or a mapping with {', '.join(OF_A_MODEL)}, revision")
     for name, rule in OF_A_MODEL.items():
         value = given.get(name, dtype if name == "dtype" else None)
         if value is not None:

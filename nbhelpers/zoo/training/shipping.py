@@ -56,7 +56,11 @@ def collect(out, to=None):
         provenance = _provenance(runs, corpus, yardstick)
         _write_measurements(runs, partial / MEASUREMENTS, provenance)
         _write_runs(runs, partial / RUNS, provenance)
-        _write_tokens(corpus, yardstick, partial / TOKENS)
+        size, steps = (PRESETS["nano"].batch_size, LENGTH + 1), range(N_FIRST_BATCHES)
+        batches = [corpus.batch(*size, seed=0, step=step) for step in steps]
+        tensors = vars(yardstick) | {"first_batches": torch.stack(batches)}
+        save_file({n: tensor.to(torch.uint16) for n, tensor in tensors.items()}, partial / TOKENS)
+        (partial / TOKENS).chmod(0o644)  # safetensors lets nobody else read it
         models = _write_models(runs, corpus, partial)
     unfinished = sorted(path.parent.name for path in (out / "runs").glob(f"*/{STATE}"))
     lists = {"models": models, "not finished": unfinished}
@@ -126,14 +130,6 @@ def _write_runs(runs, path, provenance):
             | {"text": facts["text"]["fingerprint"], **facts["versions"]}
         )
     write_parquet(pd.DataFrame(rows), path, provenance, **TIGHT)
-
-
-def _write_tokens(corpus, yardstick, path):
-    n = PRESETS["nano"].batch_size
-    batches = [corpus.batch(n, LENGTH + 1, seed=0, step=step) for step in range(N_FIRST_BATCHES)]
-    tensors = {**vars(yardstick), "first_batches": torch.stack(batches)}
-    save_file({name: tensor.to(torch.uint16) for name, tensor in tensors.items()}, path)
-    path.chmod(0o644)  # safetensors lets nobody else read it
 
 
 def _write_models(runs, corpus, folder):
