@@ -4,6 +4,7 @@ A run leaves under its output folder ``executed/NAME.ipynb`` (saved after every 
 (what was run with which parameters, and how it ended) and ``results/`` (numbers and tables).
 """
 
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -259,16 +260,13 @@ class _Log:
     """Plain lines about a run on stdout: one when a notebook starts, one when it ends."""
 
     def __init__(self, planned, out, jobs, *, enabled):
-        self.enabled, self.out, self.jobs = enabled, out, jobs
+        self.out, self.jobs = out, jobs
+        self.say = functools.partial(print, flush=True) if enabled else lambda *_: None
         self.names = [plan.name for plan in planned]
         self.bars = enabled and sys.stderr.isatty() and not os.environ.get("TQDM_DISABLE")
         records = [_read_record(out / "runs" / f"{name}.json") for name in self.names]
         # seconds of earlier runs that got to the end, to estimate the time left
         self.expected = {r["name"]: r["seconds"] for r in records if r and r["status"] == "passed"}
-
-    def say(self, text):
-        if self.enabled:
-            print(text, flush=True)
 
     def start(self, number, plan):
         for note in plan.notes:

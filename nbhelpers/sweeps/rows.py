@@ -99,14 +99,16 @@ def _of_run(run, facts):
     """Return what the rows of a finished run share."""
     shared = ("model", "revision", "paper", "corpus", "n_sequences", "length", "seed")
     fixed = {name: getattr(run, name) for name in shared} | {"source": SWEEP, "run": run.id}
-    words = [", ".join(changes(run.protocol)) or "PAPER"] + [f"BOS: {run.bos}"] * (
-        run.bos != grids.OPTIONS["bos"]
-    )
+    words = [_words(run.protocol)] + [f"BOS: {run.bos}"] * (run.bos != grids.OPTIONS["bos"])
     fixed |= {"protocol": ", ".join(words), "step": training_step(run.model, run.revision or "")}
     encoding = facts["model"]["position_encoding"]
     if run.model.startswith(ZOO_PREFIX):  # the name of the arm, which tells partial RoPE from RoPE
         encoding = run.model.removeprefix(ZOO_PREFIX).partition("@")[0]
     return fixed | {"encoding": encoding, "n_parameters": facts["model"]["n_parameters"]}
+
+
+def _words(protocol):
+    return ", ".join(changes(protocol)) or "PAPER"
 
 
 def training_step(model, revision=""):
@@ -178,11 +180,7 @@ def table_rows(table, metrics, *, corpus):
     facts, model = table.provenance, table.provenance["model"]
     fixed = {"source": HERE, "model": model["name"], "encoding": model["position_encoding"]}
     fixed |= {"step": training_step(model["name"]), "n_parameters": model["n_parameters"], "corpus": corpus}
-    fixed |= {
-        "seed": facts.get("seed"),
-        "length": facts["length"],
-        "protocol": ", ".join(changes(facts["protocol"])) or "PAPER",
-    }
+    fixed |= {"seed": facts.get("seed"), "length": facts["length"], "protocol": _words(facts["protocol"])}
     summary = summarise(table, null=null_of(table)).to_dict("records")
     return _chosen(tidy([fixed | line for line in summary]), metrics)
 

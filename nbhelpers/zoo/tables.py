@@ -131,12 +131,8 @@ class ZooTables:
         return f"Needed: {least} of each arm; not trained yet: {listed}. Make them with: {COMMANDS}."
 
     def said(self, arms):
-        """Return in a line which seeds of which arms a table or figure shows, and which are missing."""
-        have = {arm: self.seeds(arm) for arm in arms}
-        shown = [f"{arm} ({_joined(seeds)})" for arm, seeds in have.items() if seeds]
-        missing = [arm for arm, seeds in have.items() if not seeds]
-        line = f"arms (seeds): {', '.join(shown) or 'none'}"
-        return line + (f"; not trained yet: {', '.join(missing)} ({COMMANDS})" if missing else "")
+        """Return in a line which seeds of which arms a table or figure shows."""
+        return f"arms (seeds): {', '.join(f'{arm} ({_joined(self.seeds(arm))})' for arm in arms)}"
 
 
 def zoo_rows(zoo, metrics, arms, *, steps=False):

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from nbhelpers.files import read_tensors, reading, write_tensors, write_text
-from nbhelpers.inputs.text import SPEECHES, is_local_corpus, read_documents
+from nbhelpers.inputs.text import SPEECHES, read_documents
 from nbhelpers.inputs.zoo import stable_seed
 from nbhelpers.zoo.settings import MASKED_SHARE, VOCABULARY
 
@@ -91,16 +91,10 @@ def inputs_and_labels(windows, *, causal, bos, seed=0):
 
 def prepare(texts, out):
     """Return the corpus in `out`; if there is none, read documents, hold some out, train the tokenizer on the
-    others and encode all. ValueError if it is of other texts."""
-    out, names = Path(out), [Path(text).name for text in texts]
+    others and encode all."""
+    out = Path(out)
     if (out / TOKENS).exists():
-        corpus = load_corpus(out)
-        if names != corpus.sources:
-            held = f"{out} holds the tokens of {', '.join(corpus.sources)}, not of {', '.join(names)}"
-            raise ValueError(f"{held}; choose another --out folder.")
-        return corpus
-    if remote := [str(text) for text in texts if text != SPEECHES and not is_local_corpus(text)]:
-        raise ValueError(f"{remote[0]!r} is a data set of the Hub; give texts that are on this machine.")
+        return load_corpus(out)
     documents = [document for text in texts for document in _merged(read_documents(text))]
     if len(documents) < HELD_OUT_EVERY:
         found = f"{len(documents)} documents were found; at least {HELD_OUT_EVERY} are needed"
@@ -115,7 +109,9 @@ def prepare(texts, out):
         tensors[name] = torch.cat(encoded).to(torch.uint16)
         tensors[f"{name}_ends"] = torch.tensor([len(e) for e in encoded]).cumsum(0)
     write_text(out / "tokenizer.json", tokenizer.to_str())
-    write_tensors(tensors, out / TOKENS, {"sources": names})  # last: a folder with tokens is whole
+    write_tensors(
+        tensors, out / TOKENS, {"sources": [Path(text).name for text in texts]}
+    )  # last: a folder with tokens is whole
     return load_corpus(out)
 
 

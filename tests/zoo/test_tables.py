@@ -54,7 +54,7 @@ def test_ends_are_means_of_a_step_and_what_is_missing_is_named(table):
     assert list(table.common(ends)) == ["rope"], "alibi lacks a seed"
     assert table.lacking(["rope"]) == ""
     assert "alibi 1; t5 0, 1, 2. Make them with: python -m" in table.lacking(["rope", "alibi", "t5"])
-    assert table.said(["rope", "t5"]).startswith("arms (seeds): rope (0, 1, 2); not trained yet: t5")
+    assert table.said(["rope", "t5"]) == "arms (seeds): rope (0, 1, 2), t5 ()"
 
 
 def test_a_step_that_a_seed_lacks_takes_no_part(table, tmp_path, frame):

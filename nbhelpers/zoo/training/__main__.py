@@ -5,11 +5,13 @@ import functools
 import sys
 from pathlib import Path
 
+from filelock import Timeout
+
 from nbhelpers.__main__ import run_command
 from nbhelpers.inputs.devices import one_device
 from nbhelpers.zoo.settings import arms
 from nbhelpers.zoo.text import SOURCES, prepare
-from nbhelpers.zoo.training.runs import BusyError, train
+from nbhelpers.zoo.training.runs import train
 from nbhelpers.zoo.training.shipping import collect
 
 FAILURES = (LookupError, ValueError, OSError, RuntimeError)  # said in a sentence; anything else is a bug
@@ -27,8 +29,6 @@ def _parser():
     parser = argparse.ArgumentParser(prog="python -m nbhelpers.zoo.training", description="Make the zoo.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     every = commands.add_parser("train-all", help="train every run of the collection, one after the other")
-    about = "files, folders, .jsonl, or the .tgz of the addresses (default: %(default)s)"
-    every.add_argument("--text", nargs="+", default=SOURCES, metavar="PATH", help=about)
     every.add_argument("--only", nargs="+", metavar="RUN", help="such as rope-seed0 (default: all)")
     gather = commands.add_parser("collect", help="gather the finished runs into what is shipped")
     gather.add_argument("--to", default="nbhelpers/data/zoo", help="(default: %(default)s)")
@@ -46,13 +46,13 @@ def _train_all(options):
     runs, failed = {run.name: run for run in arms()}, []
     if unknown := [name for name in options.only or () if name not in runs]:
         raise ValueError(f"There is no run {unknown[0]!r}; there are {', '.join(runs)}.")
-    corpus, device = prepare(options.text, Path(options.out) / "text"), str(one_device("auto"))
+    corpus, device = prepare(SOURCES, Path(options.out) / "text"), str(one_device("auto"))
     say = functools.partial(print, flush=True)
     for number, name in enumerate(options.only or runs, start=1):
         say(f"run {number} of {len(options.only or runs)}: {name}")
         try:
             train(runs[name], corpus, Path(options.out) / "runs", device=device, report=say)
-        except BusyError:
+        except Timeout:
             say(f"{name}: another process trains it")
         except FAILURES as error:
             failed.append(name)

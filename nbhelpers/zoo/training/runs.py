@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from nbhelpers import __version__, files
 from nbhelpers.inputs.files import quiet_progress
@@ -26,25 +26,16 @@ from nbhelpers.zoo.train import Trainer
 
 RUN, STATE = "run.json", "state.pt"
 STATE_EVERY = 100  # updates: what a kill loses at most
-REPORT_SECONDS = 10.0
-
-
-class BusyError(RuntimeError):
-    """Another process is training this run."""
 
 
 def train(settings, corpus, out, *, device="cpu", report=print):
     """Train a run to its end, or go on where it was interrupted, and return its folder in `out`.
 
-    A folder of another run or text, or damaged, is a ValueError, a busy one a BusyError; either is left as it
-    is.
+    A folder of another run or text, or damaged, is a ValueError, one in which another process trains a
+    `filelock.Timeout`; either is left as it is.
     """
     folder = files.writable_folder(Path(out) / settings.name)
-    try:
-        lock = FileLock(folder / ".lock").acquire(timeout=0)
-    except Timeout as error:
-        raise BusyError(f"Another process trains in {folder}; wait for it, or end it.") from error
-    with lock:  # the system lets go of it when the process dies
+    with FileLock(folder / ".lock", timeout=0):  # the system lets go of it when the process dies
         if (folder / RUN).exists():
             report(f"{settings.name}: finished before, nothing to do")
         else:
@@ -71,16 +62,14 @@ def _finish(settings, corpus, folder, device, report):
     else:
         _record(trainer, yardstick, folder)
         keep()
-    first, reported = trainer.step, started
+    first, checkpoints = trainer.step, set(settings.checkpoints())
     while trainer.step < settings.n_steps:
-        loss, now = trainer.update(), time.perf_counter()
-        if measured := trainer.step in settings.checkpoints():
+        loss = trainer.update()
+        if trainer.step in checkpoints:
             _record(trainer, yardstick, folder)
-        if measured or trainer.step % STATE_EVERY == 0:
+        if trainer.step in checkpoints or trainer.step % STATE_EVERY == 0:
             keep()
-        if trainer.step == settings.n_steps or now - reported >= REPORT_SECONDS:
-            reported = now
-            speed = (trainer.step - first) * settings.tokens_per_step / (now - started)
+            speed = (trainer.step - first) * settings.tokens_per_step / (time.perf_counter() - started)
             left = duration((settings.n_steps - trainer.step) * settings.tokens_per_step / speed)
             told = f"step {trainer.step}/{settings.n_steps}, loss {loss:.3f}, {speed:,.0f} tokens/s"
             report(f"{settings.name}: {told} with measurements, {left} left")
@@ -118,9 +107,8 @@ def _record(trainer, yardstick, folder):
     scalars = {"train_loss": loss, "gradient_norm": norm, "tokens": step * settings.tokens_per_step}
     frame = measure_checkpoint(model, yardstick, step=step, bos=settings.bos, lengths=last, **scalars)
     if step:
-        before = files.read_parquet(folder / MEASUREMENTS)[
-            0
-        ]  # a later step that is there is of a process that was killed
+        before, _ = files.read_parquet(folder / MEASUREMENTS)
+        # A later step that is there is of a process that was killed.
         frame = pd.concat([before[before.step < step], frame], ignore_index=True)
     files.write_parquet(frame, folder / MEASUREMENTS, compression="zstd")
     if step in settings.kept_steps():

@@ -46,9 +46,8 @@ def collect(out, to=None):
     if foreign := sorted({path.name for path in to.iterdir()} - OWN) if to.exists() else []:
         raise FileExistsError(f"{to} holds {', '.join(foreign[:5])}, not of collect; take another --to.")
     runs, corpus = _read_runs(out / "runs"), load_corpus(out / "text")
-    if others := [
-        name for name, run in runs.items() if run.facts["text"]["fingerprint"] != corpus.fingerprint
-    ]:
+    texts = {name: run.facts["text"]["fingerprint"] for name, run in runs.items()}
+    if others := [name for name, text in texts.items() if text != corpus.fingerprint]:
         told = f"{len(others)} of {len(runs)} runs were trained on another text"
         raise ValueError(f"{told}: {', '.join(others[:5])}. Move them away.")
     yardstick = Yardstick.of(corpus)
@@ -62,7 +61,7 @@ def collect(out, to=None):
         save_file({n: tensor.to(torch.uint16) for n, tensor in tensors.items()}, partial / TOKENS)
         (partial / TOKENS).chmod(0o644)  # safetensors lets nobody else read it
         models = _write_models(runs, corpus, partial)
-    unfinished = sorted(path.parent.name for path in (out / "runs").glob(f"*/{STATE}"))
+    unfinished = sorted({path.parent.name for path in (out / "runs").glob(f"*/{STATE}")} - runs.keys())
     lists = {"models": models, "not finished": unfinished}
     lists["not trained"] = [run.name for run in arms() if run.name not in [*runs, *unfinished]]
     lines = [f"{about}: {', '.join(names)}" for about, names in lists.items() if names]

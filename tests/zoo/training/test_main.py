@@ -14,14 +14,14 @@ pytestmark = pytest.mark.usefixtures("small_yardstick")
 @pytest.fixture
 def command(moby_dick, tmp_path):
     shutil.copytree(moby_dick.folder, tmp_path / "text")
-    return ["train-all", "--out", str(tmp_path), "--text", "moby-dick"]
+    return ["train-all", "--out", str(tmp_path)]
 
 
 def test_a_run_from_the_command_line(command, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(PRESETS, "nano", PRESETS["test"]._replace(n_tokens=1024))
     assert main([*command, "--only", "alibi-seed2", "rope-bos-seed1"]) == 0
     told = capsys.readouterr().out
-    assert told.startswith("run 1 of 2: alibi-seed2\nalibi-seed2: step 2/2, loss 7.6")
+    assert told.startswith("run 1 of 2: alibi-seed2\nalibi-seed2: step 1/2, loss 7.6")
     run = json.loads((tmp_path / "runs" / "rope-bos-seed1" / "run.json").read_text())
     assert run["settings"] | {"bos": True, "seed": 1, "n_tokens": 1024} == run["settings"]
     assert main([*command, "--only", "rotary-seed0"]) == 2

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from tiny_zoo import SMALL, shrink
 
 from nbhelpers import files
@@ -17,7 +17,7 @@ from nbhelpers.inputs.zoo import ZooForLanguageModeling
 from nbhelpers.zoo.settings import Settings
 from nbhelpers.zoo.train import Trainer
 from nbhelpers.zoo.training import runs
-from nbhelpers.zoo.training.runs import BusyError, train
+from nbhelpers.zoo.training.runs import train
 
 STEP = 512  # tokens of one update of the preset "test"
 N_STEPS = 5
@@ -211,5 +211,5 @@ def test_a_full_disk_loses_nothing(moby_dick, whole, tmp_path, monkeypatch, owne
 
 
 def test_two_processes_do_not_train_one_run(half, moby_dick):
-    with FileLock(half / ".lock"), pytest.raises(BusyError):
+    with FileLock(half / ".lock"), pytest.raises(Timeout):
         train(SETTINGS, moby_dick, half.parent, report=QUIET)
