@@ -86,16 +86,11 @@ def test_splits_share_no_document(moby_dick):
     assert all(abs(len(decoded[name]) - len(seen) / 20) <= 1 for name in SPLITS[1:])
 
 
-def test_an_npm_package_is_a_source_and_too_little_text_is_refused(tmp_path):
+def test_an_npm_package_is_a_source(tmp_path):
     (tmp_path / "0.txt").write_text("whale")
     with tarfile.open(tmp_path / "pack.tgz", "w:gz") as archive:
         archive.add(tmp_path / "0.txt", "package/data/0.txt")
     assert read_documents(tmp_path / "pack.tgz") == ["whale"]
-    for n, said in ((3, "at least 20 are needed"), (20, r"vocabulary of 2\d\d tokens, not 2048")):
-        (tmp_path / "short.txt").write_text("\n\n\n".join(["whale " * 300] * n))
-        with pytest.raises(ValueError, match=said):
-            prepare([tmp_path / "short.txt"], tmp_path / "out")
-        assert not (tmp_path / "out").exists()
 
 
 def test_damaged_or_other_token_files(moby_dick, tmp_path):

@@ -34,9 +34,7 @@ def _parser():
     gather.add_argument("--to", default="nbhelpers/data/zoo", help="(default: %(default)s)")
     for command, function in ((every, _train_all), (gather, lambda o: print(collect(o.out, o.to)))):
         command.set_defaults(command=function)
-        command.add_argument(
-            "--out", default="build/zoo", help="folder of text and runs (default: %(default)s)"
-        )
+        command.add_argument("--out", default="build/zoo", help="folder of all runs (default: %(default)s)")
         command.add_argument("--traceback", action="store_true", help="show where an error was raised")
     return parser
 
