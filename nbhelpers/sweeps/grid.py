@@ -163,7 +163,7 @@ def read_small_yaml(file):
                 raise ValueError(f"{where} is more than {MOST_LEVELS} levels deep")
         return yaml.safe_load(content)
     except (yaml.YAMLError, ValueError) as error:
-        raise ValueError(f"{file.name} is not YAML of the kind that is read: {error}") from error
+        raise ValueError(f"the grid {file.name} is not YAML of the kind that is read: {error}") from error
 
 
 def make_grid(raw, *, name="grid"):
