@@ -28,8 +28,9 @@ def test_runs_losses_and_means_are_those_of_the_measurements(numbers, shipped):
         found = numbers[f"loss_of_{row.run}"]
         assert found.value == pytest.approx(row.validation_loss)
         assert found.note == f"trained: {'met' if met else 'missed'}"
-    ends = shipped.rows(HALF, last=True)
-    for arm in shipped.present([*ENCODINGS, "rope-bidirectional", "learned-bidirectional", "rope-bos"]):
+    arms = shipped.present([*ENCODINGS, "rope-bidirectional", "learned-bidirectional", "rope-bos"])
+    ends = shipped.rows(HALF, arms=arms, last=True)
+    for arm in arms:
         by_seed = ends[ends.arm == arm].groupby("seed").value.mean()
         row = numbers[f"half_of_{arm}"]
         assert row.value == pytest.approx(by_seed.mean(), abs=1e-9)
