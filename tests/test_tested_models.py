@@ -9,7 +9,7 @@ import pytest
 
 from nbhelpers.__main__ import main
 from nbhelpers.collection.site.build import write_reference
-from nbhelpers.inputs.families import tested_families
+from nbhelpers.inputs import families
 
 # One type for each way in which attention is met, described or refused.
 PART = {
@@ -22,7 +22,7 @@ PART = {
 
 @functools.cache
 def stored():
-    return tested_families()
+    return families.tested_families()
 
 
 PAIRS = [(task, name) for task, names in PART.items() for name in names.split()]
