@@ -21,9 +21,17 @@ from .models import random_tokens, shuffled_tokens, uniform_profiles
 
 CONTROL_SEQUENCES = 4  # untrained attention hardly differs between passages
 SHUFFLED, RANDOM = "shuffled tokens", "random tokens"
-control_label = "random weights, seed {}".format  # of the untrained control of a seed
-bare_label = "{}, no special tokens".format  # of an encoder that reads no special tokens
 CORRELATION = "position_spectrum_correlation"
+
+
+def control_label(seed):
+    """Return the label of the untrained control of a seed."""
+    return f"random weights, seed {seed}"
+
+
+def bare_label(encoder):
+    """Return the label of an encoder that reads no special tokens."""
+    return f"{encoder}, no special tokens"
 
 
 def white_noise(uniform, *, protocol=PAPER, seed=0):
