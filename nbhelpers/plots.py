@@ -15,7 +15,6 @@ from nbhelpers.metrics import find_metric, metric_label
 from nbhelpers.stats import student_interval
 
 SOURCES = {
-    "ours": ("C0", "o"),
     "this notebook": ("C0", "o"),
     "sweep": ("0.1", "v"),
     "null": ("C1", "D"),
@@ -24,12 +23,12 @@ SOURCES = {
 HEADS = ("#0b5cad", "-", "Blues"), ("#c4500b", "--", "Oranges")  # a head, and one beside it
 UNIFORM = {"color": "0.45", "ls": ":", "lw": 1.2}
 LEAST_ATTENTION, LEAST_SHARE = 1e-4, 1e-5  # smallest that logarithmic colours and axes show
-VERDICT_SIGNS = {  # sign and colour; no verdict is told by its colour alone
+VERDICTS = {  # all verdicts, with sign and colour; none is told by its colour alone
     "supported": ("✓", "#1b7837"),
     "explained by the null": ("≈", "#b35806"),
     "contradicted": ("✗", "#b2182b"),
-    "the quantity cannot tell": ("⊘", "#5e3c99"),
     "undecided": ("?", "#555555"),
+    "the quantity cannot tell": ("⊘", "#5e3c99"),
     "out of reach here": ("…", "#555555"),
     "not measured": ("–", "#555555"),
 }
@@ -190,7 +189,7 @@ def verdict_figure(card, *, narrow=False):
         if row.group != group:
             group, y = row.group, y + 0.9 * line
             y = write(group[0].upper() + group[1:], (0.1, width), y, weight="bold") + 0.3 * line
-        sign, colour = VERDICT_SIGNS[row.verdict]
+        sign, colour = VERDICTS[row.verdict]
         end = write(f"{sign} {row.claim} {row.title}", names, y, color=colour, weight="bold")
         end = write(row.verdict, names, end, color=colour)
         if drawn := bool(np.isfinite(row.value)):
@@ -199,11 +198,9 @@ def verdict_figure(card, *, narrow=False):
         y = max(write(row.why.partition(". ")[0].removesuffix("."), words, below), end) + 0.5 * line
     figure.set_size_inches(width, y + 0.1)
     ax.set(xlim=(0, width), ylim=(y + 0.1, 0))
-    for label, colour, marker in (
-        ("the model, with interval", "0.2", "o"),
-        ("its null", *SOURCES["null"]),
-        ("printed by the paper", *SOURCES["paper"]),
-    ):
+    known = ("0.2", "o"), SOURCES["null"], SOURCES["paper"]
+    labels = "the model, with interval", "its null", "printed by the paper"
+    for label, (colour, marker) in zip(labels, known, strict=True):
         ax.plot([], [], marker, color=colour, label=label)
     ax.fill_between([], [], color="0.87", label="what the claim says")
     marks = {"fontsize": size, "frameon": False, "loc": "upper center", "ncols": 2 if narrow else 4}
@@ -263,11 +260,10 @@ def draw_heads(views, signal):
         places = np.arange(len(view.key_profile)), view.lags, view.frequency
         for at, x, y in zip(curves, places, (view.key_profile, view.lag_profile, view.psd), strict=True):
             at.plot(x, np.clip(y, LEAST_SHARE, 1), **line)
-    first = views[0]
+    first = views[0]  # of the same lags and frequencies as the other
     nulls = first.null_key_profile, first.null_lag_profile, first.null_psd
     labels = "key (token number)", "lag (tokens)", "frequency (cycles/token)"
     titles = "mean attention to a key", "mean attention at a lag", f"power of the {signal.replace('_', ' ')}"
-    places = np.arange(len(first.key_profile)), first.lags, first.frequency
     for ax, x, null, label, title in zip(curves, places, nulls, labels, titles, strict=True):
         ax.plot(x, np.clip(null, LEAST_SHARE, 1), label="uniform attention", **UNIFORM)
         ax.set(xlabel=label, yscale="log", ylim=(LEAST_SHARE / 1.5, 1.5))

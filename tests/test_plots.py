@@ -96,9 +96,9 @@ def test_layer_trend_draws_means_over_heads_and_the_interval_over_sequences(tabl
 
 ROWS = [
     ("Pythia", "spectral_entropy", 2.8, np.nan, np.nan, "paper"),
-    ("SmolLM2", "spectral_entropy", 2.6, 2.5, 2.7, "ours"),
+    ("SmolLM2", "spectral_entropy", 2.6, 2.5, 2.7, "this notebook"),
     ("Pythia", "low_band", 0.7, np.nan, np.nan, "paper"),
-    ("SmolLM2", "low_band", 0.65, 0.64, 0.66, "ours"),
+    ("SmolLM2", "low_band", 0.65, 0.64, 0.66, "this notebook"),
     ("uniform", "low_band", 0.99, np.nan, np.nan, "null"),
 ]
 COMPARISON = pd.DataFrame(ROWS, columns=["row", "metric", "value", "low", "high", "source"])

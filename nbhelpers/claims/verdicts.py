@@ -13,24 +13,10 @@ from typing import NamedTuple
 
 from nbhelpers.stats import Estimate
 
-VERDICTS = (
-    "supported",
-    "explained by the null",
-    "contradicted",
-    "undecided",
-    "the quantity cannot tell",
-    "out of reach here",
-    "not measured",
-)
 LEAST_RATE = 0.95  # of planted cases that a rule must tell right, where a claim holds and where it does not
 SECOND = "_second"  # after the number of a claim: the same claim, held against a quantity that can carry it
-NULL_NAMES = {  # of the null models that rules name by number
-    "N0": "N0 uniform",
-    "N1": "N1 random weights",
-    "N2": "N2 permuted",
-    "N3": "N3 iid softmax",
-    "N4": "N4 exponential",
-}
+NUMBERED = ("N0 uniform", "N1 random weights", "N2 permuted", "N3 iid softmax", "N4 exponential")
+NULL_NAMES = {name[:2]: name for name in NUMBERED}  # of the null models that rules name by number
 OUTCOMES = {  # the first that is true of a criterion decides about its claim
     "outside": "contradicted",
     "open range": "undecided",
@@ -46,7 +32,7 @@ NATURAL = (-math.inf, -1, 0), (1, math.inf)  # ends of a range that no share or 
 TINY = 1e-4  # smaller numbers are told with a power of ten
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 UNLEARNED = "attention that learned nothing"
-Verdict = namedtuple("Verdict", ("verdict", "reason"))  # one of VERDICTS, and what decided it
+Verdict = namedtuple("Verdict", ("verdict", "reason"))  # of `nbhelpers.plots.VERDICTS`, and what decided it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,12 +195,11 @@ def sentence(criterion, estimate):
     seen = re.sub(r"\{.*?\}", told[0] + word, template) + _interval(told[1:3])
     parts = [seen[0].upper() + seen[1:], claimed(criterion.claimed, unit)]
     if not math.isnan(null):
-        known = [name for name in criterion.nulls if re.fullmatch(r"N\d", name)]
-        others = [name for name in criterion.nulls if name not in known]
-        unlearned = bool(known) or not others
+        others = [name for name in criterion.nulls if name not in NULL_NAMES]
+        unlearned = len(others) < max(len(criterion.nulls), 1)
         held = " or ".join([UNLEARNED] * unlearned + others) + (" gives" if unlearned else ":")
         parts.append(f"{held} {told[3]}{word * (unit not in ONCE)}{_interval(told[4:])}")
-    return "; ".join(part for part in parts if part)
+    return "; ".join(filter(None, parts))
 
 
 def claimed(claimed_range, unit=""):

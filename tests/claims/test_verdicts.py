@@ -5,7 +5,8 @@ import pytest
 
 from nbhelpers import nulls
 from nbhelpers.claims.paper import CLAIMS, claim, paper_table, printed_range
-from nbhelpers.claims.verdicts import NULL_NAMES, VERDICTS, Claim, Criterion, Planted, judge, number, sentence
+from nbhelpers.claims.verdicts import NULL_NAMES, Claim, Criterion, Planted, judge, number, sentence
+from nbhelpers.plots import VERDICTS
 from nbhelpers.stats import Estimate
 
 BELOW = Criterion(name="x", statistic="x", claimed=(0.0, 0.5), nulls=("n",), away=-1, margin=0.1)

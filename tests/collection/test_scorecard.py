@@ -12,10 +12,9 @@ from scipy.stats import t as t_distribution
 from nbhelpers import stats
 from nbhelpers.claims import paper
 from nbhelpers.claims.paper import CLAIMS, claim
-from nbhelpers.claims.verdicts import VERDICTS
 from nbhelpers.collection import scorecard
 from nbhelpers.collection.results import Results
-from nbhelpers.plots import VERDICT_SIGNS, verdict_figure
+from nbhelpers.plots import VERDICTS, verdict_figure
 from nbhelpers.stats import Estimate
 
 # What only the code may call by these names: criteria, states of an interval, fields.
@@ -210,10 +209,9 @@ def test_every_claim_has_its_words_and_its_sign_inside_the_figure(card, narrow):
     assert all(0 <= t.get_window_extent().x0 and t.get_window_extent().x1 <= width for t in texts(figure))
     told = " ".join(text.get_text() for text in texts(figure))
     for line in card.itertuples():
-        assert f"{VERDICT_SIGNS[line.verdict][0]} {line.claim} {line.title}" in told
+        assert f"{VERDICTS[line.verdict][0]} {line.claim} {line.title}" in told
         assert line.why.partition(". ")[0].removesuffix(".") in told
-    assert set(VERDICT_SIGNS) == set(VERDICTS)
-    assert len({sign for sign, _ in VERDICT_SIGNS.values()}) == len(VERDICTS)
+    assert len({sign for sign, _ in VERDICTS.values()}) == len(VERDICTS) == 7
     if narrow:  # a phone of 360 pixels less the margins of the page
         pixels = [t.get_fontsize() / 72 * 328 / figure.get_size_inches()[0] for t in texts(figure)]
         assert min(pixels) >= 9
