@@ -46,7 +46,7 @@ def test_equal_to_measure(world, kind):
 
 
 def test_a_null_is_made_of_every_variant_and_of_the_whole_once(world):
-    permuted = specs.map_variants(world, partial(nulls.permuted, seed=1))
+    permuted = curve.map_variants(world, partial(nulls.permuted, seed=1))
     assert permuted["prefix"].profiles is permuted["stride"].profiles
     for how, seen in world.items():
         expected = seen.map(partial(nulls.permuted, seed=1))
@@ -113,7 +113,7 @@ def test_bad_grids(tmp_path):
 def test_worlds_of_a_model():
     grid = specs.load_choices() | {"wavelet": ("db2",), "pad": (1,), "signal": ("key_profile",)}
     sizes = {"n_sequences": 3, "length": 64, "n_draws": 2}
-    worlds = specs.measure_worlds("zoo:rope", "moby-dick", grid, **sizes, progress=False)
+    worlds = specs.measure_worlds("zoo:rope", "moby-dick", grid, **sizes)
     assert len(worlds.curves) == 6
     entropy, rho = worlds.column("spectral entropy"), worlds.column("position-spectrum correlation")
     assert len(entropy) == 3 * len(rho) == 3 * 64

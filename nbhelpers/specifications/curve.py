@@ -54,10 +54,7 @@ STATISTICS = {
     },
 }
 
-_world = such_that(
-    lambda w: isinstance(w, Observation) or (isinstance(w, Mapping) and w),
-    "an Observation, or one by variant",
-)
+_world = such_that(lambda w: isinstance(w, (Observation, Mapping)) and w, "an Observation, or one by variant")
 
 
 def load_choices(given=None):
@@ -97,10 +94,9 @@ def specifications(grid, kind):
 @lru_cache(maxsize=8)
 def _specifications(options):
     fields, options = zip(*options, strict=True)
-    made = [PAPER.replace(**dict(zip(fields, o, strict=True))) for o in itertools.product(*options)]
-    no_key = [p.signal == "lag_profile" and p.sink != "keep" for p in made]
-    unpaired = [p.level == "own" and p.alignment != PAPER.alignment for p in made]
-    return [p for p, *never in zip(made, no_key, unpaired, strict=True) if not any(never)]
+    made = (PAPER.replace(**dict(zip(fields, o, strict=True))) for o in itertools.product(*options))
+    made = (p for p in made if p.signal != "lag_profile" or p.sink == "keep")
+    return [p for p in made if p.level != "own" or p.alignment == PAPER.alignment]
 
 
 @checked(model=None, protocol=None)
@@ -125,12 +121,10 @@ def specification_curve(observation, grid, kind="spectra", statistics=None):
     """Return statistics under every specification of a grid: a row for each, a column per statistic.
 
     The numbers are those of `measure` to 12 digits. `observation` is an Observation, or one by
-    `scaled_variant` where the grid, of :func:`load_choices`, has several; `kind` is "spectra" or "wavelets",
-    which do not know each other's fields. `statistics` are `nbhelpers.claims.statistics.Statistic` of the
-    table of metrics alone, by name; those of :data:`STATISTICS` if not given.
+    `scaled_variant` where the grid, of :func:`load_choices`, has several; `kind` is "spectra" or "wavelets".
+    `statistics`, by name, take the table of metrics alone; those of :data:`STATISTICS` if not given.
     """
-    alone = isinstance(observation, Observation)
-    world = {observation.scaled_variant: observation} if alone else observation
+    world = {observation.scaled_variant: observation} if isinstance(observation, Observation) else observation
     statistics = STATISTICS[kind] if statistics is None else statistics
     groups, rows, parts = next(iter(world.values())).profiles.kv_groups, [], []
     for _, protocols in itertools.groupby(specifications(grid, kind), attrgetter(*OF_ALL)):
@@ -145,8 +139,7 @@ def specification_curve(observation, grid, kind="spectra", statistics=None):
         table = HeadTable({name: np.concatenate([a[name] for a in every]) for name in every[0]}, groups)
         numbers = {name: criteria.values_of(s, table, len(every)) for name, s in statistics.items()}
         parts.append(pd.DataFrame(numbers))
-    index = pd.MultiIndex.from_tuples(rows, names=CHOICES[kind])
-    return pd.concat(parts).set_axis(index)
+    return pd.concat(parts).set_axis(pd.MultiIndex.from_tuples(rows, names=CHOICES[kind]))
 
 
 def _shown(option):

@@ -1,8 +1,7 @@
 """The metrics of one signal under many specifications; what they share is computed once.
 
-The tests hold every number to :mod:`nbhelpers.kernels`: a spectrum with its two sides, and one without its
-zero-frequency bin, have the sums of the one-sided spectrum; a transform passes through those with fewer
-levels.
+A spectrum with two sides, or without its zero-frequency bin, has the sums of the one-sided one; a transform
+passes through those with fewer levels. The tests hold every number to :mod:`nbhelpers.kernels`.
 """
 
 import dataclasses

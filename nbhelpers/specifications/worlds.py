@@ -89,17 +89,7 @@ def claims_hold(worlds):
 
 @checked(model=path, text=path, grid=mapping, n_draws=whole(0, 10_000))
 def measure_worlds(
-    model,
-    text,
-    grid,
-    *,
-    n_sequences=6,
-    length=256,
-    bos="tokenizer",
-    seed=0,
-    n_draws=99,
-    cache=None,
-    progress=True,
+    model, text, grid, *, n_sequences=6, length=256, bos="tokenizer", seed=0, n_draws=99, cache=None
 ):
     """Return the :class:`Worlds` of a model: itself, with random weights, four nulls, and permuted draws.
 
@@ -107,10 +97,10 @@ def measure_worlds(
     that of :func:`load_choices`. One model is held at a time; `cache` is a folder for what was seen of it.
     """
     options, seconds = {"corpus": text, "seed": seed, "cache": cache, "progress": False}, {}
-    with tqdm(total=2 + len(DRAWN) + n_draws, unit="world", disable=None if progress else True) as bar:
+    with tqdm(total=2 + len(DRAWN) + n_draws, unit="world", disable=None) as bar:
 
-        def curves(name, make, grid):
-            start, world = time.perf_counter(), make()
+        def curves(name, world, null, grid):
+            start, world = time.perf_counter(), map_variants(world, null) if null else world
             found = {kind: specification_curve(world, grid, kind) for kind in CHOICES}
             seconds[name] = time.perf_counter() - start
             bar.update()
@@ -124,15 +114,11 @@ def measure_worlds(
         unlearned = observe_variants(control, ids, grid, **options)
         del control
         return_freed_memory()  # of the models
-
-        def null(function, seed):
-            return lambda: map_variants(seen, partial(function, seed=seed))
-
         natural, seeds = dict(grid) | {"log_base": (None,)}, range(seed + 1, seed + 1 + n_draws)
-        jobs = [(model, lambda: seen, grid), (UNTRAINED, lambda: unlearned, grid)]
-        jobs += [(name, null(function, seed), grid) for name, function in DRAWN.items()]
+        jobs = [(model, seen, None, grid), (UNTRAINED, unlearned, None, grid)]
+        jobs += [(name, seen, partial(function, seed=seed), grid) for name, function in DRAWN.items()]
         names = [name for name, *_ in jobs]
-        jobs += [("a draw", null(nulls.permuted, draw), natural) for draw in seeds]
+        jobs += [("a draw", seen, partial(nulls.permuted, seed=draw), natural) for draw in seeds]
         with ThreadPoolExecutor(2, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             every = list(pool.map(curves, *zip(*jobs, strict=True)))
     return Worlds(dict(zip(names, every, strict=False)), every[len(names) :], length, seconds)
@@ -143,9 +129,8 @@ def curve_figure(worlds, statistic, *, claimed=None, marked=None):
 
     `claimed` is the range that the paper claims or prints, `marked` a row of the curve's index to be shown.
     """
-    table = worlds.column(statistic)
-    model = table.columns[0]
-    table = table.sort_values(model)
+    model = next(iter(worlds.curves))
+    table = worlds.column(statistic).sort_values(model)
     place = np.arange(len(table))
     options = {"figsize": (10, 7.5), "layout": "constrained", "height_ratios": (1.15, 1)}
     fig, (top, rug) = plt.subplots(2, sharex=True, **options)
@@ -175,11 +160,10 @@ def curve_figure(worlds, statistic, *, claimed=None, marked=None):
 
 def _draw_rug(ax, values):
     """Draw how many of the specifications at each place of the sorted curve take each option."""
-    shares = shapley_shares(values)
     options = {name: values.index.get_level_values(name).map(str) for name in values.index.names}
     bins = np.arange(len(values)) * min(N_BINS, len(values)) // len(values)
     rows, names, starts = [], [], []
-    for choice, share in shares.items():
+    for choice, share in shapley_shares(values).items():
         starts.append((len(rows), f"{choice.replace('_', ' ')} ({share:.0%})"))
         named = pd.Series(list(zip(*(options[part] for part in choice.split(" and ")), strict=True)))
         for option in named.unique():
