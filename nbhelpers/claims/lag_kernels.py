@@ -65,8 +65,7 @@ def lag_kernels(profile):
 def _alignment(kernels):
     quantiles = torch.where(kernels.counted[..., None], kernels.quantiles, torch.nan)
     shift = quantiles.mean(-1, keepdim=True)
-    shape = quantiles - shift
-    rest = (shape - shape.nanmean(2, keepdim=True)).square().mean(-1).nansum((1, 2))
+    rest = _centred(quantiles - shift).square().mean(-1).nansum((1, 2))
     moved = _centred(shift[..., 0]).square().nansum((1, 2))
     return moved / (moved + rest).clamp_min(1e-12)
 
@@ -74,10 +73,9 @@ def _alignment(kernels):
 def _overlap(kernels):
     x = kernels.kernel - kernels.kernel.mean(-1, keepdim=True)
     x = x / x.norm(dim=-1, keepdim=True).clamp_min(1e-30)
-    counted = kernels.counted
-    pair = counted[..., None] & counted[..., None, :] & ~torch.eye(x.shape[2], dtype=torch.bool)
+    pair = kernels.counted[..., None] & kernels.counted[..., None, :] & (torch.eye(x.shape[2]) == 0)
     cosine = torch.where(pair, (x @ x.mT).abs(), 0.0).sum((1, 2, 3))
-    return torch.where(pair.any(3).any(2).any(1), cosine / pair.sum((1, 2, 3)).clamp_min(1), 1.0)
+    return torch.where(pair.flatten(1).any(1), cosine / pair.sum((1, 2, 3)).clamp_min(1), 1.0)
 
 
 STATISTICS = {  # (draw,) of LagKernels, and what is possible; lines and spreads are over the heads of a layer

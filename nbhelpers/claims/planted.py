@@ -1,9 +1,8 @@
 """Attention with a known truth: banks of heads that are wavelets, Gabor atoms, boxes, … by construction.
 
-A rule that judges a model is first run on these, without being told which it is given. What a bank is was
-decided by its kernels and written down in ``nbhelpers/data/banks.yaml`` before any rule was run. Its makers
-return kernels (head, lag) of one layer: the weight of a key so many tokens back. A row of attention is
-non-negative and cannot be a wavelet; what is planted is the nearest thing.
+What a bank is was decided by its kernels, in ``nbhelpers/data/banks.yaml``, before any rule was run on it,
+blind. Its makers return kernels (head, lag) of one layer: the weight of a key so many tokens back. A row of
+attention is non-negative and cannot be a wavelet; what is planted is the nearest thing.
 """
 
 from collections import namedtuple
@@ -274,8 +273,7 @@ def noise_strength(attn):
     n, first_query = attn.shape[-1], 16
     if n < 2 * first_query:
         raise ValueError(f"attention over {n} tokens is too short; pass at least {2 * first_query}")
-    query = torch.arange(n)[:, None]
-    key = torch.arange(n)
+    key, query = torch.arange(n), torch.arange(n)[:, None]
     seen = ((key > 0) & (key <= query) & (query >= first_query)).double()  # (query, key)
     lag = (query - key).clamp_min(0)  # (query, key)
     smallest = torch.finfo(torch.float32).tiny  # what softmax has lost is as small as it can be

@@ -1,7 +1,6 @@
 """The statistics that the rules of :mod:`nbhelpers.claims.paper` ask for, by name of criterion.
 
-Every one is a function of means over sequences, so one interval over sequences serves all. The same functions
-measure a model, its nulls and planted attention; nothing here knows which of them it is given.
+All are functions of means over sequences, so one interval serves; models, nulls, planted attention are alike.
 """
 
 import hashlib
@@ -15,6 +14,7 @@ from scipy import stats as scipy_stats
 from nbhelpers import stats
 from nbhelpers.arguments import checked, head_table, mapping, text
 from nbhelpers.kernels import entropy, frames, rows, spectra, wavelets
+from nbhelpers.metrics import Signals
 from nbhelpers.protocol import PAPER
 from nbhelpers.stats import known_mean, partial_correlation, pearson, student_interval
 
@@ -40,8 +40,8 @@ class Statistic(NamedTuple):
 
     columns: object
     combine: object = staticmethod(lambda means: means[..., 0])
-    null: object = None
     possible: tuple = ANY
+    null: object = None
     by_sequence: bool = False
 
     def interval(self, columns, of_mean, possible=ANY):
@@ -130,7 +130,6 @@ def _held_against(found, label, columns, nulls, statistic, protocol):
     if not len(both):
         return found.against(float(values.mean()))
     both = both.reshape(len(both), 1 + len(each), -1)  # (sequence, itself and seeds, column)
-
     null = statistic.interval(both, lambda means: combine(means[1:]).mean(0), possible)
     gap = statistic.interval(both, lambda means: combine(means[0]) - combine(means[1:]).mean(0))
     return found.against(null._replace(value=float(values.mean())).widened(), gap)
@@ -176,14 +175,10 @@ def change_over_depth(per_layer):
     return np.polyfit(np.linspace(0, 1, per_layer.shape[1]), per_layer.T, 1)[0]
 
 
-def _mixed(table, protocol):
-    local = table.values(f"local_mass_{protocol.local_distance}")  # (sequence, layer, head)
-    return ((local >= GLOBAL) & (local <= LOCAL)).astype(float)
-
-
-def _polar_shares(table, profiles, protocol):
+def _kinds(table, profiles, protocol):
+    """Whether heads are global, mixed or local, (sequence, layer, head, kind)."""
     local = table.values(f"local_mass_{protocol.local_distance}")
-    return np.stack([(local > LOCAL).mean((1, 2)), (local < GLOBAL).mean((1, 2))], -1)
+    return np.stack([local < GLOBAL, (local >= GLOBAL) & (local <= LOCAL), local > LOCAL], -1).astype(float)
 
 
 def _of_heads(function, possible=SHARE, **options):
@@ -198,18 +193,15 @@ def _metric(name, possible=SHARE):
 def _peak_tracking(table, profiles, protocol):
     """Spearman's correlation over heads of S with the largest share of a bin above the low band."""
     signal = profiles[protocol.signal].double()  # (sequence, layer, head, position)
-    signal = rows.drop_sink(signal) if protocol.sink != "keep" else signal
-    options = protocol.spectrum_options
-    power = spectra.psd(signal, **options)  # (sequence, layer, head, freq)
-    frequency = spectra.frequencies(signal.shape[-1], pad=options["pad"], sided=options["sided"])
-    above = frequency.abs() >= 0.5 * protocol.edges[0]
-    peak = (power[..., above].amax(-1) / power.sum(-1)).numpy()  # (sequence, layer, head)
+    signals = Signals(rows.drop_sink(signal) if protocol.sink != "keep" else signal, {}, protocol)
+    above = signals.frequency.abs() >= 0.5 * protocol.edges[0]
+    peak = (signals.psd[..., above].amax(-1) / signals.psd.sum(-1)).numpy()  # (sequence, layer, head)
     both = table.values("frequency_selectivity"), peak
     ranks = [scipy_stats.rankdata(values.reshape(len(values), -1), axis=1) for values in both]
     return pearson(*ranks, axis=1)
 
 
-def _sensitivities(table, profiles, protocol):
+def _sensitivities(table, *_):
     return np.stack([_mean_over_heads(table.values(f"scale_sensitivity_{a}")) for a in ("0.25", "0.5")], -1)
 
 
@@ -217,7 +209,7 @@ def _entropies(table):
     return table.values("positional_entropy"), table.values("spectral_entropy")
 
 
-def _partial_rho(table, profiles, protocol):
+def _partial_rho(table, *_):
     """Correlation over the heads of a layer of what log N_eff leaves of both entropies."""
     return partial_correlation(*_entropies(table), [np.log(table.values("effective_support"))])
 
@@ -262,13 +254,13 @@ def _random_condition(profiles, seed):
 
 
 STATISTICS = {
-    "C1_mixed_share": Statistic(lambda t, p, protocol: _mixed(t, protocol).mean((1, 2)), possible=SHARE),
-    "C1_rarer_share": Statistic(_polar_shares, lambda means: means.min(-1), possible=SHARE),
-    "C1_mixed_change": Statistic(lambda t, p, protocol: change_over_depth(_mixed(t, protocol).mean(2))),
+    "C1_mixed_share": Statistic(lambda *of: _kinds(*of)[..., 1].mean((1, 2)), possible=SHARE),
+    "C1_rarer_share": Statistic(lambda *of: _kinds(*of)[..., ::2].mean((1, 2)), lambda m: m.min(-1), SHARE),
+    "C1_mixed_change": Statistic(lambda *of: change_over_depth(_kinds(*of)[..., 1].mean(2))),
     "C2_low": _metric("low_band"),
     "C2_mid": _metric("mid_band"),
     "C2_high": _metric("high_band"),
-    "C3_low_change": Statistic(lambda t, p, protocol: change_over_depth(t.values("low_band").mean(2))),
+    "C3_low_change": Statistic(lambda t, *_: change_over_depth(t.values("low_band").mean(2))),
     "C4_selectivity_over_null": _metric("frequency_selectivity", POSITIVE),
     "C4_tracks_peak": Statistic(_peak_tracking, possible=CORRELATION),
     "C5_half": _metric("scale_sensitivity_0.5", POSITIVE),
