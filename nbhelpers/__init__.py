@@ -14,35 +14,21 @@ __version__ = "0.1.0"
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
-_HOME = {
-    # a model and a text
-    "load_model": "inputs.models",
-    "available_models": "inputs.models",
-    "describe": "inputs.models",
-    "load_text": "inputs.text",
-    "scaled_variant": "inputs.text",
-    # its attention, reduced to small arrays
-    "capture": "hooks.capture",
-    "plan": "hooks.memory",
-    "Profiles": "profiles",
-    # every choice between attention and a number
-    "Protocol": "protocol",
-    "PAPER": "protocol",
-    # the metrics of every head
-    "analyze": "analysis",
-    "observe": "analysis",
-    "measure": "analysis",
-    "Observation": "analysis",
-    "HeadTable": "table",
-    "compare": "table",
-    # look at a head
-    "inspect_heads": "inspector",
-    # whole modules: attention that learned nothing; every reading at once; the mathematics alone
-    "nulls": "nulls",
-    "specifications": "specifications",
-    "kernels": "kernels",
+_NAMES = {
+    "inputs.models": ("load_model", "available_models", "describe"),  # a model
+    "inputs.text": ("load_text", "scaled_variant"),  # and a text
+    "hooks.capture": ("capture",),  # its attention, reduced to small arrays
+    "hooks.memory": ("plan",),
+    "profiles": ("Profiles",),
+    "protocol": ("Protocol", "PAPER"),  # every choice between attention and a number
+    "analysis": ("analyze", "observe", "measure", "Observation"),  # the metrics of every head
+    "table": ("HeadTable", "compare"),
+    "inspector": ("inspect_heads",),  # look at a head
+    "nulls": ("nulls",),  # a whole module: attention that learned nothing
+    "specifications": ("specifications",),  # every reading at once
+    "kernels": ("kernels",),  # the mathematics alone
 }
-
+_HOME = {name: module for module, names in _NAMES.items() for name in names}
 __all__ = ["__version__", *_HOME]
 
 

@@ -223,10 +223,8 @@ def _site(options):
 def parse_value(text):
     """Return a parameter's value from text, by papermill's rules (True, False, None, numbers, text)."""
     named = {"True": True, "False": False, "None": None}
-    if text in named:
-        return named[text]
-    for kind in (int, float):
-        with contextlib.suppress(ValueError):
+    for kind in (named.__getitem__, int, float):
+        with contextlib.suppress(LookupError, ValueError):
             return kind(text)
     return text
 

@@ -27,8 +27,6 @@ from nbhelpers.protocol import PAPER, SIGNALS
 from nbhelpers.table import ESTIMATE, HeadTable
 
 NULL_PROFILES = {null.function.__name__: null.function for null in NULLS if null.made_of == "profiles"}
-
-
 PREFIX_TOLERANCE = 1e-4  # of attention over a prefix; float32 at another length is off by 1e-6 or so
 BY_TOKEN = ("attention_mask", "position_ids", "token_type_ids")  # inputs of capture that are refused here
 

@@ -1,9 +1,8 @@
 """What an argument may be: a rule for each name, the same in the whole package, held where a call comes in.
 
-``@checked`` on a function or dataclass holds every argument that is passed to the rule of its name in
-:data:`RULES`; ``@checked(window=whole(2))`` gives one a rule of its own, and None none. A rule takes a name
-and a value, and returns the value in its plain form (an int for a numpy integer, a tuple for a list) or
-refuses it. Where None is the default, it is taken. No boolean is a number, and no number is NaN or infinite.
+``@checked`` on a function or dataclass holds every argument to the rule of its name in :data:`RULES`, or to
+one given: ``@checked(window=whole(2))``, None for none. A rule returns a value in plain form (an int for a
+numpy integer, a tuple for a list) or refuses it. A default of None is taken; no number is NaN or a boolean.
 """
 
 import functools

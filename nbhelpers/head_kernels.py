@@ -60,13 +60,12 @@ class HeadKernels:
             order = (parts**2).sum(-1).argsort(-1)[:, ::-1]  # (head, pair)
             partial = np.take_along_axis(parts, order[..., None], 1).cumsum(1)
             explained = agreement(partial, np.broadcast_to(partial[:, -1:], partial.shape))[1]  # (head, pair)
-            needed = 1.0 + (explained < least).sum(-1)
-            strongest = wavelengths(rotation.frequencies).numpy()[order[:, 0]]
+            turns = wavelengths(rotation.frequencies).numpy()
             flat = np.isnan(explained[:, 0])  # nothing rotates
-            columns = {"pairs_needed": needed, "strongest_wavelength": strongest}
-            columns = {name: np.where(flat, np.nan, column) for name, column in columns.items()}
-            columns["longest_wavelength"] = float(wavelengths(rotation.frequencies).max())
-            rows.append(pd.DataFrame({"layer": layer, "head": np.arange(len(parts)), **columns}))
+            own = pd.DataFrame({"layer": layer, "head": np.arange(len(parts))})
+            own["pairs_needed"] = np.where(flat, np.nan, 1.0 + (explained < least).sum(-1))
+            own["strongest_wavelength"] = np.where(flat, np.nan, turns[order[:, 0]])
+            rows.append(own.assign(longest_wavelength=float(turns.max())))
         r, explained = (each.ravel() for each in self.agreement())
         measures = {"r": r, "explained": explained, "kernel_sd": np.nanstd(self.computed, -1).ravel()}
         measures["offset"] = np.nanmean(self.measured.mean(0) - self.computed, -1).ravel()

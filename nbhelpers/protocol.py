@@ -1,7 +1,6 @@
-"""Every decision that turns an attention matrix into a number; the paper leaves most of them open.
+"""Every decision that turns an attention matrix into a number, to be read, hashed and changed: a `Protocol`.
 
-A :class:`Protocol` names each of them, so that no number in this project depends on a choice that cannot be
-read, hashed and changed. :data:`PAPER` is the literal reading of arXiv:2410.18067.
+:data:`PAPER` is the literal reading of arXiv:2410.18067, which leaves most of them open.
 """
 
 import csv

@@ -101,20 +101,19 @@ class HeadTable:
 
     def frame(self):
         """Return a tidy frame: sequence (−1 of averaged signals), layer, head, kv_group, metric and value."""
-        keys, known = self._keys(), self.arrays.items()
-        parts = [pd.DataFrame({**keys, "metric": name, "value": array.ravel()}) for name, array in known]
-        return pd.concat(parts, ignore_index=True)
+        return self._wide().melt(COLUMNS[:4], var_name="metric")
 
     def per_head(self):
         """Return a row per head: layer, head, kv_group, the mean of each metric over sequences, NaN aside."""
-        wide = pd.DataFrame(self._keys() | {name: array.ravel() for name, array in self.arrays.items()})
+        wide = self._wide()
         wide = wide[wide.sequence == AVERAGED] if self.averaged else wide
         return wide.drop(columns="sequence").groupby(["layer", "head", "kv_group"], as_index=False).mean()
 
-    def _keys(self):
+    def _wide(self):
         sequence, layer, head = map(np.ravel, np.indices(next(iter(self.arrays.values())).shape))
         keys = {"sequence": sequence - self.averaged, "layer": np.asarray(self.layers)[layer]}
-        return keys | {"head": head, "kv_group": np.asarray(self.kv_groups)[head]}
+        keys |= {"head": head, "kv_group": np.asarray(self.kv_groups)[head]}
+        return pd.DataFrame(keys | {name: array.ravel() for name, array in self.arrays.items()})
 
     @checked(null=such_that(_is_null, "a HeadTable, or a dict of numbers by metric"))
     def summary(self, *, null=None, confidence=0.95):

@@ -55,8 +55,7 @@ def panel(
     sequences at most), the encoder by its name, and without special tokens; none if it is None or the model.
     """
     encoder = None if encoder == model else encoder
-    sizes = {"n_sequences": n_sequences, "length": length, "seed": seed}
-    rows = _rows(model, text, bos, control_seeds, encoder, **sizes)
+    rows = _rows(model, text, bos, control_seeds, encoder, n_sequences=n_sequences, length=length, seed=seed)
     n_rows = 3 + control_seeds + 2 * (encoder is not None)
     observations, options = {}, {"corpus": text, "seed": seed, "cache": cache, "progress": False}
     for label, network, ids in tqdm(rows, "panel", n_rows, unit="row", disable=None):

@@ -1,9 +1,8 @@
 """Null models N0 to N9, attention that learned nothing, as profiles of the same form; their random signals.
 
-A null has the arrays, shapes and coordinates of its :class:`~nbhelpers.profiles.Profiles`, in float64, so
-that it can be measured like a model: ``observation.map(nulls.permuted)``. N2, N3, N5 and N6 treat every
-profile as a signal of its own; N0 and N4 are the profiles of one matrix. All draws come from `seed`, another
-stream for each profile and length; nulls that draw nothing take it too.
+A null has the arrays, shapes and coordinates of its profiles, in float64, and is measured like a model:
+``observation.map(nulls.permuted)``. N2, N3, N5 and N6 treat every profile as a signal of its own, drawn from
+`seed` in a stream for each profile and length; N0 and N4 are the profiles of one matrix, and take a seed too.
 """
 
 import csv
@@ -55,8 +54,7 @@ def uniform_profiles(length, *, causal, distances=()):
     else:
         key_profile, lag_profile = flat, (length - lags.abs().double()) / length**2
         stationary = flat[: length // 2]
-    made = {"key_profile": key_profile, "last_query": flat, "lag_profile": lag_profile}
-    made["stationary_profile"] = stationary
+    made = dict(zip(DRAWN, (key_profile, flat, lag_profile, stationary), strict=True))
     if distances:
         made["local_mass"] = local_mass_of(lag_profile, lags, distances)
     arrays = {name: values[None, None, None] for name, values in made.items()}
