@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections import namedtuple
 from typing import NamedTuple
 
 import numpy as np
@@ -20,39 +21,19 @@ SWEEPS = 5  # each moves every knot to its best place once
 ONE_EVENT = math.log10(2)  # two knots closer than a factor of two in updates count as one event
 LEAST_SIZES = 4  # so that the trend over the others is a line through at least three points
 
-
-class Unexplained(NamedTuple):
-    """What a linear fit leaves of a metric."""
-
-    rest: np.ndarray  # (head, step), the mean of the metric put back
-    explained: float  # share of the variance
-    curve_left: float  # variance over steps of the mean curve that is left, over that before
-
-
-class PiecewiseLinear(NamedTuple):
-    """A continuous curve of straight pieces: knots (knot,), slopes (knot + 1,), values (point,), its BIC."""
-
-    knots: np.ndarray
-    slopes: np.ndarray
-    fitted: np.ndarray
-    bic: float
-
-
-class Breakpoints(NamedTuple):
-    """The fit of a mean curve, the mean knots of seeds (knot,) and the number of rising steps."""
-
-    fit: PiecewiseLinear
-    knots: Estimate
-    n_rising: Estimate
-    by_seed: np.ndarray  # (seed, knot)
-
-
-class Departure(NamedTuple):
-    """A departure from a trend, in sd over seeds; the place of its size, and one sd in the values' unit."""
-
-    estimate: Estimate
-    at: int
-    sd: float
+# What a linear fit leaves of a metric: the rest (head, step), its mean put back; the share of the variance it
+# explains; the variance over steps of the mean curve that is left, over that before.
+Unexplained = namedtuple("Unexplained", ("rest", "explained", "curve_left"))
+# A continuous curve of straight pieces: knots (knot,), slopes (knot + 1,), values (point,), its BIC.
+PiecewiseLinear = namedtuple("PiecewiseLinear", ("knots", "slopes", "fitted", "bic"))
+# The fit of a mean curve, Estimates of the knots (knot,) and the number of rising steps, knots (seed, knot).
+Breakpoints = namedtuple("Breakpoints", ("fit", "knots", "n_rising", "by_seed"))
+# A departure from a trend, in sd over seeds; the place of its size, and one sd in the values' unit.
+Departure = namedtuple("Departure", ("estimate", "at", "sd"))
+# How much of the variance a factor makes: its share, in [0, 1], with the p-value of the F test; the variance
+# of the means of its levels, each equally often, unbiased and so perhaps below 0; that between seeds of one
+# arm, less what a seed does to all arms.
+VarianceShare = namedtuple("VarianceShare", ("share", "variance", "residual"))
 
 
 class Factor(NamedTuple):
@@ -73,17 +54,6 @@ class Factor(NamedTuple):
         """Arms with and without something, pair by pair: is the mean difference 0?"""
         weights = [1 / len(with_it)] * len(with_it) + [-1 / len(without)] * len(without)
         return cls(name, (*with_it, *without), np.array([weights]))
-
-
-class VarianceShare(NamedTuple):
-    """How much of the variance a factor makes."""
-
-    share: Estimate  # of the variance in both, in [0, 1], with the p-value of the F test
-    variance: float  # of the means of its levels, each equally often, unbiased and so perhaps below 0
-    residual: float  # between seeds of one arm, less what a seed does to all arms
-
-
-# Curves over training
 
 
 def interior_peak(curves):
@@ -125,9 +95,6 @@ def _curves(curves):
     return curves
 
 
-# Breakpoints
-
-
 def piecewise_linear(x, y, *, n_knots=None):
     """Fit a continuous piecewise-linear curve y (point,) by least squares, knots at points of the rising x.
 
@@ -149,13 +116,13 @@ def piecewise_linear(x, y, *, n_knots=None):
         if count:
             if (place := _best_place(x, y, hinges, chosen)) is None:
                 break
-            chosen, before = [*chosen, place], None
+            chosen = [*chosen, place]
             for _ in range(SWEEPS):
-                if chosen == before:
-                    break
                 before = list(chosen)
                 for at in range(count):
                     chosen[at] = _best_place(x, y, hinges, chosen[:at] + chosen[at + 1 :])
+                if chosen == before:
+                    break
         basis = _basis(x, hinges, chosen)
         weights = np.linalg.lstsq(basis, y, rcond=None)[0]  # (2 + knot,)
         fitted = basis @ weights
@@ -235,9 +202,6 @@ def _best_place(x, y, hinges, chosen):
     return int(places[gain.argmax()])
 
 
-# Arms
-
-
 @checked(values=mapping)
 def advantage(values, of, *, n_draws=9999, seed=0):
     """Return how far an arm's mean lies below that of the best other arm, the lowest, and which that is.
@@ -283,9 +247,6 @@ def clustered_rank_correlation(x, y, clusters):
 def _spearman(x, y):
     ranks = [scipy_stats.rankdata(values) for values in (x, y)]
     return float(np.corrcoef(*ranks)[0, 1]) if min(map(np.ptp, ranks)) > 0 else np.nan
-
-
-# Sizes
 
 
 @checked(parameters=array)
@@ -356,13 +317,9 @@ def _sizes(parameters, values):
     return np.log10(parameters), values
 
 
-# Shares of variance
-#
 # Every arm is trained from the same seeds, so arms × seeds is a complete block design: the sums of squares of
 # arms, seeds and the rest are orthogonal, and F intervals are exact under normal errors. A mixed model fitted
 # by restricted likelihood gives the same estimates on such a table, and needs more to be trusted.
-
-
 @checked(values=mapping)
 def variance_share(values, factor):
     """Return the share of a factor in the variance between runs that differ in it and in their seed.
@@ -374,24 +331,20 @@ def variance_share(values, factor):
     if missing := [arm for arm in factor.arms if arm not in values]:
         raise KeyError(f"{factor.name} needs the arms {', '.join(missing)}; given are {', '.join(values)}")
     order = [list(values).index(arm) for arm in factor.arms]
-    n_seeds = table.shape[1]
     found = factor.contrasts @ table[order].mean(1)  # (contrast,)
-    gram = factor.contrasts @ factor.contrasts.T
-    square = n_seeds * float(found @ np.linalg.solve(gram, found))
-    df = len(found)
+    df, n_seeds = len(found), table.shape[1]
+    square = n_seeds * float(found @ np.linalg.solve(factor.contrasts @ factor.contrasts.T, found))
     per_run = n_seeds * len(order)  # noncentrality over this is variance over residual
     variance = (square - df * error) / per_run
     if error > 0:
         ratio = square / df / error
-        ends = _noncentrality(ratio, df, df_error)
-        low, high = (end / (end + per_run) for end in ends)
+        low, high = (end / (end + per_run) for end in _noncentrality(ratio, df, df_error))
         share = max(variance, 0.0) / (max(variance, 0.0) + error)
         p_value = float(scipy_stats.f.sf(ratio, df, df_error))
     else:  # seeds that do not differ at all
         share = low = high = float(square > 0)
         p_value = float(square == 0)
-    estimate = Estimate(share, low, high, p_value=p_value, n=n_seeds).widened()
-    return VarianceShare(estimate, variance, error)
+    return VarianceShare(Estimate(share, low, high, p_value=p_value, n=n_seeds).widened(), variance, error)
 
 
 def _blocks(values):

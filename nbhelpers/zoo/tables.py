@@ -97,8 +97,7 @@ class ZooTables:
 
     def head_curves(self, metrics, run, *, signal="key_profile"):
         """Return metrics of each head of one run over training, by name: (head, step)."""
-        arm = self.runs.set_index("run").arm[run]
-        frame = self.rows(metrics, signal=signal, per=HEADS, arms=[arm])
+        frame = self.rows(metrics, signal=signal, per=HEADS, arms=[self.runs.set_index("run").arm[run]])
         frame = frame[frame.run == run]
         wide = frame.pivot(index=["metric", "layer", "head"], columns="step", values="value")
         return {metric: wide.loc[metric].to_numpy() for metric in metrics}

@@ -83,8 +83,7 @@ def inputs_and_labels(windows, *, causal, bos, seed=0):
         ids[:, 0] = BOS_ID
     if causal:
         return ids, windows[:, 1:]
-    generator = torch.Generator().manual_seed(seed)
-    masked = torch.rand(ids.shape, generator=generator) < MASKED_SHARE
+    masked = torch.rand(ids.shape, generator=torch.Generator().manual_seed(seed)) < MASKED_SHARE
     masked[:, 0] &= not bos
     return ids.masked_fill(masked, MASK_ID), windows[:, :-1].masked_fill(~masked, -100)
 
@@ -142,6 +141,5 @@ def _train_tokenizer(documents):
     tokenizer.decoder = decoders.ByteLevel()
     options = {"vocab_size": VOCABULARY, "special_tokens": [BOS, MASK], "show_progress": False}
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(initial_alphabet=alphabet, **options)
-    tokenizer.train_from_iterator(documents, trainer)
+    tokenizer.train_from_iterator(documents, trainers.BpeTrainer(initial_alphabet=alphabet, **options))
     return tokenizer

@@ -3,7 +3,7 @@
 import copy
 import tempfile
 import time
-from typing import NamedTuple
+from collections import namedtuple
 
 import numpy as np
 import torch
@@ -18,6 +18,9 @@ from nbhelpers.zoo.text import inputs_and_labels, prepare
 LIVE = {"preset": "test", "precision": "float32"}  # 2 layers of 2 heads, so that a minute holds many updates
 LIVE_TOKENS = 2000 * 512  # of the learning-rate schedule, updates that a busy core makes in about a minute
 LIVE_SEQUENCES = 4  # held-out windows whose attention is measured
+# A model in training: loss in nats per token, the mean since the snapshot before, NaN at first; frequency
+# (freq,) in cycles/token; psd (layer, head, freq), each summing to 1; spectral entropy (layer, head) in nats.
+Snapshot = namedtuple("Snapshot", ("step", "seconds", "loss", "frequency", "psd", "spectral_entropy"))
 
 
 class Trainer:
@@ -33,13 +36,10 @@ class Trainer:
         self.model = build(settings.config(), seed=settings.seed).to(self.device)
         # Written out, attention trains fastest on a CPU in bfloat16; on a GPU the fused kernel does.
         self.model.set_attn_implementation("eager" if self.device.type == "cpu" else "sdpa")
-        matrices = [p for p in self.model.parameters() if p.ndim > 1]
-        vectors = [p for p in self.model.parameters() if p.ndim < 2]
-        groups = [{"params": matrices, "weight_decay": WEIGHT_DECAY}]
-        groups += [{"params": vectors, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=BETAS, fused=True)
-        self.step = 0
-        self.history = []  # (loss, gradient norm) of the updates since the last checkpoint
+        weights = {"params": [p for p in self.model.parameters() if p.ndim > 1], "weight_decay": WEIGHT_DECAY}
+        vectors = {"params": [p for p in self.model.parameters() if p.ndim < 2], "weight_decay": 0.0}
+        self.optimizer = torch.optim.AdamW([weights, vectors], lr=0.0, betas=BETAS, fused=True)
+        self.step, self.history = 0, []  # (loss, gradient norm) of the updates since the last checkpoint
 
     def update(self):
         """Make one update and return its loss in nats per predicted token; RuntimeError if it diverges."""
@@ -77,17 +77,6 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.history = state["step"], state["history"]
-
-
-class Snapshot(NamedTuple):
-    """A model after some updates, and what its heads do then."""
-
-    step: int
-    seconds: float
-    loss: float  # nats per token, the mean since the snapshot before; NaN before the first update
-    frequency: np.ndarray  # (freq,), cycles/token
-    psd: np.ndarray  # (layer, head, freq), each summing to 1
-    spectral_entropy: np.ndarray  # (layer, head), nats, the mean over sequences
 
 
 def live_training(*, seconds, encoding="rope", seed=0, n_snapshots=20):

@@ -2,8 +2,8 @@
 
 import json
 import shutil
+from collections import namedtuple
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -27,13 +27,7 @@ OWN = {MEASUREMENTS, RUNS, TOKENS, ZOO_INDEX, "models", *TOKENIZERS.values()}
 ARM_COLUMNS = ["run", "arm", "encoding", "mask", "bos", "preset", "seed"]
 ORDER = ["signal", "metric", "run", "step", "sequence", "layer", "head"]  # like beside like: packs best
 TIGHT = {"compression": "zstd", "compression_level": 19}
-
-
-class Run(NamedTuple):
-    folder: Path
-    facts: dict  # of run.json
-    settings: Settings
-    columns: dict  # of both tables
+Run = namedtuple("Run", ("folder", "facts", "settings", "columns"))  # facts of run.json, columns of tables
 
 
 def collect(out, to=None):
@@ -145,7 +139,6 @@ def _write_models(runs, corpus, folder):
                 shutil.copyfile(source / f"weights/step{step}" / file, folder / "models" / name / file)
             about = f"{settings.encoding}, {settings.mask}{', <bos> first' * settings.bos}"
             about += f", {step} of {settings.n_steps} updates"
-            tokenizer = TOKENIZERS[settings.bos]
-            index[name] = {"folder": f"models/{name}", "tokenizer": tokenizer, "about": about}
+            index[name] = {"folder": f"models/{name}", "tokenizer": TOKENIZERS[settings.bos], "about": about}
     (folder / ZOO_INDEX).write_text(json.dumps(index, indent=1), encoding="utf-8")
     return list(index)
