@@ -8,6 +8,8 @@ from pathlib import Path
 import psutil
 import torch
 
+from .files import cache_folder
+
 SPREAD = "spread"
 # Of Linux, where containers have limits.
 CGROUPS, MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
@@ -26,10 +28,8 @@ def place(device, *, max_memory=None, offload=None):
 
             max_memory = get_max_memory()
             max_memory["cpu"] = min([max_memory["cpu"], *room])
-        options = {"device_map": "auto"}
-        options |= {} if max_memory is None else {"max_memory": max_memory}
-        options |= {} if offload is None else {"offload_folder": str(Path(offload))}
-        return one_device("auto"), options
+        options = {"max_memory": max_memory, "offload_folder": str(offload or cache_folder() / "offload")}
+        return one_device("auto"), {"device_map": "auto"} | options
     if max_memory is not None or offload is not None:
         raise ValueError(f"max_memory and offload belong to device={SPREAD!r}; device is {device!r}.")
     return one_device(device), {}
@@ -73,13 +73,12 @@ def _left_to_groups():
     left = []
     for line in MEMBERSHIP.read_text().splitlines() if MEMBERSHIP.exists() else ():
         _, controllers, path = line.split(":", 2)
-        version = 1 if not controllers else 0
-        if version == 0 and "memory" not in controllers.split(","):
+        version = 0 if controllers else 1
+        if controllers and "memory" not in controllers.split(","):
             continue
         for root in {CGROUPS, CGROUPS / ("memory", "unified")[version]}:
             own = root / path.strip("/")  # not there where a container sees its own group as the root
-            groups = (own, *own.parents)
-            for group in groups[: groups.index(root) + 1]:
+            for group in (above for above in (own, *own.parents) if above.is_relative_to(root)):
                 with contextlib.suppress(OSError, ValueError):  # no such group, or "max": no limit
                     limit, used, cached = ACCOUNTS[version]
                     stat = dict(pair.split() for pair in (group / "memory.stat").read_text().splitlines())

@@ -12,21 +12,12 @@ from nbhelpers.words import warn
 
 from . import families, probes
 from .devices import place, require_room, return_freed_memory
-from .files import (
-    TOKENIZER_FILES,
-    cache_folder,
-    is_here,
-    locate,
-    quiet_progress,
-    require_safetensors,
-    zoo_models,
-)
+from .files import TOKENIZER_FILES, is_here, locate, quiet_progress, require_safetensors, zoo_models
 from .packaged import PACKAGED
 from .weights import read_exactly
 
 _RANDOM = "random:"
-_DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "bfloat16", "float16")}
-_DTYPES["auto"] = "auto"
+_DTYPES = ("float32", "float64", "bfloat16", "float16", "auto")
 
 
 @dataclass(frozen=True)
@@ -142,8 +133,7 @@ def load_model(name, *, device="auto", dtype=None, revision=None, seed=0, max_me
     return_freed_memory()  # of the model before this one
     if not spread:
         require_room(_skeleton(config, dtype), device, name)
-    quiet = quiet_progress() if files.local else contextlib.nullcontext()
-    with quiet, torch.random.fork_rng(devices=[]):
+    with quiet_progress() if files.local else contextlib.nullcontext(), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPUs as well
         own = _fresh_model(config, dtype) if fresh else _pretrained_model(files, config, dtype, base, spread)
         tokenizer = _tokenizer(files, base)
@@ -224,8 +214,7 @@ def unwrap(model):
 def input_device(model):
     """Return the device a model wants its token ids on, wherever its weights wait."""
     embedding = unwrap(model).get_input_embeddings()
-    hook = getattr(embedding, "_hf_hook", None)  # accelerate's, where the model is spread over devices
-    device = getattr(hook, "execution_device", None)
+    device = getattr(getattr(embedding, "_hf_hook", None), "execution_device", None)  # accelerate's
     return next(embedding.parameters()).device if device is None else torch.device(device)
 
 
@@ -236,7 +225,7 @@ def _dtype(dtype, device):
     word = str(dtype).removeprefix("torch.")
     if word not in _DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}: expected one of {', '.join(_DTYPES)} or None")
-    return _DTYPES[word]
+    return word if word == "auto" else getattr(torch, word)
 
 
 def _config(files, name):
@@ -297,9 +286,7 @@ def _pretrained_model(files, config, dtype, name, spread):
     named = getattr(transformers, (config.architectures or [""])[0], None)
     if getattr(named, "config_class", None) is type(config):  # saved without the head that is expected
         classes.append(named)
-    options = files.options | {"config": config, "dtype": dtype}
-    options |= {"offload_folder": str(cache_folder() / "offload")} | spread if spread else {}
-    return read_exactly(classes, files.path, name, **options)
+    return read_exactly(classes, files.path, name, **files.options, config=config, dtype=dtype, **spread)
 
 
 def _fresh_model(config, dtype):
