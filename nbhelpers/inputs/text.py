@@ -10,7 +10,7 @@ import platform
 import re
 import sysconfig
 import tarfile
-from dataclasses import dataclass
+from collections import namedtuple
 from importlib import resources
 from itertools import pairwise
 from pathlib import Path
@@ -35,17 +35,8 @@ FUNCTION_WORDS = frozenset(_WORDS.read_text(encoding="utf-8").split())
 STARTS = ("Ġ", "▁")  # how pieces of byte-level and SentencePiece vocabularies begin a word
 CLASSES = ("function word", "content word", "word continuation", "repeated bigram", "sentence start")
 THIRDS = ("first third", "middle third", "last third")
-
-
-@dataclass(frozen=True)
-class DataSet:
-    """A data set of the Hub."""
-
-    repository: str
-    configuration: str | None = None  # None for its only one
-    column: str = "text"  # that holds the text
-
-
+# A data set of the Hub: its configuration is None for its only one, its column that which holds the text.
+DataSet = namedtuple("DataSet", ("repository", "configuration", "column"), defaults=(None, "text"))
 # The English dump stands for the paper's "500 Wikipedia sequences", of which it says no more.
 DATA_SETS = {
     "wikipedia": DataSet(WIKIPEDIA, f"{DUMP}.en"),
@@ -177,10 +168,9 @@ def corpus_description(name):
         data_set = _data_set(str(name))
         configuration = f":{data_set.configuration}" if data_set.configuration else ""
         return f"{data_set.repository}{configuration} (Hugging Face data set)"
+    label = name if name in BUNDLED else Path(name).expanduser().resolve().name
     if name == STDLIB:
         label = f"{STDLIB} {platform.python_version()}"
-    else:
-        label = name if name in BUNDLED else Path(name).expanduser().resolve().name
     return f"{label} sha256:{hashlib.sha256(read_text(name).encode()).hexdigest()[:12]}"
 
 
@@ -326,8 +316,7 @@ def _standard_library():
     for folder, folders, files in os.walk(sysconfig.get_path("stdlib")):
         folders[:] = sorted(set(folders) - _NOT_LIBRARY)  # in place: os.walk goes into these, in this order
         for file in sorted(file for file in files if file.endswith(".py")):
-            # A few modules keep another encoding on purpose.
-            with contextlib.suppress(UnicodeDecodeError):
+            with contextlib.suppress(UnicodeDecodeError):  # a few modules keep another encoding on purpose
                 documents.append(Path(folder, file).read_text(encoding="utf-8"))
     return documents
 
@@ -405,12 +394,9 @@ def token_classes(tokenizer, token_ids):
     for row, ids in enumerate(token_ids.tolist()):
         pieces = tokenizer.convert_ids_to_tokens(ids)
         bare = [piece.lstrip("".join(STARTS)) for piece in pieces]
-        goes_on = [False]  # a word of the piece before
-        goes_on += [
-            not piece.startswith(STARTS) and piece[:1].isalpha() and before[-1:].isalpha()
-            for before, piece in pairwise(pieces)
-        ]
-        seen = set()
+        goes_on, seen = [False], set()  # a word of the piece before; bigrams
+        for before, piece in pairwise(pieces):
+            goes_on.append(not piece.startswith(STARTS) and piece[:1].isalpha() and before[-1:].isalpha())
         for at in range(1, length):
             bigram, whole = (ids[at - 1], ids[at]), at + 1 == length or not goes_on[at + 1]
             word, function = bare[at].isalpha(), whole and bare[at].lower() in FUNCTION_WORDS

@@ -94,15 +94,11 @@ def merge(readers, path):
         if not field.name.startswith(("GGUF.", "split.", "general.architecture")):
             kind, *entries = field.types
             writer.add_key_value(field.name, field.contents(), kind, entries[-1] if entries else None)
-    tensors = [tensor for reader in readers for tensor in reader.tensors]
-    for tensor in tensors:
-        size = tensor.data.shape, tensor.data.dtype, tensor.data.nbytes
-        writer.add_tensor_info(tensor.name, *size, tensor.tensor_type)
+    for tensor in (tensor for reader in readers for tensor in reader.tensors):
+        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    for tensor in tensors:
-        writer.write_tensor_data(tensor.data)
+    writer.write_tensors_to_file()
     writer.close()
 
 
@@ -121,17 +117,12 @@ def require_all_read(readers, model, name):
         code = next(code for code, known in gguf.MODEL_ARCH_NAMES.items() if known == architecture)
         names = gguf.get_tensor_name_map(code, config.num_hidden_layers)
         read = {names.get_name(key, try_suffixes=(".weight", ".bias")) for key in model.state_dict()}
-        left_out = first_names([tensor for tensor in tensors if tensor not in read])
-        raise ValueError(
-            f"of {held} weights in {name} transformers reads {taken}, not {left_out}; {_WAY_OUT}"
-        )
+        lost = first_names([tensor for tensor in tensors if tensor not in read])
+        raise ValueError(f"of {held} weights in {name} transformers reads {taken}, not {lost}; {_WAY_OUT}")
     for key, setting in _SETTINGS.items():
         stated, taken = _value(readers[0], f"{architecture}.{key}"), setting(config)
-        if isinstance(stated, int | float):
-            wrong = not math.isclose(stated, taken or 0, rel_tol=1e-5)
-        else:
-            wrong = stated is None and key == "attention.head_count"
-        if wrong:
+        differs = isinstance(stated, int | float) and not math.isclose(stated, taken or 0, rel_tol=1e-5)
+        if differs or (stated is None and key == "attention.head_count"):
             raise ValueError(f"{name} says {key} {stated}, and transformers takes {taken}; {_WAY_OUT}")
 
 

