@@ -44,8 +44,7 @@ class Signals:
     @cached_property
     def frequency(self):
         """Frequency of each bin, cycles/token."""
-        options = self.protocol.spectrum_options
-        return spectra.frequencies(self.signal.shape[-1], pad=options["pad"], sided=options["sided"])
+        return spectra.frequencies(self.signal.shape[-1], pad=self.protocol.pad, sided=self.protocol.sided)
 
     @cached_property
     def bands(self):

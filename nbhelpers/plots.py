@@ -105,16 +105,12 @@ def layer_trend(table, metrics, *, ax=None):
     """Draw means over heads of metrics of one unit at each layer, with their intervals (Figure 3)."""
     if table.averaged:
         raise ValueError("layer_trend needs one value per sequence; measure with order='metric then mean'")
-    parts = []
-    for metric in metrics:
-        values = table.values(metric).mean(-1)  # (sequence, layer)
-        columns = {"layer": np.tile(table.layers, len(values)), "value": values.ravel()}
-        parts.append(pd.DataFrame(columns | {"metric": find_metric(metric).label}))
+    means = {find_metric(metric).label: table.values(metric).mean(-1).ravel() for metric in metrics}
+    tidy = pd.DataFrame(means | {"layer": table.layers * table.n_sequences}).melt("layer", var_name="metric")
     ax = axes_or_new(ax)
     sns.lineplot(
-        pd.concat(parts, ignore_index=True), x="layer", y="value", hue="metric", style="metric",
-        errorbar=lambda of: student_interval(of)[1:3],
-        palette="colorblind", markers=True, dashes=False, ax=ax,
+        tidy, x="layer", y="value", hue="metric", style="metric", ax=ax, palette="colorblind",
+        errorbar=lambda of: student_interval(of)[1:3], markers=True, dashes=False,
     )  # fmt: skip
     ax.set(xlabel="layer", ylabel=find_metric(metrics[0], table.protocol).unit)
     ax.legend(frameon=False, title=None)

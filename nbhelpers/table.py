@@ -127,7 +127,8 @@ class HeadTable:
         lacks. NaN values are left out; one sequence or two give no interval.
         """
         rows = {metric: self._summarise(metric, confidence) for metric in self.metrics}
-        summary = pd.DataFrame.from_dict(rows, orient="index").rename_axis("metric")
+        columns = [*ESTIMATE, "sd", "iqr", "q25", "q75", "n_sequences", "n_heads"]
+        summary = pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("metric")
         known = self.provenance.get("nulls", {}) if null is None else {}
         if isinstance(null, HeadTable):
             if null.protocol != self.protocol:
@@ -152,9 +153,7 @@ class HeadTable:
         known = heads[~np.isnan(heads)]
         q25, q75 = np.quantile(known, [0.25, 0.75]) if len(known) else (np.nan, np.nan)
         sd = np.std(known, ddof=1) if len(known) > 1 else np.nan
-        found = {"mean": known_mean(heads, 0), "low": i.low, "high": i.high, "sd": sd}
-        found |= {"iqr": q75 - q25, "q25": q25, "q75": q75}
-        return found | {"n_sequences": self.n_sequences, "n_heads": len(heads)}
+        return known_mean(heads, 0), i.low, i.high, sd, q75 - q25, q25, q75, self.n_sequences, len(heads)
 
     @checked
     def to_parquet(self, path):

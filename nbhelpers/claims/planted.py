@@ -256,11 +256,8 @@ def kernels(kind, *, n_layers, n_heads, length, seed=0):
     """Return a kind's kernels (layer, head, lag), at most 1, float32; heads in any order in a layer."""
     known, generator = KINDS[kind], _generator(seed, kind, "kernels")
     lag = torch.arange(length, dtype=torch.float64)
-    layers = []
-    for _ in range(n_layers):
-        bank = known.maker(n_heads, lag, generator, **known.options)  # (head, lag)
-        layers.append(bank[torch.randperm(n_heads, generator=generator)])
-    made = torch.stack(layers)
+    banks = (known.maker(n_heads, lag, generator, **known.options) for _ in range(n_layers))
+    made = torch.stack([bank[torch.randperm(n_heads, generator=generator)] for bank in banks])  # by layer
     return (made / made.amax(-1, keepdim=True)).float()
 
 

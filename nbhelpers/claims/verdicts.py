@@ -83,8 +83,7 @@ class Criterion:
 
     def p_value(self, estimate):
         """Return the p-value of the nearer end of the range or, if larger, of the margin; NaN without."""
-        ends = [end for end in self.claimed if math.isfinite(end)]
-        p_values = [estimate.p_at(end) for end in ends]
+        p_values = [estimate.p_at(end) for end in self.claimed if math.isfinite(end)]
         inside = self.claimed[0] <= estimate.value <= self.claimed[1]
         if inside and self.nulls and estimate.null is not None:
             sides = [self.away] if self.away else [-1, 1]

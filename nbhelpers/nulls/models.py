@@ -248,9 +248,8 @@ def power_law_order(signal, *, seed=0):
     x = as_signal(signal).double()  # (..., position)
     n = x.shape[-1]
     frequency = spectra.frequencies(n).double()  # (freq,)
-    exponent = power_law_exponent(spectra.psd(x, detrend="mean"), frequency)  # (...)
     # A constant signal has no spectrum to fit; its values are equal, so any order is the same.
-    chi = exponent.nan_to_num(0.0)[..., None]
+    chi = power_law_exponent(spectra.psd(x, detrend="mean"), frequency).nan_to_num(0.0)[..., None]
     shape = (*x.shape[:-1], len(frequency))
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.complex128)
     noise = noise * torch.where(frequency > 0, frequency, 1.0) ** (-chi / 2)
@@ -314,8 +313,7 @@ def _checked(profiles, needs=None):
 
 def _each_signal(profiles, name, function, seed):
     """Apply a function of signals to every profile, each with a stream of its own."""
-    n = _checked(profiles)
-    made = {}
+    n, made = _checked(profiles), {}
     for place, signal in enumerate(DRAWN):
         if signal in profiles:
             stream = int(np.random.SeedSequence([seed, place, n]).generate_state(1)[0])

@@ -34,7 +34,7 @@ JOINED = (("signal", "sink"), ("level", "alignment"))  # not every pair of these
 
 
 def _mean(metric):
-    return criteria.Statistic(lambda table, profiles, protocol: table.values(metric).mean((1, 2)))
+    return criteria.Statistic(lambda table, *_: table.values(metric).mean((1, 2)))
 
 
 STATISTICS = {

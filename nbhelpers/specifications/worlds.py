@@ -72,8 +72,7 @@ class Worlds:
     def frame(self):
         """Return every curve in tidy form: world, the choices, statistic and value."""
         tables = [(world, *table) for world, curves in self.curves.items() for table in curves.items()]
-        options = {"var_name": "statistic"}
-        parts = [c.reset_index().melt(CHOICES[kind], **options).assign(world=w) for w, kind, c in tables]
+        parts = [c.reset_index().melt(CHOICES[k], var_name="statistic").assign(world=w) for w, k, c in tables]
         return pd.concat(parts, ignore_index=True).astype({"pad": "str"})  # a number or a word
 
 
