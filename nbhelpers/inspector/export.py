@@ -1,6 +1,6 @@
 """What leaves a reading: for the widget's page plain lists and bytes, to files figures, numbers, a page.
 
-Attention is sent as one byte per entry, a logarithmic scale from :data:`LOWEST` to 1; curves as float32.
+Attention is sent as one byte per entry, a logarithmic scale from `LEAST_ATTENTION` to 1; curves as float32.
 """
 
 import base64
@@ -22,8 +22,7 @@ from nbhelpers.plots import LEAST_ATTENTION, draw_heads
 from nbhelpers.protocol import BANDS
 from nbhelpers.stats import agreement
 
-LOWEST = LEAST_ATTENTION  # has a byte of its own; what is less is byte 0
-STEPS = 254  # from LOWEST (byte 1) to 1 (byte 255), 3.7 % apart
+STEPS = 254  # from LEAST_ATTENTION (byte 1) to 1 (byte 255), 3.7 % apart; what is less is byte 0
 SIX = (*BANDS, "spectral_entropy", "positional_entropy", "sink_mass", "self_mass")
 BARE = ":root { color-scheme: light dark } body { margin: 0; background: light-dark(#fff, #12161b) }"
 FIGURES = "png", "svg", "pdf"
@@ -36,7 +35,7 @@ def to_bytes(attn, *, causal):
     if causal:
         entries = entries[:, np.tri(entries.shape[1], dtype=bool)]  # (head, entry)
     with np.errstate(divide="ignore"):  # 0 has a byte, too
-        below = np.log(entries) * np.float32(STEPS / np.log(LOWEST))  # steps below 1
+        below = np.log(entries) * np.float32(STEPS / np.log(LEAST_ATTENTION))  # steps below 1
     return np.clip(STEPS + 1 - np.rint(below), 0, STEPS + 1).astype(np.uint8).tobytes()
 
 
@@ -123,11 +122,8 @@ def export_heads(heads, state, folder):
     names = "-vs-".join(f"layer{view.layer:02d}-head{view.head:02d}" for view in views)
     stem = Path(folder).expanduser() / f"{model}-{names}-{_hash(told.to_csv())[:8]}"
     figure = draw_heads(views, heads[0][0].protocol.signal)
-    arrays = {
-        f"{name}_{letter}": np.asarray(getattr(view, name))
-        for view, letter in zip(views, "ab", strict=False)
-        for name in ARRAYS
-    }
+    lettered = zip(views, "ab", strict=False)
+    arrays = {f"{name}_{letter}": getattr(view, name) for view, letter in lettered for name in ARRAYS}
     writers = {kind: partial(figure.savefig, format=kind, dpi=300) for kind in FIGURES}
     writers["csv"] = partial(numbers.to_csv, index=False)
     writers["json"] = lambda file: file.write(json.dumps(state, indent=1).encode())

@@ -6,6 +6,7 @@ twentieth of a second), :meth:`Reading.head` and :meth:`Reading.kernels` show he
 
 import contextlib
 import dataclasses
+import itertools
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -127,22 +128,14 @@ class Reading:
         return measure(self.observation, self.protocol)
 
     @cached_property
-    def null_table(self) -> HeadTable:
-        """The same of uniform attention (N0)."""
-        return measure(self._uniform, self.protocol)
-
-    @cached_property
     def signals(self) -> Signals:
         """What the metrics are computed from."""
         return signals_of(self.observation, self.protocol)
 
     @cached_property
-    def null_signals(self) -> Signals:
-        return signals_of(self._uniform, self.protocol)
-
-    @cached_property
     def _uniform(self):
-        return self.observation.map(nulls.uniform)
+        """The reading of uniform attention (N0), for its table, signals and profiles."""
+        return dataclasses.replace(self, observation=self.observation.map(nulls.uniform))
 
     @cached_property
     def metrics(self):
@@ -162,12 +155,12 @@ class Reading:
     def null_value(self, metric):
         """Return what uniform attention has, the same for every head."""
         own = self.scores.get(metric)
-        return float(self.null_table.values(metric)[0, 0, 0]) if own is None else own[1]
+        return float(self._uniform.table.values(metric)[0, 0, 0]) if own is None else own[1]
 
     def under(self, protocol):
         """Return the reading under another protocol, without the model; ValueError if it lacks a variant."""
         changed = dataclasses.replace(self, protocol=protocol)
-        _ = changed.table, changed.null_table  # computed now, so that a refusal comes here
+        _ = changed.table, changed._uniform.table  # computed now, so that a refusal comes here
         return changed
 
     def numbers(self, layer, head):
@@ -190,8 +183,8 @@ class Reading:
         self.require_head(layer, head)
         attn = self.attention(layer, wait=wait)[head]  # (query, key)
         row = self.layers.index(layer)
-        profiles, null = self.observation.profiles, self._uniform.profiles
-        psd, null_psd = self.signals.psd[0, row, head], self.null_signals.psd[0, row, head]  # (freq,)
+        profiles, null = self.observation.profiles, self._uniform.observation.profiles
+        psd, null_psd = (each.signals.psd[0, row, head] for each in (self, self._uniform))  # (freq,)
         positions = np.asarray(profiles.coordinates[self.protocol.signal])
         positions = positions[-self.signals.signal.shape[-1] :]  # without a dropped sink
         coefficients = [level[0, row, head].numpy() for level in self.signals.coefficients]
@@ -294,32 +287,24 @@ def read_text(model, text, protocol=PAPER, *, length=256, progress=None, stop=No
 @contextlib.contextmanager
 def watched(model, *, runs=1, progress=None, stop=None):
     """Report and stop forward passes, `runs` of them, as :func:`read_text` says; other threads wait."""
-    modules = attention_modules(model)
-    done = 0
+    modules, calls = attention_modules(model), itertools.count(1)
 
     def pause(module, args):
-        nonlocal done
         if stop is not None and stop():
             raise Stopped
-        done += 1
         if progress is not None:
-            progress(min(1.0, done / (runs * len(modules))))
+            progress(min(1.0, next(calls) / (runs * len(modules))))
 
-    with model.lock:
-        handles = [module.register_forward_pre_hook(pause) for module in modules]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+    with model.lock, contextlib.ExitStack() as undo:
+        for module in modules:
+            undo.callback(module.register_forward_pre_hook(pause).remove)
+        yield
 
 
 def shortest_text(protocol):
     """Return the fewest tokens that give every variant one wavelet level."""
-    length = 2
-    while wavelets.dwt_max_level(max(1, protocol.shortest(length)), protocol.wavelet) < 1:
-        length += 1
-    return length
+    shortest = ((length, max(1, protocol.shortest(length))) for length in itertools.count(2))
+    return next(length for length, own in shortest if wavelets.dwt_max_level(own, protocol.wavelet) >= 1)
 
 
 def _scores(profiles, kept, ids):
@@ -330,9 +315,8 @@ def _scores(profiles, kept, ids):
     for layer in kept.layers:
         rows = kept.first_rows(layer, SCORED)  # (head, query, key)
         values.append(read_by_rule(rows, ids).T.cpu().numpy())
-    uniform = torch.ones(rows.shape[1:])
-    if profiles.coordinates["lag_profile"][0] == 0:
-        uniform = uniform.tril()
+    ahead = 0 if profiles.coordinates["lag_profile"][0] == 0 else rows.shape[-1]  # tokens that a query sees
+    uniform = torch.ones(rows.shape[1:]).tril(ahead)
     null = read_by_rule(uniform / uniform.sum(-1, keepdim=True), ids).tolist()
     return dict(zip(SCORES, zip(np.stack(values, 1), null, strict=True), strict=True))
 

@@ -1,8 +1,7 @@
 """The head inspector: one widget whose page is drawn by ``inspector.js``, and what Python does for it.
 
-The page is sent the reading once and one layer at a time, draws every head of it by itself, and asks for
-other layers, readings, ablations and exports. Everything that takes seconds runs in another thread, one thing
-at a time, so that clicks and Stop are heard, and replaces what is shown only when it has succeeded.
+The page is sent the reading once and one layer at a time, draws its heads by itself, and asks for the rest.
+What takes seconds runs in another thread, one at a time, and replaces what is shown once it has succeeded.
 """
 
 import base64
@@ -260,8 +259,6 @@ class HeadInspector(anywidget.AnyWidget):
             self.selected, self.asked = place, given | {"protocol": protocol}
             self._say(_summary(reading, seconds))
 
-    # Between the page and the methods above.
-
     def _keep(self, change):
         self._pinned_of = self.reading if change["new"] else None  # of this text, whatever is read later
 
@@ -271,7 +268,6 @@ class HeadInspector(anywidget.AnyWidget):
                 self.selected = change["old"]  # the one before, since this could not be shown
 
     def _answer(self, content):
-        """Do what the page asks for."""
         asked = dict(content)
         actions = {
             "measure": self.measure, "protocol": self.remeasure, "ablate": self.ablate, "stop": self.stop,
@@ -332,17 +328,14 @@ class HeadInspector(anywidget.AnyWidget):
 def _summary(reading, seconds=None):
     n_layers, n_heads = reading.shape
     took = "" if seconds is None else f", measured in {seconds:.2f} s"
-    return (
-        f"{reading.model.description.name}: {reading.n_tokens:,} tokens, {n_layers} layers × {n_heads} "
-        f"heads, protocol {reading.protocol.hash}{took}. {reading.note}"
-    ).strip()
+    size = f"{reading.n_tokens:,} tokens, {n_layers} layers × {n_heads} heads"
+    name, protocol = reading.model.description.name, reading.protocol
+    return f"{name}: {size}, protocol {protocol.hash}{took}. {reading.note}".strip()
 
 
 def _loss_without(ablation):
     n = len(ablation.changes)
     error = float(np.std(ablation.changes, ddof=1) / np.sqrt(n))
-    return (
-        f"Without layer {ablation.layer}, head {ablation.head}, the loss on these {n} predicted tokens goes "
-        f"from {ablation.before:.4f} to {ablation.after:.4f} nats per token: {ablation.change:+.4f} ± "
-        f"{error:.4f} (standard error over tokens)."
-    )
+    where = f"Without layer {ablation.layer}, head {ablation.head}, the loss on these {n} predicted tokens"
+    moves = f"goes from {ablation.before:.4f} to {ablation.after:.4f} nats per token: {ablation.change:+.4f}"
+    return f"{where} {moves} ± {error:.4f} (standard error over tokens)."

@@ -4,9 +4,9 @@ import re
 import numpy as np
 import pytest
 
-from nbhelpers.inspector.export import LOWEST, STEPS, pack_layer, pack_reading, to_bytes, to_page
+from nbhelpers.inspector.export import STEPS, pack_layer, pack_reading, to_bytes, to_page
 from nbhelpers.inspector.reading import read_text
-from nbhelpers.plots import block_max, draw_heads
+from nbhelpers.plots import LEAST_ATTENTION, block_max, draw_heads
 from nbhelpers.protocol import PAPER
 
 TEXT = "the whale and the sea costs $5 and $6 and the ship that sails the sea " * 3
@@ -23,11 +23,11 @@ def unpacked(packed, name):
 
 
 def probability(byte):
-    return np.where(byte == 0, 0.0, LOWEST ** ((STEPS + 1 - byte.astype(float)) / STEPS))
+    return np.where(byte == 0, 0.0, LEAST_ATTENTION ** ((STEPS + 1 - byte.astype(float)) / STEPS))
 
 
 def test_bytes_are_within_half_a_step_and_only_what_is_below_the_scale_is_zero():
-    values = np.concatenate([[0, LOWEST * 0.97, LOWEST, 1], np.logspace(-4, 0, 2000)]).astype(np.float32)
+    values = np.r_[0, LEAST_ATTENTION * 0.97, LEAST_ATTENTION, 1, np.logspace(-4, 0, 2000)].astype(np.float32)
     codes = np.frombuffer(to_bytes(values[None, None], causal=False), np.uint8)
     assert codes[:4].tolist() == [0, 0, 1, STEPS + 1]
     off = np.abs(np.log10(probability(codes[4:]) / values[4:]))
