@@ -40,13 +40,11 @@ def output_projection(model, layer):
     modules = layer_modules(network)
     require_layer(layer, modules)
     children = dict(modules[layer].named_children())
-    for name in OUTPUT_NAMES:
-        if name in children:
-            return children[name]
-    raise NotImplementedError(
-        f"{network.config.model_type}: its attention module {type(modules[layer]).__name__} has no output "
-        f"projection called {', '.join(OUTPUT_NAMES)}, so heads cannot be removed here"
-    )
+    if found := [children[name] for name in OUTPUT_NAMES if name in children]:
+        return found[0]
+    kind, names = type(modules[layer]).__name__, ", ".join(OUTPUT_NAMES)
+    lacks = f"its attention module {kind} has no output projection called {names}"
+    raise NotImplementedError(f"{network.config.model_type}: {lacks}, so heads cannot be removed here")
 
 
 def layer_modules(network):
@@ -82,10 +80,8 @@ def ablate_heads(model, heads, *, means=None):
         n_heads, width = (own[layer] if isinstance(own, tuple) else own for own in each)
         kept = args[0].clone()  # (batch, query, head · width)
         if kept.shape[-1] != n_heads * width:
-            raise NotImplementedError(
-                f"the output projection of layer {layer} reads {kept.shape[-1]} features, not "
-                f"{n_heads} heads of {width} side by side"
-            )
+            read = f"the output projection of layer {layer} reads {kept.shape[-1]} features"
+            raise NotImplementedError(f"{read}, not {n_heads} heads of {width} side by side")
         fixed = 0 if means is None else means[layer].unflatten(0, (n_heads, width))[heads]
         kept.unflatten(-1, (n_heads, width))[..., heads, :] = fixed
         return (kept, *args[1:])
@@ -97,10 +93,9 @@ def ablate_heads(model, heads, *, means=None):
         yield model
 
 
-@contextlib.contextmanager
 @checked(pairs=several(whole()), action=one_of("zero", "freeze", "shuffle"))
 def change_pairs(model, pairs, action, *, heads=None, length=None, seed=0):
-    """Run a block in which rotary pairs, from 0, the fastest, are removed or lose their positions.
+    """Return a block in which rotary pairs, from 0, the fastest, are removed or lose their positions.
 
     The action "zero" takes them out of the queries; "freeze" leaves their rotation out (cosine 1, sine 0), so
     content stays and position is lost; "shuffle" rotates by the positions in an order drawn with `seed`, the
@@ -113,16 +108,13 @@ def change_pairs(model, pairs, action, *, heads=None, length=None, seed=0):
         order = torch.randperm(n, generator=generator) if action == "shuffle" else torch.zeros(n)
         return order - torch.arange(n)  # from their places to others, or all to 0
 
-    with _changed(model, pairs, None if action == "zero" else moved, heads, length):
-        yield model
+    return _changed(model, pairs, None if action == "zero" else moved, heads, length)
 
 
-@contextlib.contextmanager
 @checked(alpha=positive)
 def scale_positions(model, alpha, *, heads=None, length=None):
-    """Run a block in which rotations take α times the position; the others are those of `change_pairs`."""
-    with _changed(model, None, lambda n: (alpha - 1) * torch.arange(n), heads, length):
-        yield model
+    """Return a block in which rotations take α times the position; the others are those of `change_pairs`."""
+    return _changed(model, None, lambda n: (alpha - 1) * torch.arange(n), heads, length)
 
 
 @contextlib.contextmanager
@@ -132,25 +124,21 @@ def _changed(model, pairs, moved, heads, length):
     config = network.config.get_text_config()
     name, encoding = config.model_type, position_encoding_of(config)
     if not CHANGES.get().keys().isdisjoint(network.modules()):
-        raise RuntimeError(
-            f"{name}: rotary pairs of this model are changed already; leave that block before another begins"
-        )
+        way_out = "leave that block before another begins"
+        raise RuntimeError(f"{name}: rotary pairs of this model are changed already; {way_out}")
     if length is None and rotations_by_length(config, 1):
         raise ValueError(f"{name}: rotations depend on the length of the text; say it, as in length=256")
     known = "rope" in encoding or encoding == "unknown"
     rotations = rotations_of(network, length or SHORT) if known else []
     if not any(rotation.frequencies.any() for rotation in rotations):
-        raise ValueError(
-            f"{name}: no layer rotates its queries and keys (positions: {encoding}), so there are no rotary "
-            "pairs to change"
-        )
+        none = f"no layer rotates its queries and keys (positions: {encoding})"
+        raise ValueError(f"{name}: {none}, so there are no rotary pairs to change")
     modules, changes = layer_modules(network), {}
     rotation_of = dict(zip(modules, rotations, strict=True))
     rotating = [layer for layer, rotation in rotation_of.items() if rotation.frequencies.any()]
     for layer, own in _heads_by_layer(network, heads).items():
         n = len(rotation_of[layer].frequencies)
-        beyond = [pair for pair in pairs or () if pair >= n]
-        if beyond:
+        if beyond := [pair for pair in pairs or () if pair >= n]:
             raise IndexError(f"pair {beyond[0]} was asked for; layer {layer} has the pairs 0 to {n - 1}")
         if layer in rotating:
             chosen = sorted(set(range(n) if pairs is None else pairs))
@@ -159,7 +147,7 @@ def _changed(model, pairs, moved, heads, length):
             raise ValueError(f"{name}: layer {layer} does not rotate; those that do are {listed(rotating)}")
     entries = attention_entries(names_of(network))
     with exchanged(entries, recorded), as_written(), holding(CHANGES, CHANGES.get() | changes):
-        yield
+        yield model
 
 
 def _change(rotation, pairs, moved, heads, length):
@@ -172,10 +160,8 @@ def _change(rotation, pairs, moved, heads, length):
     def change(query, key, options):
         n_heads, n, width = query.shape[1:]
         if key.shape[2] != n or (length and n != length):
-            raise ValueError(
-                f"positions are changed in whole texts{f' of {length} tokens' if length else ''}, without a "
-                f"cache; {n} queries met {key.shape[2]} keys"
-            )
+            texts = f"whole texts{f' of {length} tokens' if length else ''}, without a cache"
+            raise ValueError(f"positions are changed in {texts}; {n} queries met {key.shape[2]} keys")
         mine = torch.isin(torch.arange(n_heads), torch.tensor(heads)).to(query.device)[:, None, None]
         if moved is None:
             out = torch.isin(torch.arange(width), rotation.first + columns).to(query.device)

@@ -125,8 +125,7 @@ def capture(
     return_freed_memory()  # of arrays made before, whatever made them
     longest = ids.shape[1] if mask is None else int(mask.sum(1).max())
     rotations = rotations_by_length(network.config.get_text_config(), longest)
-    if rotations and mask is not None:
-        batch_size = 1  # each sequence is rotated by its own length
+    batch_size = 1 if rotations and mask is not None else batch_size  # each is rotated by its own length
     todo = plan(network, *ids.shape, batch_size=batch_size, chunk=chunk)
     kernels = compiled(made) if fused else None
     facts = _provenance(model, network, made, stream, todo, kernels)
@@ -154,15 +153,14 @@ def capture(
     return Profiles.concatenate(parts)
 
 
-def _run_batch(network, inputs, reductions, stream, todo, kernels):
+def _run_batch(network, inputs, made, stream, todo, kernels):
     with contextlib.suppress(RuntimeError):  # a hint: where there is no room for it, blocks may still fit
         torch.empty(LARGEST_KEPT_BYTES, dtype=torch.uint8)  # allocated and freed untouched: costs nothing
     mask = inputs["decoder_mask" if stream in ("decoder", "cross") else "attention_mask"]  # of the queries
-    options = {"stream": stream, "attention_mask": mask, "chunk": todo.chunk, "kernels": kernels}
-    recorder = Recorder(network, reductions, **options)
+    recorder = Recorder(network, made, stream=stream, attention_mask=mask, chunk=todo.chunk, kernels=kernels)
     forward(network, recorder, **inputs)
     if recorder.names.keys() != names_of(network).keys():  # BigBird's first short text exchanges its modules
-        return _run_batch(network, inputs, reductions, stream, todo, kernels)
+        return _run_batch(network, inputs, made, stream, todo, kernels)
     return recorder.profiles()
 
 
@@ -177,10 +175,8 @@ def _checked_ids(network, description, ids, beyond):
     if limit is not None and ids.shape[1] > limit:
         possible = goes_beyond(network.config.get_text_config(), network)
         if not (beyond and possible):
-            raise ValueError(
-                f"The sequences have {ids.shape[1]} tokens but {description.name} has {limit} positions; "
-                f"ask for no more{', or pass beyond=True' if possible else ''}."
-            )
+            longer = f"The sequences have {ids.shape[1]} tokens but {description.name} has {limit} positions"
+            raise ValueError(f"{longer}; ask for no more{', or pass beyond=True' if possible else ''}.")
     return _in_vocabulary(network, ids, "token_ids")
 
 
@@ -222,15 +218,13 @@ def _checked_mask(name, given, ids, *, keep=False):
         run = f"its values run from {mask.min()} to {mask.max()}"
         raise ValueError(f"{name} must hold 1 for tokens and 0 for padding; {run}.")
     mask = mask.long()
-    empty = (mask.sum(1) == 0).nonzero().flatten().tolist()
-    if empty:
+    if empty := (mask.sum(1) == 0).nonzero().flatten().tolist():
         raise ValueError(f"Sequences {empty} of {name} are padding from end to end; leave them out.")
     return None if bool(mask.all()) and not keep else mask
 
 
 def _provenance(model, network, reductions, stream, todo, kernels):
     packages = ["torch", "transformers", "numpy", "pywavelets"] + ["numba"] * bool(kernels)
-    versions = {name: _version(name) for name in packages}
     facts = {
         "model": asdict(describe(model)),
         "dtype": str(network.dtype).removeprefix("torch."),
@@ -240,7 +234,7 @@ def _provenance(model, network, reductions, stream, todo, kernels):
         "reductions": [_identity(reduction) for reduction in reductions],
         "length": todo.length,
         "n_sequences": todo.n_sequences,
-        "versions": {"nbhelpers": __version__, **versions},
+        "versions": {"nbhelpers": __version__} | {name: _version(name) for name in packages},
     }
     return json.loads(json.dumps(facts, default=str))  # as a file gives it back: lists, no tuples
 

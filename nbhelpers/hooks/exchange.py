@@ -63,12 +63,9 @@ def as_written():
 
 def attention_entries(modules):
     """Return where these modules find their attention functions, as pairs (table, key)."""
-    tables = [AttentionInterface._global_mapping]
-    entries = []
-    for name in sorted({kind.__module__ for module in modules for kind in type(module).__mro__}):
-        scope = vars(sys.modules[name]) if name in sys.modules else {}
-        if "eager_attention_forward" in scope:
-            entries.append((scope, "eager_attention_forward"))
-        tables.append(getattr(scope.get("ALL_ATTENTION_FUNCTIONS"), "_local_mapping", {}))
-    tables = {id(table): table for table in tables}.values()  # most files have no table of their own
-    return [*((table, "sdpa") for table in tables if "sdpa" in table), *entries]
+    names = sorted({kind.__module__ for module in modules for kind in type(module).__mro__})
+    scopes = [vars(sys.modules[name]) for name in names if name in sys.modules]
+    own = [getattr(scope.get("ALL_ATTENTION_FUNCTIONS"), "_local_mapping", {}) for scope in scopes]
+    tables = {id(table): table for table in (AttentionInterface._global_mapping, *own)}.values()  # each once
+    eager = [(scope, "eager_attention_forward") for scope in scopes if "eager_attention_forward" in scope]
+    return [*((table, "sdpa") for table in tables if "sdpa" in table), *eager]

@@ -32,9 +32,8 @@ def layer_numbers(called, names, config):
             return _complete(numbers, called, names)
     n_layers = getattr(config, "num_hidden_layers", None)
     first = re.match(r"(.*?)\.\d+\.", names.get(called[0], [""])[0])  # the list of layers
-    own = first and any(
-        path.startswith(f"{first[1]}.{len(called) - 1}.") for own in names.values() for path in own
-    )
+    last = first and f"{first[1]}.{len(called) - 1}."
+    own = last and any(path.startswith(last) for paths in names.values() for path in paths)
     if len(called) == n_layers and not own:
         return list(range(n_layers))
     raise RuntimeError(
@@ -48,8 +47,7 @@ def layer_numbers(called, names, config):
 def require_layer(layer, layers):
     """Raise IndexError unless a layer is one of those that have attention."""
     if layer not in layers:
-        has = f"there is attention in the layers {listed(list(layers))}"
-        raise IndexError(f"layer {layer} was asked for; {has}")
+        raise IndexError(f"layer {layer} was asked for; there is attention in the layers {listed([*layers])}")
 
 
 def _ascending(numbers):
@@ -62,10 +60,8 @@ def _complete(numbers, called, names):
     places = {_place(path) for module in seen for path in names.get(module, [])}
     for module, paths in names.items():
         if type(module) in kinds and module not in seen and places & {_place(path) for path in paths}:
-            raise RuntimeError(
-                f"The attention of {paths[0]} was not seen, that of {len(seen)} modules like it was; nothing "
-                "is kept of a forward pass whose layers are not all seen."
-            )
+            missed = f"The attention of {paths[0]} was not seen, that of {len(seen)} modules like it was"
+            raise RuntimeError(f"{missed}; nothing is kept of a forward pass whose layers are not all seen.")
     return numbers
 
 

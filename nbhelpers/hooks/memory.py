@@ -49,11 +49,9 @@ class Plan:
         return None
 
     def __str__(self):
-        return (
-            f"{self.n_sequences} sequences of {self.length} tokens, {self.batch_size} at a time, blocks of "
-            f"{self.chunk} query rows ({self.block_bytes / 2**20:.1f} MB); about "
-            f"{self.working_bytes / 2**20:.0f} MB beyond the model's weights"
-        )
+        batches = f"{self.n_sequences} sequences of {self.length} tokens, {self.batch_size} at a time"
+        blocks = f"blocks of {self.chunk} query rows ({self.block_bytes / 2**20:.1f} MB)"
+        return f"{batches}, {blocks}; about {self.working_bytes / 2**20:.0f} MB beyond the model's weights"
 
 
 @checked
@@ -76,8 +74,7 @@ def plan(model, n_sequences, length, *, batch_size=None, chunk=None, free_bytes=
     token_bytes = (3 * width + 8 * config.hidden_size) * model.dtype.itemsize
     todo = Plan(n_sequences, length, size, rows, 4 * n_heads * length, token_bytes)
     while todo.working_bytes > USABLE * free_bytes:
-        fewer = todo.smaller(batch=batch_size is None, chunk=chunk is None)
-        if fewer is None:
+        if (fewer := todo.smaller(batch=batch_size is None, chunk=chunk is None)) is None:
             raise MemoryError(
                 f"{todo}, but {free_bytes / 2**20:.0f} MB are free on {device}, of which {USABLE:.0%} may "
                 "be used. Leave batch_size and chunk to be chosen, use shorter sequences, or load the model "
@@ -92,16 +89,12 @@ def step_down(todo, error):
     known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
     if not known and not any(phrase in str(error) for phrase in EXHAUSTED):
         raise error
-    fewer = todo.smaller()
-    if fewer is None:
+    if (fewer := todo.smaller()) is None:
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise MemoryError(
-            f"Not enough memory for {todo}, nor for less at a time. Use shorter sequences, "
-            f"load_model(..., dtype='bfloat16') or another device. ({reason})"
-        ) from error
+        less = f"Not enough memory for {todo}, nor for less at a time"
+        way_out = "Use shorter sequences, load_model(..., dtype='bfloat16') or another device"
+        raise MemoryError(f"{less}. {way_out}. ({reason})") from error
     gc.collect()  # frames of the failed attempt may be part of a cycle, with blocks in their locals
-    warn(
-        f"Not enough memory for {todo.batch_size} sequences in blocks of {todo.chunk} rows; going on with "
-        f"{fewer.batch_size} in blocks of {fewer.chunk}."
-    )
+    tried = f"{todo.batch_size} sequences in blocks of {todo.chunk} rows"
+    warn(f"Not enough memory for {tried}; going on with {fewer.batch_size} in blocks of {fewer.chunk}.")
     return fewer

@@ -104,6 +104,5 @@ def cache_attention(model, token_ids):
 def attention_modules(model):
     """Return the attention modules that :func:`cache_attention` reads, in order."""
     network = unwrap(model)
-    names, double = names_of(network), network.config.is_encoder_decoder
-    stream = streams_of(network)[0]
+    names, double, stream = names_of(network), network.config.is_encoder_decoder, streams_of(network)[0]
     return [m for m in innermost_attention(network) if stream_of(names[m][0], double) == stream]

@@ -149,10 +149,9 @@ class LagProfile(Reduction):
 
     def start(self, layout):
         if layout.n_queries != layout.n_keys:
-            raise ValueError(
-                f"{self.name} needs queries and keys of one sequence; this attention has {layout.n_queries} "
-                f"queries and {layout.n_keys} keys (cross-attention). Ask for key_profile or last_query."
-            )
+            needs = f"{self.name} needs queries and keys of one sequence"
+            has = f"this attention has {layout.n_queries} queries and {layout.n_keys} keys (cross-attention)"
+            raise ValueError(f"{needs}; {has}. Ask for key_profile or last_query.")
         # Index m of the state holds key − query = m − (n − 1).
         return layout.zeros(layout.n_keys if layout.causal else 2 * layout.n_keys - 1)
 
@@ -366,15 +365,14 @@ class RowMetrics(Reduction):
 
     def update(self, state, block, layout):
         protocol, length = self.protocol, self.length(layout)
-        # Without their trailing zeros, (batch, head, row, key).
-        signal = block.attn if protocol.sink == "keep" else rows.drop_sink(block.attn)
+        if protocol.sink == "keep":
+            signal, entropies = block.attn, block.entropies  # without trailing zeros, (batch, head, row, key)
+        else:  # the first row may have no key left
+            signal = rows.drop_sink(block.attn)
+            entropies = -torch.xlogy(signal, signal).sum(-1)
         # The metrics do not see the scale of a row, (batch, head, row, freq).
         spectrum = rows.row_psd(signal, length, relative=True, **protocol.spectrum_options)
         metrics, valid = rows.row_spectral_metrics(spectrum, state["bands"], base=protocol.log_base)
-        if protocol.sink == "keep":
-            entropies = block.entropies
-        else:  # the first row may have no key left
-            entropies = -torch.xlogy(signal, signal).sum(-1)
         x = entropies / log_base(protocol.log_base)  # (batch, head, row)
         options = {"wavelet": protocol.wavelet, "mode": protocol.mode, "base": protocol.log_base}
         coefficients = rows.row_wavelet_entropies(signal, length, level=self.level(layout), **options)

@@ -1,8 +1,7 @@
 """Rotations as a model applies them, and the lag kernel of a head: what they make of its mean query and key.
 
-No table says which family rotates how. Turned by a number of tokens, all queries and keys must change by the
-rotation of that number; which of the model's own rates (`inv_freq`, as they are at this length) in which
-dimensions do so is tried, and a layer that none explains is an error.
+No table says which family rotates how: which of the model's own rates (`inv_freq`, as at this length)
+turn all queries and keys by a number of tokens, and where, is tried. A layer that none explains is an error.
 """
 
 from dataclasses import dataclass
@@ -136,10 +135,9 @@ def rotations_of(model, length):
     network, length = unwrap(model), max(2, length)
     config = network.config.get_text_config()
     if family_of(config).route == "module" or network.config.is_encoder_decoder:
-        raise ValueError(
-            f"{config.model_type}: kernels are made of the queries and keys of one stack; this family is an "
-            "encoder-decoder or shows capture none (route 'module')."
-        )
+        needs = "kernels are made of the queries and keys of one stack"
+        shows = "this family is an encoder-decoder or shows capture none (route 'module')"
+        raise ValueError(f"{config.model_type}: {needs}; {shows}.")
     turn, n = min(TURN, length // 2), min(PROBED, length - length // 2)
     n_words, found = len(network.get_input_embeddings().weight), []
 

@@ -33,10 +33,8 @@ class BatchStore:
         owners = [getattr(hook, "__module__", None) or "" for table in tables for hook in table.values()]
         changed = not CHANGES.get().keys().isdisjoint(network.modules())
         if changed or not all(owner.startswith("transformers.") for owner in owners):  # which hooks outputs
-            raise ValueError(
-                "The model carries forward hooks or changed positions, which a cache cannot tell apart; "
-                "capture without cache=."
-            )
+            carried = "forward hooks or changed positions, which a cache cannot tell apart"
+            raise ValueError(f"The model carries {carried}; capture without cache=.")
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
         digest.update(network.config.to_json_string(use_diff=False).encode())
         known = {} if _HASHED.get() is None else _HASHED.get()
