@@ -1,9 +1,8 @@
 """Where attention is met inside a transformers model: one recorder, two routes, one forward pass.
 
-*interface*: the model's attention functions are exchanged for ones that return the same and give query,
-key, value and mask to the recorder, which forms the probabilities itself. *module*: families that compute
-attention by themselves give their probabilities, which a forward hook takes out of each attention module's
-output. Whose call it is, the context says: other threads, models and captures inside a capture do not meet.
+*interface*: attention functions are exchanged for ones that return the same and give query, key, value and
+mask to the recorder, which forms the probabilities. *module*: forward hooks take probabilities that attention
+modules form by themselves. The context says whose call it is: threads, models, nested captures never meet.
 """
 
 import contextlib
@@ -90,34 +89,30 @@ class Recorder:
         self.ahead = []  # whether real queries see later keys, per layer or mask
         self.masks = {}  # that were looked at, by identity
         self.errors = []  # per layer, by how much rows miss a sum of 1; NaN where something is not finite
-        self.tolerance = SUM_TOLERANCE
         self.differences = []  # per layer, by how much the model's own output is missed (see proof)
-        self.allowed = proof.TOLERANCE
-        self.route = families.family_of(config).route
-        self.names = names_of(model)
-        self._config = config
-        self._is_encoder_decoder = model.config.is_encoder_decoder
+        self.tolerance, self.allowed = SUM_TOLERANCE, proof.TOLERANCE  # of these two
+        self.route, self.names = families.family_of(config).route, names_of(model)
+        self._config, self._is_encoder_decoder = config, model.config.is_encoder_decoder
 
-    def wants(self, module):
-        """Count the call and say whether this module belongs to the model and to the stream."""
+    def wants(self, module, n_queries, n_keys):
+        """Count the call and say whether the module belongs to the model and to the stream; raise
+        NotImplementedError if it does and its keys are not the positions that the stream reads."""
         if module not in self.names:
             return False
         self.n_calls += 1
-        stream = stream_of(self.names[module][0], self._is_encoder_decoder)
-        wanted = self.stream == ("cross" if module in self.cross else stream)
-        if wanted:
-            self.called.append(module)
-        return wanted
-
-    def require_positions(self, n_queries, n_keys):
-        """Raise NotImplementedError unless keys are the positions that the stream reads."""
-        n_read = self.n_encoded or n_keys if self.stream == "cross" else n_queries
+        name = self.names[module][0]
+        stream = "cross" if module in self.cross else stream_of(name, self._is_encoder_decoder)
+        if stream != self.stream:
+            return False
+        self.called.append(module)
+        n_read = self.n_encoded or n_keys if stream == "cross" else n_queries
         if n_keys != n_read:
             raise NotImplementedError(
-                f"{self._config.model_type}: {self.names[self.called[-1]][0]} weighs {n_keys} keys where "
-                f"{n_read} positions are read; keys that stand for no position (compressed blocks, "
-                "landmarks, self and cross attention in one softmax) have no place in profiles."
+                f"{self._config.model_type}: {name} weighs {n_keys} keys where {n_read} positions are read; "
+                "keys that stand for no position (compressed blocks, landmarks, self and cross attention in "
+                "one softmax) have no place in profiles."
             )
+        return True
 
     def observe(self, module, query, key, value, mask, output, **options):
         """Reduce what query and key of a layer give; `output` (batch, query, head, width) is the model's."""
@@ -185,9 +180,8 @@ class Recorder:
 
     def _require_causality(self, layout):
         """Raise RuntimeError if queries see later keys where none was expected to, or the other way round."""
-        if self.stream not in ("self", "decoder") or layout.n_real.max() < 2:
-            return
-        if bool(gathered(self.ahead, 0).any()) == self.causal:
+        shows = self.stream in ("self", "decoder") and layout.n_real.max() >= 2
+        if shows and bool(gathered(self.ahead, 0).any()) == self.causal:
             seen = "causal, but queries see" if self.causal else "not causal, but no query sees"
             raise RuntimeError(
                 f"{self._config.model_type}: attention was taken to be {seen} later keys, so lags would be "
@@ -266,9 +260,8 @@ class Recorder:
     def _layout(self, batch, n_heads, n_queries, n_keys, device):
         for known in self.layouts.values():
             if known.n_heads != n_heads:
-                raise NotImplementedError(
-                    f"Layers have {known.n_heads} and {n_heads} heads; profiles need equal numbers."
-                )
+                both = f"{known.n_heads} and {n_heads}"
+                raise NotImplementedError(f"Layers have {both} heads; profiles need equal numbers.")
         if device not in self.layouts:
             weight, last = None, (n_queries - 1,) * batch
             n_real = torch.full((batch,), float(n_queries), device=device)
@@ -276,9 +269,8 @@ class Recorder:
                 last = tuple((n_queries - 1 - self.attention_mask.flip(1).argmax(1)).tolist())
                 weight = self.attention_mask.to(device, torch.float32)  # (batch, query)
                 n_real = weight.sum(1)
-            self.layouts[device] = Layout(
-                batch, n_heads, n_queries, n_keys, self.causal, device, last, n_real, weight
-            )
+            size = batch, n_heads, n_queries, n_keys
+            self.layouts[device] = Layout(*size, self.causal, device, last, n_real, weight)
         return self.layouts[device]
 
     def _reduce(self, layout, blocks, reductions):
@@ -311,17 +303,15 @@ def gathered(layers, dim):
     return torch.stack([layer.to(layers[0].device) for layer in layers], dim).cpu()
 
 
-def score_blocks(
-    module, query, key, mask, rows, *, first=0, is_causal=None, scaling=None, softcap=None, **options
-):
+def score_blocks(module, query, key, mask, rows, *, first=0, **options):
     """Yield (first row, scores, probabilities) in float32 for blocks of so many query rows, from `first` on.
 
     Query (batch, head, query, head_dim) and key (batch, kv_head, key, head_dim) are as the model gives them,
-    the mask boolean (True is visible) or additive; None means what `is_causal` says.
+    the mask boolean (True is visible) or additive; None means what `is_causal`, of the options, says.
     """
     batch, n_heads, n_queries, head_dim = query.shape
     n_kv, n_keys = key.shape[1], key.shape[2]
-    triangular, scaling = scores_of(module, query, mask, is_causal=is_causal, scaling=scaling)
+    triangular, scaling = scores_of(module, query, mask, **options)
     wide = torch.promote_types(query.dtype, torch.float32)  # half precision loses most in the scores
     keys = key.to(wide).reshape(batch * n_kv, n_keys, head_dim).transpose(1, 2)  # (batch·kv, head_dim, key)
     for start in range(first, n_queries, rows):
@@ -331,7 +321,7 @@ def score_blocks(
         queries = query[:, :, start:stop].to(wide) * scaling  # (batch, head, row, head_dim)
         scores = torch.bmm(queries.reshape(batch * n_kv, -1, head_dim), keys[:, :, :visible])
         scores = scores.view(batch, n_heads, stop - start, visible)
-        scores = _adjust(scores, mask, start, stop, triangular, softcap, options)
+        _adjust(scores, mask, start, stop, triangular, **options)
         if (sinks := options.get("s_aux")) is None:
             yield start, scores, torch.softmax(scores, -1)
             continue
@@ -349,25 +339,21 @@ def scores_of(module, query, mask, *, is_causal=None, scaling=None, **options):
     return triangular, query.shape[-1] ** -0.5 if scaling is None else scaling
 
 
-def _adjust(scores, mask, start, stop, triangular, softcap, options):
+def _adjust(scores, mask, start, stop, triangular, *, softcap=None, position_bias=None, **options):
     """Apply soft cap, position bias and mask to the scores of rows start…stop, in this order, in place."""
     if softcap is not None:
         scores.div_(softcap).tanh_().mul_(softcap)
-    bias = options.get("position_bias")
-    if bias is not None:
-        scores += bias[:, :, start:stop, : scores.shape[-1]]
+    if position_bias is not None:
+        scores += position_bias[:, :, start:stop, : scores.shape[-1]]
     if triangular:
-        size = stop - start
-        hidden = torch.ones(size, size, dtype=torch.bool, device=scores.device).triu_(1)
+        hidden = scores.new_ones(stop - start, stop - start, dtype=torch.bool).triu_(1)
         scores[..., start:stop].masked_fill_(hidden, MASKED)
     elif mask is not None:
-        rows = mask if mask.shape[-2] == 1 else mask[..., start:stop, :]
-        rows = rows[..., : scores.shape[-1]]
+        rows = (mask if mask.shape[-2] == 1 else mask[..., start:stop, :])[..., : scores.shape[-1]]
         if mask.dtype == torch.bool:
             scores.masked_fill_(~rows, MASKED)
         else:
             scores.add_(rows).clamp_(min=MASKED)
-    return scores
 
 
 def recorded(original):
@@ -385,8 +371,7 @@ def recorded(original):
         # One function may call another that is exchanged too.
         with holding(RECORDER, None), holding(CHANGES, UNCHANGED):
             result = original(module, query, key, value, attention_mask, *args, **options)
-        if recorder is not None and recorder.wants(module):
-            recorder.require_positions(query.shape[2], key.shape[2])
+        if recorder is not None and recorder.wants(module, query.shape[2], key.shape[2]):
             options = known_options(module, options | dict(zip(behind, args, strict=False)))
             recorder.observe(module, query, key, value, attention_mask, result[0], **options)
         return result
@@ -398,13 +383,10 @@ def known_options(module, options):
     """Return those options of an attention call, by the names used here, that say what the weights are."""
     options = {"s_aux" if name == "sinks" else name: value for name, value in options.items()}
     for name, value in options.items():
-        if name in UNDERSTOOD | WITHOUT_INFLUENCE or (not torch.is_tensor(value) and not value):
-            continue
-        shown = f"a tensor {tuple(value.shape)}" if torch.is_tensor(value) else repr(value)
-        raise NotImplementedError(
-            f"{type(module).__name__} calls its attention function with {name} = {shown}, which capture does "
-            "not know and therefore cannot honour; nothing is kept."
-        )
+        if name not in UNDERSTOOD | WITHOUT_INFLUENCE and (torch.is_tensor(value) or value):
+            shown = f"a tensor {tuple(value.shape)}" if torch.is_tensor(value) else repr(value)
+            call = f"{type(module).__name__} calls its attention function with {name} = {shown}"
+            raise NotImplementedError(f"{call}, which capture does not know, so nothing is kept.")
     return {name: value for name, value in options.items() if name in UNDERSTOOD}
 
 
@@ -413,10 +395,8 @@ def interface_route(model, recorder):
     """Show the model's attention calls to the recorder, and undo it in any case."""
     implementation = model.config._attn_implementation
     if implementation not in ("sdpa", "eager"):
-        raise ValueError(
-            f"The model runs {implementation!r} attention, which hides its mask; load it with load_model or "
-            "call model.set_attn_implementation('sdpa') first."
-        )
+        way_out = "load it with load_model or call model.set_attn_implementation('sdpa') first"
+        raise ValueError(f"The model runs {implementation!r} attention, which hides its mask; {way_out}.")
     with exchanged(attention_entries(recorder.names), recorded), holding(RECORDER, recorder):
         yield {}
 
@@ -433,8 +413,7 @@ def module_route(model, recorder):
         if not found:
             return output
         attn, parts[found[-1]] = parts[found[-1]], None
-        if recorder.wants(module):
-            recorder.require_positions(*attn.shape[2:])
+        if recorder.wants(module, *attn.shape[2:]):
             scores = found[-1] == "attention_score"  # SqueezeBERT
             recorder.observe_probabilities(attn.softmax(-1) if scores else attn)
         return parts if isinstance(output, dict) else type(output)(parts.values())
@@ -494,9 +473,8 @@ def forward(model, recorder, ids, *, attention_mask=None, decoder_ids=None, deco
             inputs["use_cache"] = False
     inputs |= {name: value for name, value in extra.items() if value is not None}
     inputs = {name: value.to(device) if torch.is_tensor(value) else value for name, value in inputs.items()}
-    route = module_route if recorder.route == "module" else interface_route
-    watched = cross_attention_seen(model, recorder)
-    with fresh_rotations(model), watched, as_written(), route(model, recorder) as asked:
+    route = (module_route if recorder.route == "module" else interface_route)(model, recorder)
+    with fresh_rotations(model), cross_attention_seen(model, recorder), as_written(), route as asked:
         backbone_of(model, recorder.stream)(**inputs, **asked)
 
 
@@ -523,10 +501,8 @@ def positions_of(model, stream, ids, mask, name="position_ids"):
         counted = mask * (ids != reserved - 1)  # such tables count tokens that are not the padding token
         return counted.cumsum(1) * counted + reserved - 1
     if families.position_encoding_of(config) in ("learned", "sinusoidal"):
-        raise ValueError(
-            f"{config.model_type} looks positions up and takes no {name}, so padding before the text "
-            "would move its tokens; put the padding behind it."
-        )
+        moved = "padding before the text would move its tokens; put the padding behind it"
+        raise ValueError(f"{config.model_type} looks positions up and takes no {name}, so {moved}.")
     return None
 
 

@@ -118,7 +118,7 @@ def test_rows_that_do_not_sum_to_one_are_refused_unless_padded_and_unequal_heads
     model = tiny.make_model()
     recorder = recorder_for(model)
     for module, value in zip(innermost_attention(model), (1, 1.25), strict=True):
-        assert recorder.wants(module)
+        assert recorder.wants(module, 8, 8)
         recorder.observe_probabilities(torch.full((1, 4, 8, 8), value / 8))
     with pytest.raises(ValueError, match=r"layers \[1\].*miss 1 by up to 0\.25.*allowed 0\.001"):
         recorder.profiles()
@@ -130,7 +130,7 @@ def test_rows_that_do_not_sum_to_one_are_refused_unless_padded_and_unequal_heads
     attn[:, :, 5:] = 3.0
     model = tiny.make_model("bert", layers=1)  # whose queries see later keys, as these do
     recorder = recorder_for(model, attention_mask=mask)
-    assert recorder.wants(*innermost_attention(model))
+    assert recorder.wants(*innermost_attention(model), 8, 8)
     recorder.observe_probabilities(attn)
     assert torch.allclose(recorder.profiles().key_profile, torch.tensor(1 / 8))
 
@@ -151,7 +151,7 @@ def test_autocast_does_not_degrade_what_is_recorded_and_infinity_is_refused():
 
     def recorded(*by_vectors, on):
         recorder = Recorder(model, [tiny.Whole(), *resolve("row_entropy")])
-        assert recorder.wants(module)
+        assert recorder.wants(module, *attn.shape[2:])
         with torch.autocast("cpu", torch.bfloat16, enabled=on):
             if by_vectors:
                 recorder.observe(module, *by_vectors, key, None, output)
@@ -170,7 +170,7 @@ def test_calls_of_other_streams_are_counted():
     model = tiny.make_model("t5")
     recorder = Recorder(model, resolve(["key_profile"]), stream="decoder")
     inside = [module for module in innermost_attention(model) if "encoder" in recorder.names[module][0][:8]]
-    assert [recorder.wants(module) for module in inside] == [False, False]
+    assert [recorder.wants(module, 8, 8) for module in inside] == [False, False]
     with pytest.raises(RuntimeError, match=r"\(2 calls\).* of other streams"):
         recorder.require_layers([])
 
@@ -188,7 +188,7 @@ def test_what_follows_the_mask_without_a_name_keeps_its_name():
 def test_only_modules_of_the_model_and_of_the_stream_are_wanted():
     model, ids = tiny.make_model("bart"), tiny.make_tokens(LENGTH)
     recorder = Recorder(model, stream="cross")
-    assert not recorder.wants(nn.Identity())
+    assert not recorder.wants(nn.Identity(), 8, 8)
     assert recorder.n_calls == 0
     attention.forward(model, recorder, ids, decoder_ids=ids)
     given = {recorder.names[module][0] for module in recorder.cross}  # what the encoder made

@@ -114,7 +114,7 @@ def test_layers_are_told_apart_and_counted(monkeypatch):
     del model.model.layers[1]
     assert capture_quietly(model, make_tokens(16)).layers == [0, 2, 3]
     seen = Recorder.wants
-    monkeypatch.setattr(Recorder, "wants", lambda self, module: module.layer_idx != 2 and seen(self, module))
+    monkeypatch.setattr(Recorder, "wants", lambda self, m, *size: m.layer_idx != 2 and seen(self, m, *size))
     with pytest.raises(RuntimeError, match=r"attention of model\.layers\.1\.self_attn was not seen"):
         capture_quietly(model, make_tokens(16))
 
