@@ -15,6 +15,7 @@ from nbhelpers.metrics import find_metric, metric_label
 from nbhelpers.stats import student_interval
 
 SOURCES = {
+    "ours": ("C0", "o"),
     "this notebook": ("C0", "o"),
     "sweep": ("0.1", "v"),
     "null": ("C1", "D"),
