@@ -215,11 +215,10 @@ def claimed(claimed_range, unit=""):
 def _figures(numbers, unit):
     """Return a value, its interval and others as text of equal places, and the unit; empty for NaN."""
     scale, word = UNITS[unit]
-    value, low, high = (scale * number for number in numbers[:3])
-    if 0 < abs(value) < TINY:
-        exponent = math.floor(math.log10(abs(value)))
+    if 0 < abs(scale * numbers[0]) < TINY:
+        exponent = math.floor(math.log10(abs(scale * numbers[0])))
         scale, word = 10.0**-exponent, f"·10{str(exponent).translate(SUPERSCRIPTS)}"
-        value, low, high = (scale * number for number in numbers[:3])
+    value, low, high = (scale * number for number in numbers[:3])
     width = high - low if high > low else abs(value) / 10
     places = min(max(-math.floor(math.log10(width / (1 if scale == 100 else 3))), 0), 4) if width else 0
     rounded = [round(scale * n, places) + 0.0 if math.isfinite(n) else None for n in numbers]  # no −0
