@@ -18,11 +18,10 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from nbhelpers.claims.paper import CLAIMS
-from nbhelpers.collection.found import COLUMNS, REFERENCE, cited, found_text
 from nbhelpers.collection.plan import list_notebooks
-from nbhelpers.collection.results import Results, estimate_of, load_provenance, load_results
+from nbhelpers.collection.results import REFERENCE, Results, estimate_of, load_provenance, load_results
 from nbhelpers.collection.scorecard import BESIDE, PLANTED, in_short, scorecard, scorecard_markdown
-from nbhelpers.collection.site.home import picture, write_figures
+from nbhelpers.collection.site.home import found_text, picture, write_figures
 from nbhelpers.collection.site.pages import GALLERY, save_figure
 
 ROOT = Path(__file__).parents[1]
@@ -32,6 +31,7 @@ STORED = ROOT / "nbhelpers" / "data" / "scorecard"
 DRAWN = re.compile(r"\(notebooks/figures/(\d\d_\w+)\.png\)")
 BEGIN, END = "<!-- verdicts: python tests/readme_verdicts.py -->\n", "<!-- end of verdicts -->"
 BLOCK = re.compile(f"(?<={BEGIN}).*(?={END})", re.S)
+MARKED = re.compile(r"([−+-]?[\d,]*\.?\d+(?:e[−+-]?\d+)?)( %)?<!--(?:(\d\d)/)?(.+?)(?::(null|low|high))?-->")
 
 
 def texts():
@@ -39,6 +39,19 @@ def texts():
     yield README.read_text(encoding="utf-8"), ""
     for path in list_notebooks():
         yield found_text(path), path.stem
+
+
+def cited(text, notebook=""):
+    """Yield number, half of its last digit, notebook ("07"), record and part for each marked number.
+
+    A mark is ``<!--name of a record-->``, ``<!--name:null-->`` (or low, high) for another part of the record,
+    ``<!--07/name-->`` for one of another notebook; the name of a parameter stands for its value.
+    """
+    for digits, percent, other, name, part in MARKED.findall(text):
+        plain, scale = digits.replace("−", "-").replace(",", ""), 100 if percent else 1
+        mantissa, _, power = plain.partition("e")
+        half = 0.5 * 10.0 ** (int(power or 0) - len(mantissa.partition(".")[2]))
+        yield float(plain) / scale, half / scale, other or notebook[:2], name, part or "value"
 
 
 def store(out, folder, commit):
@@ -59,7 +72,8 @@ def store(out, folder, commit):
 def store_found(out):
     """Store the numbers of a run that texts cite, in place of those of earlier runs."""
     names = {(number, name) for text, own in texts() for *_, number, name, _ in cited(text, own)}
-    numbers = pd.concat([pd.read_csv(REFERENCE), load_results(out)[COLUMNS]])
+    known = pd.read_csv(REFERENCE)
+    numbers = pd.concat([known, load_results(out)[known.columns]])
     numbers = numbers[[pair in names for pair in zip(numbers.notebook.str[:2], numbers.name, strict=True)]]
     numbers = numbers.drop_duplicates(["notebook", "name"], keep="last").sort_values(["notebook", "name"])
     numbers.to_csv(REFERENCE, index=False, float_format="%.6g")

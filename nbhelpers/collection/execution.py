@@ -35,9 +35,7 @@ _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _ADDED_TAGS = {"papermill-error-cell-tag", "injected-parameters"}  # cells papermill adds to the source
 _WORKING = 0.05  # a cell that uses less than this share of one core is waiting, not working
 # A kernel imports a million objects that stay; the collector need not walk them so often, nor at exit.
-_LESS_GARBAGE = (
-    "__import__('gc').set_threshold(50_000); __import__('atexit').register(__import__('gc').freeze)"
-)
+_LESS_GC = "__import__('gc').set_threshold(50_000); __import__('atexit').register(__import__('gc').freeze)"
 _GRACE = 5.0  # seconds in which an interrupted kernel must have ended, before it is killed
 
 
@@ -158,18 +156,15 @@ def _answers_looked_for():
         AsyncZMQSocketChannel.get_msg = get_msg
 
 
-def execute_strictly(source, target, parameters, *, watch=None, progress_bar=False):
+def execute_strictly(source, target, parameters, *, watch, progress_bar=False):
     """Execute a notebook in a fresh kernel, in the working folder; return its Failure, None if it ran well.
 
     `target` is saved after every cell. `watch` holds the limits and keeps the peak memory.
     """
-    watch = watch or KernelWatch()
     # On Ctrl-C a socket may be closed under a callback, which is no news; what a kernel says is in its cells.
     logging.getLogger("tornado.general").setLevel(logging.CRITICAL)
     try:
         with tempfile.TemporaryDirectory(prefix="nb-") as sockets, _answers_looked_for(), watch:
-            # Sockets in a folder of its own: TCP ports can be snatched.
-            transport = {"transport": "ipc", "ip": os.path.join(sockets, "k")}
             papermill.execute_notebook(
                 source,
                 target,
@@ -181,9 +176,10 @@ def execute_strictly(source, target, parameters, *, watch=None, progress_bar=Fal
                 iopub_timeout=60,  # seconds for the last output of a cell that ended; a machine may be busy
                 on_cell_execute=watch.cell_begins,
                 on_cell_executed=watch.cell_ends,
-                config=Config({"KernelManager": transport}),
+                # sockets in a folder of its own: TCP ports can be snatched
+                config=Config({"KernelManager": {"transport": "ipc", "ip": os.path.join(sockets, "k")}}),
                 # a kernel stopped in mid-cell logs an error of its own; what matters is in the cells
-                extra_arguments=["--IPKernelApp.log_level=50", f"--IPKernelApp.exec_lines={_LESS_GARBAGE!r}"],
+                extra_arguments=["--IPKernelApp.log_level=50", f"--IPKernelApp.exec_lines={_LESS_GC!r}"],
             )
     except PapermillExecutionError as error:
         if watch.stopped:
@@ -213,10 +209,8 @@ def execute_strictly(source, target, parameters, *, watch=None, progress_bar=Fal
 
 
 def outputs(notebook):
-    """Yield every output of a notebook with the index of its cell."""
-    for index, cell in enumerate(notebook.cells):
-        for output in cell.get("outputs", ()):
-            yield index, output
+    """Return every output of a notebook with the index of its cell."""
+    return [(i, output) for i, cell in enumerate(notebook.cells) for output in cell.get("outputs", ())]
 
 
 def _skipped(notebook, target):

@@ -3,11 +3,11 @@
 import base64
 import io
 
-import ipywidgets
 import matplotlib.pyplot as plt
+from ipywidgets import HBox, Image, VBox
 
 
-class Explorer(ipywidgets.VBox):
+class Explorer(VBox):
     """Show the figure that `draw` makes of the values of some controls, and draw it anew when one changes.
 
     ``draw(name=value, ...)`` returns a matplotlib figure, which is closed here; `controls` are ipywidgets
@@ -16,9 +16,8 @@ class Explorer(ipywidgets.VBox):
 
     def __init__(self, draw, **controls):
         self._draw, self.controls = draw, controls
-        self.picture = ipywidgets.Image(format="png", layout=ipywidgets.Layout(max_width="100%"))
-        wrapped = ipywidgets.Layout(flex_flow="row wrap")
-        super().__init__([ipywidgets.HBox([*controls.values()], layout=wrapped), self.picture])
+        self.picture = Image(format="png", layout={"max_width": "100%"})
+        super().__init__([HBox([*controls.values()], layout={"flex_flow": "row wrap"}), self.picture])
         for control in controls.values():
             control.continuous_update = False  # a picture when the hand lets go
             control.observe(self._redraw, "value")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nbhelpers.arguments import RULES, checked, one_of
-from nbhelpers.files import replacing, writable_folder
+from nbhelpers.files import writable_folder, write_text
 
 SIZES = ("smoke", "reader", "full")
 SHIPPED = Path(__file__).parents[1] / "notebooks"  # in a checkout a link to the folder beside the package
@@ -49,8 +49,7 @@ def copy_notebooks(folder):
         if there.exists() and there.read_bytes() != file.read_bytes():
             raise FileExistsError(f"{there} is another file than {file}; give another folder")
     for file in files:
-        with replacing(folder / file.name) as partial:
-            partial.write_bytes(file.read_bytes())
+        write_text(folder / file.name, file.read_text(encoding="utf-8"))
     return folder
 
 

@@ -9,6 +9,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from importlib import resources
 from pathlib import Path
 
 import pandas as pd
@@ -17,11 +18,10 @@ from nbhelpers.arguments import RULES, plain, real
 from nbhelpers.files import reading, write_parquet, write_text
 from nbhelpers.stats import Estimate
 
-from .found import differences
-
 ENDS = ("low", "high", "null", "null_low", "null_high", "gap_low", "gap_high", "n")  # of an Estimate
 PARTS = ("notebook", "numbers", "tables", "provenance")  # of a file of results
 COLUMNS = ("notebook", "name", "value", *ENDS, "unit", "note")
+REFERENCE = resources.files("nbhelpers.data") / "scorecard" / "found.csv"
 
 
 class Results:
@@ -75,7 +75,7 @@ class Results:
             self.table(name, frame)
 
     def table(self, name, frame):
-        """Store a table as Parquet and return its path; an index other than 0, 1, 2, … becomes columns."""
+        """Store a table as Parquet; an index other than 0, 1, 2, … becomes columns."""
         _file_name(name, "table")
         if not isinstance(frame, pd.DataFrame):
             raise TypeError(f"table {name}: expected a pandas DataFrame, got {type(frame).__name__}")
@@ -84,10 +84,9 @@ class Results:
         plain = frame if isinstance(frame.index, pd.RangeIndex) else frame.reset_index()
         if odd := [column for column in plain.columns if not isinstance(column, str)]:
             raise TypeError(f"table {name}: column names must be strings, got {odd[:5]}")
-        path = write_parquet(plain, self.folder / self.notebook / f"{name}.parquet")
+        write_parquet(plain, self.folder / self.notebook / f"{name}.parquet")
         self._tables[name] = {"rows": len(plain), "columns": list(plain.columns)}
         self._write()
-        return path
 
     def provenance(self, **facts):
         """Add facts about where the numbers come from (model, corpus, seed); the last of a name stays.
@@ -100,7 +99,7 @@ class Results:
     @property
     def frame(self):
         """The numbers recorded so far, columns as `load_results` gives them."""
-        return _as_frame([(self.notebook, self._numbers)])
+        return _as_frame([{"notebook": self.notebook, "numbers": self._numbers}])
 
     def _repr_html_(self):
         shown = self.frame.drop(columns=["notebook", "gap_low", "gap_high"])
@@ -122,7 +121,7 @@ def load_results(folder):
     :data:`COLUMNS`: gap_low and gap_high are the interval of value less null where it was taken over pairs,
     n counts the units of the interval.
     """
-    return _as_frame([(document["notebook"], document["numbers"]) for document in _load_documents(folder)])
+    return _as_frame(_load_documents(folder))
 
 
 def estimate_of(row):
@@ -136,29 +135,44 @@ def load_provenance(folder):
     return {document["notebook"]: document["provenance"] for document in _load_documents(folder)}
 
 
+def reference():
+    """Return the numbers of the reference run that texts cite, by (number of the notebook, name)."""
+    frame = pd.read_csv(str(REFERENCE))
+    return frame.set_index([frame.notebook.str[:2], "name"])
+
+
+def differences(notebook, numbers):
+    """Return in a sentence which cited numbers came out otherwise in a run; "" if none did.
+
+    `numbers` has the columns name, value, low and high. A number agrees if its interval holds that of the
+    reference run, or, without an interval, if the two differ by at most a tenth.
+    """
+    known, told = reference().value, []
+    for row in numbers.itertuples():
+        was = known.get((notebook[:2], row.name), row.value)
+        room = abs(was) / 10
+        low, high = (row.low, row.high) if row.low < row.high else (row.value - room, row.value + room)
+        told += [f"{row.name} is {row.value:.3g}, not {was:.3g}"] * (not low <= was <= high)
+    return f"Other than in Found, which is of SmolLM2-135M: {'; '.join(told)}." if told else ""
+
+
 def _load_documents(folder):
     folder = Path(folder)
     folder = folder / "results" if (folder / "results").is_dir() else folder
     if not (files := sorted(folder.glob("*.json"))):
         raise FileNotFoundError(f"{folder} holds no results (*.json); run the notebooks that record them")
-    documents = []
     for file in files:
         with reading(file, "; delete it and run its notebook again"):
             document = json.loads(file.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
-            documents.append({part: document[part] for part in PARTS})
-    return documents
+            yield {part: document[part] for part in PARTS}
 
 
 def _refuse_constant(token):
     raise ValueError(f"{token} is not strict JSON")
 
 
-def _as_frame(numbers_by_notebook):
-    rows = [
-        {"notebook": notebook, "name": name, **entry}
-        for notebook, entries in numbers_by_notebook
-        for name, entry in entries.items()
-    ]
+def _as_frame(documents):
+    rows = [{"notebook": d["notebook"], "name": k} | n for d in documents for k, n in d["numbers"].items()]
     frame = pd.DataFrame(rows, columns=list(COLUMNS)).sort_values(["notebook", "name"], ignore_index=True)
     return frame.astype(dict.fromkeys(("value", *ENDS), float))
 

@@ -91,8 +91,8 @@ def run_notebooks(
 
 def load_runs(out):
     """Return what the last runs into `out` recorded, sorted by name."""
-    records = map(_read_record, sorted(Path(out).glob("runs/*.json")))
-    return [_as_run(record, Path(out)) for record in records if record]
+    files = sorted(Path(out).glob("runs/*.json"))
+    return [_as_run(record, Path(out)) for record in map(_read_record, files) if record]
 
 
 @dataclass(frozen=True)
@@ -273,7 +273,7 @@ class _Log:
             self.say(f"note: {note}")
         left = [self.expected.get(name) for name in self.names[number:]]
         estimate = "" if None in left else f"  (about {duration(sum(left) / self.jobs)} left)"
-        self.say(f"{self._place(number)} {plan.name}: start{estimate}")
+        self.say(f"[{number + 1}/{len(self.names)}] {plan.name}: start{estimate}")
 
     def done(self, number, run):
         self.expected[run.name] = run.seconds
@@ -281,7 +281,7 @@ class _Log:
         if run.status == "kept":
             ended = f"passed in {duration(run.seconds)}" if run.error is None else "was skipped"
             told = f"kept (nothing changed since it {ended})"
-        self.say(f"{self._place(number)} {run.name}: {told}")
+        self.say(f"[{number + 1}/{len(self.names)}] {run.name}: {told}")
         if run.error is not None:
             self.say("\n".join(f"    {line}" for line in run.error.splitlines()))
 
@@ -295,6 +295,3 @@ class _Log:
         asked = ("passed", "kept", "failed", *(["skipped"] if "skipped" in statuses else []))
         told = ", ".join(f"{statuses.count(status)} {status}" for status in asked)
         self.say(f"{len(runs)} notebooks: {told}; executed notebooks and results in {self.out}")
-
-    def _place(self, number):
-        return f"[{number + 1}/{len(self.names)}]"

@@ -53,19 +53,17 @@ def scorecard(folder):
     card = pd.DataFrame([_row(c, numbers, planted) for c in paper.CLAIMS], columns=COLUMNS)
     card[BESIDE[1]] = card.claim.map(packaged_verdicts(planted)["", "in words"]).fillna("")
     card = card.astype(dict.fromkeys(DECIDING, float))
-    order = {"key": lambda group: group.map(GROUPS.index), "kind": "stable"}
-    return card.sort_values("group", **order, ignore_index=True)
+    return card.sort_values("group", key=lambda g: g.map(GROUPS.index), kind="stable", ignore_index=True)
 
 
 def in_short(card):
     """Return a scorecard in a paragraph: what holds, what needs no learning, the rest, the main surprise."""
     holding, met = ([*card.claim[card.group.isin(groups)]] for groups in (GROUPS[:1], GROUPS[1:3]))
-    n_hold = len(holding)
+    n_hold, n_met = len(holding), len(met)
     parts = [f"Of the paper's {len(card)} claims {n_hold or 'none'} hold{'s' if n_hold < 2 else ''} here"]
     parts[0] += f" ({', '.join(holding)})" * bool(holding)
     if met:
-        is_or_are = "is" if len(met) == 1 else "are"
-        parts.append(f"{len(met)} {is_or_are} explained by {UNLEARNED} ({', '.join(met)})")
+        parts.append(f"{n_met} {'is' if n_met == 1 else 'are'} explained by {UNLEARNED} ({', '.join(met)})")
     if rest := _listed(card, card.group[card.group.isin(GROUPS[3:])], "{} ({})"):
         parts.append(f"The others: {rest}")
     other = card[BESIDE[0]].str.partition(":")[0]
@@ -302,8 +300,7 @@ def _row(claim, numbers, planted):
 def _untaught(measured):
     """Return how many numbers attention that learned nothing has in their claimed range, in words."""
     nulls = [(c, estimate.null) for c, estimate in measured if estimate.null is not None]
-    places = [c.place(Estimate(null, null, null)) for c, null in nulls]
-    return _share(places) if places else "no null"
+    return _share([c.place(Estimate(n, n, n)) for c, n in nulls]) if nulls else "no null"
 
 
 def _share(places):

@@ -39,8 +39,7 @@ def nearest_head(description, layer, head):
     there = min(layer, description.n_layers - 1), min(head, description.n_heads - 1)
     if there != (layer, head):
         has = f"{description.name} has {description.n_layers} layers of {description.n_heads} heads"
-        taken = f"layer {there[0]}, head {there[1]} is taken"
-        print(f"{has}: {taken} instead of layer {layer}, head {head}")
+        print(f"{has}: layer {there[0]}, head {there[1]} is taken instead of layer {layer}, head {head}")
     return there
 
 
@@ -50,8 +49,6 @@ def fitting_lengths(description, lengths):
         return list(lengths)
     fitting = [length for length in lengths if length <= most] or [most]
     if left_out := ", ".join(str(length) for length in lengths if length > most):
-        measured = ", ".join(map(str, fitting))
-        print(
-            f"{description.name} has {most} positions: skipped at {left_out} tokens, measured at {measured}"
-        )
+        told = f"{description.name} has {most} positions: skipped at {left_out} tokens"
+        print(f"{told}, measured at {', '.join(map(str, fitting))}")
     return fitting

@@ -23,9 +23,9 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from nbhelpers.arguments import checked
-from nbhelpers.files import UnwritableError, writable_folder, write_text
+from nbhelpers.files import UnwritableError, writable_folder, write_parquet, write_text
 from nbhelpers.sweeps import grid as grids
-from nbhelpers.sweeps.rows import load_sweep, write_tables
+from nbhelpers.sweeps.rows import load_sweep
 from nbhelpers.words import duration, memory
 
 POLL_SECONDS = 0.5
@@ -38,7 +38,7 @@ ENVIRONMENT = {"TQDM_DISABLE": "1", "TOKENIZERS_PARALLELISM": "false"}
 def run_sweep(
     grid, out, *, executor=None, scheduler=None, workers=1, timeout=None, fresh=False, progress=True
 ):
-    """Do every run of a grid that is not done yet, write the tables, and return what is there.
+    """Do every run of a grid that is not done yet, write ``sweep.parquet``, and return what is there.
 
     `grid` is a Grid, its YAML file or the name of a shipped one; `out` is the sweep's folder, which all
     workers must see under this path. Processes are started on this machine, `workers` at a time; by the
@@ -60,12 +60,11 @@ def run_sweep(
         say(f"sweep {grid.name}: {kept}; {workers} at a time; {out}")
         here = executor is None and scheduler is None  # elsewhere the worker's own $OMP_NUM_THREADS decides
         threads = max(1, (os.cpu_count() or 1) // workers) if here else None
-        options = {"lease": str(lease), "timeout": timeout, "threads": threads}
         with _opened(executor, scheduler, workers) as pool:
-            submit = functools.partial(pool.submit, do_runs, str(out), **options)
+            submit = functools.partial(pool.submit, do_runs, str(out), str(lease), timeout, threads)
             _follow(submit, _tasks(todo, workers), todo, out, lease, interrupted, say)
         sweep = load_sweep(out, allow_empty=True)
-        write_tables(sweep)
+        write_parquet(sweep.table, out / "sweep.parquet")
         if interrupted.is_set():
             say(f"interrupted; {sweep.status()} and kept in {out}. The same command resumes there.")
             raise KeyboardInterrupt
@@ -124,9 +123,8 @@ def _lease(out):
 def _opened(executor, scheduler, workers):
     """Yield the executor on which a task starts a process and waits for it."""
     if scheduler is None:
-        pool = ThreadPoolExecutor(workers) if executor is None else contextlib.nullcontext(executor)
-        with pool as opened:
-            yield opened
+        with ThreadPoolExecutor(workers) if executor is None else contextlib.nullcontext(executor) as pool:
+            yield pool
         return
     try:
         from distributed import Client
@@ -198,7 +196,7 @@ def _settle(future, ids, out):
             write_text(grids.failure_file(out, run_id), why)
 
 
-def do_runs(out, ids, *, lease, timeout, threads):
+def do_runs(out, lease, timeout, threads, ids):
     """Do runs of one checkpoint in a process, and in another one after a run that hangs or brings it down."""
     while (left := grids.unsettled(out, ids)) and Path(lease).exists():
         code, why = _run_process(out, left, lease, timeout, threads)

@@ -104,8 +104,7 @@ def print_plan(grid, out, *, workers=1):
         number = bases.setdefault(cost.basis, len(bases) + 1)
         total += cost.seconds  # NaN once one is unknown
         largest = max(largest, 0.0 if math.isnan(cost.megabytes) else cost.megabytes)
-        columns = f"{duration(cost.seconds):>12} {memory(cost.megabytes):>10} [{number}]"
-        print(f"{run.id} {columns}  {run.label}")
+        print(f"{run.id} {duration(cost.seconds):>12} {memory(cost.megabytes):>10} [{number}]  {run.label}")
     spent = "unknown (some runs have no estimate)" if math.isnan(total) else duration(total / workers)
     print(f"\ntogether {spent} with {workers} at a time; at most {memory(largest)} for one run. Based on")
     for basis, number in bases.items():

@@ -11,8 +11,6 @@ from nbhelpers.metrics import metric_label
 from nbhelpers.plots import SOURCES, axes_or_new, compare_rows
 from nbhelpers.sweeps.rows import HERE, PRINTED, SWEEP, protocols_of, row_labels
 
-MOST_INCHES = 14.0  # the width of a page
-LABEL_CHARACTERS = 18  # of an axis, in a line
 OVER = {"step": "training step (+ 1)", "n_parameters": "parameters"}
 NAMES = {"null": "uniform attention", PRINTED: "printed by the paper"}
 
@@ -25,13 +23,13 @@ def compare_sources(rows, *, metrics=None):
     """
     metrics = list(rows.metric.unique() if metrics is None else metrics)
     forest = _forest_of(rows[rows.metric.isin(metrics)])
-    size = (min(2.6 * len(metrics) + 3.5, MOST_INCHES), 0.3 * forest.row.nunique() + 1.9)
+    size = (min(2.6 * len(metrics) + 3.5, 14), 0.3 * forest.row.nunique() + 1.9)  # at most a page's width
     options = {"sharey": True, "squeeze": False, "layout": "constrained"}
     figure, axes = plt.subplots(1, len(metrics), figsize=size, **options)
     axes = compare_rows(forest, axes[0], metrics=metrics)
     marks = {}  # of all panels: the first need not have a null
     for ax, metric in zip(axes, metrics, strict=True):
-        ax.set_xlabel(textwrap.fill(metric_label(metric, *protocols_of(rows, metric)), LABEL_CHARACTERS))
+        ax.set_xlabel(textwrap.fill(metric_label(metric, *protocols_of(rows, metric)), 18))
         handles, labels = ax.get_legend_handles_labels()
         marks |= {NAMES.get(name, name): handle for name, handle in zip(labels, handles, strict=True)}
     figure.legend(marks.values(), marks, frameon=False, loc="outside lower center", ncols=len(marks))

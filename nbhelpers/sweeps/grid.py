@@ -184,7 +184,15 @@ def make_grid(raw, *, name="grid"):
 
 
 def _product(raw):
-    _check_keys(raw)
+    if not isinstance(raw, Mapping):
+        raise ValueError(f"it holds {type(raw).__name__}, expected a mapping of axes to values")
+    known = {*AXES, *OPTIONS, *WORDS}
+    if unknown := sorted(set(map(str, raw)) - known):
+        raise ValueError(f"unknown key {unknown[0]!r}; the keys are {', '.join(sorted(known))}")
+    if missing := [axis for axis in REQUIRED if not _listed(raw.get(axis, []))]:
+        raise ValueError(f"{missing[0]!r} is missing or empty; every grid states it")
+    if empty := [axis for axis in AXES if raw.get(axis) == []]:
+        raise ValueError(f"{empty[0]!r} is an empty list, so there is nothing to run")
     axes = {axis: _listed(raw.get(axis, DEFAULTS.get(axis))) for axis in AXES}
     options = {key: raw.get(key, usual) for key, usual in OPTIONS.items()}
     for key, rule in CHECKED.items():
@@ -206,18 +214,6 @@ def _product(raw):
             point["corpus"], told = point["corpus"]
             runs.append(Run(**options | fields | point, contents={"model": content, "corpus": told}))
     return runs
-
-
-def _check_keys(raw):
-    if not isinstance(raw, Mapping):
-        raise ValueError(f"it holds {type(raw).__name__}, expected a mapping of axes to values")
-    known = {*AXES, *OPTIONS, *WORDS}
-    if unknown := sorted(set(map(str, raw)) - known):
-        raise ValueError(f"unknown key {unknown[0]!r}; the keys are {', '.join(sorted(known))}")
-    if missing := [axis for axis in REQUIRED if not _listed(raw.get(axis, []))]:
-        raise ValueError(f"{missing[0]!r} is missing or empty; every grid states it")
-    if empty := [axis for axis in AXES if raw.get(axis) == []]:
-        raise ValueError(f"{empty[0]!r} is an empty list, so there is nothing to run")
 
 
 def _listed(value):
@@ -245,10 +241,9 @@ def _model(entry, revisions, dtype):
         if value is not None:
             rule(f"{name} of the model {given['name']}", value)
     base = given["name"].removeprefix("random:")
-    prefix = given["name"].removesuffix(base)
     path = Path(base).expanduser()
     fields = {
-        "model": prefix + str(path.resolve()) if path.exists() else given["name"],
+        "model": given["name"].removesuffix(base) + str(path.resolve()) if path.exists() else given["name"],
         "content": file_fingerprint(path)[:16] if path.exists() else None,
         "dtype": given.get("dtype", dtype),
         "paper": given.get("paper"),

@@ -30,7 +30,6 @@ LABELS = ("model", "params", "heads_per_layer", "position_encoding", "training_s
 PARTS = {"_mean": "value", "_std": "sd", "_iqr": "iqr"}
 RENAMED = {"low_band_power": "low_band"} | {f"window_{w}": f"window_entropy_{w}" for w in (16, 32, 64)}
 SWEEPS = resources.files("nbhelpers.data").joinpath("sweeps")  # those that come with the package
-UNITS = {"M": 1e6, "B": 1e9}
 MAIN = ("spectral_entropy", "frequency_selectivity", "low_band", "scale_sensitivity_0.5")
 MAIN += ("scale_sensitivity_0.25", "position_spectrum_correlation")
 
@@ -117,17 +116,6 @@ def training_step(model, revision=""):
     return next((float(match[1]) for match in found if match), np.nan)
 
 
-def write_tables(sweep):
-    """Write ``sweep.parquet`` and ``paper_table_N.parquet`` for each table of the paper that the grid names:
-    what the paper prints, then the rows of the sweep's runs of these models, under the same names."""
-    write_parquet(sweep.table, sweep.folder / "sweep.parquet")
-    for number in sweep.grid.paper_tables:
-        printed = paper_rows([number])
-        mine = sweep.table[sweep.table.paper.isin(printed.paper)]
-        table = _together(printed, _of_each_run(mine, printed.metric.unique()))
-        write_parquet(table, sweep.folder / f"paper_table_{number}.parquet")
-
-
 def ship(sweep, out):
     """Write the finished runs of a sweep as they travel with the package; the bytes depend on numbers alone.
 
@@ -138,8 +126,7 @@ def ship(sweep, out):
         took = {"settings": run.settings, "weights": table.provenance["sweep"]["weights"]}
         means = {name: known_mean(values, 2)[:, :, None] for name, values in table.arrays.items()}
         frame = HeadTable(means, [0], layers=table.layers).frame().astype({"value": "float32"})
-        facts = table.provenance | {"sweep": took}
-        write_parquet(frame, run_file(out, run.id), facts, compression="zstd")
+        write_parquet(frame, run_file(out, run.id), table.provenance | {"sweep": took}, compression="zstd")
     runs = (replace(run, **{k: run.settings[k] for k in ("model", "corpus")}) for run in sweep.grid.runs)
     grids.write_plan(out, replace(sweep.grid, runs=tuple(runs)))
 
@@ -149,15 +136,11 @@ def sweep_rows(sweep, metrics):
 
     The metric scale_k is the k-th wavelet entropy from coarse to fine, as Table 7 prints it.
     """
-    rows = _of_each_run(sweep.table, metrics)
+    rows = _together(*(_chosen(run, metrics) for _, run in sweep.table.groupby("run", sort=False)))
     if rows.empty:
         known, wanted = ", ".join(sweep.table.metric.unique()[:8]), ", ".join(metrics)
         raise ValueError(f"no run of the sweep in {sweep.folder} has any of {wanted}; they have {known}")
     return rows
-
-
-def _of_each_run(table, metrics):
-    return _together(*(_chosen(part, metrics) for _, part in table.groupby("run", sort=False)))
 
 
 def _together(*frames):
@@ -185,10 +168,10 @@ def table_rows(table, metrics, *, corpus):
     return _chosen(tidy([fixed | line for line in summary]), metrics)
 
 
-def paper_rows(tables, metrics=None, *, models=None):
-    """Return rows of what the paper prints in tables, on some `metrics` and `models` or on all (None)."""
+def paper_rows(tables, metrics, *, models=None):
+    """Return rows of what the paper prints in tables on some `metrics`, of some `models` or of all (None)."""
     sizes = pd.concat([paper_table(1), paper_table(6)]).drop_duplicates("model").set_index("model").params
-    sizes = sizes.map(lambda size: float(size[:-1]) * UNITS[size[-1]])
+    sizes = sizes.map(lambda size: float(size[:-1]) * {"M": 1e6, "B": 1e9}[size[-1]])
     rows = []
     for number in tables:
         printed = paper_table(number)
@@ -201,8 +184,7 @@ def paper_rows(tables, metrics=None, *, models=None):
                 suffix = next((part for part in PARTS if column.endswith(part)), "")
                 metric = RENAMED.get(column, column.removesuffix(suffix))
                 named.setdefault(metric, {})[PARTS.get(suffix, "value")] = line[column]
-            wanted = named if metrics is None else [metric for metric in metrics if metric in named]
-            rows += [fixed | {"metric": metric} | named[metric] for metric in wanted]
+            rows += [fixed | {"metric": name} | named[name] for name in metrics if name in named]
     return tidy(rows)
 
 

@@ -4,11 +4,10 @@ import re
 
 import pandas as pd
 import pytest
-from readme_verdicts import texts
+from readme_verdicts import MARKED, cited, texts
 
-from nbhelpers.collection.found import MARKED, cited, differences, reference
 from nbhelpers.collection.plan import list_notebooks, notebook_parameters
-from nbhelpers.collection.results import Results
+from nbhelpers.collection.results import Results, differences, reference
 
 FOUND = {own: text for text, own in texts()}  # by notebook; README's name is ""
 

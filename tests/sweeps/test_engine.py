@@ -7,6 +7,7 @@ import threading
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from unittest.mock import Mock
 
+import pandas as pd
 import pytest
 import yaml
 from tiny_sweeps import parts_grid, run_processes, starts
@@ -29,6 +30,7 @@ def test_what_fails_is_listed_and_the_rest_is_done(out, capsys):
         "leave": "its process ended with status 7; see log.txt",
     }
     assert sweep.table.revision.tolist() == ["a", "b", "c"]
+    assert pd.read_parquet(out / "sweep.parquet").equals(sweep.table)
     assert starts(out) == dict.fromkeys(("a", "raise", "hang", "b", "die", "leave", "c"), 1)
     told = capsys.readouterr().out
     assert told.count("\n[") == 7

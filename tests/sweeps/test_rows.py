@@ -19,8 +19,8 @@ from nbhelpers.sweeps.rows import (
     shown_rows,
     sweep_rows,
     table_rows,
+    tidy,
     training_step,
-    write_tables,
 )
 
 LEVELS = ("spectral_entropy", "wavelet_entropy_a2", "wavelet_entropy_d2", "wavelet_entropy_d1")
@@ -154,36 +154,13 @@ def test_the_paper_stands_beside_its_models_only(tmp_path):
     assert (every.source == "paper").sum() == len(paper_table(3))
 
 
-@pytest.mark.parametrize("number", [1, 2, 3, 4, 6, 7])
-def test_a_table_of_the_paper_stands_beside_its_models(tmp_path, number):
-    printed = paper_rows([number])
-    levels = ("a5", "d5", "d4", "d3", "d2", "d1")
-    scales = {f"scale_{k}": f"wavelet_entropy_{level}" for k, level in enumerate(levels)}
-    ours = [scales.get(metric, metric) for metric in printed.metric.unique()]
-    models = [{"name": f"owner/{k}", "paper": name} for k, name in enumerate(printed.model.unique()[:2])]
-    sizes = {"corpus": "moby-dick", "n_sequences": 5, "length": 512, "paper_table": number}
-    grid = make_grid({"model": [*models, "owner/x"]} | sizes)
-    write_plan(tmp_path, grid)
-    for run in grid.runs:
-        leave_run(tmp_path, run, {metric: float(k) for k, metric in enumerate(["other", *ours])})
-    write_tables(load_sweep(tmp_path))
-    table = pd.read_parquet(tmp_path / f"paper_table_{number}.parquet")
-    pd.testing.assert_frame_equal(table[: len(printed)], printed)
-    mine = table[len(printed) :]
-    assert mine.model.tolist() == ["owner/0"] * len(ours) + ["owner/1"] * len(ours)
-    assert mine.metric.tolist() == [*printed.metric.unique()] * 2
-    assert mine.value.tolist() == [*range(1, 1 + len(ours))] * 2
-
-
 def test_checkpoints_stand_beside_the_rows_of_their_step(tmp_path):
     model = {"name": "owner/a", "paper": "Pythia-6.9B", "revision": ["step0", "step1000"]}
-    sweep_of(tmp_path, model=[model], paper_table=5)
-    write_tables(load_sweep(tmp_path))
-    table = pd.read_parquet(tmp_path / "paper_table_5.parquet").query("metric == 'spectral_entropy'")
+    sweep = sweep_of(tmp_path, model=[model])
+    table = rows_beside(sweep, tidy([]), ["spectral_entropy"], tables=(5,))
     wide = table.pivot(index="step", columns="source", values="value")
     assert wide.loc[1000, ["paper", "sweep"]].tolist() == [3.522, 3.0]
     assert np.isnan(wide.loc[143000, "sweep"])
-    assert pd.read_parquet(tmp_path / "sweep.parquet").equals(load_sweep(tmp_path).table)
 
 
 def test_names_hold_what_differs_and_no_more(tmp_path):

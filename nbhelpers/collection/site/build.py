@@ -54,8 +54,7 @@ def build_site(executed_folder, out):
 def _write_static(source):
     """Write Sphinx's settings, the style sheet and the scripts."""
     (source / "_static").mkdir(parents=True)
-    every = importlib.metadata.metadata("nbhelpers").get_all("Project-URL")
-    urls = dict(entry.split(", ", 1) for entry in every)
+    urls = dict(url.split(", ", 1) for url in importlib.metadata.metadata("nbhelpers").get_all("Project-URL"))
     conf = (_ASSETS / "conf.py").read_text(encoding="utf-8").replace("@repository@", urls["Repository"])
     (source / "conf.py").write_text(conf, encoding="utf-8")
     shutil.copy(_ASSETS / "mathjax-config.js", source)

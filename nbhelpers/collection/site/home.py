@@ -5,19 +5,16 @@ import re
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import nbformat
 
-from nbhelpers.collection.found import found_text
 from nbhelpers.collection.plan import list_notebooks
 from nbhelpers.collection.scorecard import ANSWERS, in_short, scorecard, scorecard_markdown
 from nbhelpers.plots import verdict_figure
 
 SCORECARD = "20_scorecard"
 FIGURES = {"scorecard.png": False, "scorecard_narrow.png": True}  # file, and whether it is narrow
-WAYS = {
-    "See every verdict": SCORECARD,
-    "Click a head": "06_head_inspector",
-    "Start (10 minutes)": "00_start_here",
-}
+WAYS = {"See every verdict": SCORECARD, "Click a head": "06_head_inspector"}
+WAYS |= {"Start (10 minutes)": "00_start_here"}
 _HOME = Path(__file__).parent / "assets" / "home.md"
 
 
@@ -49,11 +46,14 @@ def write_figures(card, folder):
 def picture(card, folder):
     """Return the HTML that shows the figures of a folder, the narrow one on a phone, with words in place."""
     wide, narrow = (f"{folder}/{name}" for name in FIGURES)
-    told = html.escape(in_short(card))
-    return (
-        f'<picture><source media="(max-width: 600px)" srcset="{narrow}">'
-        f'<img src="{wide}" alt="{told}" width="100%"></picture>'
-    )
+    phone = f'<source media="(max-width: 600px)" srcset="{narrow}">'
+    return f'<picture>{phone}<img src="{wide}" alt="{html.escape(in_short(card))}" width="100%"></picture>'
+
+
+def found_text(path):
+    """Return the cell of a notebook that begins with Found; "" if it has none."""
+    cells = nbformat.read(path, as_version=4).cells
+    return next((cell.source for cell in cells if cell.source.startswith("**Found**")), "")
 
 
 def _verdicts(pages, folder, static):

@@ -5,17 +5,13 @@ from pathlib import Path
 
 project = "nbhelpers"
 author = "the nbhelpers authors"
-extensions = [
-    "myst_nb",
-    "sphinx.ext.mathjax",
-    "sphinx.ext.autodoc",
-    "sphinx.ext.napoleon",
-    "sphinxcontrib.bibtex",
-]
+extensions = ["myst_nb", "sphinx.ext.mathjax", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions += ["sphinxcontrib.bibtex"]
 html_theme = "sphinx_book_theme"
 html_title = "nbhelpers"
 html_static_path = ["_static"]
 html_css_files, html_js_files = ["site.css"], ["site.js"]
+launch_sites = {"binderhub_url": "https://mybinder.org", "colab_url": "https://colab.research.google.com"}
 html_theme_options = {
     "home_page_in_toc": True,
     "show_navbar_depth": 1,
@@ -24,11 +20,7 @@ html_theme_options = {
     "repository_url": "@repository@",
     "repository_branch": "main",
     "path_to_docs": "notebooks",
-    "launch_buttons": {
-        "binderhub_url": "https://mybinder.org",
-        "colab_url": "https://colab.research.google.com",
-        "notebook_interface": "jupyterlab",
-    },
+    "launch_buttons": launch_sites | {"notebook_interface": "jupyterlab"},
 }
 smartquotes = False  # --out stays --out
 nb_execution_mode = "off"
