@@ -11,6 +11,7 @@ from importlib import resources
 from pathlib import Path
 
 import pandas as pd
+from IPython.display import HTML, Markdown, display
 from scipy.stats import false_discovery_control
 
 from nbhelpers import stats
@@ -237,8 +238,6 @@ def verdict_line(claim, records, folder):
 
 def conclude(store, numbers, records):
     """Show the verdicts of some claims; record the criteria that were measured, and the table "verdicts"."""
-    from IPython.display import Markdown, display  # late: the command line does without it
-
     claims, planted = [paper.claim(number) for number in numbers], planted_rates(store.folder)
     for claim in claims:
         display(Markdown(verdict_line(claim, records, store.folder)))
@@ -252,8 +251,6 @@ def conclude(store, numbers, records):
 
 def conclude_second(store, number, profile, nulls):
     """Measure, record and judge the second criteria of a claim on stationary lag profiles beside nulls."""
-    from IPython.display import Markdown, display  # late, as in `conclude`
-
     from nbhelpers.claims.lag_kernels import measure_second  # late: torch
 
     claim = paper.claim(number)
@@ -267,8 +264,6 @@ def wrapped(frame, fold=""):
     """Return a table without its index whose long cells wrap, folded under a line if one is given."""
     style = frame.style.hide(axis="index").set_properties(**{"text-align": "left", "white-space": "normal"})
     if fold:
-        from IPython.display import HTML  # late, as in `conclude`
-
         return HTML(f"<details><summary>{fold}</summary>{style.to_html()}</details>")
     return style.set_caption(f"printed in {paper.VERSION}") if "the paper prints" in frame else style
 
