@@ -108,16 +108,12 @@ def load_model(name, *, device="auto", dtype=None, revision=None, seed=0, max_me
 
     Raises
     ------
-    LookupError, FileNotFoundError, ModuleNotFoundError
-        No such name, revision, file or folder; no config.json or weights in it; or the model of an alias is
-        not here, and the message holds the command that fetches it.
-    ConnectionError, PermissionError
-        The Hub cannot be reached and the model is not in its cache, or the Hub repository is gated.
-    ValueError
-        Only pickled weights, a damaged file, something that the files lack and transformers would make up, an
-        architecture unknown to transformers, or an argument that does not go with the others.
-    RuntimeError, MemoryError
-        CUDA asked for without a GPU; the weights do not fit the free memory, and the message says what would.
+    LookupError, FileNotFoundError, ModuleNotFoundError, ConnectionError, PermissionError
+        No such name, revision, file or folder; no config.json or weights in it; the model of an alias is not
+        here, and the message holds the command that fetches it; the Hub is not reached, or wants a login.
+    ValueError, RuntimeError, MemoryError
+        Pickled weights, a damaged file, something that the files lack and transformers would make up, an
+        unknown architecture; arguments that do not go together, CUDA without a GPU, too little free memory.
     """
     name = str(name)  # a pathlib.Path is welcome
     device, spread = place(device, max_memory=max_memory, offload=offload)
@@ -274,7 +270,6 @@ def _resolved(dtype, config):
 
 
 def _skeleton(config, dtype):
-    """Return a model without weights, on torch's meta device."""
     with torch.device("meta"):
         return _auto_class(config).from_config(config, dtype=_resolved(dtype, config))
 

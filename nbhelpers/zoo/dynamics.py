@@ -136,8 +136,7 @@ def piecewise_linear(x, y, *, n_knots=None):
 def rising_steps(x, fit):
     """Return where each rise of a curve begins that was fitted over x (point,), (rise,).
 
-    A rise is a run of pieces that are steeper than the line from end to end and climb a tenth of the range
-    together.
+    A rise is a run of pieces, each steeper than the line from end to end, that climbs a tenth of the range.
     """
     x = np.asarray(x, dtype=np.float64)
     edges = np.array([x[0], *fit.knots, x[-1]])  # (piece + 1,)
@@ -173,8 +172,7 @@ def breakpoints_with_intervals(x, curves):
 def same_event(first, second):
     """Return the difference of a knot (seed,) in two curves, seeds paired, and whether it is one event.
 
-    "one" where an `equivalence_test` rejects, "two" where the interval of the difference leaves out 0, else
-    "open".
+    "one" where an `equivalence_test` rejects, "two" where the difference's interval is off 0, else "open".
     """
     apart = stats.equivalence_test(first, ONE_EVENT, against=second)
     if apart.p_value < 0.05:
@@ -206,8 +204,7 @@ def _best_place(x, y, hinges, chosen):
 def advantage(values, of, *, n_draws=9999, seed=0):
     """Return how far an arm's mean lies below that of the best other arm, the lowest, and which that is.
 
-    `values` is (seed,) by arm, paired. Arms are exchanged for each seed on its own: the null is the mean over
-    exchanges.
+    `values` is (seed,) by arm, paired. Arms are exchanged within each seed: the null is the mean of that.
     """
     names = [of, *(name for name in values if name != of)]
     if of not in values or len(names) < 2:

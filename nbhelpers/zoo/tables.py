@@ -137,8 +137,7 @@ class ZooTables:
 def zoo_rows(zoo, metrics, arms, *, steps=False):
     """Return means over seeds, with their interval, of arms of the zoo, as rows beside those of a sweep.
 
-    At the end of training, or at every checkpoint if `steps`; `null` is uniform attention under the arm's
-    mask.
+    At the end of training, or at all checkpoints if `steps`; `null` is uniform attention under that mask.
     """
     rows = []
     _, length = zoo.provenance["measured_on"]["attention"]

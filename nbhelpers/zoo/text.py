@@ -75,8 +75,7 @@ class Corpus:
 def inputs_and_labels(windows, *, causal, bos, seed=0):
     """Return what a model reads of windows (batch, position + 1) and is to predict (−100: nothing).
 
-    Without a causal mask, :data:`MASKED_SHARE` of the positions are replaced by <mask> and predicted; with
-    `bos` the first token is <bos>.
+    Without a causal mask, :data:`MASKED_SHARE` of the positions are <mask> and predicted; `bos` sets <bos>.
     """
     ids = windows[:, :-1].clone()  # (batch, position)
     if bos:
@@ -115,10 +114,9 @@ def load_corpus(folder):
     with reading(folder / TOKENS, "; delete it, and train-all makes it again."):
         tensors, header = read_tensors(folder / TOKENS)
         digest = hashlib.sha256((folder / "tokenizer.json").read_bytes())
-    tokens = {name: tensors[name].view(torch.int16) for name in SPLITS}
-    for held in tokens.values():
-        digest.update(held.numpy().tobytes())
-    tokens = {name: held.int().bitwise_and(0xFFFF) for name, held in tokens.items()}
+    for name in SPLITS:
+        digest.update(tensors[name].numpy().tobytes())
+    tokens = {name: tensors[name].int() for name in SPLITS}
     ends = {name: tensors[f"{name}_ends"] for name in SPLITS}
     return Corpus(tokens, ends, folder, digest.hexdigest()[:16], header["sources"])
 

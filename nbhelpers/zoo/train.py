@@ -26,8 +26,7 @@ Snapshot = namedtuple("Snapshot", ("step", "seconds", "loss", "frequency", "psd"
 class Trainer:
     """A model, its optimiser and how many updates were made.
 
-    Everything random is drawn anew from seed and step, so that an interrupted run goes on exactly as it would
-    have.
+    Everything random is drawn anew from seed and step: an interrupted run goes on exactly as it would have.
     """
 
     def __init__(self, settings, corpus, *, device="cpu"):

@@ -63,7 +63,6 @@ def collect(out, to=None):
 
 
 def _read_runs(folder):
-    """Return the finished runs of a folder by name."""
     runs = {}
     for path in sorted(folder.glob(f"*/{RUN}")):
         with reading(path, f"; move {path.parent} away."):
