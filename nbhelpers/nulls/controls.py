@@ -58,9 +58,11 @@ def panel(
     rows = _rows(model, text, bos, control_seeds, encoder, n_sequences=n_sequences, length=length, seed=seed)
     n_rows = 3 + control_seeds + 2 * (encoder is not None)
     observations, options = {}, {"corpus": text, "seed": seed, "cache": cache, "progress": False}
-    for label, network, ids in tqdm(rows, "panel", n_rows, unit="row", disable=None):
-        observations[label] = observe(network, ids, **options)
-        del network  # or it would stay while the next one is loaded
+    with tqdm(total=n_rows, desc="panel", unit="row", disable=None) as bar:  # around rows it would hold one
+        for label, network, ids in rows:
+            observations[label] = observe(network, ids, **options)
+            bar.update()
+            del network  # or it would stay while the next one is loaded
     return_freed_memory()  # of the last one
     return observations
 

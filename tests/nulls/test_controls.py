@@ -1,6 +1,10 @@
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import torch
+from tqdm.std import tqdm
 
 from nbhelpers.analysis import Observation, analyze, measure
 from nbhelpers.inputs.models import load_model
@@ -50,6 +54,21 @@ def test_an_encoder_comes_with_and_without_special_tokens():
     # [CLS] and [SEP] at the ends draw attention that words do not.
     ends = [row.profiles.key_profile[..., [0, -1]].sum(-1).mean() for row in (observed["minilm-l6"], bare)]
     assert ends[0] > ends[1]
+
+
+def test_one_model_is_held_at_a_time(rows, monkeypatch):
+    held = weakref.WeakSet()
+
+    def load(name, **options):
+        gc.collect()
+        assert not held, "the last model is still there"
+        loaded = load_model(name, **options)
+        held.add(loaded.model)
+        return loaded
+
+    monkeypatch.setattr(controls, "load_model", load)
+    monkeypatch.setattr(controls, "tqdm", lambda *a, **options: tqdm(*a, **options | {"disable": False}))
+    panel("minilm-l6", "moby-dick", cache=rows[1], **SIZES)
 
 
 PROTOCOLS = [
