@@ -16,6 +16,7 @@ from nbhelpers.kernels import rope
 
 from . import proof
 from .attention import Calls, forward, score_blocks, scores_of, takes
+from .memory import plan
 from .reductions import EARLY, LEAST_SCORE
 
 PROBED, TURN = 16, 16  # positions that are looked at, and by how many tokens they are turned
@@ -164,8 +165,15 @@ def query_key_moments(model, token_ids):
     network = unwrap(model)
     if token_ids.ndim != 2 or token_ids.shape[1] <= EARLY:
         refuse("token_ids", token_ids, f"(sequence, position) with more than {EARLY} positions")
-    rotations, kept = rotations_of(network, token_ids.shape[1]), []
-    recorder = Calls(network, lambda *call: kept.append(_moments_of(rotations[len(kept)], *call)))
-    forward(network, recorder, token_ids)
-    recorder.proof()
+    rotations, batches = rotations_of(network, token_ids.shape[1]), []
+    for some in token_ids.split(plan(network, *token_ids.shape).batch_size):
+        kept = []
+        recorder = Calls(
+            network, lambda *call, kept=kept: kept.append(_moments_of(rotations[len(kept)], *call))
+        )
+        forward(network, recorder, some)
+        recorder.proof()
+        batches.append([[len(some) / len(token_ids) * mean for mean in layer[:2]] for layer in kept])
+    means = ([sum(parts) for parts in zip(*layers, strict=True)] for layers in zip(*batches, strict=True))
+    kept = ((*own, *layer[2:]) for own, layer in zip(means, kept, strict=True))
     return Moments(recorder.layers(), *map(list, zip(*kept, strict=True)))
