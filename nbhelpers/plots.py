@@ -123,6 +123,8 @@ def compare_rows(frame, axes, *, metrics=None):
 
     Its columns are row, metric, value, source (a key of :data:`SOURCES`), and low and high where known.
     """
+    if missing := [name for name in ("row", "metric", "value", "source") if name not in frame]:
+        raise ValueError(f"compare_rows needs row, metric, value and source; {', '.join(missing)} missing")
     if unknown := sorted(set(frame["source"]) - set(SOURCES)):
         raise ValueError(f"unknown source {unknown}; there are {', '.join(SOURCES)}")
     known, rows = frame["metric"].unique(), list(frame["row"].unique())

@@ -140,6 +140,7 @@ def test_bad_input_is_refused(table):
         (lambda table: head_map(np.zeros((2, 4)), kv_groups=[0, 0, 1]), "3 heads"),
         (lambda table: head_map(table, "colour"), "no metric 'colour'"),
         (lambda table: layer_trend(AVERAGED, ["low_band"]), "one value per sequence"),
+        (lambda table: compare_rows(COMPARISON.drop(columns="source"), []), "source missing"),
         (lambda table: compare_rows(COMPARISON.replace("paper", "theirs"), []), "unknown source"),
         (lambda table: compare_rows(COMPARISON, [], metrics=["mid_band"]), "no metric"),
         (lambda table: compare_rows(COMPARISON, plt.subplots()[1]), "need 2 axes"),
