@@ -54,7 +54,7 @@ def capture(
     cache=None,
     progress=True,
 ):
-    """Run the model over sequences and return reductions of its attention, `Profiles`.
+    """Run the model over sequences and keep reductions of its attention.
 
     Parameters
     ----------
@@ -79,11 +79,16 @@ def capture(
         Whether sequences may be longer than those of the training, where positions go on (rotations, ALiBi).
     fused : bool
         Whether compiled loops (``pip install 'nbhelpers[fast]'``) measure ``row_metrics``, and
-        ``row_entropy`` beside it, where they can (README says where); the provenance names the layers.
+        ``row_entropy`` beside it, where they can: on a CPU, of causal attention without padding, window, soft
+        cap, bias or sink term, under a protocol near :data:`nbhelpers.PAPER`; provenance names the layers.
     cache : path, optional
         A folder for finished batches, which the same call finds again: an interrupted run resumes.
     progress : bool
         Show a bar (not when TQDM_DISABLE is set).
+
+    Returns
+    -------
+    Profiles
 
     Raises
     ------
@@ -91,8 +96,10 @@ def capture(
         For sequences longer than the model's positions, inputs that it does not take, ids outside its
         vocabulary, a fully padded sequence, an unknown reduction or stream, a model in train mode, attention
         that is not finite or does not sum to 1.
-    MemoryError, RuntimeError
-        When memory does not suffice for one sequence; no attention was seen, or not what the model uses.
+    MemoryError
+        When memory does not suffice for one sequence; the message holds the estimate and the ways out.
+    RuntimeError
+        When no attention was seen, or it is not the one that the model uses.
     """
     network = unwrap(model)
     made = resolve(reductions)

@@ -56,13 +56,27 @@ class Plan:
 
 @checked
 def plan(model, n_sequences, length, *, batch_size=None, chunk=None, free_bytes=None):
-    """Choose how :func:`nbhelpers.capture` will run, and estimate the memory; return a :class:`Plan`.
+    """Choose how :func:`nbhelpers.capture` will run, and estimate the memory it needs.
 
-    `length` is the tokens of a sequence. `batch_size`, sequences per forward pass, and `chunk`, query rows
-    held at once, are as many as the device makes use of and `free_bytes` (what is free on it if None) hold,
-    unless they are given. `Plan.working_bytes` counts a few blocks, the activations of one layer and the
-    residual stream; measured peaks lie within a factor of two. MemoryError if not even one sequence in the
-    smallest blocks fits; the message says what would.
+    Parameters
+    ----------
+    model : LoadedModel or transformers.PreTrainedModel
+    n_sequences, length : int
+        Number of sequences and tokens in each.
+    batch_size, chunk : int, optional
+        Sequences per forward pass and query rows held at once; if None, as many as the device makes use of
+        and `free_bytes` (what is free on the model's device if None) hold.
+
+    Returns
+    -------
+    Plan
+        `working_bytes` counts a few blocks, the activations of one layer and the residual stream; measured
+        peaks lie within a factor of two.
+
+    Raises
+    ------
+    MemoryError
+        Not even one sequence in the smallest blocks fits; the message says what would.
     """
     model = unwrap(model)
     device, config = input_device(model), model.config.get_text_config()

@@ -81,7 +81,7 @@ def available_models():
 
 @checked(name=path, dtype=such_that(lambda d: not hasattr(d, "shape"), "a dtype"), device=device)
 def load_model(name, *, device="auto", dtype=None, revision=None, seed=0, max_memory=None, offload=None):
-    """Load a model and its tokenizer; return a :class:`LoadedModel`.
+    """Load a model and its tokenizer.
 
     Only safetensors and GGUF weights are read, never pickles, and no code from a repository is run.
 
@@ -106,14 +106,22 @@ def load_model(name, *, device="auto", dtype=None, revision=None, seed=0, max_me
         With "spread": the most that a device (0, 1, ..., "cpu") may hold, in bytes or as "20GB", and a folder
         for weights that wait on disk, unless they can be read where they are.
 
+    Returns
+    -------
+    LoadedModel
+
     Raises
     ------
-    LookupError, FileNotFoundError, ModuleNotFoundError, ConnectionError, PermissionError
-        No such name, revision, file or folder; no config.json or weights in it; the model of an alias is not
-        here, and the message holds the command that fetches it; the Hub is not reached, or wants a login.
-    ValueError, RuntimeError, MemoryError
-        Pickled weights, a damaged file, something that the files lack and transformers would make up, an
-        unknown architecture; arguments that do not go together, CUDA without a GPU, too little free memory.
+    LookupError, FileNotFoundError, ModuleNotFoundError
+        No such name, revision, file or folder; no config.json or weights in it; or the model of an alias is
+        not here, and the message holds the command that fetches it.
+    ConnectionError, PermissionError
+        The Hub cannot be reached and the model is not in its cache, or the Hub repository is gated.
+    ValueError
+        Only pickled weights, a damaged file, something that the files lack and transformers would make up, an
+        architecture unknown to transformers, or an argument that does not go with the others.
+    RuntimeError, MemoryError
+        CUDA asked for without a GPU; the weights do not fit the free memory, and the message says what would.
     """
     name = str(name)  # a pathlib.Path is welcome
     device, spread = place(device, max_memory=max_memory, offload=offload)

@@ -100,9 +100,19 @@ def load_text(name, tokenizer, *, n_sequences, length, bos="tokenizer", seed=0):
 def scaled_variant(token_ids, alpha, *, how="prefix", seed=0):
     """Return the scaled input x_alpha of eq. 10: floor(alpha * n) of the n tokens of each sequence.
 
-    `token_ids`, (..., position), is not modified; `alpha`, in (0, 1], must leave one token at least. `how`
-    says which are kept: "prefix", the first ones; "stride", evenly spaced, the first included; "random",
-    positions drawn by `seed` for each sequence, in order.
+    Parameters
+    ----------
+    token_ids : torch.Tensor, shape (..., position)
+        Not modified.
+    alpha : float
+        Share of the tokens that is kept, in (0, 1]; one at least must be.
+    how : str
+        "prefix": the first ones; "stride": evenly spaced, the first included; "random": positions drawn by
+        `seed` for each sequence, in order.
+
+    Returns
+    -------
+    torch.Tensor, shape (..., floor(alpha * position))
     """
     import torch
 
