@@ -71,7 +71,10 @@ def window_entropy(attn, window, *, check=True):
 
 
 def effective_support(attn, *, check=True):
-    """Return the number of keys (...) that attention (..., key) is spread over, 1 / Σ a², in tokens."""
+    """Return the number of keys, (...), that attention (..., key) is spread over, 1 / Σ a².
+
+    In tokens: 1 for all mass on one key, the number of keys for uniform attention.
+    """
     return 1 / _distribution(attn, check).square().sum(-1)
 
 

@@ -17,7 +17,10 @@ SPREAD_FLOOR = 1e-6  # of log frequency: centroids closer than this do not defin
 
 
 class FrameBounds(NamedTuple):
-    """The largest A and smallest B of eq. 16 on the span of a set, and its rank; A is 0 off the span."""
+    """The largest A and smallest B of eq. 16 on the span of a set of vectors, and its rank, (...) each.
+
+    A set of rank below the length of its vectors is a frame of its span only: on the whole space A is 0.
+    """
 
     lower: torch.Tensor
     upper: torch.Tensor
@@ -156,7 +159,10 @@ def head_similarity(vectors, *, center=False, check=True):
 
 
 def mean_off_diagonal(similarity, *, absolute=False):
-    """Return the mean of (..., head, head) over pairs of different heads, (...), `absolute` or with signs."""
+    """Return the mean of a matrix (..., head, head) over pairs of different heads, (...).
+
+    `absolute` takes absolute values first: 0 then means that every pair is orthogonal, not that signs cancel.
+    """
     x = as_real(similarity, "similarity")  # (..., head, head)
     if x.ndim < 2 or x.shape[-2] != x.shape[-1] or x.shape[-1] < 2:
         refuse("similarity", x, "of shape (..., head, head) of 2 or more heads")

@@ -65,8 +65,8 @@ def rotate(x, positions, inverse_frequencies, *, interleaved=False):
 def lag_kernel(inverse_frequencies, lags):
     """Return the score (...) that rotation alone gives to lags (...), the mean of cos(θ_k · lag) over pairs.
 
-    Of a query and key that are equal before and have the same energy in each pair. Frequencies (pair,) are in
-    radians/token; float64, 1 at lag 0.
+    It is the scaled dot product of a rotated query and key that are equal before and have the same energy in
+    each pair. Frequencies (pair,) are in radians/token, lags in tokens; float64, in [−1, 1], 1 at lag 0.
     """
     frequency = as_double(inverse_frequencies, "inverse_frequencies", length=-1)  # (pair,)
     lags = as_double(lags, "lags", device=frequency.device)  # (...)
@@ -118,8 +118,9 @@ def t5_bucket(relative_position, *, bidirectional=True, n_buckets=32, max_distan
 def t5_bias(table, length, **options):
     """Return what T5 adds to the scores, (head, query, key): a learned bias for each bucket of `t5_bucket`.
 
-    `table` (bucket, head) is the model's `relative_attention_bias.weight`; `options` are `bidirectional` and
-    `max_distance` of `t5_bucket`. As in T5 no causal mask is applied.
+    `table` (bucket, head) is the model's `relative_attention_bias.weight`, in which the result is
+    differentiable; `options` are `bidirectional` and `max_distance` of `t5_bucket`. As in T5 no causal mask
+    is applied: with ``bidirectional=False`` later keys get the bias of bucket 0.
     """
     table = as_real(table, "table")  # (bucket, head)
     if table.ndim != 2:

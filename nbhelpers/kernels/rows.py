@@ -55,7 +55,10 @@ def row_psd(rows, length, *, relative=False, **options):
 
 
 def real_fft(signals):
-    """Return the one-sided transform of real signals, on a CPU by scipy for lengths such as 517 and 1023."""
+    """Return the one-sided transform (..., freq) of real signals (..., position), by the quicker library.
+
+    On a CPU that is scipy where the largest prime factor of the length is in `AWKWARD` (517, 1023, 2047).
+    """
     factor = _largest_prime_factor(signals.shape[-1])
     if factor not in AWKWARD or signals.device.type != "cpu" or signals.requires_grad:
         return torch.fft.rfft(signals)

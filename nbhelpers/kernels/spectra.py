@@ -1,4 +1,7 @@
-"""Power spectra of signals, frequencies in cycles/token, and what is read from them (eqs. 1, 2, 3 and 7)."""
+"""Power spectra of attention signals, and the numbers read from them (eqs. 1, 2, 3 and 7).
+
+Frequencies are in cycles/token, so the Nyquist frequency is 0.5.
+"""
 
 import math
 
@@ -104,7 +107,10 @@ def frequency_selectivity(psd):
 
 
 def spectral_entropy(psd, *, base=None):
-    """Return the entropy (...) of normalised power spectra (..., freq) (eq. 7); NaN without power."""
+    """Return the entropy (...) of normalised power spectra (..., freq), in [0, log(freq)] (eq. 7).
+
+    NaN where a spectrum has no power.
+    """
     power = as_power(psd)  # (..., freq)
     return negative_p_log_p(power / power.sum(-1, keepdim=True)).sum(-1) / log_base(base)  # (...)
 

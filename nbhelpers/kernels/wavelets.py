@@ -1,4 +1,7 @@
-"""Batched wavelet transforms in PyWavelets' names, order and modes, and their numbers (eqs. 4, 5, 10, 11)."""
+"""Batched discrete wavelet transforms, and the numbers read from them (eqs. 4, 5, 10 and 11).
+
+Names, list order and boundary modes are those of PyWavelets.
+"""
 
 import math
 
@@ -17,7 +20,10 @@ def dwt_max_level(length, wavelet="db2"):
 
 
 def level_names(level):
-    """Return names in the order of `wavedec`, ``["a2", "d2", "d1"]``: the approximation, then details."""
+    """Return the names of the levels in the order of `wavedec`: ``["a2", "d2", "d1"]`` for level 2.
+
+    "a" is the approximation, "d" a detail; the number is the level, 1 the finest (scale 2 tokens).
+    """
     return [f"a{level}", *(f"d{k}" for k in range(level, 0, -1))]
 
 
@@ -99,7 +105,8 @@ def level_energies(coefficients):
 def reconstruction_error(signal, *, wavelet="db2", mode="symmetric", level=None):
     """Return the relative error (...) of taking signals (..., position) apart and together again (eq. 11).
 
-    ‖a − W⁻¹W a‖ / ‖a‖, the rounding of the dtype (near 1e-7 in float32); NaN for a signal that is zero.
+    ‖a − W⁻¹W a‖ / ‖a‖, NaN for a signal that is zero. The transform reconstructs any signal, so what is left
+    is the rounding of the dtype (near 1e-7 in float32). The options are those of `wavedec`.
     """
     x = as_real(signal, "signal")  # (..., position)
     coefficients = wavedec(x, wavelet=wavelet, mode=mode, level=level)
@@ -131,7 +138,11 @@ def align(coefficients, coefficients_scaled, *, alignment="concatenate-truncate"
 
 
 def scale_sensitivity(coefficients, coefficients_scaled, *, alignment="concatenate-truncate"):
-    """Return one minus the cosine, (...), of coefficients as `align` takes them (eq. 10); NaN for zeros."""
+    """Return one minus the cosine, (...), of the coefficients of a signal and its shortened form (eq. 10).
+
+    The arguments are those of `align`. The result is in [0, 2], exactly 0 for equal coefficients, and NaN
+    where either vector is zero.
+    """
     u, v = align(coefficients, coefficients_scaled, alignment=alignment)
     u = u / torch.linalg.vector_norm(u, dim=-1, keepdim=True)
     v = v / torch.linalg.vector_norm(v, dim=-1, keepdim=True)
