@@ -45,6 +45,9 @@ def _be_kernel(arguments, environment):  # in the folder of the process that ask
     os.environ.clear()
     os.environ.update(environment)
     sys.argv = ["ipykernel_launcher", *arguments, f"--IPKernelApp.parent_handle={os.getppid()}"]
+    # To be cropped, a figure is drawn twice.
+    uncropped = "get_ipython().config.InlineBackend.print_figure_kwargs = {'bbox_inches': None}"
+    sys.argv.append(f"--IPKernelApp.exec_lines={uncropped}")
     from ipykernel import kernelapp
 
     kernelapp.launch_new_instance()

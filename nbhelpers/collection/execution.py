@@ -36,6 +36,9 @@ _ADDED_TAGS = {"papermill-error-cell-tag", "injected-parameters"}  # cells paper
 _WORKING = 0.05  # a cell that uses less than this share of one core is waiting, not working
 # A kernel imports a million objects that stay; the collector need not walk them so often, nor at exit.
 _LESS_GC = "__import__('gc').set_threshold(50_000); __import__('atexit').register(__import__('gc').freeze)"
+# Figures are shown and closed first, or pyplot draws each a second time, for a window that is not there.
+_SHOW_FIRST = """get_ipython().events.register('post_execute', lambda name='matplotlib_inline.backend_inline':
+    name in __import__('sys').modules and __import__('sys').modules[name].flush_figures())"""
 _GRACE = 5.0  # seconds in which an interrupted kernel must have ended, before it is killed
 
 
@@ -179,7 +182,10 @@ def execute_strictly(source, target, parameters, *, watch, progress_bar=False):
                 # sockets in a folder of its own: TCP ports can be snatched
                 config=Config({"KernelManager": {"transport": "ipc", "ip": os.path.join(sockets, "k")}}),
                 # a kernel stopped in mid-cell logs an error of its own; what matters is in the cells
-                extra_arguments=["--IPKernelApp.log_level=50", f"--IPKernelApp.exec_lines={_LESS_GC!r}"],
+                extra_arguments=[
+                    "--IPKernelApp.log_level=50",
+                    *(f"--IPKernelApp.exec_lines={line}" for line in (_LESS_GC, _SHOW_FIRST)),
+                ],
             )
     except PapermillExecutionError as error:
         if watch.stopped:

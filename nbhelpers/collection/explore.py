@@ -10,12 +10,12 @@ from ipywidgets import HBox, Image, VBox
 class Explorer(VBox):
     """Show the figure that `draw` makes of the values of some controls, and draw it anew when one changes.
 
-    ``draw(name=value, ...)`` returns a matplotlib figure, which is closed here; `controls` are ipywidgets
-    with a ``value``, by the name of the argument.
+    ``draw(name=value, ...)`` returns a matplotlib figure, which is closed here and kept as a picture;
+    `controls` are ipywidgets with a ``value``, by the name of the argument.
     """
 
     def __init__(self, draw, **controls):
-        self._draw, self.controls = draw, controls
+        self._draw, self.controls, self._drawn = draw, controls, {}
         self.picture = Image(format="png", layout={"max_width": "100%"})
         super().__init__([HBox([*controls.values()], layout={"flex_flow": "row wrap"}), self.picture])
         for control in controls.values():
@@ -25,10 +25,12 @@ class Explorer(VBox):
 
     def _redraw(self, _=None):
         values = {name: control.value for name, control in self.controls.items()}
-        figure, png = self._draw(**values), io.BytesIO()
-        figure.savefig(png, format="png", dpi=90, bbox_inches="tight", metadata={"Software": None})
-        plt.close(figure)
-        self.picture.value = png.getvalue()
+        if (chosen := str(values)) not in self._drawn:
+            figure, png = self._draw(**values), io.BytesIO()
+            figure.savefig(png, format="png", dpi=90, bbox_inches="tight", metadata={"Software": None})
+            plt.close(figure)
+            self._drawn[chosen] = png.getvalue()
+        self.picture.value = self._drawn[chosen]
 
     def idle(self):
         """Try both ends of each control, or some of its options; return the names that change nothing."""
