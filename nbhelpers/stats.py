@@ -4,7 +4,7 @@ from collections import namedtuple
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats as scipy_stats
+import scipy  # which imports scipy.stats when it is used: that takes a second
 from scipy.special import stdtrit
 
 from nbhelpers.arguments import any_array, array, check_all, checked, head_table, one_of, refuse, several
@@ -56,7 +56,7 @@ class Estimate(NamedTuple):
         apart = bound - self.value
         if not half or not apart:
             return float(not apart)
-        return float(2 * scipy_stats.t.sf(apart / half * scipy_stats.t.ppf(0.975, self.n - 1), self.n - 1))
+        return float(2 * scipy.stats.t.sf(apart / half * scipy.stats.t.ppf(0.975, self.n - 1), self.n - 1))
 
     def widened(self):
         """Return the estimate with an interval that holds its value, as one over seeds may not."""
@@ -237,7 +237,7 @@ def equivalence_test(values, margin, *, against=0.0, alpha=0.05):
         refuse("values", difference, f"of at least {LEAST_SEQUENCES} sequences")
     found = student_interval(difference, confidence=1 - 2 * alpha)
     error, room = difference.std(ddof=1) / np.sqrt(n), margin - abs(found.value)
-    return found._replace(p_value=float(scipy_stats.t.sf(room / error, n - 1) if error > 0 else room <= 0))
+    return found._replace(p_value=float(scipy.stats.t.sf(room / error, n - 1) if error > 0 else room <= 0))
 
 
 def _centred(values, known, axis):

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
-from scipy import stats as scipy_stats
+import scipy
 
 from nbhelpers.arguments import array, checked, head_table, such_that
 from nbhelpers.files import read_parquet, write_parquet
@@ -202,15 +202,15 @@ def compare(a, b, metrics=None, *, paired=None, confidence=0.95):
         parts = np.array([each.var(ddof=1) / len(each) for each in samples])
         below = sum(part**2 / (len(each) - 1) for part, each in zip(parts, samples, strict=True))
         error, freedom = np.sqrt(parts.sum()), parts.sum() ** 2 / below if below else np.inf
-        half = scipy_stats.t.ppf(0.5 + confidence / 2, freedom) * error
-        p_value = 2 * scipy_stats.t.sf(abs(gap) / error, freedom) if error else float(not gap)
+        half = scipy.stats.t.ppf(0.5 + confidence / 2, freedom) * error
+        p_value = 2 * scipy.stats.t.sf(abs(gap) / error, freedom) if error else float(not gap)
         spread = np.sqrt((x.var(ddof=1) + y.var(ddof=1)) / 2) or np.nan
         rows[metric] = x.mean(), y.mean(), gap, gap - half, gap + half, gap / spread, p_value
     columns = ["a", "b", "difference", "low", "high", "effect", "p_value"]
     frame = pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("metric")
     frame = frame.assign(adjusted_p=np.nan, paired=paired)
     if (known := frame.p_value.notna()).any():
-        frame.loc[known, "adjusted_p"] = scipy_stats.false_discovery_control(frame.p_value[known])
+        frame.loc[known, "adjusted_p"] = scipy.stats.false_discovery_control(frame.p_value[known])
     return frame
 
 

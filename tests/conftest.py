@@ -1,6 +1,7 @@
 """Fixtures that many test modules share."""
 
-import nbhelpers  # noqa: F401, before torch: it sets what OpenMP reads then
+# Before torch: the package sets what OpenMP reads then; before other imports of nbformat: it is faster so.
+import nbhelpers.collection.notebook_files  # noqa: F401
 
 # isort: split
 import atexit

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pandas as pd
-from scipy.stats import rankdata
+import scipy
 
 from nbhelpers.stats import CORRELATION, pearson, student_interval
 
@@ -52,7 +52,8 @@ def measure_roles(shares, heads, groups):
     """
     found = {}
     for (name, (band, _)), role in zip(ROLES.items(), roles(heads.mean(0)), strict=True):
-        ranks = [rankdata(each, axis=1) for each in (shares[band], role.reshape(shares[band].shape))]
+        both = shares[band], role.reshape(shares[band].shape)
+        ranks = [scipy.stats.rankdata(each, axis=1) for each in both]
         r = pearson(*ranks, axis=1)  # (layer,)
         found[name] = student_interval(r[np.isfinite(r)], possible=CORRELATION)
     found["C15_groups"] = student_interval(groups, lambda sums: beyond_random(sums).mean())

@@ -8,8 +8,8 @@ from collections import namedtuple
 from typing import NamedTuple
 
 import numpy as np
+import scipy
 import torch
-from scipy import stats as scipy_stats
 
 from nbhelpers import stats
 from nbhelpers.arguments import checked, head_table, mapping, text
@@ -197,7 +197,7 @@ def _peak_tracking(table, profiles, protocol):
     above = signals.frequency.abs() >= 0.5 * protocol.edges[0]
     peak = (signals.psd[..., above].amax(-1) / signals.psd.sum(-1)).numpy()  # (sequence, layer, head)
     both = table.values("frequency_selectivity"), peak
-    ranks = [scipy_stats.rankdata(values.reshape(len(values), -1), axis=1) for values in both]
+    ranks = [scipy.stats.rankdata(values.reshape(len(values), -1), axis=1) for values in both]
     return pearson(*ranks, axis=1)
 
 
@@ -222,8 +222,8 @@ def _scale_entropies(table, profiles, protocol):
 
 
 def _like_table7(means):
-    ranks = scipy_stats.rankdata(means, axis=-1)  # (..., scale)
-    return pearson(ranks, np.broadcast_to(scipy_stats.rankdata(TABLE7), ranks.shape), axis=-1)
+    ranks = scipy.stats.rankdata(means, axis=-1)  # (..., scale)
+    return pearson(ranks, np.broadcast_to(scipy.stats.rankdata(TABLE7), ranks.shape), axis=-1)
 
 
 def _constant_q(table, profiles, protocol):

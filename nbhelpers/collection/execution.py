@@ -18,7 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty
 
-import nbformat
+from nbhelpers.collection.notebook_files import nbformat
+
+# isort: split
 import papermill
 import psutil
 from jupyter_client.channels import AsyncZMQSocketChannel

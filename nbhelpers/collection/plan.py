@@ -117,7 +117,7 @@ def notebook_parameters(path):
 
 
 def _cells(path):
-    import nbformat  # takes a second, which the kernels that import the scorecard need not wait for
+    from .notebook_files import nbformat  # which the kernels that import the scorecard need not wait for
 
     return nbformat.read(path, as_version=4).cells
 

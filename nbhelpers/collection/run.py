@@ -16,14 +16,14 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import nbformat
-
 from nbhelpers.arguments import checked, path
 from nbhelpers.collection.apart import RUNNER, Apart, Here
+from nbhelpers.collection.notebook_files import nbformat
 from nbhelpers.collection.plan import plan_runs, select_notebooks
 from nbhelpers.collection.scorecard import PLANTED, conclude, conclude_second, planted_rates, verdict_line
 from nbhelpers.files import refused, unwritable, writable_folder, write_text
 from nbhelpers.inputs.files import file_fingerprint
+from nbhelpers.inputs.memory import available_memory
 from nbhelpers.words import duration
 
 _READERS = ("load_results(", "scorecard(")  # in the source of a notebook that reads what others measured
@@ -165,12 +165,8 @@ class _Runner:
         return not (reads and awaited)
 
     def _has_room(self, plan):
-        import torch  # takes a second, which one notebook at a time need not wait for
-
-        from nbhelpers.inputs.devices import free_memory
-
         usual = _read_record(self._file("runs", plan.name)).get("peak_mb") or _USUAL_MB
-        return free_memory(torch.device("cpu")) >= 2**20 * usual
+        return available_memory() >= 2**20 * usual
 
     def _kept(self, record):
         """Return the earlier run of the same content that ended well, if its files are still there."""

@@ -11,8 +11,8 @@ from importlib import resources
 from pathlib import Path
 
 import pandas as pd
+import scipy
 from IPython.display import HTML, Markdown, display
-from scipy.stats import false_discovery_control
 
 from nbhelpers import stats
 from nbhelpers.claims import paper, verdicts
@@ -113,7 +113,7 @@ def criteria(folder):
     columns = ["claim", "statistic", "sentence", "stands while", *DECIDING, "p", "adjusted_p"]
     frame = pd.DataFrame(rows, columns=columns)
     if (known := frame.p.notna()).any():
-        frame.loc[known, "adjusted_p"] = false_discovery_control(frame.p[known])
+        frame.loc[known, "adjusted_p"] = scipy.stats.false_discovery_control(frame.p[known])
     return frame
 
 

@@ -1,29 +1,20 @@
 """Where the weights of a model go: one device, or spread over GPUs, memory and disk."""
 
-import contextlib
 import ctypes
 import sys
-from pathlib import Path
 
-import psutil
 import torch
 
 from .files import cache_folder
+from .memory import available_memory, left_to_groups
 
 SPREAD = "spread"
-# Of Linux, where containers have limits.
-CGROUPS, MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
-# Files of a group's limit, of what it uses and, in its memory.stat, of what it would give back: version 1, 2.
-ACCOUNTS = (
-    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-    ("memory.max", "memory.current", "inactive_file"),
-)
 
 
 def place(device, *, max_memory=None, offload=None):
     """Return the device, of the first layers if a model is spread, and what has from_pretrained spread it."""
     if device == SPREAD:
-        if max_memory is None and (room := _left_to_groups()):  # accelerate asks the whole machine
+        if max_memory is None and (room := left_to_groups()):  # accelerate asks the whole machine
             from accelerate.utils import get_max_memory
 
             max_memory = get_max_memory()
@@ -65,26 +56,7 @@ def free_memory(device):
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached
-    return min([psutil.virtual_memory().available, *_left_to_groups()])
-
-
-def _left_to_groups():
-    """Return the bytes that the memory limits of this process's groups leave, of a container as a rule."""
-    left = []
-    for line in MEMBERSHIP.read_text().splitlines() if MEMBERSHIP.exists() else ():
-        _, controllers, path = line.split(":", 2)
-        version = 0 if controllers else 1
-        if controllers and "memory" not in controllers.split(","):
-            continue
-        for root in {CGROUPS, CGROUPS / ("memory", "unified")[version]}:
-            own = root / path.strip("/")  # not there where a container sees its own group as the root
-            for group in (above for above in (own, *own.parents) if above.is_relative_to(root)):
-                with contextlib.suppress(OSError, ValueError):  # no such group, or "max": no limit
-                    limit, used, cached = ACCOUNTS[version]
-                    stat = dict(pair.split() for pair in (group / "memory.stat").read_text().splitlines())
-                    used = int((group / used).read_text()) - int(stat.get(cached, 0))
-                    left.append(max(0, int((group / limit).read_text()) - used))
-    return left
+    return available_memory()
 
 
 def return_freed_memory():

@@ -6,8 +6,7 @@ from collections import namedtuple
 from typing import NamedTuple
 
 import numpy as np
-from scipy import optimize
-from scipy import stats as scipy_stats
+import scipy
 
 from nbhelpers import stats
 from nbhelpers.arguments import array, check_all, checked, mapping
@@ -242,7 +241,7 @@ def clustered_rank_correlation(x, y, clusters):
 
 
 def _spearman(x, y):
-    ranks = [scipy_stats.rankdata(values) for values in (x, y)]
+    ranks = [scipy.stats.rankdata(values) for values in (x, y)]
     return float(np.corrcoef(*ranks)[0, 1]) if min(map(np.ptp, ranks)) > 0 else np.nan
 
 
@@ -337,7 +336,7 @@ def variance_share(values, factor):
         ratio = square / df / error
         low, high = (end / (end + per_run) for end in _noncentrality(ratio, df, df_error))
         share = max(variance, 0.0) / (max(variance, 0.0) + error)
-        p_value = float(scipy_stats.f.sf(ratio, df, df_error))
+        p_value = float(scipy.stats.f.sf(ratio, df, df_error))
     else:  # seeds that do not differ at all
         share = low = high = float(square > 0)
         p_value = float(square == 0)
@@ -365,14 +364,14 @@ def _noncentrality(ratio, df, df_error):
 
     def solve(probability):
         def excess(noncentrality):
-            return scipy_stats.ncf.cdf(ratio, df, df_error, noncentrality) - probability
+            return scipy.stats.ncf.cdf(ratio, df, df_error, noncentrality) - probability
 
-        if scipy_stats.f.cdf(ratio, df, df_error) < probability:
+        if scipy.stats.f.cdf(ratio, df, df_error) < probability:
             return 0.0  # even without an effect so small an F is rare
         most = 10.0 + 4 * df * ratio
         while excess(most) > 0:
             most *= 2
-        return optimize.brentq(excess, 1e-12, most)
+        return scipy.optimize.brentq(excess, 1e-12, most)
 
     return solve((1 + 0.95) / 2), solve((1 - 0.95) / 2)
 

@@ -5,7 +5,7 @@ from tiny_models import capture_quietly, make_tokens
 from nbhelpers import load_model
 from nbhelpers.hooks.ablation import token_losses
 from nbhelpers.hooks.recompute import cache_attention
-from nbhelpers.inputs import devices
+from nbhelpers.inputs import devices, memory
 
 IDS, NAMES = make_tokens(40, n=3), ["key_profile", "lag_profile"]
 
@@ -57,8 +57,8 @@ def test_a_spread_model_has_a_cache_of_its_weights(saved_llama, tmp_path):
     ],
 )
 def test_a_limit_of_a_container_counts_as_memory_does(tmp_path, monkeypatch, membership, group, files):
-    monkeypatch.setattr(devices, "CGROUPS", tmp_path)
-    monkeypatch.setattr(devices, "MEMBERSHIP", tmp_path / "membership")
+    monkeypatch.setattr(memory, "CGROUPS", tmp_path)
+    monkeypatch.setattr(memory, "MEMBERSHIP", tmp_path / "membership")
     unlimited = devices.free_memory(torch.device("cpu"))
     (tmp_path / "membership").write_text(f"9:name=systemd:/\n{membership}\n")
     (tmp_path / group).mkdir(parents=True, exist_ok=True)

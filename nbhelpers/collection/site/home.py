@@ -5,8 +5,8 @@ import re
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-import nbformat
 
+from nbhelpers.collection.notebook_files import nbformat
 from nbhelpers.collection.plan import list_notebooks
 from nbhelpers.collection.scorecard import ANSWERS, in_short, scorecard, scorecard_markdown
 from nbhelpers.plots import verdict_figure

@@ -5,9 +5,8 @@ import re
 import textwrap
 from dataclasses import dataclass
 
-import nbformat
-
 from nbhelpers.collection.execution import WIDGET_STATE, WIDGET_VIEW, outputs, widget_tree
+from nbhelpers.collection.notebook_files import nbformat
 from nbhelpers.collection.plan import read_title
 from nbhelpers.collection.run import NotebookRun
 
