@@ -106,7 +106,8 @@ def jackknife_interval(value, left_out, *, possible=ANY, confidence=0.95):
     error = np.sqrt((n - 1) / n * ((others - others.mean(0)) ** 2).sum(0))
     half = stdtrit(n - 1, 0.5 + confidence / 2) * error  # Student's quantile; t.ppf takes 40 times as long
     low, high = (np.clip(back(end), *possible)[()] for end in (centre - half, centre + half))
-    return Estimate(value, low, high, n=n)
+    # Where all units agree, rounding by the transform would leave the value outside.
+    return Estimate(value, np.minimum(low, value), np.maximum(high, value), n=n)
 
 
 @checked(table=head_table)

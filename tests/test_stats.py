@@ -77,6 +77,9 @@ def test_an_interval_ends_at_what_is_possible():
     found = stats.jackknife_interval(0.99, left_out, possible=stats.CORRELATION)
     assert -1 < found.low < 0.9 < found.value < found.high < 1
     assert stats.jackknife_interval(1.0, [1, 1, 0.9], possible=stats.CORRELATION).high == 1
+    for rank in np.arange(-34, 35) / 35:  # what passages of few levels agree on
+        found = stats.jackknife_interval(rank, [rank] * 4, possible=stats.CORRELATION)
+        assert found.low <= rank <= found.high
 
 
 def test_distance_to_a_null_takes_pairs_or_both_intervals():

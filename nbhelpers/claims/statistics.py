@@ -50,7 +50,7 @@ class Statistic(NamedTuple):
             return student_interval(columns, of_mean, possible=possible)
         each = student_interval([of_mean(row) for row in columns], possible=possible)
         value = np.asarray(of_mean(columns.mean(0)))[()]
-        low, high = (value + end - each.value for end in each[1:3])
+        low, high = (value + (end - each.value) for end in each[1:3])
         return each._replace(value=value, low=low, high=high)
 
 

@@ -1,7 +1,12 @@
+import pandas as pd
 import pytest
 from oracles import assert_near, uniform_row_correlation
 
+from nbhelpers.collection.results import load_results
+from nbhelpers.collection.run import run_notebooks
+
 LENGTH = 128
+JUDGED = ["verdict", "why", "C6"]  # hang on notebook 04, which one of the folders alone holds
 
 
 @pytest.mark.parametrize("detrend", ["none", "mean"])
@@ -14,27 +19,44 @@ def test_rows_of_the_uniform_matrix_are_the_closed_form(numbers, window, detrend
         assert numbers[f"rho_rows_{window}_none"].null == pytest.approx(found, abs=0.02), "untrained rows"
 
 
-def test_each_criterion_is_held_against_the_most_conservative_null(numbers, verdict):
+def test_each_criterion_is_held_against_the_most_conservative_null(numbers):
     names = ("rho_of_N1_random_weights", "rho_of_N3_iid_softmax", "rho_of_N4_exponential")
     assert numbers["C6_rho"].null == pytest.approx(min(numbers[name].value for name in names), abs=1e-9)
     slacks = [numbers[f"slack_{name}"].value for name in ("N1", "N2", "N4")]
     assert numbers["C6_slack"].null == pytest.approx(min(slacks), abs=1e-6)
-    assert verdict("C6", numbers) == "explained by the null"
+    assert numbers["C6_rho"].low > numbers["C6_rho"].null, "attention that only decays is correlated more"
+    assert numbers["C6_slack"].low > numbers["C6_slack"].null
 
 
 def test_nulls_are_negative_too(tables):
     layer = tables["nulls"][tables["nulls"].metric == "over the heads of a layer"].set_index("row")
-    numbered = layer[layer.index.str.match(r"N\d")]
-    assert len(numbered) == 7
-    assert (numbered.value < -0.1).all(), "even what keeps nothing but N_eff has ρ < 0"
-    assert layer.value["N4 exponential"] < layer.value["smollm2-135m"] < layer.value["N1 random weights"]
+    numbered = layer[layer.index.str.match(r"N\d")].drop("N1 random weights")
+    assert len(numbered) == 6
+    assert (numbered.high < -0.5).all(), "even what keeps nothing but N_eff has ρ < 0"
+    assert layer.value["N4 exponential"] < layer.value["zoo:rope"] < layer.value["N1 random weights"]
 
 
 def test_the_sign_over_rows_the_slack_and_what_is_left_given_the_support(numbers):
     assert numbers["rho_rows_hann_mean"].low > 0 > numbers["rho_rows_hann_none"].high
-    assert_near(numbers, {"slack_model": (1.05, 0.06), "slack_less_N2": (0, 0.02)})
-    assert numbers["slack_N3"].value > numbers["slack_model"].value > numbers["slack_N4"].value
+    # Means of twice 18 other passages of 128 tokens, and three standard errors of 12 or, over rows, 3.
+    near = {"rho_rows_hann_mean": (0.223, 0.045), "rho_rows_hann_none": (-0.819, 0.015)}
+    near |= {"rho_heads_of_a_layer": (-0.89, 0.05), "slack_model": (0.742, 0.017), "slack_N3": (0.683, 0.027)}
+    assert_near(numbers, near | {"slack_less_N2": (-0.023, 0.003)})
+    assert numbers["slack_model"].low > numbers["slack_N3"].high > numbers["slack_N4"].high
     name = "partial_rho_{}_one_length_given_support"
     assert abs(numbers[name.format("N3")].value) < 0.15
-    assert numbers[name.format("model")].high < numbers[name.format("N3")].low
-    assert numbers[name.format("N1")].value < numbers[name.format("model")].value, "controls are beyond it"
+    assert numbers[name.format("model")].value < numbers[name.format("N3")].low
+
+
+def test_a_second_run_records_the_same_to_the_last_digit(smoke_run, tmp_path):
+    """In another kernel, without cached profiles: a model, random weights, permuted profiles."""
+    runs = [smoke_run("09"), *run_notebooks(["09"], size="smoke", out=tmp_path, progress=False)]
+    folders = [run.output.parents[1] / "results" for run in runs]
+    before, after = (frame[frame.notebook == runs[0].name] for frame in map(load_results, folders))
+    assert len(before) > 10
+    pd.testing.assert_frame_equal(before.reset_index(drop=True), after, check_exact=True)
+    before, after = (sorted((folder / runs[0].name).glob("*.parquet")) for folder in folders)
+    assert [path.name for path in before] == [path.name for path in after]
+    for pair in zip(before, after, strict=True):
+        tables = [pd.read_parquet(path).drop(columns=JUDGED, errors="ignore") for path in pair]
+        pd.testing.assert_frame_equal(*tables, check_exact=True)

@@ -3,7 +3,7 @@ import pytest
 
 from nbhelpers.claims.paper import claim
 
-MODEL = "smollm2-135m"
+MODEL = "zoo:rope"
 
 
 def of(tables, statistic, world=MODEL):
@@ -38,5 +38,5 @@ def test_the_joint_test_and_the_untrained_network(numbers):
     assert numbers["rows_of_table_1"].value <= 7
     assert 0 < numbers["rows_of_table_1"].null < 7
     lost = [numbers[f"reconstruction_error_{name}"].value for name in ("float64", "float32", "float16")]
-    assert lost == pytest.approx([6e-16, 2e-7, 5e-4], rel=0.5)
+    assert lost == pytest.approx([6e-16, 2e-7, 2e-4], rel=0.5)
     assert numbers["width_moves_low_band"].value < 0.2
