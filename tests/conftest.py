@@ -91,6 +91,16 @@ def saved_llama(tmp_path_factory):
     return save_llama(tmp_path_factory.mktemp("model"))
 
 
+@pytest.fixture(scope="module")
+def warm_kernels():
+    """Have this process start kernels as forks of one that has imported the libraries."""
+    from warm_kernels import use
+
+    with pytest.MonkeyPatch.context() as patch:
+        use(patch)
+        yield
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     """Mounts a disk of 100 kB, read-only if asked, and returns its folder; skips where it cannot."""

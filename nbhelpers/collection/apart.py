@@ -80,7 +80,9 @@ class Apart(Here):
         return True
 
     def stop(self):
-        """Stop it unless it has ended, and return its answer."""
+        """Stop it unless it has ended, and return its answer, once."""
+        if self.answer.closed:  # Ctrl-C came between its end and the word of it
+            return b""
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.close()
         try:

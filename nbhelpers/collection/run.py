@@ -125,8 +125,9 @@ class _Runner:
                     execution.start()
                 for number, (record, execution) in list(running.items()):
                     if execution.ended():
-                        ended[number] = self._settled(number, record, execution)
+                        ended[number] = self._settled(record, execution)
                         del running[number]
+                        self.log.done(number, ended[number])  # last: Ctrl-C keeps what was told
                 if running:
                     time.sleep(_POLL_SECONDS)
         except BaseException as error:
@@ -139,7 +140,7 @@ class _Runner:
             raise
         return [ended[number] for number in range(len(planned))]
 
-    def _settled(self, number, record, execution):
+    def _settled(self, record, execution):
         """Record how a notebook ended; raise if the disk refused it, for it would refuse the next one too."""
         failure, status = execution.failure, "passed"
         if refused(failure):
@@ -153,9 +154,7 @@ class _Runner:
         record = record | _ending(status, error, execution.seconds, execution.peak_mb)
         record["has_results"] = self._file("results", record["name"]).is_file()
         self._write(record)
-        run = _as_run(record, self.out)
-        self.log.done(number, run)
-        return run
+        return _as_run(record, self.out)
 
     def _may_start(self, number, sources, ended):
         """Return whether the earlier notebooks have ended whose records this one may read."""

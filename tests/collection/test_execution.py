@@ -10,9 +10,13 @@ import nbformat
 import pytest
 import zmq.asyncio
 from jupyter_client.channels import AsyncZMQSocketChannel
+from jupyter_client.launcher import launch_kernel
+from jupyter_client.provisioning import local_provisioner
 from jupyter_client.session import Session
 
 from nbhelpers.collection.execution import CellClock, KernelWatch, _answers_looked_for, execute_strictly
+
+pytestmark = pytest.mark.usefixtures("warm_kernels")
 
 
 @pytest.fixture
@@ -32,7 +36,8 @@ def outputs(notebook):
     return "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
 
 
-def test_a_good_notebook_runs_where_the_user_stands_and_its_memory_is_seen(execute):
+def test_a_good_notebook_runs_where_the_user_stands_and_its_memory_is_seen(execute, monkeypatch):
+    monkeypatch.setattr(local_provisioner, "launch_kernel", launch_kernel)  # Python and memory of its own
     watch = KernelWatch()
     show = "import gc, os, sys; print(length, sys.executable, os.getcwd(), os.environ['GOMP_SPINCOUNT'])"
     show += "\nprint(gc.get_threshold()[0])"

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from unittest.mock import Mock
 
 import nbformat
 import psutil
@@ -11,8 +12,9 @@ import pytest
 
 from nbhelpers.__main__ import main
 from nbhelpers.collection.results import load_results
-from nbhelpers.collection.run import load_runs, run_notebooks
+from nbhelpers.collection.run import _Log, load_runs, run_notebooks
 
+pytestmark = pytest.mark.usefixtures("warm_kernels")
 RECORDING = """from nbhelpers.collection.results import Results
 store = Results("02_good", results)
 store.record("double", 2 * length)"""
@@ -124,6 +126,14 @@ def test_a_signal_keeps_what_is_done_and_the_next_run_resumes(notebook, folder, 
     assert json.loads((tmp_path / "out" / "runs" / "02_slow.json").read_text())["status"] == "interrupted"
     runs = run_notebooks(folder=folder, out=tmp_path / "out", parameters={"seconds": 0.1}, progress=False)
     assert statuses(runs) == {"01_quick": "kept", "02_slow": "passed"}
+
+
+def test_ctrl_c_while_an_end_is_told_keeps_it(notebook, folder, tmp_path, monkeypatch):
+    notebook("01_quick", "1")
+    monkeypatch.setattr(_Log, "done", Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        run_notebooks(folder=folder, out=tmp_path / "out", progress=False)
+    assert statuses(load_runs(tmp_path / "out")) == {"01_quick": "passed"}
 
 
 def test_side_by_side_and_what_the_death_of_the_runner_leaves(notebook, folder, tmp_path):

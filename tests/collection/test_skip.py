@@ -7,6 +7,7 @@ import pytest
 from nbhelpers.collection.run import load_runs, run_notebooks
 from nbhelpers.collection.skip import NotebookSkipped, fitting_lengths, nearest_head, require_decoder
 
+pytestmark = pytest.mark.usefixtures("warm_kernels")
 REASON = "no decoder; take another model"
 SKIPPING = f"from nbhelpers.collection.skip import skip_notebook\nskip_notebook({REASON!r})"
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import warm_kernels
 from filelock import FileLock
 
 from nbhelpers.claims.paper import claim
@@ -22,10 +21,8 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _warm_kernels():
-    with pytest.MonkeyPatch.context() as patch:
-        warm_kernels.use(patch)
-        yield
+def _warm(warm_kernels):
+    pass
 
 
 @pytest.fixture(scope="session")
