@@ -43,7 +43,7 @@ def test_values_are_parsed_as_papermill_does():
         assert (type(ours), str(ours)) == (type(theirs), str(theirs)), text
 
 
-def test_status_says_whether_a_notebook_failed(folder, capsys):
+def test_status_says_whether_a_notebook_failed(folder, capsys, warm_kernels):
     command = ["run", "01", "--folder", str(folder), "--out", str(folder / "out")]
     assert main([*command, "-p", "length", "4"]) == 0
     assert main([*command, "-p", "length", "4"]) == 0
