@@ -1,5 +1,6 @@
 """Grids small enough for tests, runs that were never measured, and a stand-in for the process of a run."""
 
+import os
 import textwrap
 import time
 from collections import Counter
@@ -51,6 +52,12 @@ STAND_IN = textwrap.dedent("""
             play(parts[run_id], out, run_id)
         os._exit(0)
 """)
+
+
+def stand_in(folder):
+    """Write the stand-in into a folder; return the value of PYTHONPATH with which it is found."""
+    (folder / "sitecustomize.py").write_text(STAND_IN)
+    return os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
 
 
 def write_run(file, means, *, null=None, seconds=1.0, peak_mb=700.0, weights="", encoding=""):

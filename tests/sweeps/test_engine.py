@@ -82,7 +82,7 @@ def test_a_full_disk_and_a_sweep_that_runs_into_the_folder_stop_the_sweep(out):
         run_sweep(parts_grid("a"), out, progress=False)
     assert not (out / "starts.txt").exists()
     with pytest.raises(OSError, match="no space is left"):
-        run_sweep(parts_grid("a", "full disk"), out, progress=False)
+        run_sweep(parts_grid("a", "slow b", "full disk"), out, workers=2, progress=False)
     assert load_sweep(out).failed == {}, "what found no space may find it later"
 
 

@@ -14,9 +14,13 @@ import time
 
 import psutil
 import pytest
+import torch
 import yaml
-from tiny_sweeps import n_done, run_processes, starts, wait_for
+from tiny_sweeps import n_done, run_processes, stand_in, starts, wait_for
 
+from nbhelpers.sweeps import engine
+from nbhelpers.sweeps import run as child
+from nbhelpers.sweeps.engine import run_sweep
 from nbhelpers.sweeps.rows import load_sweep
 
 
@@ -30,8 +34,18 @@ def grid_file(folder, raw):
 def real(tmp_path_factory):
     folder = tmp_path_factory.mktemp("reference")
     file = grid_file(folder, {"model": "zoo:rope", "length": [32, 40, 48, 56, 64, 72]})
-    end(start(file, folder / "out", "--workers", "1"), 0)
-    return file, (folder / "out" / "sweep.parquet").read_bytes()
+    return file, measured_here(file, folder / "out")
+
+
+def measured_here(file, out):
+    """Return the table of a sweep whose runs are measured by this process, which need not be started."""
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "_run_process", lambda out, ids, *_: (child.main(out, *ids), None))
+        run_sweep(file, out, progress=False)
+    torch.set_num_threads(n_threads)
+    return (out / "sweep.parquet").read_bytes()
 
 
 @pytest.fixture
@@ -72,15 +86,10 @@ def interrupt(process, out):
     return told
 
 
-def assert_resumes(file, out, expected):
-    end(start(file, out, "--workers", "1"), 0)
-    assert (out / "sweep.parquet").read_bytes() == expected
-
-
 def test_ctrl_c_at_any_moment_and_twice(real, tmp_path):
     file, expected = real
     out = tmp_path / "out"
-    process = start(file, out)
+    process = start(file, out, "--workers", "1")
     time.sleep(random.uniform(0.5, 5))  # while the library is imported, here or there
     interrupt(process, out)
     process = start(file, out)
@@ -89,7 +98,7 @@ def test_ctrl_c_at_any_moment_and_twice(real, tmp_path):
     assert "of 6 runs are finished and kept" in told
     assert "Traceback" not in told
     kept = {file: file.stat().st_mtime_ns for file in (out / "runs").glob("*.parquet")}
-    assert_resumes(file, out, expected)
+    assert measured_here(file, out) == expected
     assert {file: file.stat().st_mtime_ns for file in kept} == kept
 
 
@@ -105,25 +114,25 @@ def test_kill_of_a_run_and_of_the_command(real, tmp_path):
     process.communicate()
     (why,) = load_sweep(out).failed.values()
     assert "killed by signal 9" in why
-    assert_resumes(file, out, expected)
+    assert measured_here(file, out) == expected
 
 
 def test_a_full_disk(real, small_disk):
     file, expected = real
     out = small_disk() / "out"
-    told = end(start(file, out), 2)
+    told = end(start(file, out, "--workers", "1"), 2)
     assert "no space is left" in told.splitlines()[-1].lower()
     assert "Traceback" not in told
     subprocess.run(["mount", "-o", "remount,size=50m", str(out.parent)], check=True)
-    assert_resumes(file, out, expected)
+    assert measured_here(file, out) == expected
 
 
 def test_a_run_that_is_stopped_for_ever(played, out):
-    process = start(played, out, "--timeout", "8")
+    process = start(played, out, "--timeout", "5")
     wait_for(lambda: run_processes(out))
     run_processes(out)[0].suspend()
     told = end(process, 1)
-    assert "still running after 8 s" in told
+    assert "still running after 5 s" in told
     assert load_sweep(out).n_done == 5
     assert run_processes(out) == []
     end(start(played, out), 0)
@@ -134,19 +143,17 @@ CLUSTER = """
 import time
 from distributed import LocalCluster
 
-if __name__ == "__main__":
-    cluster = LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None)
-    print(cluster.scheduler_address, flush=True)
-    time.sleep(600)
+cluster = LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None)
+print(cluster.scheduler_address, flush=True)
+time.sleep(600)
 """
 
 
-@pytest.fixture
-def cluster(out):
-    script = out.parent / "cluster.py"
-    script.write_text(CLUSTER)
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
-    process = subprocess.Popen([sys.executable, str(script)], start_new_session=True, **streams)
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    played = os.environ | {"PYTHONPATH": stand_in(tmp_path_factory.mktemp("cluster"))}
+    how = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True, "env": played}
+    process = subprocess.Popen([sys.executable, "-c", CLUSTER], start_new_session=True, **how)
     below = psutil.Process(process.pid)
     yield below, process.stdout.readline().strip()
     for each in [*below.children(recursive=True), below] if below.is_running() else []:
