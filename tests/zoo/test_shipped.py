@@ -36,7 +36,7 @@ def test_a_few_updates_repeat_the_recorded_losses():
     settings = PLANNED["rope-seed0"]
     recorded = measurements(run="rope-seed0", metric="train_loss").set_index("step").value
     trainer = Trainer(settings, FirstBatches())
-    losses = [trainer.update() for _ in range(len(trainer.corpus.batches))]
+    losses = [trainer.update() for _ in range(22)]
     steps = [step for step in settings.checkpoints() if step <= len(losses)]
     means = [np.mean(losses[a:b]) for a, b in itertools.pairwise(steps)]  # between two checkpoints
     expected = [recorded[step] for step in steps[1:]]

@@ -2,15 +2,17 @@
 
 import dataclasses
 import json
-import subprocess
-import sys
+import multiprocessing
+import os
+import shutil
+import signal
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from filelock import FileLock, Timeout
-from tiny_zoo import SMALL, shrink
+from tiny_zoo import shrink
 
 from nbhelpers import files
 from nbhelpers.inputs.zoo import ZooForLanguageModeling
@@ -20,7 +22,7 @@ from nbhelpers.zoo.training import runs
 from nbhelpers.zoo.training.runs import train
 
 STEP = 512  # tokens of one update of the preset "test"
-N_STEPS = 5
+N_STEPS = 3
 SETTINGS = Settings(preset="test", n_tokens=N_STEPS * STEP, precision="float32")
 QUIET = [].append  # a report that nobody reads
 
@@ -31,23 +33,27 @@ class Killed(Exception):
     """Stands for whatever ends a process."""
 
 
-def train_and_kill(step, corpus, out, patch):
+def raise_killed():
+    raise Killed
+
+
+def train_and_kill(step, corpus, out, kill=raise_killed):
     """Kill at the worst moment: the checkpoint is in the table, its weights are written, the state is not."""
     save = torch.save
 
-    def kill(state, file):
+    def save_or_die(state, file):
         if state["step"] == step:
-            raise Killed
+            kill()
         save(state, file)
 
-    patch.setattr(torch, "save", kill)
-    with pytest.raises(Killed):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(torch, "save", save_or_die)
         train(SETTINGS, corpus, out, report=QUIET)
 
 
 def assert_same_run(got, expected):
-    weights, other_weights = (folder / "weights/step5/model.safetensors" for folder in (got, expected))
-    assert weights.read_bytes() == other_weights.read_bytes()
+    (weights,), (other_weights,) = (folder.glob("weights/*/model.safetensors") for folder in (got, expected))
+    assert (weights.parent.name, weights.read_bytes()) == (other_weights.parent.name, other_weights.read_bytes())
     frame, other_frame = (pd.read_parquet(folder / "measurements.parquet") for folder in (got, expected))
     pd.testing.assert_frame_equal(frame, other_frame, check_exact=True)
     assert (got / "run.json").exists()
@@ -80,15 +86,14 @@ def test_what_a_finished_run_leaves(whole, moby_dick):
 
 
 @pytest.mark.parametrize("at", [0, N_STEPS])
-def test_killed_at_a_checkpoint_and_gone_on_with(whole, moby_dick, tmp_path, monkeypatch, at):
-    with monkeypatch.context() as patch:
-        train_and_kill(at, moby_dick, tmp_path, patch)
+def test_killed_at_a_checkpoint_and_gone_on_with(whole, moby_dick, tmp_path, at):
+    train_and_kill(at, moby_dick, tmp_path)
     assert_same_run(train(SETTINGS, moby_dick, tmp_path, report=QUIET), whole)
 
 
 def test_killed_between_checkpoints_and_gone_on_with(moby_dick, tmp_path, monkeypatch):
-    settings = dataclasses.replace(SETTINGS, encoding="alibi")
-    monkeypatch.setattr(Settings, "checkpoints", lambda self: [0, 4, N_STEPS])
+    settings = dataclasses.replace(SETTINGS, encoding="alibi", n_tokens=5 * STEP)
+    monkeypatch.setattr(Settings, "checkpoints", lambda self: [0, 4, 5])
     monkeypatch.setattr(runs, "STATE_EVERY", 2)
     expected = train(settings, moby_dick, tmp_path / "whole", report=QUIET)
     update = Trainer.update
@@ -104,49 +109,36 @@ def test_killed_between_checkpoints_and_gone_on_with(moby_dick, tmp_path, monkey
             train(settings, moby_dick, tmp_path / "killed", report=QUIET)
     said = []
     got = train(settings, moby_dick, tmp_path / "killed", report=said.append)
-    assert said[0] == f"alibi-test-seed0: goes on from step 2 of {N_STEPS}"
+    assert said[0] == "alibi-test-seed0: goes on from step 2 of 5"
     assert_same_run(got, expected)  # train_loss at step 4 is the mean over updates of both processes
 
 
-SCRIPT = """
-import os, signal, sys
-import torch
-from nbhelpers.zoo import measure
-from nbhelpers.zoo.settings import Settings
-from nbhelpers.zoo.text import load_corpus
-from nbhelpers.zoo.training.runs import train
-
-save = torch.save
-
-def kill(state, file):
-    if state["step"] == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
-    save(state, file)
-
-torch.save = kill
-torch.set_num_threads({threads})
-vars(measure).update({small})
-settings = Settings(preset="test", n_tokens={n_tokens}, precision="float32")
-train(settings, load_corpus(sys.argv[1]), sys.argv[2])
-"""
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_killed_by_the_system_and_gone_on_with(whole, moby_dick, tmp_path):
-    script = SCRIPT.format(small=SMALL, n_tokens=SETTINGS.n_tokens, threads=torch.get_num_threads())
-    command = [sys.executable, "-c", script, str(moby_dick.folder), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == -9, done.stderr
+    options = {"target": train_and_kill, "args": (2, moby_dick, tmp_path, die)}
+    (process := multiprocessing.get_context("fork").Process(**options)).start()
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL
     said = []
     got = train(SETTINGS, moby_dick, tmp_path, report=said.append)
-    assert said[0] == f"rope-test-seed0: goes on from step 2 of {N_STEPS}"
+    assert said[0] == f"rope-test-seed0: goes on from step 1 of {N_STEPS}"
     assert_same_run(got, whole)
 
 
-@pytest.fixture
-def half(moby_dick, tmp_path):
+@pytest.fixture(scope="module")
+def killed(whole, moby_dick, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        train_and_kill(3, moby_dick, tmp_path, patch)
-    return tmp_path / SETTINGS.name
+        shrink(patch)
+        train_and_kill(2, moby_dick, out := tmp_path_factory.mktemp("half"))
+    return out / SETTINGS.name
+
+
+@pytest.fixture
+def half(killed, tmp_path):
+    return shutil.copytree(killed, tmp_path / SETTINGS.name)
 
 
 def content(folder):
@@ -165,16 +157,16 @@ def test_a_half_written_file_is_not_gone_on_from(half, moby_dick, name):
 
 def test_what_a_kill_left_half_written_is_passed_by(half, moby_dick, whole):
     (half / ".state.pt.123.partial").write_bytes(b"half a")
-    (half / "weights" / ".step5.123.partial").mkdir(parents=True)
-    (half / "weights" / "step5").mkdir()
-    (half / "weights" / "step5" / "config.json").write_text("{")
+    (half / "weights" / ".step3.123.partial").mkdir(parents=True)
+    (half / "weights" / "step3").mkdir()
+    (half / "weights" / "step3" / "config.json").write_text("{")
     assert_same_run(train(SETTINGS, moby_dick, half.parent, report=QUIET), whole)
 
 
 def test_another_run_or_text_in_the_folder_is_refused(half, moby_dick):
     before = content(half)
     longer = dataclasses.replace(SETTINGS, n_tokens=5120)
-    with pytest.raises(ValueError, match=r"holds another run: settings .*2560.* not .*5120"):
+    with pytest.raises(ValueError, match=r"holds another run: settings .*1536.* not .*5120"):
         train(longer, moby_dick, half.parent, report=QUIET)
     others = dataclasses.replace(moby_dick, fingerprint="feed")
     with pytest.raises(ValueError, match=r"holds another run: text .*, not feed"):
@@ -185,13 +177,13 @@ def test_another_run_or_text_in_the_folder_is_refused(half, moby_dick):
 @pytest.mark.parametrize(
     ("owner", "name", "at"),
     [
-        (runs.Path, "write_bytes", 3),
-        (files, "write_parquet", 3),
+        (runs.Path, "write_bytes", 2),
+        (files, "write_parquet", 2),
         (ZooForLanguageModeling, "save_pretrained", 1),
         (runs.Path, "write_text", 1),  # run.json, at the end
     ],
 )
-def test_a_full_disk_loses_nothing(moby_dick, whole, tmp_path, monkeypatch, owner, name, at):
+def test_a_full_disk_loses_nothing(half, moby_dick, whole, monkeypatch, owner, name, at):
     original, n_calls = getattr(owner, name), 0
 
     def fail_late(*args, **options):
@@ -204,10 +196,9 @@ def test_a_full_disk_loses_nothing(moby_dick, whole, tmp_path, monkeypatch, owne
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, fail_late)
         with pytest.raises(OSError, match="No space left"):
-            train(SETTINGS, moby_dick, tmp_path, report=QUIET)
-    folder = tmp_path / SETTINGS.name
-    assert not [path for path in folder.rglob("*") if path.name.endswith(".partial")]
-    assert_same_run(train(SETTINGS, moby_dick, tmp_path, report=QUIET), whole)
+            train(SETTINGS, moby_dick, half.parent, report=QUIET)
+    assert not [path for path in half.rglob("*") if path.name.endswith(".partial")]
+    assert_same_run(train(SETTINGS, moby_dick, half.parent, report=QUIET), whole)
 
 
 def test_two_processes_do_not_train_one_run(half, moby_dick):
