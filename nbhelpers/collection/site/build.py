@@ -1,5 +1,6 @@
 """Build the site: write Sphinx's source into a scratch folder, run Sphinx, keep its pages and warnings."""
 
+import importlib
 import importlib.metadata
 import pkgutil
 import shutil
@@ -84,7 +85,12 @@ def write_reference(source):
         page, short = (room if inner or module.ispkg else "ground"), module.name.removeprefix("nbhelpers.")
         heading, option = f"# {room.capitalize()}", ""
         if page in pages:
-            heading, option = f"\n## {short}", "   :members:\n"
+            here = vars(importlib.import_module(module.name))
+            public = {name: here[name] for name in here.get("__all__", here) if not name.startswith("_")}
+            made = {name: getattr(value, "func", value) for name, value in public.items()}
+            # Those defined there: autodoc by itself reads the modules of all imported names, too.
+            names = [name for name in made if getattr(made[name], "__module__", "") == module.name]
+            heading, option = f"\n## {short}", f"   :members: {', '.join(names)}\n"
         text = f"{heading}\n\n```{{eval-rst}}\n.. automodule:: {module.name}\n{option}```\n"
         pages[page] = pages.get(page, "") + text
     reference = (_ASSETS / "reference.md").read_text(encoding="utf-8")

@@ -38,6 +38,7 @@ bibtex_cite_id = "{key}"  # the address of a source is its key
 mathjax_path = "tex-svg-full.js"
 mathjax_config_path = "mathjax-config.js"
 autodoc_member_order = "bysource"
+autodoc_use_type_comments = False
 autodoc_typehints = "none"  # the docstrings give types and shapes
 napoleon_google_docstring = False
 autodoc_inherit_docstrings = False  # those of transformers are not ours
