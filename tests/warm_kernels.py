@@ -1,6 +1,6 @@
-"""Kernels that need not import what every notebook imports: forks of a process that did it once.
+"""Kernels, and other processes, that need not import what every notebook imports: forks of one that did.
 
-Each is a process and an ipykernel of its own, which papermill and jupyter_client talk to as to any other.
+Each is a process of its own; papermill and jupyter_client talk to its ipykernel as to any other.
 """
 
 import multiprocessing
@@ -9,6 +9,7 @@ import os
 import sys
 import time
 
+import pytest
 from jupyter_client.provisioning import local_provisioner
 
 IMPORTED = """ipykernel.kernelapp seaborn scipy.stats ipywidgets
@@ -55,8 +56,29 @@ def _be_kernel(arguments, environment):  # in the folder of the process that ask
 
 def use(patch):
     """Start kernels by fork for as long as a monkeypatch holds."""
+    _warm_up()
+    patch.setattr(local_provisioner, "launch_kernel", WarmKernel)
+
+
+def start(code, *arguments, log):
+    """Start Python code in a process of its own, what it prints in a file; return its `Process`."""
+    _warm_up()
+    options = {"target": _be_script, "args": (code, arguments, dict(os.environ), log)}
+    (process := multiprocessing.get_context("forkserver").Process(**options)).start()
+    return process
+
+
+def _be_script(code, arguments, environment, log):
+    os.environ.clear()
+    os.environ.update(environment)
+    for stream in (1, 2):
+        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+    sys.argv = ["-c", *arguments]
+    exec(code, {"__name__": "__main__"})
+
+
+def _warm_up():
     multiprocessing.get_context("forkserver").set_forkserver_preload(IMPORTED.split())
-    with patch.context() as early:  # matplotlib reads it when it is imported
+    with pytest.MonkeyPatch.context() as early:  # matplotlib reads it when it is imported
         early.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
         multiprocessing.forkserver.ensure_running()
-    patch.setattr(local_provisioner, "launch_kernel", WarmKernel)

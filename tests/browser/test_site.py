@@ -1,7 +1,9 @@
 import html
 import re
+import subprocess
 
 import pytest
+import warm_kernels
 from tiny_notebooks import make_notebook
 
 import nbhelpers
@@ -21,6 +23,7 @@ class Stranger(ipywidgets.DOMWidget):
     text = traitlets.Unicode('drawn by a script of its own').tag(sync=True)
 
 ipywidgets.VBox([Stranger()])"""
+SPHINX = "import runpy; runpy.run_module('sphinx', run_name='__main__')"
 TITLE = "# 01 · Figures | tables\n\nThis one draws. Is the *figure* there? See $x^2$.\n\n$$\\int_0^1 x\\,dx$$"
 
 
@@ -37,8 +40,18 @@ def site(tmp_path_factory):
     card = "# 20 · Card\n\n[A word](glossary.md#key-profile) and [a source](references.md#ruscio-et-al-2024)."
     make_notebook(folder / "20_scorecard.ipynb", "print('six' + 'teen')", title=card, tags=["solution"])
     Results("10_scale_invariance", out / "results").record("C5_half", 0.2)
-    run_notebooks(folder=folder, out=out, progress=False)
-    assert build_site(out / "executed", out) == out / "index.html"
+
+    def fork(command, **_):  # of a process that has imported what Sphinx will document
+        assert command[1:3] == ["-m", "sphinx"]
+        process = warm_kernels.start(SPHINX, *map(str, command[3:]), log=root / "log")
+        process.join()
+        return subprocess.CompletedProcess(command, process.exitcode, stderr=(root / "log").read_text())
+
+    with pytest.MonkeyPatch.context() as patch:
+        warm_kernels.use(patch)
+        run_notebooks(folder=folder, out=out, progress=False)
+        patch.setattr(subprocess, "run", fork)
+        assert build_site(out / "executed", out) == out / "index.html"
     return out
 
 

@@ -1,10 +1,9 @@
 import itertools
-import os
-import subprocess
 import sys
 
 import pytest
 import torch
+import warm_kernels
 from tiny_models import capture_quietly, make_tokens
 
 from nbhelpers.hooks import memory
@@ -34,12 +33,13 @@ print("equal:", torch.allclose(halved, whole, atol=1e-6), "restored:", model.con
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the address space, which only Linux enforces")
-def test_where_memory_runs_out_the_blocks_are_halved_until_they_fit():
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", EXHAUST], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "1 sequences in blocks of 4096 rows; going on with 1 in blocks of 2048." in done.stdout
-    assert "equal: True restored: sdpa" in done.stdout
+def test_where_memory_runs_out_the_blocks_are_halved_until_they_fit(tmp_path):
+    process = warm_kernels.start(EXHAUST, log=tmp_path / "log")
+    process.join(300)
+    said = (tmp_path / "log").read_text()
+    assert process.exitcode == 0, said
+    assert "1 sequences in blocks of 4096 rows; going on with 1 in blocks of 2048." in said
+    assert "equal: True restored: sdpa" in said
 
 
 class Failing(KeyProfile):

@@ -1,7 +1,5 @@
 import json
 import os
-import subprocess
-import sys
 import time
 from importlib import metadata
 from unittest.mock import Mock
@@ -10,6 +8,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+import warm_kernels
 from safetensors.torch import load_file
 
 from nbhelpers.inputs import files as model_files
@@ -174,14 +173,23 @@ def test_interrupted_conversion_leaves_nothing_behind(tiny_gguf, cache, monkeypa
     assert {folder.name for folder in converted_folders(cache)} == {key, "left-by-a-killed-process"}
 
 
-def test_two_processes_converting_at_once(tiny_gguf, cache):
-    code = "import sys; from nbhelpers.inputs.models import load_model; print(load_model(sys.argv[1]))"
-    command = [sys.executable, "-W", "error", "-c", code, str(tiny_gguf)]
-    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)]
-    outputs = [process.communicate(timeout=300) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], outputs
-    assert all(b"tiny.gguf: llama" in out for out, _ in outputs)
-    assert sum(out.count(b"once, about 20 s") for out, _ in outputs) == 1
+CONVERT = """
+import sys, warnings
+from nbhelpers.inputs.models import load_model
+warnings.simplefilter("error")
+print(load_model(sys.argv[1]))
+"""
+
+
+def test_two_processes_converting_at_once(tiny_gguf, cache, tmp_path):
+    logs = tmp_path / "first", tmp_path / "second"
+    processes = [warm_kernels.start(CONVERT, str(tiny_gguf), log=log) for log in logs]
+    for process in processes:
+        process.join(300)
+    outputs = [log.read_text() for log in logs]
+    assert [process.exitcode for process in processes] == [0, 0], outputs
+    assert all("tiny.gguf: llama" in out for out in outputs)
+    assert sum(out.count("once, about 20 s") for out in outputs) == 1
     assert len(converted_folders(cache)) == 1
 
 
