@@ -122,6 +122,8 @@ def export_heads(heads, state, folder):
     names = "-vs-".join(f"layer{view.layer:02d}-head{view.head:02d}" for view in views)
     stem = Path(folder).expanduser() / f"{model}-{names}-{_hash(told.to_csv())[:8]}"
     figure = draw_heads(views, heads[0][0].protocol.signal)
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # as it lies now, for all formats
     lettered = zip(views, "ab", strict=False)
     arrays = {f"{name}_{letter}": getattr(view, name) for view, letter in lettered for name in ARRAYS}
     writers = {kind: partial(figure.savefig, format=kind, dpi=300) for kind in FIGURES}

@@ -173,17 +173,11 @@ def test_interrupted_conversion_leaves_nothing_behind(tiny_gguf, cache, monkeypa
     assert {folder.name for folder in converted_folders(cache)} == {key, "left-by-a-killed-process"}
 
 
-CONVERT = """
-import sys, warnings
-from nbhelpers.inputs.models import load_model
-warnings.simplefilter("error")
-print(load_model(sys.argv[1]))
-"""
-
-
 def test_two_processes_converting_at_once(tiny_gguf, cache, tmp_path):
+    code = "import sys, warnings; from nbhelpers.inputs.models import load_model\n"
+    code += "warnings.simplefilter('error'); print(load_model(sys.argv[1]))"
     logs = tmp_path / "first", tmp_path / "second"
-    processes = [warm_kernels.start(CONVERT, str(tiny_gguf), log=log) for log in logs]
+    processes = [warm_kernels.start(code, str(tiny_gguf), log=log) for log in logs]
     for process in processes:
         process.join(300)
     outputs = [log.read_text() for log in logs]
