@@ -69,7 +69,6 @@ def start(code, *arguments, log):
 
 
 def _be_script(code, arguments, environment, log):
-    os.environ.clear()
     os.environ.update(environment)
     for stream in (1, 2):
         os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
