@@ -23,8 +23,7 @@ class WarmKernel:
     stdin = stdout = stderr = None
 
     def __init__(self, command, *, env, **_):
-        context = multiprocessing.get_context("forkserver")
-        self._process = context.Process(target=_be_kernel, args=(command[3:], dict(env)))
+        self._process = _forks().Process(target=_be_kernel, args=(command[3:], dict(env)))
         self._process.start()
         self.pid = self._process.pid
         while self.poll() is None and os.getpgid(self.pid) != self.pid:
@@ -56,15 +55,13 @@ def _be_kernel(arguments, environment):  # in the folder of the process that ask
 
 def use(patch):
     """Start kernels by fork for as long as a monkeypatch holds."""
-    _warm_up()
     patch.setattr(local_provisioner, "launch_kernel", WarmKernel)
 
 
 def start(code, *arguments, log):
     """Start Python code in a process of its own, what it prints in a file; return its `Process`."""
-    _warm_up()
-    options = {"target": _be_script, "args": (code, arguments, dict(os.environ), log)}
-    (process := multiprocessing.get_context("forkserver").Process(**options)).start()
+    process = _forks().Process(target=_be_script, args=(code, arguments, dict(os.environ), log))
+    process.start()
     return process
 
 
@@ -76,8 +73,11 @@ def _be_script(code, arguments, environment, log):
     exec(code, {"__name__": "__main__"})
 
 
-def _warm_up():
-    multiprocessing.get_context("forkserver").set_forkserver_preload(IMPORTED.split())
+def _forks():
+    """Return the context of `multiprocessing` whose processes are forks of the warm one."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(IMPORTED.split())
     with pytest.MonkeyPatch.context() as early:  # matplotlib reads it when it is imported
         early.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
         multiprocessing.forkserver.ensure_running()
+    return context

@@ -24,7 +24,6 @@ class Stranger(ipywidgets.DOMWidget):
     text = traitlets.Unicode('drawn by a script of its own').tag(sync=True)
 
 ipywidgets.VBox([Stranger()])"""
-SPHINX = "import runpy; runpy.run_module('sphinx', run_name='__main__')"
 TITLE = "# 01 · Figures | tables\n\nThis one draws. Is the *figure* there? See $x^2$.\n\n$$\\int_0^1 x\\,dx$$"
 
 
@@ -43,7 +42,7 @@ def site(tmp_path_factory):
     Results("10_scale_invariance", out / "results").record("C5_half", 0.2)
 
     def fork(command, **_):  # of a process that has imported what Sphinx will document
-        process = warm_kernels.start(SPHINX, *map(str, command[3:]), log=root / "log")
+        process = warm_kernels.start("import sphinx.__main__", *map(str, command[3:]), log=root / "log")
         process.join()
         return Mock(returncode=process.exitcode, stderr=(root / "log").read_text())
 

@@ -29,10 +29,6 @@ QUIET = [].append  # a report that nobody reads
 pytestmark = pytest.mark.usefixtures("small_yardstick")
 
 
-class Killed(Exception):
-    """Stands for whatever ends a process."""
-
-
 def train_and_kill(step, corpus, out):
     """Kill at the worst moment: the checkpoint is in the table, its weights are written, the state is not."""
     save = torch.save
@@ -105,12 +101,12 @@ def test_killed_between_checkpoints_and_gone_on_with(moby_dick, tmp_path, monkey
 
     def kill(self):
         if self.step == 3:
-            raise Killed
+            raise KeyboardInterrupt
         return update(self)
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "update", kill)
-        with pytest.raises(Killed):
+        with pytest.raises(KeyboardInterrupt):
             train(settings, moby_dick, tmp_path / "killed", report=QUIET)
     said = []
     got = train(settings, moby_dick, tmp_path / "killed", report=said.append)
