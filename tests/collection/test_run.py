@@ -12,6 +12,7 @@ import pytest
 from jupyter_client.launcher import launch_kernel
 from jupyter_client.provisioning import local_provisioner
 from papermill.cli import papermill
+from tiny_sweeps import wait_for
 
 from nbhelpers.__main__ import main
 from nbhelpers.collection.results import load_results
@@ -115,9 +116,7 @@ def test_a_signal_keeps_what_is_done_and_the_next_run_resumes(notebook, folder, 
     told = ""
     while "01_quick: passed" not in told and (line := process.stdout.readline()):
         told += line
-    waited = time.monotonic() + 60
-    while not marker.exists() and time.monotonic() < waited:
-        time.sleep(0.05)
+    wait_for(marker.exists)
     for _ in range(2):  # the second, while the command ends, does nothing
         os.kill(process.pid, number)
         time.sleep(0.1)
