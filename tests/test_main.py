@@ -51,6 +51,8 @@ def test_status_says_whether_a_notebook_failed(folder, capsys, warm_kernels):
     assert main([*command, "-p", "length", "5", "--fresh"]) == 1
     assert "ZeroDivisionError" in capsys.readouterr().out
     assert json.loads((folder / "out" / "runs" / "01_tiny.json").read_text())["parameters"] == {"length": 5}
+    assert main(["models"]) == 0
+    assert "smollm2-135m" in capsys.readouterr().out
 
 
 def test_wrong_input_is_one_line_and_status_2(folder, monkeypatch, capsys):
@@ -154,8 +156,3 @@ def test_report_says_the_verdicts_in_words_and_the_numbers_if_asked(folder, caps
     assert main(["report", "--numbers", str(folder)]) == 0
     told = capsys.readouterr().out
     assert all(part in told for part in ("05_bands", "0.1235", "C3_low_change"))
-
-
-def test_models_lists_the_offline_names(capsys):
-    assert main(["models"]) == 0
-    assert "smollm2-135m" in capsys.readouterr().out

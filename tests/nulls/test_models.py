@@ -109,18 +109,12 @@ def test_values_are_kept_exactly_and_moved(null):
         assert_close(effective_support(made[name]), effective_support(given[name]))
 
 
-def amplitudes(signal):
-    return torch.fft.rfft(signal.double())[..., 1:].abs()
-
-
 def test_phase_surrogates_keep_the_spectrum_and_iid_softmax_the_effective_support():
     given = make(64, sharpness=1.0)
     for name in SIGNALS:
-        a = amplitudes(given[name])
-        near, far = (amplitudes(null(given)[name]) for null in (nulls.phase_surrogate, nulls.permuted))
-        miss, other = ((a - b).norm(dim=-1) / a.norm(dim=-1) for b in (near, far))
-        assert miss.mean() < 0.2
-        assert miss.mean() < 0.5 * other.mean()
+        near, far = (null(given)[name] for null in (nulls.phase_surrogate, nulls.permuted))
+        miss = spectral_miss(near, given[name].double()).mean()
+        assert miss < min(0.2, 0.5 * spectral_miss(far, given[name].double()).mean())
     given = make()
     made = nulls.iid_softmax(given, seed=1)
     for name in SIGNALS:
@@ -322,21 +316,14 @@ def test_iaaft_row_by_row_is_the_batch(profiles, monkeypatch):
     assert torch.equal(models.iaaft(profiles.view(2, 3, N), seed=5), whole)
 
 
-@pytest.mark.parametrize("chi", [-1.0, 0.0, 1.3, 3.0])
-def test_power_law_is_fitted_exactly(chi):
-    frequency = spectra.frequencies(64)
-    psd = torch.where(frequency > 0, 7 * frequency.double().clamp_min(1e-9) ** -chi, 1e6)
-    psd = torch.stack([psd, 2 * psd])
-    psd[1, 5] = 0  # a bin without power is left out
-    assert models.power_law_exponent(psd, frequency) == pytest.approx([chi, chi], abs=1e-5)
-
-
 def test_power_law_fit_is_that_of_polyfit(profiles):
     frequency = spectra.frequencies(N)
     psd = spectra.psd(profiles, detrend="mean")
+    psd[:, 5] = 0  # a bin without power is left out
     found = models.power_law_exponent(psd, frequency)
-    log_f = np.log(frequency.numpy()[1:])
-    expected = [-np.polyfit(log_f, np.log(row[1:]), 1)[0] for row in psd.numpy()]
+    kept = np.delete(np.arange(len(frequency)), [0, 5])
+    log_f = np.log(frequency.numpy()[kept])
+    expected = [-np.polyfit(log_f, np.log(row[kept]), 1)[0] for row in psd.numpy()]
     assert_close(found, torch.tensor(expected, dtype=torch.float64), dtype=torch.float32)
     assert models.power_law_exponent(torch.zeros(3), torch.tensor([0.0, 0.2, 0.4])).isnan()
     with pytest.raises(ValueError, match="4 tokens or more"):
