@@ -19,6 +19,8 @@ STRIP_KEYS := metadata.widgets metadata.papermill cell.metadata.papermill cell.m
 ifndef OMP_WAIT_POLICY
 export GOMP_SPINCOUNT ?= 10000
 endif
+# Where an environment forbids it, each of the many processes of a run would compile the package anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help setup test test-models demo figures families compat format lab app bench site lock clean
