@@ -63,7 +63,7 @@ VARIANTS = {
     "the same without the head": lambda model, ids: model.model.base_model(ids, use_cache=False),
     EAGER[0]: lambda model, ids: model.model(ids, use_cache=False, output_attentions=True),
     EAGER[1]: every_row_by_numpy,
-    "key profile": streamed("key_profile"),  # on a GPU two fused passes, from 2048 tokens on
+    "key profile": streamed("key_profile"),
     "key + lag profiles": streamed("key_profile", "lag_profile"),
     "every row, blocks": streamed("row_entropy", "row_metrics", fused=False),
     LOOPS: streamed("row_entropy", "row_metrics"),
