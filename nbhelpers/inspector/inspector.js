@@ -173,7 +173,7 @@ function render({ model, el }) {
     for (const edge of reading.edges) drawing.append(svg("line", { x1: left + edge * width, x2: left + edge * width, y1: top, y2: bottom, class: "nbh-group" }));
     for (const at of niceTicks(0, reading.layerCount - 1, tall / 26).filter(Number.isInteger)) label(left - 5, top + (at + 0.5) * height + 3, "nbh-tick nbh-end", String(at));
     for (const at of niceTicks(0, reading.heads - 1, (reading.heads * width) / 22).filter(Number.isInteger)) label(left + (at + 0.5) * width, bottom + 12, "nbh-tick nbh-middle", String(at));
-    label((left + right) / 2, bottom + 27, "nbh-label nbh-middle", reading.edges.length ? "head (lines separate KV groups)" : "head");
+    label((left + right) / 2, bottom + 27, "nbh-label nbh-middle", reading.edges.length && right - left > 150 ? "head (lines separate KV groups)" : "head");
     drawing.append(svg("text", { x: 10, y: (top + bottom) / 2, class: "nbh-label nbh-middle", transform: `rotate(-90 10 ${(top + bottom) / 2})` }, "layer"));
     const bar = Math.min(bottom - top, 180), x = right + 12;
     for (let at = 0; at < 32; at++) drawing.append(svg("rect", { x, y: top + bar - ((at + 1) * bar) / 32, width: 9, height: bar / 32 + 0.5, fill: colourOf(tables.values, 1 + Math.round((254 * at) / 31)) }));
